@@ -1,0 +1,9 @@
+//! The object model: the resource table, schemas, patches, selectors, defaults, validation and
+//! printer columns of every kind. Pure: no IO, no clock, no global state but the immutable table.
+//!
+//! A built-in resource is a row ([`resource::Resource`]); a CRD makes the same row at run time.
+//! Objects on the write path are `serde_json::Value`s; typed structs appear only where a rule
+//! needs them.
+
+pub mod resource;
+pub mod status;
