@@ -4,6 +4,11 @@
 //! servers). One conformance suite runs on both. [`cache`] keeps decoded objects in memory and
 //! serves linearizable reads and watches from them. Only the API server uses this crate.
 
+mod backoff;
+pub mod cache;
+mod cow;
+pub mod limits;
+
 use std::{pin::Pin, sync::Arc};
 
 use async_trait::async_trait;
@@ -59,15 +64,8 @@ pub enum Compare {
 
 #[derive(Clone, Debug)]
 pub enum Op {
-    Put {
-        key: Bytes,
-        value: Bytes,
-        lease: i64,
-    },
-    Delete {
-        key: Bytes,
-        end: Bytes,
-    },
+    Put { key: Bytes, value: Bytes, lease: i64 },
+    Delete { key: Bytes, end: Bytes },
     Get(Range),
 }
 
@@ -131,15 +129,9 @@ pub type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchItem, Error>> + Sen
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("revision {requested} has been compacted; the oldest is {oldest}")]
-    Compacted {
-        requested: Revision,
-        oldest: Revision,
-    },
+    Compacted { requested: Revision, oldest: Revision },
     #[error("revision {requested} is in the future; the newest is {newest}")]
-    Future {
-        requested: Revision,
-        newest: Revision,
-    },
+    Future { requested: Revision, newest: Revision },
     #[error("lease {0} does not exist")]
     LeaseNotFound(i64),
     /// The disk is full or the quota is reached: reads go on, writes are refused.
@@ -151,6 +143,9 @@ pub enum Error {
     Corrupt(String),
     #[error("the request to the store is too large: {0}")]
     TooLarge(String),
+    /// A request the store never takes, such as two puts of one key in one transaction.
+    #[error("the store refuses the request: {0}")]
+    Invalid(String),
 }
 
 /// What `sluice status` says of the store.
@@ -181,3 +176,15 @@ pub trait Engine: Send + Sync + 'static {
 }
 
 pub type DynEngine = Arc<dyn Engine>;
+
+/// The `end` of a range of all keys that start with `prefix`.
+pub fn prefix_end(prefix: &[u8]) -> Bytes {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < 0xff {
+            end.push(last + 1);
+            return end.into();
+        }
+    }
+    Bytes::from_static(b"\0")
+}

@@ -1,0 +1,292 @@
+//! The cache's memory: objects by resource, recent changes, and who watches what. Pure data under
+//! one lock; no IO and no waiting.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+use tokio::sync::mpsc;
+
+use super::{CacheLimits, Snapshot};
+use crate::{Error, Revision, cow::CowMap};
+
+/// What happened to an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Added,
+    Modified,
+    Deleted,
+}
+
+/// One change, shared by the ring and every queue it waits in.
+pub(super) struct Change<O> {
+    pub(super) revision: Revision,
+    pub(super) key: Arc<str>,
+    pub(super) kind: Kind,
+    pub(super) object: Arc<O>,
+    pub(super) previous: Option<Arc<O>>,
+}
+
+/// A decoded event, about to be applied. `object` is `None` when the value is no object.
+pub(super) struct Update<O> {
+    pub(super) key: Arc<str>,
+    pub(super) object: Option<Arc<O>>,
+    pub(super) deleted: bool,
+    pub(super) bytes: usize,
+}
+
+pub(super) struct State<O> {
+    prefix: String,
+    revision: Revision,
+    /// By bucket: the prefix with one more path segment, such as `/registry/pods/`.
+    buckets: BTreeMap<Arc<str>, Bucket<O>>,
+    /// Watchers of prefixes wider than one bucket.
+    wide: Vec<Subscriber<O>>,
+    /// In order of arrival, where the ring's changes sit and how large they are.
+    ring: VecDeque<(Arc<str>, usize)>,
+    ring_bytes: usize,
+    limits: (usize, usize),
+    /// Nothing up to here can be replayed for a bucket that is new.
+    loaded: Revision,
+    watchers: usize,
+    next_id: u64,
+}
+
+struct Bucket<O> {
+    objects: CowMap<Arc<O>>,
+    recent: VecDeque<Arc<Change<O>>>,
+    /// Changes up to this revision may be missing from `recent`.
+    forgotten: Revision,
+    subscribers: Vec<Subscriber<O>>,
+}
+
+struct Subscriber<O> {
+    id: u64,
+    prefix: Arc<str>,
+    queue: mpsc::Sender<Arc<Change<O>>>,
+}
+
+/// A new watcher's start: what it missed, and where its queue begins.
+pub(super) struct Subscription<O> {
+    pub(super) id: u64,
+    pub(super) backlog: VecDeque<Arc<Change<O>>>,
+    pub(super) queue: mpsc::Receiver<Arc<Change<O>>>,
+}
+
+impl<O> State<O> {
+    pub(super) fn new(prefix: &str, limits: &CacheLimits) -> Self {
+        State {
+            prefix: prefix.to_owned(),
+            revision: 0,
+            buckets: BTreeMap::new(),
+            wide: Vec::new(),
+            ring: VecDeque::new(),
+            ring_bytes: 0,
+            limits: (limits.ring_events, limits.ring_bytes),
+            loaded: 0,
+            watchers: 0,
+            next_id: 0,
+        }
+    }
+
+    pub(super) fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    pub(super) fn watchers(&self) -> usize {
+        self.watchers
+    }
+
+    pub(super) fn get(&self, key: &str) -> Option<Arc<O>> {
+        let bucket = self.buckets.get(bucket_of(&self.prefix, key))?;
+        bucket.objects.get(key).cloned()
+    }
+
+    pub(super) fn snapshot(&self, prefix: &str) -> Snapshot<O> {
+        let own = bucket_of(&self.prefix, prefix);
+        let maps = if own.ends_with('/') && own.len() > self.prefix.len() {
+            let bucket = self.buckets.get(own);
+            bucket.map(|b| b.objects.clone()).into_iter().collect()
+        } else {
+            self.under(prefix).map(|(_, b)| b.objects.clone()).collect()
+        };
+        Snapshot { revision: self.revision, prefix: prefix.into(), maps }
+    }
+
+    /// The state a read of the whole prefix found.
+    pub(super) fn loaded(mut self, revision: Revision, objects: Vec<(Arc<str>, Arc<O>)>) -> Self {
+        self.loaded = revision;
+        self.revision = revision;
+        for (key, object) in objects {
+            self.bucket(&key).objects.insert(key, object);
+        }
+        self
+    }
+
+    /// Puts `next` in this state's place and returns what was there. Its watchers end: what
+    /// happened in between is not known.
+    pub(super) fn replace(&mut self, mut next: Self) -> Self {
+        next.next_id = self.next_id;
+        std::mem::replace(self, next)
+    }
+
+    /// Applies one whole revision.
+    pub(super) fn apply(&mut self, revision: Revision, updates: Vec<Update<O>>) {
+        for update in updates {
+            self.apply_one(revision, update);
+        }
+        self.revision = self.revision.max(revision);
+    }
+
+    fn apply_one(&mut self, revision: Revision, update: Update<O>) {
+        let Update { key, object, deleted, bytes } = update;
+        let bucket = self.bucket(&key);
+        let change = match object {
+            Some(object) if !deleted => {
+                let previous = bucket.objects.insert(Arc::clone(&key), Arc::clone(&object));
+                let kind = match previous {
+                    Some(_) => Kind::Modified,
+                    None => Kind::Added,
+                };
+                Change { revision, key, kind, object, previous }
+            }
+            // A deletion, or a value that no longer is an object.
+            object => {
+                let Some(previous) = bucket.objects.remove(&key) else {
+                    return;
+                };
+                Change {
+                    revision,
+                    key,
+                    kind: Kind::Deleted,
+                    object: object.unwrap_or_else(|| Arc::clone(&previous)),
+                    previous: Some(previous),
+                }
+            }
+        };
+        self.publish(Arc::new(change), bytes);
+    }
+
+    fn publish(&mut self, change: Arc<Change<O>>, bytes: usize) {
+        let name: Arc<str> = Arc::from(bucket_of(&self.prefix, &change.key));
+        let bucket = self.bucket(&change.key);
+        bucket.recent.push_back(Arc::clone(&change));
+        let ended = send(&mut bucket.subscribers, &change) + send(&mut self.wide, &change);
+        self.watchers -= ended;
+        self.ring.push_back((name, bytes));
+        self.ring_bytes += bytes;
+        while self.ring.len() > self.limits.0 || self.ring_bytes > self.limits.1 {
+            let Some((name, bytes)) = self.ring.pop_front() else {
+                break;
+            };
+            self.ring_bytes -= bytes;
+            if let Some(bucket) = self.buckets.get_mut(&name)
+                && let Some(oldest) = bucket.recent.pop_front()
+            {
+                bucket.forgotten = oldest.revision;
+            }
+        }
+    }
+
+    /// Registers a watcher of `prefix` for changes after `from`.
+    pub(super) fn subscribe(
+        &mut self,
+        prefix: &str,
+        from: Revision,
+        limits: &CacheLimits,
+    ) -> Result<Subscription<O>, Error> {
+        if self.watchers >= limits.max_watchers {
+            return Err(Error::Unavailable(format!(
+                "there are already {} watches, the most this server takes",
+                self.watchers
+            )));
+        }
+        let from = if from == 0 { self.revision } else { from };
+        let backlog = self.replay(prefix, from)?;
+        let (sender, queue) = mpsc::channel(limits.watcher_queue);
+        self.next_id += 1;
+        let id = self.next_id;
+        let subscriber = Subscriber { id, prefix: prefix.into(), queue: sender };
+        self.subscribers(prefix).push(subscriber);
+        self.watchers += 1;
+        Ok(Subscription { id, backlog, queue })
+    }
+
+    pub(super) fn unsubscribe(&mut self, prefix: &str, id: u64) {
+        let subscribers = self.subscribers(prefix);
+        let before = subscribers.len();
+        subscribers.retain(|s| s.id != id);
+        let ended = before - subscribers.len();
+        self.watchers -= ended;
+    }
+
+    fn replay(&self, prefix: &str, from: Revision) -> Result<VecDeque<Arc<Change<O>>>, Error> {
+        let compacted = |oldest| Error::Compacted { requested: from, oldest };
+        if from < self.loaded {
+            return Err(compacted(self.loaded));
+        }
+        let mut backlog = Vec::new();
+        let own = self.buckets.get_key_value(bucket_of(&self.prefix, prefix));
+        for (_, bucket) in own.into_iter().chain(self.under(prefix)) {
+            if from < bucket.forgotten {
+                return Err(compacted(bucket.forgotten));
+            }
+            let start = bucket.recent.partition_point(|c| c.revision <= from);
+            let missed = bucket.recent.range(start..);
+            backlog.extend(missed.filter(|c| c.key.starts_with(prefix)).cloned());
+            if own.is_some() {
+                return Ok(backlog.into());
+            }
+        }
+        backlog.sort_by_key(|c| c.revision);
+        Ok(backlog.into())
+    }
+
+    /// The buckets whose whole keys start with `prefix`.
+    fn under(&self, prefix: &str) -> impl Iterator<Item = (&Arc<str>, &Bucket<O>)> {
+        self.buckets
+            .range::<str, _>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded))
+            .take_while(move |(name, _)| name.starts_with(prefix))
+    }
+
+    fn bucket(&mut self, key: &str) -> &mut Bucket<O> {
+        let name = bucket_of(&self.prefix, key);
+        if !self.buckets.contains_key(name) {
+            let bucket = Bucket {
+                objects: CowMap::default(),
+                recent: VecDeque::new(),
+                forgotten: self.loaded,
+                subscribers: Vec::new(),
+            };
+            self.buckets.insert(Arc::from(name), bucket);
+        }
+        self.buckets.get_mut(name).expect("the bucket was just made when it was missing")
+    }
+
+    fn subscribers(&mut self, prefix: &str) -> &mut Vec<Subscriber<O>> {
+        let name = bucket_of(&self.prefix, prefix);
+        if name.ends_with('/') && name.len() > self.prefix.len() {
+            &mut self.bucket(prefix).subscribers
+        } else {
+            &mut self.wide
+        }
+    }
+}
+
+/// Queues `change` for those it concerns; one whose queue is full is dropped, which it sees as the
+/// end of the queue. Returns how many ended.
+fn send<O>(subscribers: &mut Vec<Subscriber<O>>, change: &Arc<Change<O>>) -> usize {
+    let before = subscribers.len();
+    subscribers.retain(|s| !change.key.starts_with(&*s.prefix) || s.queue.try_send(Arc::clone(change)).is_ok());
+    before - subscribers.len()
+}
+
+/// `key` up to and including the first slash after `prefix`, or all of it.
+fn bucket_of<'a>(prefix: &str, key: &'a str) -> &'a str {
+    let rest = key.strip_prefix(prefix).unwrap_or("");
+    match rest.find('/') {
+        Some(at) => &key[..prefix.len() + at + 1],
+        None => key,
+    }
+}

@@ -1,0 +1,59 @@
+//! Every bound of this crate in one place.
+
+use std::time::Duration;
+
+/// Largest key, in bytes.
+pub const MAX_KEY_BYTES: usize = 4096;
+/// Largest sum of keys and values in one transaction, in bytes (the API server's body limit is 3 MiB).
+pub const MAX_TXN_BYTES: usize = 8 * 1024 * 1024;
+/// Most operations (compares, then either branch) in one transaction.
+pub const MAX_TXN_OPS: usize = 512;
+
+/// Page cache of the embedded engine, in bytes.
+pub const PAGE_CACHE_BYTES: usize = 8 * 1024 * 1024;
+/// Requests waiting for the embedded engine's writer; further callers wait their turn.
+pub const WRITE_QUEUE: usize = 1024;
+/// Most transactions made durable by one fsync.
+pub const GROUP_COMMIT_TXNS: usize = 256;
+/// Most bytes of keys and values made durable by one fsync.
+pub const GROUP_COMMIT_BYTES: usize = 8 * 1024 * 1024;
+/// Range reads that run at once in the embedded engine.
+pub const CONCURRENT_READS: usize = 4;
+/// Revisions (and their bytes) kept in memory for watchers of the embedded engine; one that is
+/// further behind reads the log on disk.
+pub const RECENT_REVISIONS: usize = 1024;
+pub const RECENT_BYTES: usize = 4 * 1024 * 1024;
+/// Revisions a lagging watcher reads from the log at once.
+pub const REPLAY_REVISIONS: usize = 256;
+/// Log entries removed by one write transaction of a compaction.
+pub const COMPACT_BATCH: usize = 2000;
+/// Leases that may exist at once in the embedded engine.
+pub const MAX_LEASES: usize = 100_000;
+/// Shortest and longest time to live of a lease, in seconds.
+pub const LEASE_TTL: (i64, i64) = (1, 9_000_000);
+
+/// Keys asked for at once when a large range is read in pages.
+pub const RANGE_PAGE: i64 = 500;
+
+/// Changes the watch cache keeps for watches that start in the past.
+pub const RING_EVENTS: usize = 8192;
+/// Bytes of stored values those changes may hold.
+pub const RING_BYTES: usize = 16 * 1024 * 1024;
+/// Changes waiting for one watcher before it is told that it lags.
+pub const WATCHER_QUEUE: usize = 1024;
+/// Watchers of one cache.
+pub const MAX_WATCHERS: usize = 50_000;
+/// How long a quiet watcher goes without hearing of progress.
+pub const PROGRESS_INTERVAL: Duration = Duration::from_secs(60);
+/// How long a linearizable read waits for the newest revision before it writes a barrier.
+pub const FRESH_PATIENCE: Duration = Duration::from_millis(200);
+/// How long a linearizable read waits altogether.
+pub const FRESH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// First and longest pause between attempts to reach an engine that is away.
+pub const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// How long one request to etcd may take.
+pub const ETCD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long history is kept, and how often it is trimmed (upstream's default).
+pub const COMPACT_INTERVAL: Duration = Duration::from_secs(300);
