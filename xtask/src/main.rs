@@ -1,1 +1,65 @@
-fn main() {}
+//! Every task of the repository, one file each: `cargo xtask <task>`. Tasks call the public
+//! commands of the product and of the toolchain; no product logic lives here.
+
+mod bench;
+mod ci;
+mod down;
+mod ebpf;
+mod image;
+mod lab;
+mod setup;
+mod sh;
+mod test;
+mod tidy;
+mod up;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The tasks of the Sluice repository")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Bring up a one-node cluster on this machine with a sample Service (installs what is missing)
+    Up(up::Options),
+    /// Remove every trace of what `up` made
+    Down,
+    /// Run all tests, on real containerd, etcd and kernel (installs what is missing)
+    Test(test::Options),
+    /// Several nodes as network namespaces on this machine
+    Lab(lab::Options),
+    /// Measure: startup, pods, memory
+    Bench(bench::Options),
+    /// Install what the tasks need with the system's package manager
+    Setup,
+    /// Build the eBPF object that the binary embeds
+    Ebpf,
+    /// Build the sample image as a tar for `sluice image import`
+    Image,
+    /// Check the repository's own rules
+    Tidy,
+    /// What CI runs: formatting, clippy, all tests
+    Ci,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().task {
+        Task::Up(options) => up::run(&options),
+        Task::Down => down::run(),
+        Task::Test(options) => test::run(&options),
+        Task::Lab(options) => lab::run(&options),
+        Task::Bench(options) => bench::run(&options),
+        Task::Setup => setup::ensure(setup::Purpose::Everything),
+        Task::Ebpf => {
+            setup::ensure(setup::Purpose::Build)?;
+            ebpf::build().map(|object| println!("{}", object.display()))
+        }
+        Task::Image => image::build().map(|tar| println!("{}", tar.display())),
+        Task::Tidy => tidy::run(),
+        Task::Ci => ci::run(),
+    }
+}

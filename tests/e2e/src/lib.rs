@@ -1,1 +1,13 @@
+//! Labs: clusters of network namespaces on one machine, each node with its own daemon, containerd,
+//! cgroups and pinned maps, without a route out. The stories under `tests/` and `cargo xtask lab`
+//! use them. A lab removes everything it made when it is dropped.
 
+pub mod lab;
+pub mod node;
+mod sh;
+pub mod wires;
+
+pub use lab::{Lab, Options};
+pub use node::Node;
+pub use sh::{output, run, target};
+pub use wires::Shape;

@@ -1,0 +1,273 @@
+//! Settings: flags over the config file over the defaults. [`Options`] is what a person may say,
+//! in either form and under the same names; [`Config`] is what the program runs with.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde::Deserialize;
+
+/// Every setting, each optional. In the file the names are camelCase (`dataDir`, `podCidr`).
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(crate) struct Options {
+    /// Config file (YAML) with these same settings in camelCase; flags win over it
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Lasting files: store, certificates, volumes, images [default: /var/lib/sluice]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Files until the next boot: sockets, network namespaces, pid file [default: /run/sluice]
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// Name of this installation on the machine: prefix of its cgroups and pinned eBPF maps [default: sluice]
+    #[arg(long, value_name = "NAME")]
+    pub instance: Option<String>,
+    /// Name of the node [default: the host name]
+    #[arg(long, value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// Address that other nodes reach this one by [default: that of the default route's link]
+    #[arg(long, value_name = "ADDRESS")]
+    pub node_ip: Option<IpAddr>,
+    /// Where the API server listens [default: 0.0.0.0:6443]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub bind: Option<SocketAddr>,
+    /// Addresses that clients reach the API server by, besides the node's [repeatable]
+    #[arg(long, value_name = "ADDRESS")]
+    pub advertise: Vec<IpAddr>,
+    /// Pods' address range of the whole cluster [default: 10.244.0.0/16]
+    #[arg(long, value_name = "CIDR")]
+    pub pod_cidr: Option<String>,
+    /// Services' address range [default: 10.96.0.0/16]
+    #[arg(long, value_name = "CIDR")]
+    pub service_cidr: Option<String>,
+    /// DNS domain of the cluster [default: cluster.local]
+    #[arg(long, value_name = "DOMAIN")]
+    pub cluster_domain: Option<String>,
+    /// Where names that are not the cluster's are looked up: `auto` (the host's resolv.conf), `none`, or addresses [repeatable]
+    #[arg(long, value_name = "auto|none|ADDRESS")]
+    pub dns_upstream: Vec<String>,
+    /// etcd endpoints; without any the embedded store is used [repeatable]
+    #[arg(long, value_name = "URL")]
+    pub etcd: Vec<String>,
+    /// containerd's socket; `auto` uses the machine's if it runs, else starts one of our own [default: auto]
+    #[arg(long, value_name = "SOCKET")]
+    pub containerd: Option<String>,
+    /// Port of the node's HTTPS API [default: 10250]
+    #[arg(long, value_name = "PORT")]
+    pub node_port: Option<u16>,
+    /// Where the socket programs attach: `root` serves every process of the machine, `instance` only this
+    /// instance's cgroup (nodes as namespaces) [default: root]
+    #[arg(long, value_name = "root|instance")]
+    pub socket_hooks: Option<SocketHooks>,
+    /// How packets reach other nodes' pods [default: auto: direct on a shared link, else VXLAN]
+    #[arg(long, value_name = "auto|direct|vxlan")]
+    pub overlay: Option<Overlay>,
+}
+
+/// See [`Options::socket_hooks`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum SocketHooks {
+    #[default]
+    Root,
+    Instance,
+}
+
+/// See [`Options::overlay`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Overlay {
+    #[default]
+    Auto,
+    Direct,
+    Vxlan,
+}
+
+/// What the program runs with.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub data_dir: PathBuf,
+    pub run_dir: PathBuf,
+    pub instance: String,
+    pub node_name: String,
+    pub node_ip: Option<IpAddr>,
+    pub bind: SocketAddr,
+    pub advertise: Vec<IpAddr>,
+    pub pod_cidr: String,
+    pub service_cidr: String,
+    pub cluster_domain: String,
+    pub dns_upstreams: Vec<SocketAddr>,
+    pub etcd: Vec<String>,
+    /// `None`: find or start one.
+    pub containerd: Option<PathBuf>,
+    pub node_port: u16,
+    pub socket_hooks: SocketHooks,
+    pub overlay: Overlay,
+}
+
+impl Options {
+    /// Reads the file, lays the flags over it, fills in the defaults and checks every value.
+    pub(crate) fn resolve(self) -> Result<Config> {
+        let all = match &self.config {
+            Some(file) => self.clone().over(read(file)?),
+            None => self,
+        };
+        let run_dir = all.run_dir.unwrap_or_else(|| "/run/sluice".into());
+        let instance = all.instance.unwrap_or_else(|| "sluice".into());
+        if !is_label(&instance) {
+            bail!("instance: {instance:?} must be lower-case letters, digits and '-', at most 40 characters");
+        }
+        let node_name = match all.node_name {
+            Some(name) => name,
+            None => nix::unistd::gethostname().context("cannot read the host name")?.to_string_lossy().to_lowercase(),
+        };
+        Ok(Config {
+            data_dir: all.data_dir.unwrap_or_else(|| "/var/lib/sluice".into()),
+            run_dir,
+            instance,
+            node_name,
+            node_ip: all.node_ip,
+            bind: all.bind.unwrap_or_else(|| (Ipv4Addr::UNSPECIFIED, 6443).into()),
+            advertise: all.advertise,
+            pod_cidr: cidr("podCidr", all.pod_cidr, "10.244.0.0/16")?,
+            service_cidr: cidr("serviceCidr", all.service_cidr, "10.96.0.0/16")?,
+            cluster_domain: all.cluster_domain.unwrap_or_else(|| "cluster.local".into()),
+            dns_upstreams: upstreams(&all.dns_upstream)?,
+            etcd: all.etcd,
+            containerd: all.containerd.filter(|socket| socket != "auto").map(PathBuf::from),
+            node_port: all.node_port.unwrap_or(10250),
+            socket_hooks: all.socket_hooks.unwrap_or_default(),
+            overlay: all.overlay.unwrap_or_default(),
+        })
+    }
+
+    fn over(self, file: Options) -> Options {
+        let list = |mine: Vec<String>, other: Vec<String>| if mine.is_empty() { other } else { mine };
+        Options {
+            config: self.config,
+            data_dir: self.data_dir.or(file.data_dir),
+            run_dir: self.run_dir.or(file.run_dir),
+            instance: self.instance.or(file.instance),
+            node_name: self.node_name.or(file.node_name),
+            node_ip: self.node_ip.or(file.node_ip),
+            bind: self.bind.or(file.bind),
+            advertise: if self.advertise.is_empty() { file.advertise } else { self.advertise },
+            pod_cidr: self.pod_cidr.or(file.pod_cidr),
+            service_cidr: self.service_cidr.or(file.service_cidr),
+            cluster_domain: self.cluster_domain.or(file.cluster_domain),
+            dns_upstream: list(self.dns_upstream, file.dns_upstream),
+            etcd: list(self.etcd, file.etcd),
+            containerd: self.containerd.or(file.containerd),
+            node_port: self.node_port.or(file.node_port),
+            socket_hooks: self.socket_hooks.or(file.socket_hooks),
+            overlay: self.overlay.or(file.overlay),
+        }
+    }
+}
+
+impl Config {
+    /// The administrator's kubeconfig, written by the control plane.
+    pub(crate) fn admin_kubeconfig(&self) -> PathBuf {
+        self.data_dir.join("admin.kubeconfig")
+    }
+
+    pub(crate) fn pid_file(&self) -> PathBuf {
+        self.run_dir.join("sluice.pid")
+    }
+
+    /// The instance's pinned maps and links.
+    pub(crate) fn pin_dir(&self) -> PathBuf {
+        Path::new("/sys/fs/bpf").join(&self.instance)
+    }
+
+    /// Where a containerd of our own listens.
+    pub(crate) fn own_containerd_socket(&self) -> PathBuf {
+        self.run_dir.join("containerd/containerd.sock")
+    }
+
+    pub(crate) fn own_containerd_dir(&self) -> PathBuf {
+        self.data_dir.join("containerd")
+    }
+}
+
+fn read(file: &Path) -> Result<Options> {
+    let text = fs::read_to_string(file).with_context(|| format!("cannot read the config file {}", file.display()))?;
+    serde_saphyr::from_str(&text).with_context(|| format!("the config file {} is not valid", file.display()))
+}
+
+fn is_label(text: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    !text.is_empty() && text.len() <= 40 && text.chars().all(allowed)
+}
+
+fn cidr(field: &str, given: Option<String>, default: &str) -> Result<String> {
+    let text = given.unwrap_or_else(|| default.into());
+    text.parse::<sluice_network::Cidr>().map_err(|e| anyhow::anyhow!("{field}: {text:?} is no address range: {e}"))?;
+    Ok(text)
+}
+
+fn upstreams(given: &[String]) -> Result<Vec<SocketAddr>> {
+    match given {
+        [] => Ok(host_resolvers()),
+        [one] if one == "auto" => Ok(host_resolvers()),
+        [one] if one == "none" => Ok(Vec::new()),
+        many => many
+            .iter()
+            .map(|text| {
+                text.parse::<SocketAddr>()
+                    .or_else(|_| text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53)))
+                    .with_context(|| format!("dnsUpstream: {text:?} must be auto, none or an address"))
+            })
+            .collect(),
+    }
+}
+
+/// The nameservers of the host's resolv.conf; loopback stubs are left out, pods cannot use them
+/// but this process can, so they stay when there is nothing else.
+fn host_resolvers() -> Vec<SocketAddr> {
+    let text = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    text.lines()
+        .filter_map(|line| line.trim().strip_prefix("nameserver"))
+        .filter_map(|address| address.trim().parse::<IpAddr>().ok())
+        .map(|ip| SocketAddr::new(ip, 53))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(yaml: &str) -> Options {
+        serde_saphyr::from_str(yaml).unwrap()
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_defaults_fill_the_rest() {
+        let flags = Options { pod_cidr: Some("10.1.0.0/16".into()), ..Options::default() };
+        let file = options("podCidr: 10.2.0.0/16\nnodeName: one\nsocketHooks: instance\ndnsUpstream: [none]\n");
+        let config = flags.over(file).resolve().unwrap();
+        assert_eq!((config.pod_cidr.as_str(), config.node_name.as_str()), ("10.1.0.0/16", "one"));
+        assert_eq!((config.service_cidr.as_str(), config.node_port), ("10.96.0.0/16", 10250));
+        assert_eq!(config.socket_hooks, SocketHooks::Instance);
+        assert!(config.dns_upstreams.is_empty());
+    }
+
+    #[test]
+    fn bad_values_name_their_field() {
+        let check = |yaml: &str, expected: &str| {
+            let error = format!("{:#}", options(yaml).resolve().unwrap_err());
+            assert!(error.contains(expected), "{error}");
+        };
+        check("podCidr: nonsense", "podCidr: \"nonsense\" is no address range");
+        check("instance: Has Space", "instance: \"Has Space\" must be");
+        check("dnsUpstream: [somewhere]", "dnsUpstream: \"somewhere\" must be auto, none or an address");
+        let unknown = serde_saphyr::from_str::<Options>("podCIDR: 10.0.0.0/8").unwrap_err().to_string();
+        assert!(unknown.contains("podCIDR"), "{unknown}");
+    }
+}

@@ -1,0 +1,110 @@
+//! A whole cluster of namespaces: the first node runs the control plane as well.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use tempfile::TempDir;
+
+use crate::{
+    node::Node,
+    sh::{output, target},
+    wires::{Shape, Wires},
+};
+
+/// What kind of lab to make.
+pub struct Options {
+    /// Short and unique on the machine: prefix of namespaces, cgroups, pinned maps.
+    pub name: String,
+    /// From 1.
+    pub nodes: usize,
+    pub shape: Shape,
+    /// The `sluice` program.
+    pub binary: PathBuf,
+    /// More flags for the first node (`--etcd URL`).
+    pub server_flags: Vec<String>,
+}
+
+impl Options {
+    /// One node, the debug build.
+    pub fn one(name: &str) -> Self {
+        let binary = target().join("debug/sluice");
+        Self { name: name.into(), nodes: 1, shape: Shape::Shared, binary, server_flags: Vec::new() }
+    }
+}
+
+/// A running lab; everything of it is removed on drop.
+pub struct Lab {
+    // Dropped in this order: nodes first, then the network under them, then their files.
+    nodes: Vec<Node>,
+    _wires: Wires,
+    dir: TempDir,
+}
+
+impl Lab {
+    /// Makes the network, starts the first node with the control plane, joins the others to it, and
+    /// waits until every node is Ready.
+    pub fn start(options: &Options) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix(&format!("{}-", options.name)).tempdir()?;
+        let wires = Wires::make(&options.name, options.nodes, options.shape)?;
+        let nodes = (1..=options.nodes)
+            .map(|number| {
+                let address = Wires::address(number, options.shape);
+                let name = format!("node{number}");
+                Node::new(&options.name, &name, wires.of(number), address, dir.path(), &options.binary)
+            })
+            .collect();
+        let mut lab = Self { nodes, _wires: wires, dir };
+        let mut up = vec!["up".to_owned()];
+        up.extend(options.server_flags.iter().cloned());
+        lab.nodes[0].start(&up)?;
+        for number in 1..options.nodes {
+            let join = lab.join_arguments()?;
+            lab.nodes[number].start(&join)?;
+        }
+        lab.kubectl("wait --for=condition=Ready node --all --timeout=90s")?;
+        Ok(lab)
+    }
+
+    /// Node `number`, from 1.
+    pub fn node(&mut self, number: usize) -> &mut Node {
+        &mut self.nodes[number - 1]
+    }
+
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// Runs kubectl as the administrator; arguments split at white space.
+    pub fn kubectl(&self, arguments: &str) -> Result<String> {
+        let mut command = self.nodes[0].kubectl();
+        command.args(arguments.split_whitespace());
+        output(&mut command).with_context(|| format!("log of {}:\n{}", self.nodes[0].name, self.nodes[0].log_tail()))
+    }
+
+    /// Applies a manifest.
+    pub fn apply(&self, manifest: &str) -> Result<String> {
+        let file = self.dir.path().join("manifest.yaml");
+        std::fs::write(&file, manifest)?;
+        self.kubectl(&format!("apply -f {}", file.display()))
+    }
+
+    /// Adds an image tar to every node.
+    pub fn import(&self, tar: &std::path::Path) -> Result<()> {
+        let tar = tar.to_string_lossy();
+        for node in &self.nodes {
+            output(&mut node.sluice(&["image", "import", &tar]))?;
+        }
+        Ok(())
+    }
+
+    /// The words of `sluice node ...` that join a node to this lab.
+    fn join_arguments(&self) -> Result<Vec<String>> {
+        let line = output(&mut self.nodes[0].sluice(&["token", "create", "--server", &self.server()]))?;
+        let words = line.split_whitespace().skip_while(|word| *word != "node");
+        Ok(words.map(str::to_owned).collect())
+    }
+
+    fn server(&self) -> String {
+        format!("https://{}:6443", self.nodes[0].address)
+    }
+}

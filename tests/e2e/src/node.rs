@@ -1,0 +1,188 @@
+//! One node of a lab: its daemon in a network namespace, with directories, cgroup and maps of its own.
+
+use std::{
+    fs::{self, File},
+    os::unix::{net::UnixDatagram, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::sh::output;
+
+/// How long a daemon may take until it is ready; debug builds on a busy machine are slow.
+const READY: Duration = Duration::from_secs(120);
+
+/// Enters cgroup `$0` and network namespace `$1`, then becomes the rest.
+const ENTER: &str = r#"mkdir -p "$0" && echo $$ >"$0/cgroup.procs" && net="$1" && shift && exec nsenter --net="$net" "$@""#;
+
+/// A node of a lab; stopped and removed on drop.
+pub struct Node {
+    /// The node's name in the cluster.
+    pub name: String,
+    /// The address other nodes reach it by.
+    pub address: String,
+    instance: String,
+    namespace: String,
+    dir: PathBuf,
+    binary: PathBuf,
+    arguments: Vec<String>,
+    daemon: Option<Child>,
+}
+
+impl Node {
+    pub(crate) fn new(lab: &str, name: &str, namespace: String, address: String, dir: &Path, binary: &Path) -> Self {
+        Self {
+            name: name.into(),
+            address,
+            instance: format!("{lab}-{name}"),
+            namespace,
+            dir: dir.join(name),
+            binary: binary.into(),
+            arguments: Vec::new(),
+            daemon: None,
+        }
+    }
+
+    /// Starts the daemon with `arguments` (`up`, or `node --server ...`) and waits until it is ready.
+    pub fn start(&mut self, arguments: &[String]) -> Result<()> {
+        self.arguments = arguments.to_vec();
+        fs::create_dir_all(&self.dir)?;
+        let notify = self.dir.join("notify");
+        // A socket file left by the daemon before this one.
+        let _ = fs::remove_file(&notify);
+        let socket = UnixDatagram::bind(&notify)?;
+        socket.set_read_timeout(Some(Duration::from_millis(250)))?;
+        let log = File::options().create(true).append(true).open(self.log())?;
+        let mut command = self.command(&self.binary);
+        command
+            .args(arguments)
+            .args(["--node-name", &self.name, "--node-ip", &self.address])
+            .args(["--socket-hooks", "instance", "--dns-upstream", "none", "--containerd"])
+            .arg(self.run_dir().join("containerd/containerd.sock"))
+            .args(self.place())
+            .env("NOTIFY_SOCKET", &notify)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .process_group(0);
+        self.daemon = Some(command.spawn().context("cannot start the daemon")?);
+        self.wait_ready(&socket)
+    }
+
+    /// Starts the daemon again as it was started before.
+    pub fn restart(&mut self) -> Result<()> {
+        self.start(&self.arguments.clone())
+    }
+
+    /// Ends the daemon with `signal` and waits for its end; the node's pods stay.
+    pub fn end(&mut self, signal: Signal) -> Result<()> {
+        let Some(mut daemon) = self.daemon.take() else { bail!("{} has no running daemon", self.name) };
+        kill(Pid::from_raw(i32::try_from(daemon.id())?), signal)?;
+        daemon.wait().map(drop).context("waiting for the daemon's end")
+    }
+
+    /// A command in the node's network namespace and cgroup: what a process on that machine sees.
+    pub fn command(&self, program: impl AsRef<Path>) -> Command {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", ENTER])
+            .arg(cgroup_root().join(&self.instance).join("host"))
+            .arg(format!("/run/netns/{}", self.namespace))
+            .arg(program.as_ref());
+        command
+    }
+
+    /// `sluice` with this node's directories.
+    pub fn sluice(&self, arguments: &[&str]) -> Command {
+        let mut command = self.command(&self.binary);
+        command.args(arguments).args(self.place());
+        command
+    }
+
+    /// `kubectl` as the administrator (only where the control plane runs).
+    pub fn kubectl(&self) -> Command {
+        let mut command = self.command("kubectl");
+        command.env("KUBECONFIG", self.data_dir().join("admin.kubeconfig")).env("HOME", &self.dir);
+        command
+    }
+
+    /// The end of the daemon's log.
+    pub fn log_tail(&self) -> String {
+        let text = fs::read_to_string(self.log()).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(25)..].join("\n")
+    }
+
+    /// Where the daemon's log is.
+    pub fn log(&self) -> PathBuf {
+        self.dir.join("sluice.log")
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
+    pub fn run_dir(&self) -> PathBuf {
+        self.dir.join("run")
+    }
+
+    /// The pid of the running daemon.
+    pub fn pid(&self) -> Option<u32> {
+        self.daemon.as_ref().map(Child::id)
+    }
+
+    fn place(&self) -> Vec<std::ffi::OsString> {
+        let mut words: Vec<std::ffi::OsString> = Vec::new();
+        for (flag, dir) in [("--data-dir", self.data_dir()), ("--run-dir", self.run_dir())] {
+            words.extend([flag.into(), dir.into()]);
+        }
+        words.extend(["--instance".into(), self.instance.clone().into()]);
+        words
+    }
+
+    fn wait_ready(&mut self, socket: &UnixDatagram) -> Result<()> {
+        let deadline = Instant::now() + READY;
+        let mut buffer = [0; 256];
+        while Instant::now() < deadline {
+            if let Ok(length) = socket.recv(&mut buffer)
+                && buffer[..length].starts_with(b"READY=1")
+            {
+                return Ok(());
+            }
+            if let Some(status) = self.daemon.as_mut().map(Child::try_wait).transpose()?.flatten() {
+                self.daemon = None;
+                bail!("the daemon of {} ended with {status}:\n{}", self.name, self.log_tail());
+            }
+        }
+        bail!("the daemon of {} was not ready in time:\n{}", self.name, self.log_tail())
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if self.daemon.is_some() {
+            // A daemon that is already gone is as good as ended.
+            let _ = self.end(Signal::SIGTERM);
+        }
+        if let Err(error) = output(self.sluice(&["reset", "--yes"]).current_dir("/")) {
+            eprintln!("{}: {error:#}", self.name);
+        }
+        // `reset` removed the node's own groups; these held the commands of the test.
+        let group = cgroup_root().join(&self.instance);
+        let _ = fs::remove_dir(group.join("host"));
+        let _ = fs::remove_dir(group);
+    }
+}
+
+/// The cgroup v2 tree: all of /sys/fs/cgroup, or its `unified` part in the hybrid layout.
+fn cgroup_root() -> PathBuf {
+    let unified = Path::new("/sys/fs/cgroup/unified");
+    if unified.is_dir() { unified.into() } else { "/sys/fs/cgroup".into() }
+}

@@ -1,0 +1,31 @@
+//! Running commands; a failure carries the command and what it printed.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+
+/// The build directory of the workspace.
+pub fn target() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |dir| root.join(dir))
+}
+
+/// Runs to the end; the standard output, or an error with both outputs.
+pub fn output(command: &mut Command) -> Result<String> {
+    let done = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {command:?}"))?;
+    let out = String::from_utf8_lossy(&done.stdout).into_owned();
+    if !done.status.success() {
+        bail!("{command:?} ended with {}:\n{out}{}", done.status, String::from_utf8_lossy(&done.stderr));
+    }
+    Ok(out)
+}
+
+/// A command from words, for those without odd arguments: `run("ip link set lo up")`.
+pub fn run(words: &str) -> Result<String> {
+    let mut words = words.split_whitespace();
+    let program = words.next().context("an empty command")?;
+    output(Command::new(program).args(words))
+}

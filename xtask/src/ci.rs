@@ -1,0 +1,15 @@
+//! What CI runs, in the order that fails fastest.
+
+use anyhow::Result;
+
+use crate::{ebpf, setup, sh, test};
+
+pub(crate) fn run() -> Result<()> {
+    sh::step("formatting");
+    sh::run(sh::cargo().args(["fmt", "--all", "--check"]))?;
+    setup::ensure(setup::Purpose::Everything)?;
+    ebpf::build()?;
+    sh::step("clippy");
+    sh::run(sh::cargo().args(["clippy", "--all-targets", "--quiet", "--", "-D", "warnings"]))?;
+    test::run(&test::Options::default())
+}

@@ -1,0 +1,98 @@
+//! Installs what is missing with the system's package manager (Debian's apt-get), and says so.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+use crate::sh;
+
+/// What the caller is about to do; decides which needs count.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Purpose {
+    /// Compile the workspace and the eBPF object.
+    Build,
+    /// Run a cluster.
+    Up,
+    /// Run every test.
+    Everything,
+}
+
+enum Probe {
+    Program(&'static str),
+    File(&'static str),
+}
+
+struct Need {
+    from: Purpose,
+    probe: Probe,
+    packages: &'static [&'static str],
+    why: &'static str,
+}
+
+const NEEDS: &[Need] = &[
+    need(Purpose::Build, Probe::Program("cc"), &["build-essential"], "links the binaries"),
+    need(Purpose::Build, Probe::Program("protoc"), &["protobuf-compiler"], "compiles containerd's and etcd's protocols"),
+    need(
+        Purpose::Build,
+        Probe::File("/usr/include/google/protobuf/descriptor.proto"),
+        &["libprotobuf-dev"],
+        "the protocols' common definitions",
+    ),
+    need(Purpose::Build, Probe::File("/usr/bin/rustc"), &["rustc-web"], "compiles the eBPF programs"),
+    need(
+        Purpose::Build,
+        Probe::File("/usr/share/doc/rust-web-src"),
+        &["rust-web-src"],
+        "the core library's source for the eBPF target",
+    ),
+    need(
+        Purpose::Build,
+        Probe::File("/usr/lib/llvm-22/bin/llvm-config"),
+        &["llvm-22-dev", "libpolly-22-dev"],
+        "links the eBPF programs",
+    ),
+    need(Purpose::Up, Probe::Program("containerd"), &["containerd"], "runs containers"),
+    need(Purpose::Up, Probe::Program("runc"), &["runc"], "runs containers"),
+    need(Purpose::Up, Probe::Program("kubectl"), &["kubernetes-client"], "drives the cluster"),
+    need(Purpose::Up, Probe::File("/bin/busybox"), &["busybox-static"], "tools inside the sample image"),
+    need(Purpose::Everything, Probe::Program("ip"), &["iproute2"], "makes the tests' namespaces"),
+    need(Purpose::Everything, Probe::Program("etcd"), &["etcd-server"], "the store tests' real etcd"),
+    need(Purpose::Everything, Probe::Program("docker-registry"), &["docker-registry"], "the pull tests' real registry"),
+];
+
+const fn need(from: Purpose, probe: Probe, packages: &'static [&'static str], why: &'static str) -> Need {
+    Need { from, probe, packages, why }
+}
+
+/// Makes sure that everything for `purpose` is there; installs the rest as root.
+pub(crate) fn ensure(purpose: Purpose) -> Result<()> {
+    let missing: Vec<&Need> = NEEDS.iter().filter(|need| need.from <= purpose && !present(&need.probe)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    for need in &missing {
+        sh::step(&format!("missing: {} ({})", need.packages.join(", "), need.why));
+    }
+    let packages: Vec<&str> = missing.iter().flat_map(|need| need.packages.iter().copied()).collect();
+    let by_hand = format!("install by hand: {}", packages.join(" "));
+    if sh::which("apt-get").is_none() {
+        bail!("this machine has no apt-get; {by_hand}");
+    }
+    sh::require_root("installing packages").context(by_hand.clone())?;
+    sh::step(&format!("apt-get install {}", packages.join(" ")));
+    apt(&["update", "-q"]).context(by_hand.clone())?;
+    apt(&[&["install", "-y", "-q", "--no-install-recommends"], packages.as_slice()].concat()).context(by_hand)
+}
+
+fn apt(arguments: &[&str]) -> Result<()> {
+    let mut command = sh::command("apt-get");
+    command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1");
+    sh::output(&mut command).map(drop)
+}
+
+fn present(probe: &Probe) -> bool {
+    match probe {
+        Probe::Program(name) => sh::which(name).is_some(),
+        Probe::File(path) => Path::new(path).exists(),
+    }
+}
