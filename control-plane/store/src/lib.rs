@@ -7,6 +7,7 @@
 mod backoff;
 pub mod cache;
 mod cow;
+pub mod embedded;
 pub mod limits;
 
 use std::{pin::Pin, sync::Arc};

@@ -11,6 +11,10 @@ pub const MAX_TXN_OPS: usize = 512;
 
 /// Page cache of the embedded engine, in bytes.
 pub const PAGE_CACHE_BYTES: usize = 8 * 1024 * 1024;
+/// Free bytes of the file system below which the embedded engine refuses writes.
+pub const MIN_FREE_BYTES: u64 = 32 * 1024 * 1024;
+/// File size above which the embedded engine refuses writes.
+pub const MAX_FILE_BYTES: u64 = 8 * 1024 * 1024 * 1024;
 /// Requests waiting for the embedded engine's writer; further callers wait their turn.
 pub const WRITE_QUEUE: usize = 1024;
 /// Most transactions made durable by one fsync.
