@@ -5,5 +5,8 @@
 //! Objects on the write path are `serde_json::Value`s; typed structs appear only where a rule
 //! needs them.
 
+pub mod discovery;
+pub mod names;
 pub mod resource;
+pub mod selector;
 pub mod status;

@@ -63,6 +63,7 @@ struct Row {
     place: &'static str,
     /// Group and version of the storage where they are not the row's own.
     stored: Option<(&'static str, &'static str)>,
+    selectable: &'static [&'static str],
 }
 
 const ALL: &[&str] = &["all"];
@@ -81,6 +82,7 @@ const fn namespaced(kind: &'static str, plural: &'static str) -> Row {
         verbs: Verbs::All,
         place: "",
         stored: None,
+        selectable: &[],
     }
 }
 
@@ -121,6 +123,10 @@ impl Row {
         Self { stored: Some((group, version)), ..self }
     }
 
+    const fn selectable(self, selectable: &'static [&'static str]) -> Self {
+        Self { selectable, ..self }
+    }
+
     fn expand(&self, v: &Version) -> Resource {
         let place = if self.place.is_empty() { self.plural } else { self.place };
         let (group, version) = self.stored.unwrap_or((v.group, v.version));
@@ -143,9 +149,49 @@ impl Row {
                 group: group.into(),
                 version: version.into(),
             },
+            selectable: owned(self.selectable),
         }
     }
 }
+
+const POD_FIELDS: &[&str] = &[
+    "spec.host",
+    "spec.nodeName",
+    "spec.restartPolicy",
+    "spec.schedulerName",
+    "spec.serviceAccountName",
+    "spec.hostNetwork",
+    "status.phase",
+    "status.podIP",
+    "status.nominatedNodeName",
+];
+
+const EVENT_FIELDS: &[&str] = &[
+    "involvedObject.kind",
+    "involvedObject.namespace",
+    "involvedObject.name",
+    "involvedObject.uid",
+    "involvedObject.apiVersion",
+    "involvedObject.resourceVersion",
+    "involvedObject.fieldPath",
+    "reason",
+    "reportingComponent",
+    "source",
+    "type",
+];
+
+const EVENTS_V1_FIELDS: &[&str] = &[
+    "regarding.kind",
+    "regarding.namespace",
+    "regarding.name",
+    "regarding.uid",
+    "regarding.apiVersion",
+    "regarding.resourceVersion",
+    "regarding.fieldPath",
+    "reason",
+    "reportingController",
+    "type",
+];
 
 const VERSIONS: &[Version] = &[
     Version {
@@ -157,43 +203,56 @@ const VERSIONS: &[Version] = &[
             cluster("ComponentStatus", "componentstatuses").short(&["cs"]).verbs(Verbs::ReadOnly),
             namespaced("ConfigMap", "configmaps").short(&["cm"]),
             namespaced("Endpoints", "endpoints").short(&["ep"]).place("services/endpoints"),
-            namespaced("Event", "events").short(&["ev"]),
+            namespaced("Event", "events").short(&["ev"]).selectable(EVENT_FIELDS),
             namespaced("LimitRange", "limitranges").short(&["limits"]),
             cluster("Namespace", "namespaces")
                 .short(&["ns"])
                 .status()
                 .named(&["finalize"])
+                .selectable(&["status.phase"])
                 .verbs(Verbs::NoDeleteCollection),
-            cluster("Node", "nodes").short(&["no"]).status().named(&["proxy"]).place("minions"),
+            cluster("Node", "nodes")
+                .short(&["no"])
+                .status()
+                .named(&["proxy"])
+                .place("minions")
+                .selectable(&["spec.unschedulable"]),
             namespaced("PersistentVolumeClaim", "persistentvolumeclaims").short(&["pvc"]).status(),
             cluster("PersistentVolume", "persistentvolumes").short(&["pv"]).status(),
-            namespaced("Pod", "pods").short(&["po"]).categories(ALL).status().named(&[
-                "attach",
-                "binding",
-                "ephemeralcontainers",
-                "eviction",
-                "exec",
-                "log",
-                "portforward",
-                "proxy",
-                "resize",
-            ]),
+            namespaced("Pod", "pods")
+                .short(&["po"])
+                .categories(ALL)
+                .status()
+                .named(&[
+                    "attach",
+                    "binding",
+                    "ephemeralcontainers",
+                    "eviction",
+                    "exec",
+                    "log",
+                    "portforward",
+                    "proxy",
+                    "resize",
+                ])
+                .selectable(POD_FIELDS),
             namespaced("PodTemplate", "podtemplates"),
             namespaced("ReplicationController", "replicationcontrollers")
                 .short(&["rc"])
                 .categories(ALL)
                 .status()
                 .scale()
-                .place("controllers"),
+                .place("controllers")
+                .selectable(&["status.replicas"]),
             namespaced("ResourceQuota", "resourcequotas").short(&["quota"]).status(),
-            namespaced("Secret", "secrets"),
+            namespaced("Secret", "secrets").selectable(&["type"]),
             namespaced("ServiceAccount", "serviceaccounts").short(&["sa"]).named(&["token"]),
             namespaced("Service", "services")
                 .short(&["svc"])
                 .categories(ALL)
                 .status()
                 .named(&["proxy"])
-                .place("services/specs"),
+                .place("services/specs")
+                .selectable(&["spec.clusterIP", "spec.type"]),
         ],
     },
     Version {
@@ -213,7 +272,12 @@ const VERSIONS: &[Version] = &[
             namespaced("ControllerRevision", "controllerrevisions"),
             namespaced("DaemonSet", "daemonsets").short(&["ds"]).categories(ALL).status(),
             namespaced("Deployment", "deployments").short(&["deploy"]).categories(ALL).status().scale(),
-            namespaced("ReplicaSet", "replicasets").short(&["rs"]).categories(ALL).status().scale(),
+            namespaced("ReplicaSet", "replicasets")
+                .short(&["rs"])
+                .categories(ALL)
+                .status()
+                .scale()
+                .selectable(&["status.replicas"]),
             namespaced("StatefulSet", "statefulsets").short(&["sts"]).categories(ALL).status().scale(),
         ],
     },
@@ -221,7 +285,7 @@ const VERSIONS: &[Version] = &[
         group: "events.k8s.io",
         version: "v1",
         package: "io.k8s.api.events.v1",
-        rows: &[namespaced("Event", "events").short(&["ev"]).stored("", "v1")],
+        rows: &[namespaced("Event", "events").short(&["ev"]).stored("", "v1").selectable(EVENTS_V1_FIELDS)],
     },
     Version {
         group: "authentication.k8s.io",
@@ -268,7 +332,7 @@ const VERSIONS: &[Version] = &[
         package: "io.k8s.api.batch.v1",
         rows: &[
             namespaced("CronJob", "cronjobs").short(&["cj"]).categories(ALL).status(),
-            namespaced("Job", "jobs").categories(ALL).status(),
+            namespaced("Job", "jobs").categories(ALL).status().selectable(&["status.successful"]),
         ],
     },
     Version {
@@ -278,7 +342,8 @@ const VERSIONS: &[Version] = &[
         rows: &[cluster("CertificateSigningRequest", "certificatesigningrequests")
             .short(&["csr"])
             .status()
-            .named(&["approval"])],
+            .named(&["approval"])
+            .selectable(&["spec.signerName"])],
     },
     Version {
         group: "networking.k8s.io",
@@ -386,7 +451,7 @@ const VERSIONS: &[Version] = &[
             cluster("DeviceClass", "deviceclasses"),
             namespaced("ResourceClaim", "resourceclaims").status(),
             namespaced("ResourceClaimTemplate", "resourceclaimtemplates"),
-            cluster("ResourceSlice", "resourceslices"),
+            cluster("ResourceSlice", "resourceslices").selectable(&["spec.nodeName", "spec.driver"]),
         ],
     },
 ];

@@ -30,6 +30,8 @@ pub struct Resource {
     /// The name of the object's schema in [`crate::schema`], e.g. `io.k8s.api.core.v1.Pod`.
     pub schema: Str,
     pub storage: Storage,
+    /// The JSON paths that field selectors may name beside `metadata.name` and `.namespace`.
+    pub selectable: Vec<Str>,
 }
 
 /// Where and in which version the objects of a row are stored. Rows that share their objects

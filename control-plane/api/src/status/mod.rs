@@ -32,9 +32,6 @@ pub struct Status {
     pub code: u16,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub details: Option<Details>,
-    /// `metadata.continue`: where a list whose token expired may go on.
-    #[serde(skip)]
-    pub continue_token: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -53,6 +50,9 @@ pub struct Details {
     pub causes: Vec<Cause>,
     #[serde(skip_serializing_if = "is_zero")]
     pub retry_after_seconds: u32,
+    /// The Status's `metadata.continue`: where a list whose token expired may go on.
+    #[serde(skip)]
+    pub continue_token: Option<String>,
 }
 
 fn is_zero(n: &u32) -> bool {
@@ -185,7 +185,11 @@ impl Status {
 
     /// 410 of a continue token; `next` is a token to go on with at the newest revision.
     pub fn continue_expired(next: Option<String>) -> Self {
-        Self { continue_token: next, ..Self::gone(CONTINUE_EXPIRED) }
+        let status = Self::gone(CONTINUE_EXPIRED);
+        match next {
+            None => status,
+            next => status.with_details(Details { continue_token: next, ..Details::default() }),
+        }
     }
 
     /// 413; `limit` in bytes.
@@ -288,9 +292,10 @@ impl Status {
         Self::new(504, "Timeout", message).with_details(details)
     }
 
-    fn new(code: u16, reason: &str, message: impl Into<String>) -> Self {
+    /// A failure of another kind than the constructors know.
+    pub fn new(code: u16, reason: &str, message: impl Into<String>) -> Self {
         let (message, reason) = (message.into(), reason.to_owned());
-        Self { message, reason, code, details: None, continue_token: None }
+        Self { message, reason, code, details: None }
     }
 
     /// The same failure with these details.
@@ -303,7 +308,7 @@ impl Status {
     /// The object as it goes over the wire.
     pub fn to_json(&self) -> Value {
         let mut metadata = Map::new();
-        if let Some(token) = &self.continue_token {
+        if let Some(token) = self.details.as_ref().and_then(|d| d.continue_token.as_ref()) {
             metadata.insert("continue".into(), json!(token));
         }
         let mut out = json!({
