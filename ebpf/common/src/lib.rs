@@ -1,1 +1,134 @@
+//! Types shared by the eBPF programs and user space: map keys and values, events, reasons.
+//!
+//! Invariants: no_std, no logic beyond constructors and names, every type `#[repr(C)]` without padding and checked for
+//! size and alignment at compile time. Addresses and ports are in network byte order exactly as they stand in a packet
+//! (`u32::from_ne_bytes(octets)`, `port.to_be()`), so no program ever swaps bytes on its fast path.
+//!
+//! A change of any layout here, or of a map's type, must raise [`SCHEMA`]: maps of two schemas live in different pin
+//! directories and are never mixed.
 #![no_std]
+
+mod flow;
+mod reason;
+mod service;
+mod socket;
+
+pub use flow::{Flow, FlowKey, FlowKind};
+pub use reason::Reason;
+pub use service::{Backend, Counters, Frontend, FrontendKey, Scope, ServiceName, Settings};
+pub use socket::{SOCKET_TRANSLATIONS, SocketState, Translation};
+
+/// Version of everything in this crate that is visible in a pinned map.
+pub const SCHEMA: u32 = 1;
+
+/// IP protocol numbers.
+pub mod protocol {
+    /// ICMP for IPv4.
+    pub const ICMP: u8 = 1;
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+}
+
+/// Bound of a map as declared in the object; the loader may lower or raise it.
+pub mod limits {
+    /// Frontends: one per service address, port, protocol and scope.
+    pub const FRONTENDS: u32 = 65_536;
+    /// Backend slots; an id is an index.
+    pub const BACKENDS: u32 = 16_384;
+    /// Words of the slab that holds backend lists.
+    pub const SLAB: u32 = 262_144;
+    /// Service ports that have a name and counters; an id is an index.
+    pub const SERVICES: u32 = 8_192;
+    /// Entries of the flow map, two per translated connection.
+    pub const FLOWS: u32 = 262_144;
+    /// Local addresses and links of the node.
+    pub const LOCALS: u32 = 4_096;
+    /// Bytes of the event ring.
+    pub const EVENTS: u32 = 65_536;
+    /// Ports tried for a masqueraded connection before it is refused.
+    pub const PORT_PROBES: u32 = 8;
+}
+
+/// Names of the maps, as pinned and as declared in the object.
+pub mod maps {
+    /// `FrontendKey` to `Frontend`.
+    pub const FRONTENDS: &str = "frontends";
+    /// Backend id to `Backend`.
+    pub const BACKENDS: &str = "backends";
+    /// Lists of backend ids.
+    pub const SLAB: &str = "slab";
+    /// Service id to `ServiceName`, for people; the programs never read it.
+    pub const NAMES: &str = "names";
+    /// `FlowKey` to `Flow`.
+    pub const FLOWS: &str = "flows";
+    /// Local addresses.
+    pub const LOCALS: &str = "locals";
+    /// Link index to the address that masqueraded traffic leaves with.
+    pub const SOURCES: &str = "sources";
+    /// One `Settings`.
+    pub const SETTINGS: &str = "settings";
+    /// One word: 1 while user space sweeps the flow map.
+    pub const SWEEPER: &str = "sweeper";
+    /// Service id to `Counters`, per CPU.
+    pub const SERVICE_COUNTERS: &str = "service_counters";
+    /// Backend id to `Counters`, per CPU.
+    pub const BACKEND_COUNTERS: &str = "backend_counters";
+    /// `Reason` to packets, per CPU.
+    pub const REASONS: &str = "reasons";
+    /// Ring of `Event`.
+    pub const EVENTS: &str = "events";
+    /// Socket storage of `SocketState`.
+    pub const SOCKETS: &str = "sockets";
+    /// Every pinned map.
+    pub const ALL: [&str; 14] = [
+        FRONTENDS,
+        BACKENDS,
+        SLAB,
+        NAMES,
+        FLOWS,
+        LOCALS,
+        SOURCES,
+        SETTINGS,
+        SWEEPER,
+        SERVICE_COUNTERS,
+        BACKEND_COUNTERS,
+        REASONS,
+        EVENTS,
+        SOCKETS,
+    ];
+}
+
+/// What the programs tell user space through the ring.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// One of the `Event::*` constants.
+    pub kind: u32,
+    /// Depends on the kind; 0 now.
+    pub value: u32,
+}
+
+impl Event {
+    /// A flow was created while nobody swept the flow map.
+    pub const FLOWS: u32 = 1;
+}
+
+const _: () = assert!(size_of::<Event>() == 8);
+
+#[cfg(feature = "user")]
+mod user {
+    #![allow(unsafe_code)]
+    use super::{Backend, Counters, Flow, FlowKey, Frontend, FrontendKey, ServiceName, Settings, SocketState};
+
+    macro_rules! plain_old_data {
+        ($($name:ty),* $(,)?) => {
+            // SAFETY: all are `#[repr(C)]`, `Copy`, made of integers only and without padding, as asserted beside
+            // their definitions, so every bit pattern is a value and every byte is initialised.
+            $(unsafe impl aya::Pod for $name {})*
+        };
+    }
+
+    plain_old_data!(Backend, Counters, Flow, FlowKey, Frontend, FrontendKey, ServiceName, Settings, SocketState);
+}

@@ -1,1 +1,31 @@
+//! What the data plane does with a packet or a socket address, generic over how packets and maps are reached.
+//!
+//! The same source runs in the kernel (through `sluice-ebpf-programs`) and on the host under tests. Invariants: no_std,
+//! no allocation, no panic, no loop without a constant bound, no clock or randomness of its own: everything comes
+//! through [`Packet`] and [`Maps`].
 #![no_std]
+
+#[cfg(test)]
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+mod access;
+mod egress;
+mod flow;
+mod header;
+mod ingress;
+mod service;
+mod socket;
+#[cfg(test)]
+mod tests;
+
+pub use access::{InsertError, Maps, Packet, Verdict};
+pub use egress::{egress_pod, egress_uplink};
+pub use header::{ETHERNET, Header, Kind, parse};
+pub use ingress::ingress;
+pub use service::{find, pick};
+pub use socket::{SocketVerdict, connect, original, remember, send};
+
+/// Bit of a packet's mark that carries the decision "the source must become this node" from ingress to egress.
+pub const MARK_NEEDS_SOURCE: u32 = 0x2000;

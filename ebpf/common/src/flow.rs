@@ -1,0 +1,78 @@
+//! The flow table: what was decided for connections that are translated packet by packet.
+
+/// Which translation a flow entry is for, and which direction of it.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FlowKind {
+    /// Client to service address: the destination becomes the backend. Looked up on ingress.
+    Service = 0,
+    /// Backend to client: the source becomes the service address. Looked up on egress.
+    ServiceReply = 1,
+    /// Pod (or client of a remote backend) to the outside: the source becomes the node. Looked up on egress.
+    Masquerade = 2,
+    /// Outside to the node's port: the destination becomes the pod. Looked up on ingress.
+    MasqueradeReply = 3,
+}
+
+/// A connection as seen in one direction at one hook.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FlowKey {
+    /// Network order.
+    pub source: u32,
+    /// Network order.
+    pub destination: u32,
+    /// Network order; the identifier for ICMP echo.
+    pub source_port: u16,
+    /// Network order; 0 for ICMP echo.
+    pub destination_port: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// A [`FlowKind`] as a number.
+    pub kind: u8,
+    /// Zero.
+    pub reserved: u16,
+}
+
+/// What to do with the packets of a direction. Both directions have an entry and name each other; an entry is removed
+/// only by user space, never by another connection.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flow {
+    /// The other direction's key.
+    pub other: FlowKey,
+    /// Address to write, network order.
+    pub address: u32,
+    /// Port to write, network order.
+    pub port: u16,
+    /// `Flow::*` bits.
+    pub flags: u16,
+    /// Service id, or [`Flow::NO_SERVICE`].
+    pub service: u32,
+    /// Backend id.
+    pub backend: u32,
+    /// Seconds of the coarse monotonic clock at creation.
+    pub created: u32,
+    /// Seconds of the coarse monotonic clock at the last packet.
+    pub seen: u32,
+    /// Packets in this direction.
+    pub packets: u64,
+    /// Bytes in this direction.
+    pub bytes: u64,
+}
+
+impl Flow {
+    /// A FIN was seen in this direction.
+    pub const FIN: u16 = 1;
+    /// A RST was seen in this direction.
+    pub const RST: u16 = 2;
+    /// The backend is on another node: the source must become this node on the way out.
+    pub const NEEDS_SOURCE: u16 = 4;
+    /// Service id of a plain masquerade.
+    pub const NO_SERVICE: u32 = u32::MAX;
+}
+
+const _: () = {
+    assert!(size_of::<FlowKey>() == 16 && align_of::<FlowKey>() == 4);
+    assert!(size_of::<Flow>() == 56 && align_of::<Flow>() == 8);
+};

@@ -1,0 +1,35 @@
+//! What a socket remembers about the service addresses it was translated from.
+
+/// Translations that one socket remembers at a time; unconnected UDP sockets may talk to several services.
+pub const SOCKET_TRANSLATIONS: usize = 4;
+
+/// One service address and the backend that stands for it on this socket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Translation {
+    /// What the program asked for. Network order; 0 when the entry is unused.
+    pub service_address: u32,
+    /// What it got. Network order.
+    pub backend_address: u32,
+    /// Network order.
+    pub service_port: u16,
+    /// Network order.
+    pub backend_port: u16,
+    /// Generation of the frontend when the backend was picked.
+    pub generation: u32,
+}
+
+/// Lives in socket storage: it goes with the socket and cannot be evicted.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketState {
+    /// Newest entries overwrite the oldest.
+    pub entries: [Translation; SOCKET_TRANSLATIONS],
+    /// Where the next entry goes.
+    pub next: u32,
+}
+
+const _: () = {
+    assert!(size_of::<Translation>() == 16 && align_of::<Translation>() == 4);
+    assert!(size_of::<SocketState>() == 68 && align_of::<SocketState>() == 4);
+};

@@ -1,0 +1,163 @@
+//! Packets that go out: to the outside on an uplink, to a pod on its link.
+
+use sluice_ebpf_common::{Flow, FlowKey, FlowKind, Reason, Settings, limits, protocol};
+
+use crate::header::{End, Header, Kind, parse, rewrite};
+use crate::{InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Verdict, flow};
+
+/// A packet on its way to a pod: answers of a backend get the service address back as their source.
+#[inline(always)]
+pub fn egress_pod<P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
+    let Some(header) = parse(packet) else { return Verdict::Pass };
+    if header.kind != Kind::Ports || header.protocol == protocol::ICMP {
+        return Verdict::Pass;
+    }
+    verdict(maps, from_service(packet, maps, &header).map(|_| ()))
+}
+
+/// A packet on its way out of the node: answers of a backend get the service address back as their source; pods'
+/// traffic to the outside, and clients' traffic that was sent on to a backend elsewhere, leaves with the node's address.
+#[inline(always)]
+pub fn egress_uplink<P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
+    let Some(header) = parse(packet) else { return Verdict::Pass };
+    let Some(settings) = maps.settings() else { return Verdict::Pass };
+    let forwarded = packet.mark() & MARK_NEEDS_SOURCE != 0;
+    if forwarded {
+        packet.set_mark(packet.mark() & !MARK_NEEDS_SOURCE);
+    } else {
+        if header.kind == Kind::Ports && header.protocol != protocol::ICMP {
+            match from_service(packet, maps, &header) {
+                Ok(false) => {}
+                other => return verdict(maps, other.map(|_| ())),
+            }
+        }
+        if !leaves(&settings, &header) {
+            return Verdict::Pass;
+        }
+    }
+    verdict(maps, masquerade(packet, maps, &settings, &header))
+}
+
+#[inline(always)]
+fn verdict<M: Maps>(maps: &M, result: Result<(), Reason>) -> Verdict {
+    match result {
+        Ok(()) => Verdict::Pass,
+        Err(reason) => {
+            maps.count_reason(reason);
+            Verdict::Drop(reason)
+        }
+    }
+}
+
+/// Is it a pod's packet to the outside of the cluster?
+#[inline(always)]
+fn leaves(settings: &Settings, header: &Header) -> bool {
+    settings.pod_mask != 0
+        && header.source & settings.pod_mask == settings.pod_network
+        && header.destination & settings.cluster_mask != settings.cluster_network
+}
+
+#[inline(always)]
+fn from_service<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Header) -> Result<bool, Reason> {
+    let (now, bytes) = (maps.now(), packet.length());
+    let found = maps.flow(&flow::key(header, FlowKind::ServiceReply), |flow| {
+        flow::touch(flow, header, now, bytes);
+        (flow.address, flow.port, flow.service, flow.backend)
+    });
+    let Some((address, port, service, backend)) = found else { return Ok(false) };
+    let bytes = u64::from(bytes);
+    maps.count_service(service, |counters| {
+        counters.packets += 1;
+        counters.bytes += bytes;
+    });
+    maps.count_backend(backend, |counters| {
+        counters.packets += 1;
+        counters.bytes += bytes;
+    });
+    rewrite(packet, header, End::Source, address, port).ok_or(Reason::Rewrite)?;
+    Ok(true)
+}
+
+#[inline(always)]
+fn masquerade<P: Packet, M: Maps>(
+    packet: &mut P,
+    maps: &M,
+    settings: &Settings,
+    header: &Header,
+) -> Result<(), Reason> {
+    match header.kind {
+        Kind::Ports => {}
+        // A pod that answers a ping from the outside was asked under its own address.
+        Kind::EchoReply | Kind::IcmpError => return Ok(()),
+        Kind::Fragment => return Err(Reason::Fragment),
+        Kind::Other => return Err(Reason::Protocol),
+    }
+    let (now, bytes) = (maps.now(), packet.length());
+    let found = maps.flow(&flow::key(header, FlowKind::Masquerade), |flow| {
+        flow::touch(flow, header, now, bytes);
+        (flow.address, flow.port)
+    });
+    let (address, port) = match found {
+        Some(source) => source,
+        None => allocate(maps, settings, header, bytes)?,
+    };
+    rewrite(packet, header, End::Source, address, port).ok_or(Reason::Rewrite)
+}
+
+/// Finds a port of the node that is free towards this destination and records both directions.
+#[inline(always)]
+fn allocate<M: Maps>(maps: &M, settings: &Settings, header: &Header, bytes: u32) -> Result<(u32, u16), Reason> {
+    let own = maps.source_address();
+    let address = if own != 0 { own } else { settings.node_address };
+    let key = flow::key(header, FlowKind::Masquerade);
+    let now = maps.now();
+    let mut flow = Flow {
+        other: key,
+        address: header.source,
+        port: header.source_port,
+        flags: 0,
+        service: Flow::NO_SERVICE,
+        backend: 0,
+        created: now,
+        seen: now,
+        packets: 0,
+        bytes: 0,
+    };
+    let mut reply_key = FlowKey {
+        source: header.destination,
+        destination: address,
+        source_port: header.destination_port,
+        destination_port: 0,
+        protocol: header.protocol,
+        kind: FlowKind::MasqueradeReply as u8,
+        reserved: 0,
+    };
+    let range = u64::from(settings.source_port_last.wrapping_sub(settings.source_port_first)) + 1;
+    let mut free = false;
+    for _ in 0..limits::PORT_PROBES {
+        let offset = ((u64::from(maps.random()) * range) >> 32) as u16;
+        reply_key.destination_port = settings.source_port_first.wrapping_add(offset).to_be();
+        match maps.insert_flow(&reply_key, &flow) {
+            Ok(()) => {
+                free = true;
+                break;
+            }
+            Err(InsertError::Exists) => {}
+            Err(InsertError::Full) => return Err(Reason::FlowsFull),
+        }
+    }
+    if !free {
+        return Err(Reason::PortsExhausted);
+    }
+    flow.other = reply_key;
+    flow.address = address;
+    flow.port = reply_key.destination_port;
+    flow.packets = 1;
+    flow.bytes = u64::from(bytes);
+    match flow::complete(maps, &key, &flow) {
+        Ok(()) => Ok((address, reply_key.destination_port)),
+        // Another CPU was faster with a packet of the same connection: its port holds.
+        Err(InsertError::Exists) => maps.flow(&key, |flow| (flow.address, flow.port)).ok_or(Reason::FlowsFull),
+        Err(InsertError::Full) => Err(Reason::FlowsFull),
+    }
+}

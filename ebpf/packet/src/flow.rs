@@ -1,0 +1,45 @@
+//! Keys of the flow table and the creation of a pair of entries.
+
+use sluice_ebpf_common::{Flow, FlowKey, FlowKind};
+
+use crate::header::Header;
+use crate::{InsertError, Maps};
+
+/// The key under which this packet's flow of that kind is found.
+#[inline(always)]
+pub(crate) fn key(header: &Header, kind: FlowKind) -> FlowKey {
+    FlowKey {
+        source: header.source,
+        destination: header.destination,
+        source_port: header.source_port,
+        destination_port: header.destination_port,
+        protocol: header.protocol,
+        kind: kind as u8,
+        reserved: 0,
+    }
+}
+
+/// Notes a packet in its flow entry.
+#[inline(always)]
+pub(crate) fn touch(flow: &mut Flow, header: &Header, now: u32, bytes: u32) {
+    if flow.seen != now {
+        flow.seen = now;
+    }
+    let closes = header.closes();
+    if flow.flags & closes != closes {
+        flow.flags |= closes;
+    }
+    flow.packets += 1;
+    flow.bytes += u64::from(bytes);
+}
+
+/// Adds the entry of the first direction after the other one is there; on failure the other one is taken back.
+#[inline(always)]
+pub(crate) fn complete<M: Maps>(maps: &M, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+    let inserted = maps.insert_flow(key, flow);
+    match inserted {
+        Ok(()) => maps.flow_created(),
+        Err(_) => maps.remove_flow(&flow.other),
+    }
+    inserted
+}

@@ -1,0 +1,51 @@
+//! From a service address to a backend.
+
+use sluice_ebpf_common::{Backend, Frontend, FrontendKey, Reason, Scope, Settings};
+
+use crate::Maps;
+
+/// The frontend for an address and port (network order): an exact one, else the node port on any local address.
+#[inline(always)]
+pub fn find<M: Maps>(
+    maps: &M,
+    settings: &Settings,
+    address: u32,
+    port: u16,
+    protocol: u8,
+    scope: Scope,
+) -> Option<Frontend> {
+    let key = FrontendKey { address, port, protocol, scope: scope as u8 };
+    if let Some(frontend) = maps.frontend(&key) {
+        return Some(frontend);
+    }
+    let number = u16::from_be(port);
+    if number < settings.node_port_first || number > settings.node_port_last || !maps.is_local(address) {
+        return None;
+    }
+    maps.frontend(&FrontendKey { address: 0, ..key })
+}
+
+/// Picks a backend at random; one with the address `avoid` (0: none) is passed over for its neighbour.
+#[inline(always)]
+pub fn pick<M: Maps>(maps: &M, frontend: &Frontend, avoid: u32) -> Result<(u32, Backend), Reason> {
+    if frontend.count == 0 {
+        return Err(Reason::NoEndpoint);
+    }
+    let index = ((u64::from(maps.random()) * u64::from(frontend.count)) >> 32) as u32;
+    let (id, backend) = at(maps, frontend, index)?;
+    if backend.address != avoid {
+        return Ok((id, backend));
+    }
+    if frontend.count == 1 {
+        return Err(Reason::Hairpin);
+    }
+    let (id, backend) = at(maps, frontend, if index == 0 { frontend.count - 1 } else { index - 1 })?;
+    if backend.address == avoid { Err(Reason::Hairpin) } else { Ok((id, backend)) }
+}
+
+#[inline(always)]
+fn at<M: Maps>(maps: &M, frontend: &Frontend, index: u32) -> Result<(u32, Backend), Reason> {
+    let id = maps.slot(frontend.base.wrapping_add(index)).ok_or(Reason::Inconsistent)?;
+    let backend = maps.backend(id).ok_or(Reason::Inconsistent)?;
+    if backend.address == 0 { Err(Reason::Inconsistent) } else { Ok((id, backend)) }
+}

@@ -1,0 +1,142 @@
+//! The maps as `sluice-packet` wants them.
+#![allow(unsafe_code)]
+
+use core::ptr::{addr_of, read_volatile};
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
+use sluice_ebpf_common::{Backend, Counters, Event, Flow, FlowKey, Frontend, FrontendKey, Reason, Settings};
+use sluice_packet::{InsertError, Maps};
+
+use crate::maps;
+
+const NANOSECONDS: u64 = 1_000_000_000;
+const EEXIST: i32 = -17;
+
+/// Where the program runs; the rest is in the maps.
+pub enum Kernel {
+    /// On a packet that uses the link with this index.
+    Link(u32),
+    /// On a socket in the network namespace with this cookie.
+    Socket(u64),
+}
+
+impl Maps for Kernel {
+    #[inline(always)]
+    fn settings(&self) -> Option<Settings> {
+        maps::SETTINGS.get(0).copied()
+    }
+
+    #[inline(always)]
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+        // The element may be reused for another frontend while it is read; the generation, unique per write, tells.
+        for _ in 0..2 {
+            let entry = maps::FRONTENDS.get_ptr(key)?;
+            // SAFETY: the map returned a pointer to a whole value, readable until the program ends.
+            let (copy, generation) = unsafe { (read_volatile(entry), read_volatile(addr_of!((*entry).generation))) };
+            if copy.generation == generation {
+                return Some(copy);
+            }
+        }
+        None
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<u32> {
+        maps::SLAB.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn backend(&self, id: u32) -> Option<Backend> {
+        maps::BACKENDS.get(id).copied()
+    }
+
+    #[inline(always)]
+    fn is_local(&self, address: u32) -> bool {
+        if address.to_ne_bytes()[0] == 127 {
+            let Kernel::Socket(cookie) = self else { return false };
+            return maps::SETTINGS.get(0).is_some_and(|settings| settings.host_cookie == *cookie);
+        }
+        maps::LOCALS.get_ptr(address).is_some()
+    }
+
+    #[inline(always)]
+    fn source_address(&self) -> u32 {
+        let Kernel::Link(index) = self else { return 0 };
+        match maps::SOURCES.get_ptr(*index) {
+            // SAFETY: the map returned a pointer to a whole value.
+            Some(address) => unsafe { read_volatile(address) },
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn flow<R>(&self, key: &FlowKey, change: impl FnOnce(&mut Flow) -> R) -> Option<R> {
+        let flow = maps::FLOWS.get_ptr_mut(key)?;
+        // SAFETY: the map returned a pointer to a whole value. Other CPUs may count in it at the same time; its
+        // fields are independent words and lost counts are accepted.
+        Some(change(unsafe { &mut *flow }))
+    }
+
+    #[inline(always)]
+    fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+        match maps::FLOWS.insert(key, flow, u64::from(BPF_NOEXIST)) {
+            Ok(()) => Ok(()),
+            Err(EEXIST) => Err(InsertError::Exists),
+            Err(_) => Err(InsertError::Full),
+        }
+    }
+
+    #[inline(always)]
+    fn remove_flow(&self, key: &FlowKey) {
+        // A missing entry is what was wanted.
+        let _ = maps::FLOWS.remove(key);
+    }
+
+    #[inline(always)]
+    fn flow_created(&self) {
+        let Some(armed) = maps::SWEEPER.get_ptr_mut(0) else { return };
+        // SAFETY: a word of an array map. Two CPUs may both send the event: the second one is harmless.
+        unsafe {
+            if read_volatile(armed) == 0 && maps::EVENTS.output(Event { kind: Event::FLOWS, value: 0 }, 0).is_ok() {
+                *armed = 1;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u32 {
+        // SAFETY: the helper has no preconditions.
+        (unsafe { bpf_ktime_get_coarse_ns() } / NANOSECONDS) as u32
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: the helper has no preconditions.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn count_service(&self, id: u32, add: impl FnOnce(&mut Counters)) {
+        if let Some(counters) = maps::SERVICE_COUNTERS.get_ptr_mut(id) {
+            // SAFETY: this CPU's own value.
+            add(unsafe { &mut *counters });
+        }
+    }
+
+    #[inline(always)]
+    fn count_backend(&self, id: u32, add: impl FnOnce(&mut Counters)) {
+        if let Some(counters) = maps::BACKEND_COUNTERS.get_ptr_mut(id) {
+            // SAFETY: this CPU's own value.
+            add(unsafe { &mut *counters });
+        }
+    }
+
+    #[inline(always)]
+    fn count_reason(&self, reason: Reason) {
+        if let Some(counter) = maps::REASONS.get_ptr_mut(reason as u32) {
+            // SAFETY: this CPU's own value.
+            unsafe { *counter += 1 };
+        }
+    }
+}

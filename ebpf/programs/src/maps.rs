@@ -1,0 +1,55 @@
+//! The maps, under the names of `sluice_ebpf_common::maps`. User space pins them all.
+#![allow(unsafe_code)]
+
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
+use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, RingBuf, SkStorage};
+use aya_ebpf::macros::btf_map;
+use sluice_ebpf_common::{
+    Backend, Counters, Event, Flow, FlowKey, Frontend, FrontendKey, Reason, ServiceName, Settings, SocketState, limits,
+};
+
+const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
+const MAPPED: usize = BPF_F_MMAPABLE as usize;
+
+#[btf_map(name = "frontends")]
+pub static FRONTENDS: HashMap<FrontendKey, Frontend, { limits::FRONTENDS as usize }, ON_DEMAND> = HashMap::new();
+
+#[btf_map(name = "backends")]
+pub static BACKENDS: Array<Backend, { limits::BACKENDS as usize }> = Array::new();
+
+#[btf_map(name = "slab")]
+pub static SLAB: Array<u32, { limits::SLAB as usize }, MAPPED> = Array::new();
+
+/// For user space only: no program reads it.
+#[btf_map(name = "names")]
+pub static NAMES: HashMap<u32, ServiceName, { limits::SERVICES as usize }, ON_DEMAND> = HashMap::new();
+
+#[btf_map(name = "flows")]
+pub static FLOWS: HashMap<FlowKey, Flow, { limits::FLOWS as usize }, ON_DEMAND> = HashMap::new();
+
+#[btf_map(name = "locals")]
+pub static LOCALS: HashMap<u32, u32, { limits::LOCALS as usize }, ON_DEMAND> = HashMap::new();
+
+#[btf_map(name = "sources")]
+pub static SOURCES: HashMap<u32, u32, { limits::LOCALS as usize }, ON_DEMAND> = HashMap::new();
+
+#[btf_map(name = "settings")]
+pub static SETTINGS: Array<Settings, 1> = Array::new();
+
+#[btf_map(name = "sweeper")]
+pub static SWEEPER: Array<u32, 1> = Array::new();
+
+#[btf_map(name = "service_counters")]
+pub static SERVICE_COUNTERS: PerCpuArray<Counters, { limits::SERVICES as usize }> = PerCpuArray::new();
+
+#[btf_map(name = "backend_counters")]
+pub static BACKEND_COUNTERS: PerCpuArray<Counters, { limits::BACKENDS as usize }> = PerCpuArray::new();
+
+#[btf_map(name = "reasons")]
+pub static REASONS: PerCpuArray<u64, { Reason::COUNT as usize }> = PerCpuArray::new();
+
+#[btf_map(name = "events")]
+pub static EVENTS: RingBuf<Event, { limits::EVENTS as usize }> = RingBuf::new();
+
+#[btf_map(name = "sockets")]
+pub static SOCKETS: SkStorage<SocketState> = SkStorage::new();

@@ -1,0 +1,206 @@
+//! cgroup programs on socket addresses, for IPv4 and for IPv4 addresses in IPv6 form on IPv6 sockets.
+#![allow(unsafe_code)]
+
+use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
+
+use aya_ebpf::bindings::bpf_sock_addr;
+use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_set_retval};
+use aya_ebpf::macros::cgroup_sock_addr;
+use aya_ebpf::programs::SockAddrContext;
+use sluice_ebpf_common::{SocketState, Translation, protocol};
+use sluice_packet::{SocketVerdict, connect, original, remember, send};
+
+use crate::kernel::Kernel;
+use crate::maps;
+
+const ALLOW: i32 = 1;
+const REFUSE: i32 = 0;
+const ECONNREFUSED: i32 = 111;
+const IPPROTO_MPTCP: u32 = 262;
+const MAPPED: u32 = 0xffff_u32.to_be();
+
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(context: SockAddrContext) -> i32 {
+    connecting(&Address::V4(context))
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(context: SockAddrContext) -> i32 {
+    connecting(&Address::V6(context))
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sendmsg4(context: SockAddrContext) -> i32 {
+    sending(&Address::V4(context))
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sendmsg6(context: SockAddrContext) -> i32 {
+    sending(&Address::V6(context))
+}
+
+#[cgroup_sock_addr(recvmsg4)]
+pub fn recvmsg4(context: SockAddrContext) -> i32 {
+    asking(&Address::V4(context))
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+pub fn recvmsg6(context: SockAddrContext) -> i32 {
+    asking(&Address::V6(context))
+}
+
+#[cgroup_sock_addr(getpeername4)]
+pub fn getpeername4(context: SockAddrContext) -> i32 {
+    asking(&Address::V4(context))
+}
+
+#[cgroup_sock_addr(getpeername6)]
+pub fn getpeername6(context: SockAddrContext) -> i32 {
+    asking(&Address::V6(context))
+}
+
+#[inline(always)]
+fn connecting(socket: &Address) -> i32 {
+    let (Some(address), Some(protocol)) = (socket.address(), socket.protocol()) else { return ALLOW };
+    match connect(&socket.kernel(), address, socket.port(), protocol) {
+        SocketVerdict::Untouched => ALLOW,
+        SocketVerdict::Refused => refuse(),
+        SocketVerdict::Translated(translation) => {
+            store(socket, translation);
+            socket.set(translation.backend_address, translation.backend_port);
+            ALLOW
+        }
+    }
+}
+
+#[inline(always)]
+fn sending(socket: &Address) -> i32 {
+    let (Some(address), Some(protocol)) = (socket.address(), socket.protocol()) else { return ALLOW };
+    // SAFETY: see `state`.
+    let state = state(socket).map(|state| unsafe { &*state });
+    match send(&socket.kernel(), address, socket.port(), protocol, state) {
+        SocketVerdict::Untouched => ALLOW,
+        SocketVerdict::Refused => refuse(),
+        SocketVerdict::Translated(translation) => {
+            store(socket, translation);
+            socket.set(translation.backend_address, translation.backend_port);
+            ALLOW
+        }
+    }
+}
+
+/// A program asks who sent a datagram or who its peer is.
+#[inline(always)]
+fn asking(socket: &Address) -> i32 {
+    let Some(address) = socket.address() else { return ALLOW };
+    let Some(state) = state(socket) else { return ALLOW };
+    // SAFETY: see `state`.
+    if let Some((address, port)) = original(unsafe { &*state }, address, socket.port()) {
+        socket.set(address, port);
+    }
+    ALLOW
+}
+
+#[inline(always)]
+fn refuse() -> i32 {
+    // SAFETY: the helper has no preconditions; without it the answer would be EPERM.
+    unsafe { bpf_set_retval(-ECONNREFUSED) };
+    REFUSE
+}
+
+/// What this socket remembers. The pointer is valid while the program runs; two threads on one socket may write it at
+/// the same time, which costs at most one remembered translation.
+#[inline(always)]
+fn state(socket: &Address) -> Option<*mut SocketState> {
+    // SAFETY: the context's socket is valid for the whole program.
+    let state = unsafe { maps::SOCKETS.get_ptr_mut(socket.context()) };
+    if state.is_null() { None } else { Some(state) }
+}
+
+#[inline(always)]
+fn store(socket: &Address, translation: Translation) {
+    // SAFETY: as in `state`; the helper makes a zeroed value when there is none.
+    let state = unsafe { maps::SOCKETS.get_or_insert_ptr_mut(socket.context(), None) };
+    if !state.is_null() {
+        // SAFETY: see `state`.
+        remember(unsafe { &mut *state }, translation);
+    }
+}
+
+/// A socket's destination or peer.
+enum Address {
+    V4(SockAddrContext),
+    V6(SockAddrContext),
+}
+
+// SAFETY of all blocks: the context is valid for the whole program. Reads and writes are volatile because the kernel
+// accepts them only in the width of the field.
+impl Address {
+    #[inline(always)]
+    fn context(&self) -> &SockAddrContext {
+        match self {
+            Address::V4(context) | Address::V6(context) => context,
+        }
+    }
+
+    #[inline(always)]
+    fn raw(&self) -> *mut bpf_sock_addr {
+        self.context().sock_addr
+    }
+
+    #[inline(always)]
+    fn kernel(&self) -> Kernel {
+        // SAFETY: see above.
+        Kernel::Socket(unsafe { bpf_get_netns_cookie(self.raw().cast()) })
+    }
+
+    /// The IPv4 address, `None` for a real IPv6 one.
+    #[inline(always)]
+    fn address(&self) -> Option<u32> {
+        let raw = self.raw();
+        // SAFETY: see above.
+        unsafe {
+            match self {
+                Address::V4(_) => Some(read_volatile(addr_of!((*raw).user_ip4))),
+                Address::V6(_) => {
+                    let first = read_volatile(addr_of!((*raw).user_ip6[0]));
+                    let second = read_volatile(addr_of!((*raw).user_ip6[1]));
+                    let third = read_volatile(addr_of!((*raw).user_ip6[2]));
+                    if first != 0 || second != 0 || third != MAPPED {
+                        return None;
+                    }
+                    Some(read_volatile(addr_of!((*raw).user_ip6[3])))
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn port(&self) -> u16 {
+        // SAFETY: see above.
+        unsafe { read_volatile(addr_of!((*self.raw()).user_port)) as u16 }
+    }
+
+    #[inline(always)]
+    fn protocol(&self) -> Option<u8> {
+        // SAFETY: see above.
+        match unsafe { read_volatile(addr_of!((*self.raw()).protocol)) } {
+            6 | IPPROTO_MPTCP => Some(protocol::TCP),
+            17 => Some(protocol::UDP),
+            _ => None,
+        }
+    }
+
+    #[inline(always)]
+    fn set(&self, address: u32, port: u16) {
+        let raw = self.raw();
+        // SAFETY: see above.
+        unsafe {
+            match self {
+                Address::V4(_) => write_volatile(addr_of_mut!((*raw).user_ip4), address),
+                Address::V6(_) => write_volatile(addr_of_mut!((*raw).user_ip6[3]), address),
+            }
+            write_volatile(addr_of_mut!((*raw).user_port), u32::from(port));
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! TC programs: packets on uplinks and on pods' links (their host side).
+#![allow(unsafe_code)]
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::helpers::{bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes};
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use sluice_ebpf_common::Scope;
+use sluice_packet::{Packet, Verdict, egress_pod, egress_uplink, ingress};
+
+use crate::kernel::Kernel;
+
+/// From the outside.
+#[classifier]
+pub fn uplink_in(context: TcContext) -> i32 {
+    let (mut packet, maps) = open(&context);
+    close(ingress(&mut packet, &maps, Scope::External))
+}
+
+/// To the outside.
+#[classifier]
+pub fn uplink_out(context: TcContext) -> i32 {
+    let (mut packet, maps) = open(&context);
+    close(egress_uplink(&mut packet, &maps))
+}
+
+/// From a pod.
+#[classifier]
+pub fn pod_in(context: TcContext) -> i32 {
+    let (mut packet, maps) = open(&context);
+    close(ingress(&mut packet, &maps, Scope::Internal))
+}
+
+/// To a pod.
+#[classifier]
+pub fn pod_out(context: TcContext) -> i32 {
+    let (mut packet, maps) = open(&context);
+    close(egress_pod(&mut packet, &maps))
+}
+
+#[inline(always)]
+fn open(context: &TcContext) -> (Buffer, Kernel) {
+    let skb = context.skb.skb;
+    // SAFETY: the context is valid for the whole program.
+    let link = unsafe { (*skb).ifindex };
+    (Buffer { skb }, Kernel::Link(link))
+}
+
+/// Passing means "the next program decides": others' programs on the same link stay in effect.
+#[inline(always)]
+fn close(verdict: Verdict) -> i32 {
+    match verdict {
+        Verdict::Pass => TC_ACT_UNSPEC,
+        Verdict::Drop(_) => TC_ACT_SHOT as i32,
+    }
+}
+
+struct Buffer {
+    skb: *mut __sk_buff,
+}
+
+#[inline(always)]
+fn done(result: i64) -> Option<()> {
+    if result == 0 { Some(()) } else { None }
+}
+
+/// `BPF_F_MARK_MANGLED_0` keeps "no checksum" of UDP as it is.
+#[inline(always)]
+fn zero(zero_is_none: bool) -> u64 {
+    if zero_is_none { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 }
+}
+
+// SAFETY of all blocks: `skb` is the program's context; the helpers check offsets and lengths themselves, and the
+// buffers are live locals of the length that is passed.
+impl Packet for Buffer {
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        // SAFETY: see above.
+        unsafe { (*self.skb).len }
+    }
+
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+        // SAFETY: see above; on success the helper wrote all bytes.
+        unsafe {
+            done(bpf_skb_load_bytes(self.skb.cast(), offset, bytes.as_mut_ptr().cast(), N as u32))?;
+            Some(bytes.assume_init())
+        }
+    }
+
+    #[inline(always)]
+    fn write<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()> {
+        // SAFETY: see above.
+        done(unsafe { bpf_skb_store_bytes(self.skb, offset, bytes.as_ptr().cast(), N as u32, 0) })
+    }
+
+    #[inline(always)]
+    fn fix_ip_checksum(&mut self, offset: u32, from: u32, to: u32) -> Option<()> {
+        // SAFETY: see above.
+        done(unsafe { bpf_l3_csum_replace(self.skb, offset, from.into(), to.into(), 4) })
+    }
+
+    #[inline(always)]
+    fn fix_address_checksum(&mut self, offset: u32, from: u32, to: u32, zero_is_none: bool) -> Option<()> {
+        let flags = 4 | u64::from(BPF_F_PSEUDO_HDR) | zero(zero_is_none);
+        // SAFETY: see above.
+        done(unsafe { bpf_l4_csum_replace(self.skb, offset, from.into(), to.into(), flags) })
+    }
+
+    #[inline(always)]
+    fn fix_port_checksum(&mut self, offset: u32, from: u16, to: u16, zero_is_none: bool) -> Option<()> {
+        // SAFETY: see above.
+        done(unsafe { bpf_l4_csum_replace(self.skb, offset, from.into(), to.into(), 2 | zero(zero_is_none)) })
+    }
+
+    #[inline(always)]
+    fn mark(&self) -> u32 {
+        // SAFETY: see above.
+        unsafe { (*self.skb).mark }
+    }
+
+    #[inline(always)]
+    fn set_mark(&mut self, mark: u32) {
+        // SAFETY: see above.
+        unsafe { (*self.skb).mark = mark }
+    }
+}
