@@ -1,0 +1,80 @@
+//! Every limit of the node daemon, in one place. Reaching one is counted or said where it is enforced.
+
+use std::time::Duration;
+
+/// Pods one node accepts (upstream's `maxPods`).
+pub const MAX_PODS: usize = 110;
+/// Messages waiting for one pod's worker.
+pub const WORKER_QUEUE: usize = 64;
+/// Events waiting to be written to the API server; further ones are dropped and counted.
+pub const EVENT_QUEUE: usize = 1024;
+/// Series remembered by the event recorder, to count repetitions instead of writing new objects.
+pub const EVENT_SERIES: usize = 1024;
+/// Longest event message (the API server refuses more than 1024 bytes).
+pub const EVENT_MESSAGE: usize = 1024;
+/// Image pulls under way at once on a node.
+pub const PARALLEL_PULLS: usize = 4;
+/// Container creations under way at once on a node.
+pub const PARALLEL_STARTS: usize = 16;
+/// First and longest delay of a crash loop, and the run time after which it is forgotten.
+pub const CRASH_BACKOFF_FIRST: Duration = Duration::from_secs(10);
+/// See [`CRASH_BACKOFF_FIRST`].
+pub const CRASH_BACKOFF_MAX: Duration = Duration::from_secs(300);
+/// See [`CRASH_BACKOFF_FIRST`].
+pub const CRASH_BACKOFF_RESET: Duration = Duration::from_secs(600);
+/// First and longest delay between attempts to pull an image.
+pub const PULL_BACKOFF_FIRST: Duration = Duration::from_secs(10);
+/// See [`PULL_BACKOFF_FIRST`].
+pub const PULL_BACKOFF_MAX: Duration = Duration::from_secs(300);
+/// Delay before a failed set-up of the pod (network, volumes) is tried again; doubles up to the second value.
+pub const SETUP_RETRY_FIRST: Duration = Duration::from_secs(1);
+/// See [`SETUP_RETRY_FIRST`].
+pub const SETUP_RETRY_MAX: Duration = Duration::from_secs(60);
+/// Grace given to a pod whose deletion names none.
+pub const DEFAULT_GRACE: Duration = Duration::from_secs(30);
+/// Least time a container gets between its stop signal and SIGKILL (upstream's minimum).
+pub const MIN_GRACE: Duration = Duration::from_secs(2);
+/// Longest termination message kept, in bytes; and from the log, in bytes and lines.
+pub const TERMINATION_MESSAGE: usize = 4096;
+/// See [`TERMINATION_MESSAGE`].
+pub const TERMINATION_LOG: usize = 2048;
+/// See [`TERMINATION_MESSAGE`].
+pub const TERMINATION_LOG_LINES: usize = 80;
+/// Most of a probe's answer that is read (upstream: 10 KiB).
+pub const PROBE_BODY: usize = 10 * 1024;
+/// Redirects an HTTP probe follows.
+pub const PROBE_REDIRECTS: usize = 10;
+/// Longest host name of a pod.
+pub const HOSTNAME: usize = 63;
+/// Search domains and nameservers written to a pod's resolv.conf.
+pub const DNS_SEARCHES: usize = 32;
+/// See [`DNS_SEARCHES`].
+pub const DNS_NAMESERVERS: usize = 3;
+/// Images listed in the Node's status (upstream's `nodeStatusMaxImages`).
+pub const NODE_IMAGES: usize = 50;
+/// Life of the node's lease and how often it is renewed.
+pub const LEASE_DURATION: Duration = Duration::from_secs(40);
+/// See [`LEASE_DURATION`].
+pub const LEASE_RENEW: Duration = Duration::from_secs(10);
+/// The Node's status is written at least this often.
+pub const NODE_STATUS: Duration = Duration::from_secs(300);
+/// Requests the node's HTTPS API serves at once.
+pub const API_CONNECTIONS: usize = 256;
+/// Answers of SubjectAccessReview and their life.
+pub const AUTHZ_CACHE: usize = 256;
+/// See [`AUTHZ_CACHE`].
+pub const AUTHZ_TTL: Duration = Duration::from_secs(30);
+/// Longest log line served as one piece.
+pub const LOG_LINE: usize = 256 * 1024;
+/// Largest message taken from a streaming client.
+pub const STREAM_MESSAGE: usize = 1024 * 1024;
+/// Streams one port-forward connection may hold.
+pub const PORT_FORWARD_STREAMS: usize = 256;
+/// Life asked for a pod's service-account token when the volume names none.
+pub const TOKEN_SECONDS: i64 = 3600;
+/// Wait before a failed write of a pod's status is tried again.
+pub const STATUS_RETRY: Duration = Duration::from_secs(2);
+/// How long `ErrImagePull` is shown before it turns into `ImagePullBackOff`.
+pub const PULL_ERROR_SHOWN: Duration = Duration::from_secs(3);
+/// Wait before a container whose configuration could not be made is tried again without a change of its objects.
+pub const CONFIG_RETRY: Duration = Duration::from_secs(60);

@@ -1,0 +1,12 @@
+//! One pod: what is known of it ([`state`]), how it changes ([`machine`], [`order`]), how it looks from outside
+//! ([`status`]) and how it is found again after a restart ([`adopt`]). All of that is pure; the worker is the only
+//! place where a pod meets IO.
+
+pub mod adopt;
+pub mod machine;
+mod order;
+pub mod spec;
+pub mod state;
+pub mod status;
+#[cfg(test)]
+mod tests;
