@@ -7,6 +7,8 @@
 
 pub mod discovery;
 pub mod names;
+pub mod quantity;
 pub mod resource;
 pub mod selector;
 pub mod status;
+pub mod strategy;

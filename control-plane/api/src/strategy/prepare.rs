@@ -1,0 +1,214 @@
+//! What happens to an object between the user's request and validation: the parts that are not
+//! the user's to write are reset, generations counted. Source: upstream's `pkg/registry/*/strategy.go`.
+
+use serde_json::{Value, json};
+
+use super::path::each;
+use crate::resource::Resource;
+
+/// Kinds whose `metadata.generation` counts changes of the specification.
+const WITH_GENERATION: &[(&str, &[&str])] = &[
+    ("", &["Pod", "ReplicationController", "PodTemplate"]),
+    ("apps", &["Deployment", "ReplicaSet", "StatefulSet", "DaemonSet"]),
+    ("batch", &["Job", "CronJob"]),
+    ("networking.k8s.io", &["Ingress", "NetworkPolicy", "IngressClass"]),
+    ("policy", &["PodDisruptionBudget"]),
+    ("discovery.k8s.io", &["EndpointSlice"]),
+    ("scheduling.k8s.io", &["PriorityClass"]),
+    ("storage.k8s.io", &["CSIDriver"]),
+    (
+        "admissionregistration.k8s.io",
+        &[
+            "MutatingWebhookConfiguration",
+            "ValidatingWebhookConfiguration",
+            "ValidatingAdmissionPolicy",
+            "ValidatingAdmissionPolicyBinding",
+            "MutatingAdmissionPolicy",
+            "MutatingAdmissionPolicyBinding",
+        ],
+    ),
+    ("flowcontrol.apiserver.k8s.io", &["FlowSchema", "PriorityLevelConfiguration"]),
+    ("apiextensions.k8s.io", &["CustomResourceDefinition"]),
+];
+
+/// Parts of an object that do not count for its generation.
+const NOT_SPEC: [&str; 4] = ["metadata", "status", "apiVersion", "kind"];
+
+/// Whether the kind counts generations. Custom resources all do.
+pub fn has_generation(resource: &Resource) -> bool {
+    let row = WITH_GENERATION.iter().find(|(group, _)| resource.group == *group);
+    match row {
+        Some((_, kinds)) => kinds.contains(&resource.kind.as_ref()),
+        None => crate::resource::builtin().by_kind(&resource.group, &resource.version, &resource.kind).is_none(),
+    }
+}
+
+/// Before a create: the status is the server's, the first generation is 1.
+pub fn prepare_create(resource: &Resource, object: &mut Value) {
+    if let Value::Object(top) = object
+        && resource.subresources.status
+    {
+        top.remove("status");
+    }
+    if has_generation(resource) {
+        each(object, "+metadata", &mut |meta| {
+            meta.insert("generation".into(), json!(1));
+        });
+    } else {
+        each(object, "metadata", &mut |meta| {
+            meta.remove("generation");
+        });
+    }
+    let first = match (resource.group.as_ref(), resource.kind.as_ref()) {
+        ("", "Pod") => json!({"phase": "Pending", "qosClass": qos_class(object)}),
+        ("", "Namespace") => json!({"phase": "Active"}),
+        ("", "PersistentVolumeClaim") => json!({"phase": "Pending"}),
+        ("", "PersistentVolume") => json!({"phase": "Pending"}),
+        ("", "Service") => json!({"loadBalancer": {}}),
+        ("apps", "ReplicaSet") | ("", "ReplicationController") => json!({"replicas": 0}),
+        ("apps", "StatefulSet") => json!({"replicas": 0, "availableReplicas": 0}),
+        ("apps", "DaemonSet") => {
+            json!({"currentNumberScheduled": 0, "desiredNumberScheduled": 0, "numberMisscheduled": 0, "numberReady": 0})
+        }
+        ("apps", "Deployment") | ("batch", "Job" | "CronJob") | ("certificates.k8s.io", _) => json!({}),
+        ("networking.k8s.io", "Ingress") => json!({"loadBalancer": {}}),
+        _ => return,
+    };
+    if let Value::Object(top) = object {
+        top.insert("status".into(), first);
+    }
+}
+
+/// Before an update of the main resource: the status stays as it was, a changed specification
+/// makes a new generation.
+pub fn prepare_update(resource: &Resource, old: &Value, new: &mut Value) {
+    if resource.subresources.status {
+        copy(old, new, "status");
+    }
+    if !has_generation(resource) {
+        return;
+    }
+    let generation = old.pointer("/metadata/generation").and_then(Value::as_i64).unwrap_or(1);
+    // A first deletion mark counts as a change too, as upstream's BeforeDelete does.
+    let marked = |o: &Value| o.pointer("/metadata/deletionTimestamp").is_some();
+    let changed = spec_of(old) != spec_of(new) || (marked(new) && !marked(old));
+    each(new, "+metadata", &mut |meta| {
+        meta.insert("generation".into(), json!(generation + i64::from(changed)));
+    });
+}
+
+/// Before an update through `/status`: only the status is taken.
+pub fn prepare_status_update(resource: &Resource, old: &Value, new: &mut Value) {
+    let (Value::Object(before), Value::Object(after)) = (old, &mut *new) else { return };
+    let names: Vec<String> = after.keys().chain(before.keys()).filter(|k| !NOT_SPEC.contains(&k.as_str())).cloned().collect();
+    for name in names {
+        match before.get(&name) {
+            Some(value) => after.insert(name, value.clone()),
+            None => after.remove(&name),
+        };
+    }
+    // Nodes take labels and annotations through status as well (upstream keeps the whole metadata
+    // there); the others keep theirs.
+    let keep_labels = !(resource.group.is_empty() && matches!(resource.kind.as_ref(), "Node" | "Pod"));
+    let old_meta = before.get("metadata").cloned().unwrap_or_else(|| json!({}));
+    each(new, "+metadata", &mut |meta| {
+        let names = ["generation", "deletionTimestamp", "deletionGracePeriodSeconds", "ownerReferences", "finalizers"];
+        let labels = ["labels", "annotations"];
+        let kept = names.iter().chain(labels.iter().filter(|_| keep_labels));
+        for name in kept {
+            match old_meta.get(*name) {
+                Some(value) => meta.insert((*name).into(), value.clone()),
+                None => meta.remove(*name),
+            };
+        }
+    });
+}
+
+/// `Guaranteed`, `Burstable` or `BestEffort`, from CPU and memory of all containers.
+pub fn qos_class(pod: &Value) -> &'static str {
+    let mut any = false;
+    let mut guaranteed = true;
+    for list in ["/spec/containers", "/spec/initContainers"] {
+        for container in pod.pointer(list).and_then(Value::as_array).into_iter().flatten() {
+            let get = |what: &str, name: &str| {
+                container.pointer(&format!("/resources/{what}/{name}")).and_then(|q| crate::quantity::Quantity::from_value(q))
+            };
+            for name in ["cpu", "memory"] {
+                let (request, limit) = (get("requests", name), get("limits", name));
+                any |= [request, limit].iter().flatten().any(|q| !q.is_zero());
+                guaranteed &= limit.is_some_and(|l| !l.is_zero() && request.is_none_or(|r| r == l));
+            }
+        }
+    }
+    match (any, guaranteed) {
+        (false, _) => "BestEffort",
+        (true, true) => "Guaranteed",
+        (true, false) => "Burstable",
+    }
+}
+
+fn spec_of(object: &Value) -> Vec<(&String, &Value)> {
+    let top = object.as_object().into_iter().flatten();
+    let mut parts: Vec<_> = top.filter(|(k, v)| !NOT_SPEC.contains(&k.as_str()) && !v.is_null()).collect();
+    parts.sort_by_key(|(k, _)| *k);
+    parts
+}
+
+fn copy(from: &Value, to: &mut Value, key: &str) {
+    if let Value::Object(to) = to {
+        match from.get(key) {
+            Some(value) => to.insert(key.into(), value.clone()),
+            None => to.remove(key),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resource;
+
+    fn kind(group: &str, kind: &str) -> &'static Resource {
+        resource::builtin().by_kind(group, "v1", kind).unwrap()
+    }
+
+    #[test]
+    fn qos_follows_requests_and_limits() {
+        let check = |resources: Value, expected: &str| {
+            let pod = json!({"spec": {"containers": [{"resources": resources}]}});
+            assert_eq!(qos_class(&pod), expected, "{pod}");
+        };
+        check(json!({}), "BestEffort");
+        check(json!({"requests": {"cpu": "0"}}), "BestEffort");
+        check(json!({"requests": {"cpu": "1"}}), "Burstable");
+        check(json!({"limits": {"cpu": "1", "memory": "1Gi"}}), "Guaranteed");
+        check(json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1000m", "memory": "1024Mi"}}), "Guaranteed");
+        check(json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m"}}), "Burstable");
+    }
+
+    #[test]
+    fn generations_count_changes_of_the_spec_alone() {
+        let old = json!({"metadata": {"generation": 3}, "spec": {"a": 1}, "status": {"s": 1}});
+        let check = |mut new: Value, expected: i64| {
+            prepare_update(kind("apps", "Deployment"), &old, &mut new);
+            assert_eq!(new["metadata"]["generation"], expected);
+            assert_eq!(new["status"], json!({"s": 1}), "the status is not the user's");
+        };
+        check(json!({"metadata": {"labels": {}}, "spec": {"a": 1}, "status": {"s": 2}}), 3);
+        check(json!({"metadata": {}, "spec": {"a": 2}}), 4);
+        let mut config = json!({"metadata": {"generation": 7}, "data": {}});
+        prepare_create(kind("", "ConfigMap"), &mut config);
+        assert_eq!(config["metadata"], json!({}), "a ConfigMap has no generation");
+    }
+
+    #[test]
+    fn a_status_update_takes_only_the_status() {
+        let old = json!({"metadata": {"generation": 1, "labels": {"a": "b"}}, "spec": {"a": 1}});
+        let mut new = json!({"metadata": {"labels": {"x": "y"}}, "spec": {"a": 2}, "status": {"s": 1}});
+        prepare_status_update(kind("apps", "Deployment"), &old, &mut new);
+        assert_eq!(
+            new,
+            json!({"metadata": {"labels": {"a": "b"}, "generation": 1}, "spec": {"a": 1}, "status": {"s": 1}})
+        );
+    }
+}
