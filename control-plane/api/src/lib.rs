@@ -9,6 +9,8 @@ pub mod discovery;
 pub mod names;
 pub mod quantity;
 pub mod resource;
+pub mod scale;
 pub mod selector;
 pub mod status;
 pub mod strategy;
+pub mod table;

@@ -186,7 +186,10 @@ fn service(object: &mut Value) {
     });
     each(object, "spec.ports[]", &mut |port| {
         let number = port.get("port").cloned().unwrap_or(json!(0));
-        if matches!(port.get("targetPort"), None | Some(Value::Null)) || port["targetPort"] == json!(0) || port["targetPort"] == json!("") {
+        if matches!(port.get("targetPort"), None | Some(Value::Null))
+            || port["targetPort"] == json!(0)
+            || port["targetPort"] == json!("")
+        {
             port.insert("targetPort".into(), number);
         }
     });

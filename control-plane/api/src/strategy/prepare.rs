@@ -100,7 +100,8 @@ pub fn prepare_update(resource: &Resource, old: &Value, new: &mut Value) {
 /// Before an update through `/status`: only the status is taken.
 pub fn prepare_status_update(resource: &Resource, old: &Value, new: &mut Value) {
     let (Value::Object(before), Value::Object(after)) = (old, &mut *new) else { return };
-    let names: Vec<String> = after.keys().chain(before.keys()).filter(|k| !NOT_SPEC.contains(&k.as_str())).cloned().collect();
+    let names: Vec<String> =
+        after.keys().chain(before.keys()).filter(|k| !NOT_SPEC.contains(&k.as_str())).cloned().collect();
     for name in names {
         match before.get(&name) {
             Some(value) => after.insert(name, value.clone()),
@@ -131,7 +132,9 @@ pub fn qos_class(pod: &Value) -> &'static str {
     for list in ["/spec/containers", "/spec/initContainers"] {
         for container in pod.pointer(list).and_then(Value::as_array).into_iter().flatten() {
             let get = |what: &str, name: &str| {
-                container.pointer(&format!("/resources/{what}/{name}")).and_then(|q| crate::quantity::Quantity::from_value(q))
+                container
+                    .pointer(&format!("/resources/{what}/{name}"))
+                    .and_then(|q| crate::quantity::Quantity::from_value(q))
             };
             for name in ["cpu", "memory"] {
                 let (request, limit) = (get("requests", name), get("limits", name));
@@ -182,7 +185,10 @@ mod tests {
         check(json!({"requests": {"cpu": "0"}}), "BestEffort");
         check(json!({"requests": {"cpu": "1"}}), "Burstable");
         check(json!({"limits": {"cpu": "1", "memory": "1Gi"}}), "Guaranteed");
-        check(json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1000m", "memory": "1024Mi"}}), "Guaranteed");
+        check(
+            json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1000m", "memory": "1024Mi"}}),
+            "Guaranteed",
+        );
         check(json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m"}}), "Burstable");
     }
 
