@@ -24,7 +24,7 @@ use parking_lot::RwLock;
 use redb::{Database, DatabaseError, ReadableDatabase, backends::FileBackend};
 use tokio::sync::{Semaphore, oneshot, watch as newest};
 
-use crate::{Engine, Error, Range, RangeResult, Revision, Status, Txn, TxnResult, Watch, WatchStream, limits};
+use crate::{Engine, Error, Range, RangeResult, Revision, Status, Txn, TxnResult, Watch, WatchStream, check, limits};
 use recent::Recent;
 use writer::{Answer, Command, Request};
 
@@ -139,14 +139,12 @@ impl Embedded {
 #[async_trait]
 impl Engine for Embedded {
     async fn range(&self, range: Range) -> Result<RangeResult, Error> {
-        if range.key.is_empty() {
-            return Err(Error::Invalid("a key is empty".to_owned()));
-        }
+        check::range(&range)?;
         self.read(move |shared| shared.range(&range)).await
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnResult, Error> {
-        apply::check(&txn)?;
+        check::txn(&txn)?;
         match self.ask(Request::Txn(txn)).await? {
             Answer::Txn(result) => Ok(result),
             _ => Err(writer::mismatch()),

@@ -6,8 +6,10 @@
 
 mod backoff;
 pub mod cache;
+mod check;
 mod cow;
 pub mod embedded;
+pub mod etcd;
 pub mod limits;
 
 use std::{pin::Pin, sync::Arc};
@@ -16,7 +18,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::Stream;
 
-/// A revision: one per committed transaction that wrote something, starting at 1.
+/// A revision: one per committed transaction that wrote something. An empty store is at 1, as in etcd.
 pub type Revision = i64;
 
 /// A key with its value and history counters, as etcd's `KeyValue`.

@@ -6,8 +6,8 @@ use std::time::Duration;
 pub const MAX_KEY_BYTES: usize = 4096;
 /// Largest sum of keys and values in one transaction, in bytes (the API server's body limit is 3 MiB).
 pub const MAX_TXN_BYTES: usize = 8 * 1024 * 1024;
-/// Most operations (compares, then either branch) in one transaction.
-pub const MAX_TXN_OPS: usize = 512;
+/// Most compares, and most operations of one branch, in a transaction (etcd's default).
+pub const MAX_TXN_OPS: usize = 128;
 
 /// Page cache of the embedded engine, in bytes.
 pub const PAGE_CACHE_BYTES: usize = 8 * 1024 * 1024;
@@ -36,8 +36,10 @@ pub const MAX_LEASES: usize = 100_000;
 /// Shortest and longest time to live of a lease, in seconds.
 pub const LEASE_TTL: (i64, i64) = (1, 9_000_000);
 
-/// Keys asked for at once when a large range is read in pages.
+/// Keys asked etcd for at once when a large range is read in pages.
 pub const RANGE_PAGE: i64 = 500;
+/// Keys the watch cache asks an engine for at once while it loads.
+pub const LOAD_PAGE: i64 = 2000;
 
 /// Changes the watch cache keeps for watches that start in the past.
 pub const RING_EVENTS: usize = 8192;
@@ -58,6 +60,12 @@ pub const FRESH_TIMEOUT: Duration = Duration::from_secs(5);
 pub const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// How long one request to etcd may take.
 pub const ETCD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long one attempt to connect to etcd may take.
+pub const ETCD_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often an idle connection to etcd is probed, and how long the answer may take.
+pub const ETCD_KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(5));
+/// Largest message taken from etcd, in bytes.
+pub const ETCD_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 
 /// How long history is kept, and how often it is trimmed (upstream's default).
 pub const COMPACT_INTERVAL: Duration = Duration::from_secs(300);

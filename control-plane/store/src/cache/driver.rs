@@ -29,7 +29,7 @@ async fn load_once<D: Decode>(inner: &Inner<D>, engine: &DynEngine) -> Result<()
     let mut range = Range {
         key: Bytes::copy_from_slice(inner.prefix.as_bytes()),
         end,
-        limit: limits::RANGE_PAGE,
+        limit: limits::LOAD_PAGE,
         ..Range::default()
     };
     let mut objects = Vec::new();

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use redb::{ReadableTable, Table, WriteTransaction};
 
 use super::{error, tables};
-use crate::{Compare, Error, Event, EventKind, Kv, Op, OpResult, Range, Revision, Txn, TxnResult, limits};
+use crate::{Compare, Error, Event, EventKind, Kv, Op, OpResult, Range, Revision, Txn, TxnResult};
 
 /// The tables of a write transaction, and how far it has come.
 pub(super) struct Batch<'t> {
@@ -52,7 +52,6 @@ impl<'t> Batch<'t> {
     }
 
     pub(super) fn txn(&mut self, txn: &Txn) -> Result<TxnResult, Error> {
-        check(txn)?;
         let mut succeeded = true;
         for compare in &txn.compare {
             succeeded &= self.holds(compare)?;
@@ -250,79 +249,4 @@ impl<'t> Batch<'t> {
         }
         Ok(())
     }
-}
-
-/// What can be said of a transaction without looking at the store.
-pub(super) fn check(txn: &Txn) -> Result<(), Error> {
-    let ops = txn.compare.len() + txn.success.len().max(txn.failure.len());
-    if ops > limits::MAX_TXN_OPS {
-        return Err(Error::TooLarge(format!(
-            "{ops} operations in one transaction, at most {} are allowed",
-            limits::MAX_TXN_OPS
-        )));
-    }
-    let bytes = size(txn);
-    if bytes > limits::MAX_TXN_BYTES {
-        return Err(Error::TooLarge(format!(
-            "{bytes} bytes in one transaction, at most {} are allowed",
-            limits::MAX_TXN_BYTES
-        )));
-    }
-    check_branch(&txn.success)?;
-    check_branch(&txn.failure)
-}
-
-/// Keys must be sane, and no key may be put twice or put and deleted, as in etcd.
-fn check_branch(ops: &[Op]) -> Result<(), Error> {
-    let mut puts: Vec<&Bytes> = Vec::new();
-    for op in ops {
-        let key = match op {
-            Op::Put { key, .. } => {
-                puts.push(key);
-                key
-            }
-            Op::Delete { key, .. } => key,
-            Op::Get(range) => &range.key,
-        };
-        if key.is_empty() {
-            return Err(Error::Invalid("a key is empty".to_owned()));
-        }
-        if key.len() > limits::MAX_KEY_BYTES {
-            return Err(Error::TooLarge(format!(
-                "a key of {} bytes, at most {} are allowed",
-                key.len(),
-                limits::MAX_KEY_BYTES
-            )));
-        }
-    }
-    puts.sort();
-    let twice = puts.windows(2).any(|pair| pair[0] == pair[1]);
-    let deleted = ops.iter().any(|op| match op {
-        Op::Delete { key, end } => puts.iter().any(|put| tables::contains(key, end, put)),
-        _ => false,
-    });
-    if twice || deleted {
-        return Err(Error::Invalid("a key is written twice in one transaction".to_owned()));
-    }
-    Ok(())
-}
-
-/// Whether a transaction may add data.
-pub(super) fn puts(txn: &Txn) -> bool {
-    let mut ops = txn.success.iter().chain(&txn.failure);
-    ops.any(|op| matches!(op, Op::Put { .. }))
-}
-
-/// Bytes of keys and values a transaction may write.
-pub(super) fn size(txn: &Txn) -> usize {
-    let branch = |ops: &[Op]| -> usize {
-        ops.iter()
-            .map(|op| match op {
-                Op::Put { key, value, .. } => key.len() + value.len(),
-                Op::Delete { key, .. } => key.len(),
-                Op::Get(_) => 0,
-            })
-            .sum()
-    };
-    branch(&txn.success).max(branch(&txn.failure))
 }

@@ -28,6 +28,8 @@ pub(super) const META_COMPACTED: &str = "compacted";
 pub(super) const META_LAST_LEASE: &str = "last_lease";
 /// The layout this code reads and writes.
 pub(super) const FORMAT: i64 = 1;
+/// The revision of a store nothing was ever written to, as in etcd.
+pub(super) const FIRST_REVISION: Revision = 1;
 
 const HEADER: usize = 25;
 
@@ -96,17 +98,8 @@ pub(super) fn get(
 }
 
 /// The bounds of a request's `[key, end)` among the first parts of `history`'s keys.
-pub(super) fn upper<'a>(end: &'a [u8]) -> Bound<(&'a [u8], i64)> {
+pub(super) fn upper(end: &[u8]) -> Bound<(&[u8], i64)> {
     if end == b"\0" { Bound::Unbounded } else { Bound::Excluded((end, 0)) }
-}
-
-/// True when `key` lies in a request's `[start, end)`.
-pub(super) fn contains(start: &[u8], end: &[u8], key: &[u8]) -> bool {
-    match end {
-        [] => key == start,
-        [0] => key >= start,
-        end => key >= start && key < end,
-    }
 }
 
 /// Reads `range` as of `revision` (already checked against the compaction); `newest` is the

@@ -8,7 +8,7 @@ use redb::ReadableDatabase;
 use tokio::sync::watch as newest;
 
 use super::{Shared, error, recent::Published, tables};
-use crate::{Error, Revision, Watch, WatchItem, WatchStream, limits};
+use crate::{Error, Revision, Watch, WatchItem, WatchStream, check, limits};
 
 struct Watcher {
     shared: Arc<Shared>,
@@ -72,7 +72,7 @@ impl Watcher {
         let mut told = 0;
         for (revision, events) in revisions {
             self.next = revision + 1;
-            let concerned = |e: &&crate::Event| tables::contains(&self.key, &self.end, &e.kv.key);
+            let concerned = |e: &&crate::Event| check::contains(&self.key, &self.end, &e.kv.key);
             let events: Vec<_> = events.iter().filter(concerned).cloned().collect();
             if !events.is_empty() {
                 told = revision;

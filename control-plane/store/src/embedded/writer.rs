@@ -10,8 +10,8 @@ use std::{
 use redb::{Database, Durability, ReadableTable};
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch as newest};
 
-use super::{Shared, apply, apply::Batch, error, lease::Deadlines, open_file, tables};
-use crate::{Error, Revision, Txn, TxnResult, limits};
+use super::{Shared, apply::Batch, error, lease::Deadlines, open_file, tables};
+use crate::{Error, Revision, Txn, TxnResult, check, limits};
 
 pub(super) enum Request {
     Txn(Txn),
@@ -53,6 +53,7 @@ pub(super) fn prepare(db: &Database) -> Result<(Revision, Vec<(i64, i64)>), Erro
             Some(tables::FORMAT) => {}
             None => {
                 meta.insert(tables::META_FORMAT, tables::FORMAT).map_err(error)?;
+                meta.insert(tables::META_REVISION, tables::FIRST_REVISION).map_err(error)?;
             }
             Some(other) => {
                 return Err(Error::Corrupt(format!(
@@ -136,7 +137,7 @@ impl Writer {
     /// batch, so no time is spent waiting for company.
     fn gather(&self, first: Option<Command>) -> Vec<Command> {
         let size = |command: &Command| match &command.request {
-            Request::Txn(txn) => apply::size(txn),
+            Request::Txn(txn) => check::size(txn),
             _ => 0,
         };
         let Some(first) = first else {
@@ -215,7 +216,7 @@ impl Writer {
 
     fn apply(&self, batch: &mut Batch<'_>, request: &Request, full: Option<&Error>) -> Result<Answer, Error> {
         match (request, full) {
-            (Request::Txn(txn), Some(full)) if apply::puts(txn) => Err(again(full)),
+            (Request::Txn(txn), Some(full)) if check::puts(txn) => Err(again(full)),
             (Request::Grant(_), Some(full)) => Err(again(full)),
             (Request::Txn(txn), _) => batch.txn(txn).map(Answer::Txn),
             (Request::Grant(_), None) if self.deadlines.len() >= limits::MAX_LEASES => {
@@ -302,7 +303,7 @@ impl Writer {
         let Ok(stat) = nix::sys::statvfs::statvfs(path) else {
             return Ok(());
         };
-        let free = u64::from(stat.blocks_available()) * u64::from(stat.fragment_size());
+        let free = stat.blocks_available() * stat.fragment_size();
         if free < options.min_free_bytes {
             return Err(Error::NoSpace(format!(
                 "the file system of {} has {free} bytes free, writes need {}; make room there",

@@ -1,0 +1,150 @@
+//! Engines for the tests: an embedded store in a temporary directory, or a real etcd of its own.
+#![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
+
+use std::{
+    net::TcpListener,
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use sluice_store::{
+    DynEngine, Error, Op, Range, Revision, Txn, TxnResult, WatchItem, WatchStream,
+    embedded::{Embedded, Options},
+    etcd::Etcd,
+};
+
+/// How long anything a test waits for may take.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An engine and what it lives on.
+pub struct Fixture {
+    pub engine: DynEngine,
+    pub etcd: Option<EtcdServer>,
+    _dir: Option<tempfile::TempDir>,
+}
+
+pub async fn embedded() -> Fixture {
+    let dir = tempfile::tempdir().unwrap();
+    Fixture { engine: Embedded::open(dir.path(), Options::default()).unwrap(), etcd: None, _dir: Some(dir) }
+}
+
+pub async fn etcd() -> Fixture {
+    let server = EtcdServer::start();
+    Fixture { engine: server.connect().await, etcd: Some(server), _dir: None }
+}
+
+/// One etcd on 127.0.0.1 in a directory of its own; stopped when dropped.
+pub struct EtcdServer {
+    child: Child,
+    client: u16,
+    peer: u16,
+    dir: tempfile::TempDir,
+}
+
+impl EtcdServer {
+    pub fn start() -> Self {
+        let (client, peer) = (free_port(), free_port());
+        let dir = tempfile::tempdir().unwrap();
+        EtcdServer { child: spawn_etcd(dir.path(), client, peer), client, peer, dir }
+    }
+
+    pub async fn connect(&self) -> Arc<Etcd> {
+        let endpoint = format!("http://127.0.0.1:{}", self.client);
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            match Etcd::connect(&[endpoint.clone()], None).await {
+                Ok(etcd) => return etcd,
+                Err(e) if tokio::time::Instant::now() > deadline => panic!("etcd: {e}"),
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    }
+
+    /// Kills etcd.
+    pub fn stop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it again on what it left.
+    pub fn restart(&mut self) {
+        self.child = spawn_etcd(self.dir.path(), self.client, self.peer);
+    }
+}
+
+impl Drop for EtcdServer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn spawn_etcd(dir: &std::path::Path, client: u16, peer: u16) -> Child {
+    let client = format!("http://127.0.0.1:{client}");
+    let peer = format!("http://127.0.0.1:{peer}");
+    Command::new("/usr/bin/etcd")
+        .args(["--name", "test", "--unsafe-no-fsync", "--log-level", "error"])
+        .arg("--data-dir")
+        .arg(dir.join("data"))
+        .args(["--listen-client-urls", &client])
+        .args(["--advertise-client-urls", &client])
+        .args(["--listen-peer-urls", &peer])
+        .args(["--initial-advertise-peer-urls", &peer])
+        .args(["--initial-cluster", &format!("test={peer}")])
+        .env("ETCD_UNSUPPORTED_ARCH", std::env::consts::ARCH)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("etcd must be installed for this test: apt-get install etcd-server")
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+pub fn put(key: &str, value: &str) -> Op {
+    Op::Put { key: Bytes::copy_from_slice(key.as_bytes()), value: Bytes::copy_from_slice(value.as_bytes()), lease: 0 }
+}
+
+pub fn delete(key: &str, end: &str) -> Op {
+    Op::Delete { key: Bytes::copy_from_slice(key.as_bytes()), end: Bytes::copy_from_slice(end.as_bytes()) }
+}
+
+pub async fn write(engine: &DynEngine, ops: Vec<Op>) -> TxnResult {
+    let txn = Txn { success: ops, ..Txn::default() };
+    engine.txn(txn).await.unwrap()
+}
+
+pub fn range(key: &str, end: &str) -> Range {
+    Range {
+        key: Bytes::copy_from_slice(key.as_bytes()),
+        end: Bytes::copy_from_slice(end.as_bytes()),
+        ..Range::default()
+    }
+}
+
+/// `key=value` of what a range holds.
+pub async fn list(engine: &DynEngine, range: Range) -> Result<Vec<String>, Error> {
+    let result = engine.range(range).await?;
+    Ok(result.kvs.iter().map(show).collect())
+}
+
+pub fn show(kv: &sluice_store::Kv) -> String {
+    let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
+    format!("{}={}", text(&kv.key), text(&kv.value))
+}
+
+/// The next revision's events; progress is skipped.
+pub async fn next_events(stream: &mut WatchStream) -> Result<(Revision, Vec<sluice_store::Event>), Error> {
+    loop {
+        let item = tokio::time::timeout(PATIENCE, stream.next()).await;
+        match item.expect("a watch item in time").expect("a live watch")? {
+            WatchItem::Events { revision, events } => return Ok((revision, events)),
+            WatchItem::Progress(_) => {}
+        }
+    }
+}
