@@ -7,6 +7,7 @@
 mod backoff;
 pub mod cache;
 mod check;
+pub mod compactor;
 mod cow;
 pub mod embedded;
 pub mod etcd;
