@@ -20,8 +20,8 @@ use anyhow::{Context, Result, bail};
 use arc_swap::ArcSwap;
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
-    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
@@ -83,11 +83,7 @@ impl ResolvesServerCert for Resolver {
 }
 
 impl rustls::client::ResolvesClientCert for Resolver {
-    fn resolve(
-        &self,
-        _hints: &[&[u8]],
-        _schemes: &[rustls::SignatureScheme],
-    ) -> Option<Arc<CertifiedKey>> {
+    fn resolve(&self, _hints: &[&[u8]], _schemes: &[rustls::SignatureScheme]) -> Option<Arc<CertifiedKey>> {
         Some(self.0.load_full())
     }
 
@@ -171,14 +167,7 @@ impl Pki {
     }
 
     /// Issues a certificate for a node's or component's server; `sans` are addresses and names.
-    pub fn issue(
-        &self,
-        cn: &str,
-        orgs: &[&str],
-        sans: &[String],
-        usage: Usage,
-        ttl: Duration,
-    ) -> Result<Identity> {
+    pub fn issue(&self, cn: &str, orgs: &[&str], sans: &[String], usage: Usage, ttl: Duration) -> Result<Identity> {
         let request = leaf::Request {
             common_name: cn.into(),
             organizations: orgs.iter().map(|&o| o.into()).collect(),
@@ -206,11 +195,8 @@ impl Pki {
     /// A kubeconfig with an embedded client certificate for `cn` in `orgs`.
     pub fn kubeconfig(&self, server_url: &str, cn: &str, orgs: &[&str]) -> Result<String> {
         let identity = self.issue_client(cn, orgs, limits::LEAF_TTL)?;
-        let (ca, cert, key) = (
-            BASE64.encode(self.ca_pem()),
-            BASE64.encode(&identity.cert_pem),
-            BASE64.encode(&identity.key_pem),
-        );
+        let (ca, cert, key) =
+            (BASE64.encode(self.ca_pem()), BASE64.encode(&identity.cert_pem), BASE64.encode(&identity.key_pem));
         Ok(format!(
             "apiVersion: v1\nkind: Config\nclusters:\n- name: sluice\n  cluster:\n    \
              certificate-authority-data: {ca}\n    server: {server_url}\ncontexts:\n- name: {cn}@sluice\n  \
@@ -228,12 +214,9 @@ impl Pki {
     /// given, signed by the cluster authority; HTTP/2 and HTTP/1.1.
     pub fn server_config(&self) -> Result<Arc<ServerConfig>> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(
-            Arc::new(self.roots()?),
-            provider.clone(),
-        )
-        .allow_unauthenticated()
-        .build()?;
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()?), provider.clone())
+            .allow_unauthenticated()
+            .build()?;
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_client_cert_verifier(verifier)
@@ -264,10 +247,9 @@ impl Pki {
             ttl: limits::LEAF_TTL,
         };
         let mut next = limits::RENEWAL_CHECK;
-        for (name, request, resolver) in [
-            (SERVING, serving_request(&self.names)?, &self.serving),
-            (KUBELET_CLIENT, kubelet, &self.kubelet_client),
-        ] {
+        for (name, request, resolver) in
+            [(SERVING, serving_request(&self.names)?, &self.serving), (KUBELET_CLIENT, kubelet, &self.kubelet_client)]
+        {
             let identity = leaf::ensure(&self.dir, name, &self.authority, &request, now)?;
             next = next.min(leaf::renewal_due(&identity.cert_pem, now)?);
             resolver.0.store(identity.certified_key()?);
@@ -345,15 +327,10 @@ fn open_authority(dir: &Path, now: SystemTime) -> Result<Authority> {
         }
     };
     let damaged = || format!("{} is damaged: restore it from a backup", cert_path.display());
-    let der = CertificateDer::from_pem_slice(pem.as_bytes())
-        .map_err(|e| anyhow::anyhow!("{e}"))
-        .with_context(damaged)?;
+    let der =
+        CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|e| anyhow::anyhow!("{e}")).with_context(damaged)?;
     if !leaf::has_public_key(&der, &key).with_context(damaged)? {
-        bail!(
-            "{} does not belong to {}: restore both from one backup",
-            key_path.display(),
-            cert_path.display()
-        );
+        bail!("{} does not belong to {}: restore both from one backup", key_path.display(), cert_path.display());
     }
     let issuer = Issuer::from_ca_cert_der(&der, key).with_context(damaged)?;
     Ok(Authority { pem, der, issuer })
@@ -362,15 +339,9 @@ fn open_authority(dir: &Path, now: SystemTime) -> Result<Authority> {
 fn authority_params(now: SystemTime) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, "kubernetes");
+    params.distinguished_name.push(DnType::CommonName, "kubernetes");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![
-        KeyUsagePurpose::DigitalSignature,
-        KeyUsagePurpose::KeyCertSign,
-        KeyUsagePurpose::CrlSign,
-    ];
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.not_before = (now - limits::CLOCK_SKEW).into();
     params.not_after = (now + limits::AUTHORITY_TTL).into();
     params.serial_number = Some(leaf::serial());
@@ -397,12 +368,8 @@ fn new_key(path: &Path) -> Result<KeyPair> {
 }
 
 fn parse_key(path: &Path, pem: &str) -> Result<KeyPair> {
-    KeyPair::from_pem_and_sign_algo(pem, &rcgen::PKCS_ECDSA_P256_SHA256).with_context(|| {
-        format!(
-            "{} is damaged or not an ECDSA P-256 key: restore it from a backup",
-            path.display()
-        )
-    })
+    KeyPair::from_pem_and_sign_algo(pem, &rcgen::PKCS_ECDSA_P256_SHA256)
+        .with_context(|| format!("{} is damaged or not an ECDSA P-256 key: restore it from a backup", path.display()))
 }
 
 impl Usage {
@@ -417,8 +384,7 @@ impl Usage {
 }
 
 fn private_key(pem: &str) -> Result<PrivateKeyDer<'static>> {
-    PrivateKeyDer::from_pem_slice(pem.as_bytes())
-        .map_err(|e| anyhow::anyhow!("the private key cannot be read: {e}"))
+    PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|e| anyhow::anyhow!("the private key cannot be read: {e}"))
 }
 
 #[cfg(test)]

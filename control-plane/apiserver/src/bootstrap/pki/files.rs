@@ -35,16 +35,11 @@ pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temporary)?;
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
-        path.parent()
-            .map_or(Ok(()), |dir| fs::File::open(dir)?.sync_all())
+        path.parent().map_or(Ok(()), |dir| fs::File::open(dir)?.sync_all())
     };
     written().with_context(|| format!("{} cannot be written", path.display()))
 }
@@ -71,9 +66,6 @@ pub(super) fn open_secret_key(path: &Path) -> Result<[u8; 32]> {
 pub(super) fn hostname() -> Option<String> {
     let name = fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
     let name = name.trim().to_ascii_lowercase();
-    let usable = !name.is_empty()
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.');
+    let usable = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.');
     usable.then_some(name)
 }

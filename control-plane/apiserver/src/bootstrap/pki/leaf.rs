@@ -9,8 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use rcgen::{
-    CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose, PublicKeyData,
-    SerialNumber,
+    CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose, PublicKeyData, SerialNumber,
 };
 use rustls::{
     pki_types::{CertificateDer, pem::PemObject},
@@ -41,10 +40,7 @@ impl Identity {
     /// The form rustls serves.
     pub fn certified_key(&self) -> Result<Arc<CertifiedKey>> {
         let key = rustls::crypto::ring::sign::any_supported_type(&private_key(&self.key_pem)?)?;
-        Ok(Arc::new(CertifiedKey::new(
-            vec![der(&self.cert_pem)?],
-            key,
-        )))
+        Ok(Arc::new(CertifiedKey::new(vec![der(&self.cert_pem)?], key)))
     }
 }
 
@@ -56,10 +52,7 @@ pub(super) fn ensure(
     request: &Request,
     now: SystemTime,
 ) -> Result<Identity> {
-    let (cert, key) = (
-        dir.join(format!("{name}.crt")),
-        dir.join(format!("{name}.key")),
-    );
+    let (cert, key) = (dir.join(format!("{name}.crt")), dir.join(format!("{name}.key")));
     if let (Some(cert_pem), Some(key_pem)) = (files::read(&cert)?, files::read(&key)?) {
         let identity = Identity { cert_pem, key_pem };
         match usable(&identity, authority, request, now) {
@@ -78,10 +71,7 @@ pub(super) fn issue(authority: &Authority, request: &Request, now: SystemTime) -
     let mut params = CertificateParams::new(request.sans.clone())?;
     params.distinguished_name = subject(&request.common_name, &request.organizations)?;
     stamp(&mut params, request.usage, request.ttl, now);
-    Ok(Identity {
-        cert_pem: params.signed_by(&key, &authority.issuer)?.pem(),
-        key_pem: key.serialize_pem(),
-    })
+    Ok(Identity { cert_pem: params.signed_by(&key, &authority.issuer)?.pem(), key_pem: key.serialize_pem() })
 }
 
 /// Everything of a leaf but its names.
@@ -106,17 +96,10 @@ pub(super) fn serial() -> SerialNumber {
 pub(super) fn renewal_due(cert_pem: &str, now: SystemTime) -> Result<Duration> {
     let der = der(cert_pem)?;
     let (_, cert) = X509Certificate::from_der(&der).context("the certificate cannot be read")?;
-    let (start, end) = (
-        cert.validity().not_before.timestamp(),
-        cert.validity().not_after.timestamp(),
-    );
+    let (start, end) = (cert.validity().not_before.timestamp(), cert.validity().not_after.timestamp());
     let due = end - (end - start) / 3;
-    let now = now
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
-    Ok(Duration::from_secs(
-        u64::try_from(due.saturating_sub(now)).unwrap_or(0),
-    ))
+    let now = now.duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
+    Ok(Duration::from_secs(u64::try_from(due.saturating_sub(now)).unwrap_or(0)))
 }
 
 pub(super) fn has_public_key(cert: &CertificateDer<'_>, key: &KeyPair) -> Result<bool> {
@@ -125,13 +108,8 @@ pub(super) fn has_public_key(cert: &CertificateDer<'_>, key: &KeyPair) -> Result
 }
 
 pub(super) fn public_key_hash(cert: &CertificateDer<'_>) -> String {
-    let raw = X509Certificate::from_der(cert)
-        .map(|(_, cert)| cert.public_key().raw.to_vec())
-        .unwrap_or_default();
-    let hex: String = Sha256::digest(raw)
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect();
+    let raw = X509Certificate::from_der(cert).map(|(_, cert)| cert.public_key().raw.to_vec()).unwrap_or_default();
+    let hex: String = Sha256::digest(raw).iter().map(|b| format!("{b:02x}")).collect();
     format!("sha256:{hex}")
 }
 
@@ -139,15 +117,9 @@ pub(super) fn public_key_hash(cert: &CertificateDer<'_>) -> String {
 /// in under the same OID given as a custom type; there is no third.
 fn subject(common_name: &str, organizations: &[String]) -> Result<DistinguishedName> {
     let mut name = DistinguishedName::new();
-    let types = [
-        DnType::OrganizationName,
-        DnType::CustomDnType(vec![2, 5, 4, 10]),
-    ];
+    let types = [DnType::OrganizationName, DnType::CustomDnType(vec![2, 5, 4, 10])];
     if organizations.len() > types.len() {
-        bail!(
-            "a client certificate carries at most {} groups",
-            types.len()
-        );
+        bail!("a client certificate carries at most {} groups", types.len());
     }
     for (kind, organization) in types.into_iter().zip(organizations) {
         name.push(kind, organization.as_str());
@@ -157,12 +129,7 @@ fn subject(common_name: &str, organizations: &[String]) -> Result<DistinguishedN
 }
 
 /// Says why a certificate from disk will not do.
-fn usable(
-    identity: &Identity,
-    authority: &Authority,
-    request: &Request,
-    now: SystemTime,
-) -> Result<()> {
+fn usable(identity: &Identity, authority: &Authority, request: &Request, now: SystemTime) -> Result<()> {
     let key = KeyPair::from_pem_and_sign_algo(&identity.key_pem, &rcgen::PKCS_ECDSA_P256_SHA256)
         .context("its key cannot be read")?;
     let cert_der = der(&identity.cert_pem)?;
@@ -192,9 +159,7 @@ fn names(cert: &X509Certificate<'_>) -> Vec<String> {
         GeneralName::DNSName(name) => Some((*name).to_owned()),
         GeneralName::IPAddress(bytes) => match *bytes {
             [a, b, c, d] => Some(IpAddr::from([*a, *b, *c, *d]).to_string()),
-            _ => <[u8; 16]>::try_from(*bytes)
-                .ok()
-                .map(|b| IpAddr::from(b).to_string()),
+            _ => <[u8; 16]>::try_from(*bytes).ok().map(|b| IpAddr::from(b).to_string()),
         },
         _ => None,
     };
@@ -202,6 +167,5 @@ fn names(cert: &X509Certificate<'_>) -> Vec<String> {
 }
 
 fn der(pem: &str) -> Result<CertificateDer<'static>> {
-    CertificateDer::from_pem_slice(pem.as_bytes())
-        .map_err(|e| anyhow::anyhow!("the certificate cannot be read: {e}"))
+    CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|e| anyhow::anyhow!("the certificate cannot be read: {e}"))
 }

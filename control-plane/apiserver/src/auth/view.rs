@@ -1,0 +1,115 @@
+//! The store as authentication, authorization and admission see it: reads only, from the cache.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use sluice_api::resource::builtin;
+
+use crate::storage::{Storage, StoredObject};
+
+/// Reads of the newest cached state.
+pub trait View: Send + Sync + 'static {
+    /// One object; the namespace is empty for cluster-scoped resources.
+    fn get(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<StoredObject>>;
+
+    /// A collection of one namespace, or of all for `""`.
+    fn list(&self, group: &str, plural: &str, namespace: &str) -> Vec<Arc<StoredObject>>;
+}
+
+impl View for Storage {
+    fn get(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<StoredObject>> {
+        Storage::get(self, prefix(group, plural)?, namespace, name)
+    }
+
+    fn list(&self, group: &str, plural: &str, namespace: &str) -> Vec<Arc<StoredObject>> {
+        prefix(group, plural).map_or_else(Vec::new, |p| Storage::list(self, p, namespace).items)
+    }
+}
+
+/// The store prefix of a built-in resource.
+fn prefix(group: &str, plural: &str) -> Option<&'static str> {
+    let row = builtin().by_path(group, "v1", plural)?;
+    Some(row.store_prefix())
+}
+
+/// The metadata that liveness checks need.
+#[derive(Deserialize)]
+struct Deletable {
+    #[serde(default)]
+    metadata: DeletableMeta,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct DeletableMeta {
+    deletion_timestamp: Option<jiff::Timestamp>,
+}
+
+/// True while an object may still vouch for a credential: it is not deleted, or its deletion
+/// time is less than a minute past (upstream's leeway).
+pub fn alive(object: &StoredObject, now: jiff::Timestamp) -> bool {
+    if !object.deleting {
+        return true;
+    }
+    let deletable: Option<Deletable> = object.parse().ok();
+    deletable
+        .and_then(|d| d.metadata.deletion_timestamp)
+        .is_some_and(|at| now.as_second() - at.as_second() < crate::limits::DELETED_LEEWAY_SECONDS)
+}
+
+/// A view over a fixed set of objects, for tests.
+#[cfg(test)]
+pub(crate) mod fixed {
+    #![allow(clippy::unwrap_used)]
+    use std::collections::BTreeMap;
+
+    use parking_lot::RwLock;
+    use serde_json::Value;
+
+    use super::*;
+
+    type Key = (String, String, String);
+
+    /// Objects by store prefix, namespace, name. Revisions count up with each change.
+    #[derive(Default)]
+    pub(crate) struct Fixed(RwLock<(i64, BTreeMap<Key, Arc<StoredObject>>)>);
+
+    impl Fixed {
+        pub(crate) fn new(objects: &[(&str, &str, Value)]) -> Arc<Self> {
+            let view = Arc::new(Self::default());
+            for (group, plural, object) in objects {
+                view.put(group, plural, object.clone());
+            }
+            view
+        }
+
+        pub(crate) fn put(&self, group: &str, plural: &str, object: Value) {
+            let mut state = self.0.write();
+            state.0 += 1;
+            let stored = StoredObject::decode(object.to_string().as_bytes(), state.0, true).unwrap();
+            let key =
+                (prefix(group, plural).unwrap().to_owned(), stored.namespace.to_string(), stored.name.to_string());
+            state.1.insert(key, Arc::new(stored));
+        }
+
+        pub(crate) fn remove(&self, group: &str, plural: &str, namespace: &str, name: &str) {
+            let key = (prefix(group, plural).unwrap().to_owned(), namespace.into(), name.into());
+            assert!(self.0.write().1.remove(&key).is_some());
+        }
+    }
+
+    impl View for Fixed {
+        fn get(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<StoredObject>> {
+            let key = (prefix(group, plural).unwrap().to_owned(), namespace.into(), name.into());
+            self.0.read().1.get(&key).cloned()
+        }
+
+        fn list(&self, group: &str, plural: &str, namespace: &str) -> Vec<Arc<StoredObject>> {
+            let prefix = prefix(group, plural).unwrap();
+            let state = self.0.read();
+            let of =
+                |((p, n, _), _): &(&Key, &Arc<StoredObject>)| *p == prefix && (namespace.is_empty() || n == namespace);
+            state.1.iter().filter(of).map(|(_, o)| o.clone()).collect()
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! What a cluster is made of before anyone asks: certificates and keys, default objects.
+
+pub mod encryption;
+pub mod objects;
+pub mod pki;
+pub mod roles;

@@ -1,0 +1,339 @@
+//! The objects of a new cluster, made at each start where they are missing: namespaces, default
+//! roles, priority classes, the `kubernetes` and `kube-dns` Services, what joining nodes read.
+//!
+//! What a user may change is only completed, never reset: a default role gets back rules it lost,
+//! unless it is annotated `rbac.authorization.kubernetes.io/autoupdate=false`.
+
+use std::net::IpAddr;
+
+use anyhow::{Context, Result};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use serde::Deserialize as _;
+use serde_json::{Value, json};
+use sluice_api::resource::{Resource, builtin};
+
+use super::roles;
+use crate::{
+    authz::{Rule, escalation},
+    limits,
+    storage::Storage,
+};
+
+const RBAC: &str = "rbac.authorization.k8s.io";
+/// Namespaces that always exist and cannot be deleted, but for the last.
+pub const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
+
+/// What the objects say of this cluster.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    /// Where this API server is reached, and on which port.
+    pub advertise: Vec<IpAddr>,
+    pub port: u16,
+    /// The addresses of the `kubernetes` and `kube-dns` Services.
+    pub service_ip: IpAddr,
+    pub dns_ip: IpAddr,
+    pub service_cidr: String,
+    pub ca_pem: String,
+}
+
+/// Makes what is missing.
+///
+/// # Errors
+/// When the store refuses a write.
+pub async fn ensure(storage: &Storage, cluster: &Cluster) -> Result<()> {
+    let namespaces = NAMESPACES.map(|name| ("", "namespaces", namespace(name)));
+    run(storage, namespaces.into(), present).await?;
+    let roles = roles::defaults().into_iter().map(|d| (RBAC, d.plural, d.object)).collect();
+    tokio::try_join!(
+        run(storage, roles, reconciled),
+        run(storage, fixed(cluster), present),
+        run(storage, described(cluster), exact),
+    )?;
+    Ok(())
+}
+
+type Item = (&'static str, &'static str, Value);
+
+/// Writes run side by side so that they share the store's commits.
+async fn run<'a, F, Fut>(storage: &'a Storage, items: Vec<Item>, write: F) -> Result<()>
+where
+    F: Fn(&'a Storage, &'static Resource, Value) -> Fut,
+    Fut: Future<Output = Result<(), sluice_api::status::Status>>,
+{
+    stream::iter(items)
+        .map(|(group, plural, object)| {
+            let name = object["metadata"]["name"].to_string();
+            let row = builtin().by_path(group, "v1", plural);
+            let written = row.map(|row| write(storage, row, object));
+            async move {
+                written
+                    .with_context(|| format!("{plural} are not served"))?
+                    .await
+                    .with_context(|| format!("{plural} {name} cannot be made"))
+            }
+        })
+        .buffer_unordered(limits::BOOTSTRAP_WRITES)
+        .try_collect()
+        .await
+}
+
+/// Creates the object if there is none of its name.
+async fn present(storage: &Storage, row: &Resource, object: Value) -> Result<(), sluice_api::status::Status> {
+    let (namespace, name) = key(&object);
+    if storage.get(row.store_prefix(), namespace, name).is_some() {
+        return Ok(());
+    }
+    match storage.create(row, object).await {
+        Err(status) if status.code != 409 => Err(status),
+        _ => Ok(()),
+    }
+}
+
+/// Creates the object, or replaces one that differs outside its metadata.
+async fn exact(storage: &Storage, row: &Resource, object: Value) -> Result<(), sluice_api::status::Status> {
+    let (namespace, name) = key(&object);
+    let Some(stored) = storage.get(row.store_prefix(), namespace, name) else {
+        return present(storage, row, object).await;
+    };
+    let mut current = stored.value();
+    let mut changed = false;
+    for (field, value) in object.as_object().into_iter().flatten() {
+        if !matches!(field.as_str(), "metadata" | "apiVersion" | "kind") && current[field] != *value {
+            current[field] = value.clone();
+            changed = true;
+        }
+    }
+    if changed {
+        storage.update(row, current).await?;
+    }
+    Ok(())
+}
+
+/// Creates a role or binding, or gives one back the rules and subjects it lost.
+async fn reconciled(storage: &Storage, row: &Resource, object: Value) -> Result<(), sluice_api::status::Status> {
+    let (namespace, name) = key(&object);
+    let Some(stored) = storage.get(row.store_prefix(), namespace, name) else {
+        return present(storage, row, object).await;
+    };
+    match completed(stored.value(), &object) {
+        Some(object) => storage.update(row, object).await.map(drop),
+        None => Ok(()),
+    }
+}
+
+/// The stored object with what it lacks of the default one; `None` when it lacks nothing.
+fn completed(mut stored: Value, default: &Value) -> Option<Value> {
+    const AUTO_UPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
+    if stored["metadata"]["annotations"][AUTO_UPDATE] == "false" {
+        return None;
+    }
+    let before = stored.clone();
+    if let Some(rule) = default.get("aggregationRule") {
+        stored["aggregationRule"] = rule.clone();
+    } else if default.get("rules").is_some() {
+        let rules = |object: &Value| Vec::<Rule>::deserialize(&object["rules"]).unwrap_or_default();
+        let missing = escalation::missing(&rules(&stored), &rules(default));
+        push(&mut stored, "rules", missing.into_iter().map(|r| json!(r)));
+    }
+    let held: Vec<Value> = stored["subjects"].as_array().cloned().unwrap_or_default();
+    let subjects = default["subjects"].as_array().into_iter().flatten();
+    let lost = subjects.filter(|s| !held.contains(s)).cloned();
+    push(&mut stored, "subjects", lost);
+    (stored != before).then_some(stored)
+}
+
+fn push(object: &mut Value, field: &str, more: impl Iterator<Item = Value>) {
+    let more: Vec<Value> = more.collect();
+    if more.is_empty() {
+        return;
+    }
+    match &mut object[field] {
+        Value::Array(list) => list.extend(more),
+        other => *other = more.into(),
+    }
+}
+
+fn key(object: &Value) -> (&str, &str) {
+    let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default();
+    (text("namespace"), text("name"))
+}
+
+fn namespace(name: &str) -> Value {
+    json!({"metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}},
+        "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}})
+}
+
+/// Made once and then the user's.
+fn fixed(cluster: &Cluster) -> Vec<Item> {
+    let class = |name: &str, value: i64, what: &str| {
+        let object = json!({"metadata": {"name": name}, "value": value, "globalDefault": false,
+            "description": format!("Used for system critical pods that must not be moved from their current {what}."),
+            "preemptionPolicy": "PreemptLowerPriority"});
+        ("scheduling.k8s.io", "priorityclasses", object)
+    };
+    let kubernetes = service(
+        "default",
+        "kubernetes",
+        json!({"component": "apiserver", "provider": "kubernetes"}),
+        cluster.service_ip,
+        json!([{"name": "https", "port": 443, "protocol": "TCP", "targetPort": cluster.port}]),
+    );
+    let dns = service(
+        "kube-system",
+        "kube-dns",
+        json!({"k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true",
+            "kubernetes.io/name": "CoreDNS"}),
+        cluster.dns_ip,
+        json!([{"name": "dns", "port": 53, "protocol": "UDP", "targetPort": 53},
+            {"name": "dns-tcp", "port": 53, "protocol": "TCP", "targetPort": 53}]),
+    );
+    let range = json!({"metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": [cluster.service_cidr]},
+        "status": {"conditions": [{"type": "Ready", "status": "True", "reason": "",
+            "message": "Kubernetes default Service CIDR is ready",
+            "lastTransitionTime": jiff::Timestamp::now().round(jiff::Unit::Second).map_or_else(|_| String::new(), |t| t.to_string())}]}});
+    vec![
+        class("system-node-critical", 2_000_001_000, "node"),
+        class("system-cluster-critical", 2_000_000_000, "cluster"),
+        ("", "services", kubernetes),
+        ("", "services", dns),
+        ("networking.k8s.io", "servicecidrs", range),
+    ]
+}
+
+/// Follows the configuration at each start.
+fn described(cluster: &Cluster) -> Vec<Item> {
+    let port = json!([{"name": "https", "port": cluster.port, "protocol": "TCP"}]);
+    let addresses: Vec<Value> = cluster.advertise.iter().map(|ip| json!({"ip": ip})).collect();
+    let mut items = vec![
+        (
+            "",
+            "endpoints",
+            json!({"metadata": {"namespace": "default", "name": "kubernetes",
+                    "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
+                "subsets": [{"addresses": addresses, "ports": port}]}),
+        ),
+        ("", "configmaps", cluster_info(cluster)),
+        (
+            "",
+            "configmaps",
+            json!({"metadata": {"namespace": "kube-system", "name": "extension-apiserver-authentication"},
+                "data": {"client-ca-file": cluster.ca_pem}}),
+        ),
+    ];
+    for (family, name) in [("IPv4", "kubernetes"), ("IPv6", "kubernetes-ipv6")] {
+        let of = |ip: &&IpAddr| ip.is_ipv4() == (family == "IPv4");
+        let addresses: Vec<String> = cluster.advertise.iter().filter(of).map(IpAddr::to_string).collect();
+        if !addresses.is_empty() {
+            let slice = json!({"metadata": {"namespace": "default", "name": name,
+                    "labels": {"kubernetes.io/service-name": "kubernetes"}},
+                "addressType": family,
+                "endpoints": [{"addresses": addresses, "conditions": {"ready": true}}],
+                "ports": port});
+            items.push(("discovery.k8s.io", "endpointslices", split(slice)));
+        }
+    }
+    items
+}
+
+/// One endpoint per address, as a slice wants it.
+fn split(mut slice: Value) -> Value {
+    let addresses = slice["endpoints"][0]["addresses"].take();
+    let each = addresses.as_array().into_iter().flatten();
+    let endpoints: Vec<Value> = each.map(|ip| json!({"addresses": [ip], "conditions": {"ready": true}})).collect();
+    slice["endpoints"] = endpoints.into();
+    slice
+}
+
+/// What a node without credentials reads to find the cluster; it pins the authority's hash.
+fn cluster_info(cluster: &Cluster) -> Value {
+    use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+    let server = cluster.advertise.first().map_or_else(
+        || format!("https://127.0.0.1:{}", cluster.port),
+        |ip| format!("https://{}", std::net::SocketAddr::new(*ip, cluster.port)),
+    );
+    let kubeconfig = format!(
+        "apiVersion: v1\nclusters:\n- cluster:\n    certificate-authority-data: {}\n    server: {server}\n  \
+         name: \"\"\ncontexts: null\ncurrent-context: \"\"\nkind: Config\npreferences: {{}}\nusers: null\n",
+        BASE64.encode(&cluster.ca_pem)
+    );
+    json!({"metadata": {"namespace": "kube-public", "name": "cluster-info"},
+        "data": {"kubeconfig": kubeconfig}})
+}
+
+fn service(namespace: &str, name: &str, labels: Value, ip: IpAddr, ports: Value) -> Value {
+    let family = if ip.is_ipv4() { "IPv4" } else { "IPv6" };
+    json!({"metadata": {"namespace": namespace, "name": name, "labels": labels},
+        "spec": {"type": "ClusterIP", "clusterIP": ip, "clusterIPs": [ip], "ipFamilies": [family],
+            "ipFamilyPolicy": "SingleStack", "internalTrafficPolicy": "Cluster",
+            "sessionAffinity": "None", "ports": ports},
+        "status": {"loadBalancer": {}}})
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn default_roles_are_completed_but_not_reset() {
+        let default = roles::defaults()
+            .into_iter()
+            .find(|d| d.object["metadata"]["name"] == "system:basic-user" && d.plural == "clusterroles")
+            .unwrap()
+            .object;
+        assert_eq!(completed(default.clone(), &default), None);
+        let mut less = default.clone();
+        less["rules"].as_array_mut().unwrap().remove(0);
+        let mine = json!({"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]});
+        less["rules"].as_array_mut().unwrap().push(mine.clone());
+        let fixed = completed(less.clone(), &default).unwrap();
+        let rules = fixed["rules"].as_array().unwrap();
+        assert!(rules.contains(&mine));
+        assert!(rules.iter().any(|r| r["resources"] == json!(["selfsubjectaccessreviews"])));
+        less["metadata"]["annotations"] = json!({"rbac.authorization.kubernetes.io/autoupdate": "false"});
+        assert_eq!(completed(less, &default), None);
+    }
+
+    #[test]
+    fn bindings_get_their_subjects_back() {
+        let default = roles::defaults()
+            .into_iter()
+            .find(|d| d.object["metadata"]["name"] == "cluster-admin" && d.plural == "clusterrolebindings")
+            .unwrap()
+            .object;
+        let mut other = default.clone();
+        let joe = json!({"apiGroup": RBAC, "kind": "User", "name": "joe"});
+        other["subjects"] = json!([joe]);
+        let fixed = completed(other, &default).unwrap();
+        assert_eq!(fixed["subjects"], json!([joe, default["subjects"][0]]));
+        let mut none = default.clone();
+        none.as_object_mut().unwrap().remove("subjects");
+        assert_eq!(completed(none, &default).unwrap()["subjects"], default["subjects"]);
+    }
+
+    #[test]
+    fn the_cluster_describes_itself() {
+        let cluster = Cluster {
+            advertise: vec!["192.0.2.7".parse().unwrap(), "2001:db8::7".parse().unwrap()],
+            port: 6443,
+            service_ip: "10.96.0.1".parse().unwrap(),
+            dns_ip: "10.96.0.10".parse().unwrap(),
+            service_cidr: "10.96.0.0/16".into(),
+            ca_pem: "PEM".into(),
+        };
+        let items = described(&cluster);
+        let slices: Vec<&Value> = items.iter().filter(|i| i.1 == "endpointslices").map(|i| &i.2).collect();
+        assert_eq!(slices.len(), 2);
+        assert_eq!(slices[0]["endpoints"][0]["addresses"], json!(["192.0.2.7"]));
+        assert_eq!(slices[1]["addressType"], "IPv6");
+        let info = items.iter().find(|i| i.2["metadata"]["name"] == "cluster-info").unwrap();
+        let text = info.2["data"]["kubeconfig"].as_str().unwrap();
+        let config = kube::config::Kubeconfig::from_yaml(text).unwrap();
+        let server = config.clusters[0].cluster.as_ref().unwrap().server.clone();
+        assert_eq!(server.unwrap(), "https://192.0.2.7:6443");
+        for (group, plural, object) in fixed(&cluster).into_iter().chain(items) {
+            assert!(builtin().by_path(group, "v1", plural).is_some(), "{object}");
+        }
+    }
+}

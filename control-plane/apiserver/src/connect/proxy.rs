@@ -1,0 +1,204 @@
+//! `nodes/proxy`, `pods/proxy`, `services/proxy`: a reverse proxy to a node's API or to a port of a
+//! pod or Service. Names are `name`, `name:port` or `scheme:name:port`, as upstream splits them.
+
+use std::net::IpAddr;
+
+use http::Response;
+use serde_json::Value;
+use sluice_api::status::Status;
+
+use super::{
+    Connect,
+    forward::{self, Outgoing, Target},
+};
+use crate::{
+    auth::refusal,
+    context::{Body, ConnectRequest},
+};
+
+impl Connect {
+    pub(super) async fn node_proxy(&self, request: ConnectRequest) -> Result<Response<Body>, Status> {
+        let (_, name, _) = split(&request.info.name);
+        let target = self.node_target(name)?;
+        self.proxy(request, target, true).await
+    }
+
+    pub(super) async fn pod_proxy(&self, request: ConnectRequest) -> Result<Response<Body>, Status> {
+        let (scheme, name, port) = split(&request.info.name);
+        plain_only(scheme)?;
+        let pod = self
+            .view
+            .get("", "pods", &request.info.namespace, name)
+            .ok_or_else(|| refusal::not_found("", "pods", name))?
+            .value();
+        let host = pod["status"]["podIP"].as_str().unwrap_or_default();
+        let port = match port {
+            "" => first_port(&pod),
+            text => named_port(&pod, text),
+        };
+        let target = reachable(host, port, format!("pod {name}"))?;
+        self.proxy(request, target, false).await
+    }
+
+    pub(super) async fn service_proxy(&self, request: ConnectRequest) -> Result<Response<Body>, Status> {
+        let (scheme, name, port) = split(&request.info.name);
+        plain_only(scheme)?;
+        let namespace = &request.info.namespace;
+        let service = self
+            .view
+            .get("", "services", namespace, name)
+            .ok_or_else(|| refusal::not_found("", "services", name))?
+            .value();
+        let ports = list(&service["spec"]["ports"]);
+        let chosen = ports
+            .iter()
+            .find(|p| match port {
+                "" => ports.len() == 1 || p["name"].as_str().unwrap_or("").is_empty(),
+                text => p["name"] == text || p["port"].as_u64() == text.parse().ok(),
+            })
+            .ok_or_else(|| Status::unavailable(format!("no service port {port:?} found for service {name:?}")))?;
+        let port_name = chosen["name"].as_str().unwrap_or_default();
+        let target = self
+            .endpoint(namespace, name, port_name)
+            .ok_or_else(|| Status::unavailable(format!("no endpoints available for service {name:?}")))
+            .and_then(|(ip, port)| reachable(&ip, Some(port), format!("service {name}")))?;
+        self.proxy(request, target, false).await
+    }
+
+    /// One of the Service's ready endpoints, at random.
+    fn endpoint(&self, namespace: &str, service: &str, port_name: &str) -> Option<(String, u16)> {
+        let mut found = Vec::new();
+        for slice in self.view.list("discovery.k8s.io", "endpointslices", namespace) {
+            if slice.label("kubernetes.io/service-name") != Some(service) {
+                continue;
+            }
+            let slice = slice.value();
+            let port = list(&slice["ports"])
+                .iter()
+                .find(|p| p["name"].as_str().unwrap_or_default() == port_name)
+                .and_then(|p| u16::try_from(p["port"].as_u64()?).ok());
+            let Some(port) = port else { continue };
+            for endpoint in list(&slice["endpoints"]) {
+                if endpoint["conditions"]["ready"] != false
+                    && let Some(ip) = endpoint["addresses"][0].as_str()
+                {
+                    found.push((ip.to_owned(), port));
+                }
+            }
+        }
+        let at = rand::random_range(0..found.len().max(1));
+        found.into_iter().nth(at)
+    }
+
+    async fn proxy(&self, mut request: ConnectRequest, target: Target, tls: bool) -> Result<Response<Body>, Status> {
+        let path = rest(&request);
+        let headers = forward::proxied_headers(&request.parts.headers);
+        let upgrade = forward::is_upgrade(&request.parts.headers);
+        let client = request.parts.extensions.remove::<hyper::upgrade::OnUpgrade>().filter(|_| upgrade);
+        let permit = self
+            .streams
+            .clone()
+            .try_acquire_owned()
+            .map_err(|_| Status::too_many_requests("too many streams are open through this server", 1))?;
+        let stream = forward::dial(&target, tls.then_some(&self.tls)).await?;
+        let outgoing = Outgoing { method: request.parts.method, path, headers, body: request.body };
+        match client {
+            Some(client) => forward::upgrade(&target, stream, outgoing, client, permit).await,
+            None => forward::send(&target, stream, outgoing).await.map(forward::plain),
+        }
+    }
+}
+
+/// What follows `.../proxy` in the request's path, still encoded, with its query.
+fn rest(request: &ConnectRequest) -> String {
+    let path = request.parts.uri.path();
+    let own = "/proxy";
+    let after = path
+        .find(&format!("/{}/", request.info.resource))
+        .and_then(|at| path[at..].find(own).map(|p| &path[at + p + own.len()..]))
+        .unwrap_or_default();
+    let after = if after.is_empty() { "/" } else { after };
+    match request.parts.uri.query() {
+        Some(query) => format!("{after}?{query}"),
+        None => after.to_owned(),
+    }
+}
+
+/// `[scheme:]name[:port]`.
+fn split(text: &str) -> (&str, &str, &str) {
+    match text.split(':').collect::<Vec<_>>()[..] {
+        [name, port] => ("", name, port),
+        [scheme, name, port] => (scheme, name, port),
+        _ => ("", text, ""),
+    }
+}
+
+fn plain_only(scheme: &str) -> Result<(), Status> {
+    match scheme {
+        "" | "http" => Ok(()),
+        other => Err(Status::bad_request(format!("scheme {other:?} is not proxied to pods and services: use http"))),
+    }
+}
+
+/// A backend that may be dialled: not this machine's loopback, not a link-local address
+/// (upstream's `IsProxyableIP`).
+fn reachable(host: &str, port: Option<u16>, name: String) -> Result<Target, Status> {
+    let Ok(ip) = host.parse::<IpAddr>() else {
+        return Err(Status::unavailable(format!("{name} has no address yet")));
+    };
+    let local = match ip {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || local {
+        return Err(Status::bad_request("address not allowed"));
+    }
+    let port = port.ok_or_else(|| Status::bad_request(format!("{name} has no such port")))?;
+    Ok(Target { host: host.to_owned(), port, name })
+}
+
+fn first_port(pod: &Value) -> Option<u16> {
+    let ports = list(&pod["spec"]["containers"]).iter().find_map(|c| c["ports"][0]["containerPort"].as_u64());
+    ports.map_or(Some(80), |p| u16::try_from(p).ok())
+}
+
+fn named_port(pod: &Value, text: &str) -> Option<u16> {
+    if let Ok(port) = text.parse() {
+        return Some(port);
+    }
+    list(&pod["spec"]["containers"])
+        .iter()
+        .flat_map(|c| list(&c["ports"]))
+        .find(|p| p["name"] == text)
+        .and_then(|p| u16::try_from(p["containerPort"].as_u64()?).ok())
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn names_split() {
+        assert_eq!(split("web"), ("", "web", ""));
+        assert_eq!(split("web:80"), ("", "web", "80"));
+        assert_eq!(split("http:web:"), ("http", "web", ""));
+    }
+
+    #[test]
+    fn local_addresses_are_not_dialled() {
+        let check = |ip: &str, ok: bool| {
+            assert_eq!(reachable(ip, Some(80), "pod x".into()).is_ok(), ok, "{ip}");
+        };
+        check("10.244.0.3", true);
+        check("127.0.0.1", false);
+        check("169.254.169.254", false);
+        check("::1", false);
+        check("fe80::1", false);
+        check("", false);
+    }
+}
