@@ -10,6 +10,7 @@ pub mod names;
 pub mod quantity;
 pub mod resource;
 pub mod scale;
+pub mod schema;
 pub mod selector;
 pub mod status;
 pub mod strategy;
