@@ -6,7 +6,9 @@
 //! needs them.
 
 pub mod discovery;
+pub mod limits;
 pub mod names;
+pub mod patch;
 pub mod quantity;
 pub mod resource;
 pub mod scale;

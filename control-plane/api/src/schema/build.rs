@@ -38,7 +38,7 @@ struct Builder<'a> {
 impl<'a> Builder<'a> {
     fn build(mut self, definitions: &'a Map<String, Value>) -> Schemas {
         let table: HashMap<(&str, &str), &'static str> = facts::table().map(|(t, f, text)| ((t, f), text)).collect();
-        self.out.facts.push(Facts::default());
+        self.out.facts.push(Facts::NONE);
         let mut objects: Vec<(&'a String, &'a Map<String, Value>)> =
             definitions.iter().filter_map(|(name, schema)| Some((name, properties(schema)?))).collect();
         objects.sort_by_key(|(name, _)| *name);

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde_json::Value;
 
 /// Facts about a field, or about a type (only [`Facts::atomic`]).
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Facts {
     /// How server-side apply sees the list; absent means atomic.
     pub list: Option<ListType>,
@@ -13,6 +13,8 @@ pub struct Facts {
     pub keys: Vec<Cow<'static, str>>,
     /// Strategic merge merges the list instead of replacing it.
     pub merge: bool,
+    /// Strategic merge replaces the map or struct instead of merging it.
+    pub replace: bool,
     /// Strategic merge drops the fields that the patch does not name when it brings a
     /// `$retainKeys` list.
     pub retain_keys: bool,
@@ -49,16 +51,30 @@ impl ListType {
 }
 
 impl Facts {
+    /// Of a field about which nothing is known.
+    pub const NONE: Self = Self {
+        list: None,
+        keys: Vec::new(),
+        merge: false,
+        replace: false,
+        retain_keys: false,
+        merge_key: None,
+        atomic: false,
+        default: None,
+    };
+
     /// From the third column of `facts.tsv`; unknown words say nothing.
     pub(super) fn parse(text: &'static str) -> Self {
-        let mut facts = Self::default();
+        let mut facts = Self::NONE;
         for (word, value) in text.split(' ').filter_map(|word| word.split_once('=')) {
             match word {
                 "list" => facts.list = ListType::parse(value),
                 "keys" => facts.keys = value.split(',').map(Cow::Borrowed).collect(),
                 "patch" => {
-                    facts.merge = value.split(',').any(|s| s == "merge");
-                    facts.retain_keys = value.split(',').any(|s| s == "retainKeys");
+                    let has = |strategy: &str| value.split(',').any(|s| s == strategy);
+                    facts.merge = has("merge");
+                    facts.replace = has("replace");
+                    facts.retain_keys = has("retainKeys");
                 }
                 "key" => facts.merge_key = Some(Cow::Borrowed(value)),
                 "map" => facts.atomic = value == "atomic",
@@ -75,7 +91,7 @@ impl Facts {
             (true, true) => Some("merge,retainKeys"),
             (true, false) => Some("merge"),
             (false, true) => Some("retainKeys"),
-            (false, false) => None,
+            (false, false) => self.replace.then_some("replace"),
         }
     }
 }

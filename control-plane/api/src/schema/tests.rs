@@ -66,7 +66,7 @@ fn fields_have_facts() {
     assert!(facts("io.k8s.api.apps.v1.DeploymentSpec", "strategy").retain_keys);
     assert!(facts("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta", "finalizers").merge);
     assert_eq!(facts("io.k8s.api.core.v1.ContainerPort", "protocol").default, Some("TCP".into()));
-    assert_eq!(*facts("io.k8s.api.core.v1.Container", "image"), Facts::default());
+    assert_eq!(*facts("io.k8s.api.core.v1.Container", "image"), Facts::NONE);
     assert!(get("io.k8s.api.core.v1.LocalObjectReference").facts().atomic);
 }
 
