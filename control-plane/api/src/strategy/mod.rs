@@ -8,6 +8,8 @@ mod defaults;
 mod path;
 mod pod_defaults;
 mod prepare;
+mod validate;
 
 pub use defaults::defaults;
 pub use prepare::{has_generation, prepare_create, prepare_status_update, prepare_update, qos_class};
+pub use validate::{validate_create, validate_update};
