@@ -3,7 +3,14 @@
 //! through `kube::Client`, and keeps no file of its own about pods: a restarted daemon reads everything back from
 //! containerd, the kernel and the API server.
 
+pub mod credentials;
+pub mod env;
+pub mod etc;
+pub mod events;
+pub mod fields;
 pub mod limits;
 pub mod model;
 pub mod pod;
 pub mod quantity;
+pub mod references;
+pub mod volumes;

@@ -17,6 +17,8 @@ use crate::limits;
 pub enum Event {
     /// Time passed, or the pod was adopted: look again.
     Wake,
+    /// The pod was found running: its probes start again.
+    Adopted,
     /// The node refuses the pod.
     Rejected(Failure),
     NetworkReady(Vec<IpAddr>),
@@ -130,6 +132,21 @@ pub fn wake(state: &PodState) -> Option<Timestamp> {
 fn apply(state: &mut PodState, event: Event, now: Timestamp, out: &mut Vec<Action>) {
     match event {
         Event::Wake => {}
+        Event::Adopted => {
+            for index in 0..state.containers.len() {
+                let spec = &state.spec.containers[index];
+                let c = &mut state.containers[index];
+                if c.run().is_none() {
+                    continue;
+                }
+                if spec.has_startup && !c.started {
+                    out.push(Action::StartProbe { index, kind: ProbeKind::Startup });
+                } else {
+                    c.started = true;
+                    start_probes(state, index, out);
+                }
+            }
+        }
         Event::Rejected(failure) => {
             out.push(Action::Record {
                 warning: true,

@@ -1,0 +1,91 @@
+//! The narrow interfaces between a pod's worker and the world: containers, the pod network, the API server. The
+//! real ones are thin ([`crate::real`]); tests put a simulated node behind the same traits.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde_json::Value;
+use sluice_runtime::cgroup::Qos;
+use sluice_runtime::{
+    ContainerSpec, ContainerState, Credentials, ExecOutput, ExecSpec, Exit, ImageInfo, Process, Resources, Result,
+    Stats,
+};
+
+/// Images and containers.
+#[async_trait]
+pub trait Containers: Send + Sync + 'static {
+    /// The runtime's version; an error says why it does not answer.
+    async fn version(&self) -> Result<String>;
+    async fn image(&self, reference: &str) -> Result<Option<ImageInfo>>;
+    async fn images(&self) -> Result<Vec<ImageInfo>>;
+    async fn pull(&self, reference: &str, credentials: &[Credentials]) -> Result<ImageInfo>;
+    async fn create(&self, spec: &ContainerSpec) -> Result<()>;
+    /// Returns the pid.
+    async fn start(&self, id: &str) -> Result<u32>;
+    /// Signal (none: the image's), then SIGKILL after `grace`. The end is reported as an event, too.
+    async fn stop(&self, id: &str, signal: Option<&str>, grace: Duration) -> Result<Exit>;
+    async fn remove(&self, id: &str) -> Result<()>;
+    async fn exec(&self, id: &str, spec: ExecSpec) -> Result<Process>;
+    async fn exec_sync(&self, id: &str, argv: Vec<String>, timeout: Option<Duration>) -> Result<ExecOutput>;
+    async fn attach(&self, id: &str) -> Result<Process>;
+    async fn containers(&self) -> Result<Vec<ContainerState>>;
+    async fn stats(&self, id: &str) -> Result<Stats>;
+    /// Makes the pod's cgroup and returns its path.
+    async fn make_cgroup(&self, qos: Qos, uid: &str, limits: Resources) -> Result<String>;
+    async fn remove_cgroup(&self, qos: Qos, uid: &str) -> Result<()>;
+}
+
+/// A pod's network.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodAddress {
+    pub netns: PathBuf,
+    pub ips: Vec<IpAddr>,
+}
+
+/// Pods' namespaces, links and addresses, and their place in the data plane.
+#[async_trait]
+pub trait PodNetwork: Send + Sync + 'static {
+    /// Makes the pod's network, or finds it.
+    async fn create(&self, pod: &PodName) -> Result<PodAddress, String>;
+    async fn delete(&self, uid: &str) -> Result<(), String>;
+}
+
+/// Who a pod is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodName {
+    pub uid: String,
+    pub namespace: String,
+    pub name: String,
+}
+
+/// What a pod's worker asks of the API server.
+#[async_trait]
+pub trait PodApi: Send + Sync + 'static {
+    /// Applies a strategic merge patch to the pod's status.
+    async fn patch_status(&self, pod: &PodName, patch: &Value) -> Result<(), ApiError>;
+    /// DELETE with grace 0 and the uid as precondition.
+    async fn delete(&self, pod: &PodName) -> Result<(), ApiError>;
+    /// TokenRequest for the pod's service account.
+    async fn token(&self, pod: &PodName, account: &str, audience: Option<&str>, seconds: i64)
+    -> Result<Token, ApiError>;
+}
+
+/// A service account token and the end of its life.
+#[derive(Clone, Debug)]
+pub struct Token {
+    pub token: String,
+    pub expires: jiff::Timestamp,
+}
+
+/// A failed request to the API server.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ApiError {
+    /// The object is gone, or another one has its name.
+    #[error("{0}")]
+    Gone(String),
+    /// Anything else; worth another try.
+    #[error("{0}")]
+    Other(String),
+}
