@@ -9,7 +9,9 @@ mod path;
 mod pod_defaults;
 mod prepare;
 mod validate;
+mod warnings;
 
 pub use defaults::defaults;
 pub use prepare::{has_generation, prepare_create, prepare_status_update, prepare_update, qos_class};
 pub use validate::{validate_create, validate_update};
+pub use warnings::warnings;
