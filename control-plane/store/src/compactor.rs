@@ -36,3 +36,32 @@ async fn step(engine: &DynEngine, seen: Option<Revision>) -> Result<Revision, Er
     }
     Ok(newest)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::{Op, Txn, embedded::Embedded};
+
+    #[tokio::test]
+    async fn compacts_to_what_it_saw_before_and_only_when_something_was_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine: DynEngine = Embedded::open(dir.path(), Default::default()).unwrap();
+        let put = Txn {
+            success: vec![Op::Put { key: Bytes::from_static(b"/a"), value: Bytes::new(), lease: 0 }],
+            ..Txn::default()
+        };
+        let compacted = async || engine.status().await.unwrap().compacted;
+        assert_eq!(step(&engine, None).await.unwrap(), 1);
+        for _ in 0..4 {
+            engine.txn(put.clone()).await.unwrap();
+        }
+        assert_eq!((step(&engine, Some(1)).await.unwrap(), compacted().await), (5, 1));
+        assert_eq!((step(&engine, Some(5)).await.unwrap(), compacted().await), (5, 1));
+        engine.txn(put).await.unwrap();
+        assert_eq!((step(&engine, Some(5)).await.unwrap(), compacted().await), (6, 5));
+        assert_eq!((step(&engine, Some(5)).await.unwrap(), compacted().await), (6, 5));
+    }
+}

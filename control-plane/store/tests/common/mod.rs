@@ -55,7 +55,7 @@ impl EtcdServer {
         let endpoint = format!("http://127.0.0.1:{}", self.client);
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
-            match Etcd::connect(&[endpoint.clone()], None).await {
+            match Etcd::connect(std::slice::from_ref(&endpoint), None).await {
                 Ok(etcd) => return etcd,
                 Err(e) if tokio::time::Instant::now() > deadline => panic!("etcd: {e}"),
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
