@@ -31,7 +31,7 @@ pub struct Status {
     pub reason: String,
     pub code: u16,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub details: Option<Details>,
+    pub details: Option<Box<Details>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -300,7 +300,7 @@ impl Status {
 
     /// The same failure with these details.
     pub fn with_details(self, details: Details) -> Self {
-        Self { details: Some(details), ..self }
+        Self { details: Some(Box::new(details)), ..self }
     }
 }
 
