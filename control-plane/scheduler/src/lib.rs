@@ -1,1 +1,47 @@
+//! Sluice's scheduler: finds a node for every pod that has none.
+//!
+//! A pure planner ([`plan`]) works on a picture of the cluster ([`cluster`]) that is kept up to date change by change; a
+//! thin driver ([`driver`]) feeds it from the API and binds through the API. Nothing here opens the store, and nothing but
+//! the driver, the informers and the reporter does IO.
 
+pub mod cluster;
+mod domains;
+mod driver;
+mod filter;
+mod informer;
+mod limits;
+mod matching;
+pub mod node;
+pub mod plan;
+pub mod pod;
+mod preempt;
+mod quantity;
+pub mod queue;
+pub mod reason;
+mod report;
+pub mod resources;
+mod score;
+pub mod wire;
+
+#[cfg(test)]
+mod tests;
+
+use kube::Client;
+use tokio_util::sync::CancellationToken;
+
+/// How the scheduler runs.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Seed for ties between equal nodes; by default a random one.
+    pub seed: Option<u64>,
+}
+
+/// Schedules pods that ask for `default-scheduler` until `shutdown`.
+///
+/// # Errors
+/// None at present: an API server that cannot be reached is tried again for ever.
+pub async fn run(client: Client, options: Options, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let seed = options.seed.unwrap_or_else(rand::random);
+    driver::Driver::new(client, seed, shutdown.clone()).run(shutdown).await;
+    Ok(())
+}

@@ -1,0 +1,137 @@
+//! The parts of pods, nodes and namespaces that scheduling looks at, as they arrive. They live only until they have been
+//! turned into [`crate::pod::Pod`] and [`crate::node::NodeSpec`].
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kube::api::ObjectMeta;
+use serde::Deserialize;
+
+macro_rules! resource {
+    ($type:ident, $kind:literal, $plural:literal, $scope:ty) => {
+        impl kube::Resource for $type {
+            type DynamicType = ();
+            type Scope = $scope;
+            fn kind(_: &()) -> std::borrow::Cow<'_, str> {
+                $kind.into()
+            }
+            fn group(_: &()) -> std::borrow::Cow<'_, str> {
+                "".into()
+            }
+            fn version(_: &()) -> std::borrow::Cow<'_, str> {
+                "v1".into()
+            }
+            fn plural(_: &()) -> std::borrow::Cow<'_, str> {
+                $plural.into()
+            }
+            fn meta(&self) -> &ObjectMeta {
+                &self.metadata
+            }
+            fn meta_mut(&mut self) -> &mut ObjectMeta {
+                &mut self.metadata
+            }
+        }
+    };
+}
+
+/// A pod as read from the API.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Pod {
+    pub metadata: ObjectMeta,
+    pub spec: PodSpec,
+    pub status: PodStatus,
+}
+resource!(Pod, "Pod", "pods", kube::core::NamespaceResourceScope);
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct PodSpec {
+    pub node_name: Option<String>,
+    pub scheduler_name: Option<String>,
+    pub scheduling_gates: Vec<core::PodSchedulingGate>,
+    pub priority: Option<i32>,
+    pub preemption_policy: Option<String>,
+    pub node_selector: BTreeMap<String, String>,
+    pub affinity: Option<core::Affinity>,
+    pub tolerations: Vec<core::Toleration>,
+    pub topology_spread_constraints: Vec<core::TopologySpreadConstraint>,
+    pub overhead: BTreeMap<String, Quantity>,
+    pub resources: Option<Requests>,
+    pub containers: Vec<Container>,
+    pub init_containers: Vec<Container>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Container {
+    pub image: Option<String>,
+    pub resources: Requests,
+    pub ports: Vec<Port>,
+    pub restart_policy: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Requests {
+    pub requests: BTreeMap<String, Quantity>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Port {
+    pub host_port: Option<i32>,
+    #[serde(rename = "hostIP")]
+    pub host_ip: Option<String>,
+    pub protocol: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct PodStatus {
+    pub phase: Option<String>,
+    pub nominated_node_name: Option<String>,
+    pub start_time: Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::Time>,
+    pub conditions: Vec<core::PodCondition>,
+}
+
+/// A node as read from the API.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Node {
+    pub metadata: ObjectMeta,
+    pub spec: NodeSpec,
+    pub status: NodeStatus,
+}
+resource!(Node, "Node", "nodes", kube::core::ClusterResourceScope);
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct NodeSpec {
+    pub unschedulable: Option<bool>,
+    pub taints: Vec<core::Taint>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct NodeStatus {
+    pub allocatable: BTreeMap<String, Quantity>,
+    pub capacity: BTreeMap<String, Quantity>,
+    pub images: Vec<NodeImage>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct NodeImage {
+    pub names: Vec<String>,
+    pub size_bytes: i64,
+}
+
+/// A namespace: its labels decide which pods an affinity term looks at.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Namespace {
+    pub metadata: ObjectMeta,
+}
+resource!(Namespace, "Namespace", "namespaces", kube::core::ClusterResourceScope);
