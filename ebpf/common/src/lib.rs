@@ -15,7 +15,7 @@ mod socket;
 
 pub use flow::{Flow, FlowKey, FlowKind};
 pub use reason::Reason;
-pub use service::{Backend, Counters, Frontend, FrontendKey, Scope, ServiceName, Settings};
+pub use service::{Backend, Counters, Frontend, FrontendKey, SLAB_LINE, Scope, ServiceName, Settings};
 pub use socket::{SOCKET_TRANSLATIONS, SocketState, Translation};
 
 /// Version of everything in this crate that is visible in a pinned map.

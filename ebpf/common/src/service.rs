@@ -68,6 +68,9 @@ impl Backend {
     pub const USED: u16 = 2;
 }
 
+/// Words of the slab in one element of its map: a cache line, because array elements smaller than 8 bytes waste memory.
+pub const SLAB_LINE: usize = 16;
+
 /// Name of a service port for people, zero padded: `namespace/name:port`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

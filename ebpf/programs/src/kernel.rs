@@ -5,7 +5,7 @@ use core::ptr::{addr_of, read_volatile};
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
-use sluice_ebpf_common::{Backend, Counters, Event, Flow, FlowKey, Frontend, FrontendKey, Reason, Settings};
+use sluice_ebpf_common::{Backend, Counters, Event, Flow, FlowKey, Frontend, FrontendKey, Reason, SLAB_LINE, Settings};
 use sluice_packet::{InsertError, Maps};
 
 use crate::maps;
@@ -43,7 +43,9 @@ impl Maps for Kernel {
 
     #[inline(always)]
     fn slot(&self, index: u32) -> Option<u32> {
-        maps::SLAB.get(index).copied()
+        let line = maps::SLAB.get_ptr(index / SLAB_LINE as u32)?.cast::<u32>();
+        // SAFETY: inside the line, whose length is a power of two.
+        Some(unsafe { read_volatile(line.add(index as usize % SLAB_LINE)) })
     }
 
     #[inline(always)]

@@ -5,7 +5,7 @@ use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, RingBuf, SkStorage};
 use aya_ebpf::macros::btf_map;
 use sluice_ebpf_common::{
-    Backend, Counters, Event, Flow, FlowKey, Frontend, FrontendKey, Reason, ServiceName, Settings, SocketState, limits,
+    Backend, Counters, Event, Flow, FlowKey, Frontend, FrontendKey, Reason, SLAB_LINE, ServiceName, Settings, SocketState, limits,
 };
 
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
@@ -18,7 +18,7 @@ pub static FRONTENDS: HashMap<FrontendKey, Frontend, { limits::FRONTENDS as usiz
 pub static BACKENDS: Array<Backend, { limits::BACKENDS as usize }> = Array::new();
 
 #[btf_map(name = "slab")]
-pub static SLAB: Array<u32, { limits::SLAB as usize }, MAPPED> = Array::new();
+pub static SLAB: Array<[u32; SLAB_LINE], { limits::SLAB as usize / SLAB_LINE }, MAPPED> = Array::new();
 
 /// For user space only: no program reads it.
 #[btf_map(name = "names")]

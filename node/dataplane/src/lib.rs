@@ -1,1 +1,23 @@
+//! The node's data plane: loads and attaches the eBPF programs, compiles Services and EndpointSlices into their maps,
+//! reads tables and counters back.
+//!
+//! Invariants: the compiler ([`compile`]) and the planner ([`plan`]) are pure; the kernel's maps are the only state, so a
+//! restarted process takes over what it finds; programs and maps are pinned and work on while no process runs; nothing
+//! but service addresses and pods' traffic to the outside is ever touched.
 
+mod attach;
+pub mod compile;
+mod dataplane;
+mod error;
+mod limits;
+pub mod model;
+mod object;
+mod pins;
+pub mod plan;
+mod range;
+mod store;
+mod sys;
+
+pub use dataplane::{Config, Dataplane, PodInfo, Uplinks};
+pub use error::Error;
+pub use range::Range;

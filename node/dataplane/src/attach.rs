@@ -1,0 +1,248 @@
+//! Attaching programs: to the cgroup, to uplinks, to pods' links. Links are pinned, so programs stay when the process
+//! goes, and the next process puts its own programs behind the same links.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use aya::Ebpf;
+use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
+use aya::programs::links::FdLink;
+use aya::programs::{CgroupAttachMode, CgroupSockAddr, LinkOrder, SchedClassifier, TcAttachType, TcError};
+use aya::util::KernelVersion;
+
+use crate::pins::Pins;
+use crate::{Error, sys};
+
+/// Programs on socket addresses, all attached to one cgroup.
+pub(crate) const SOCKET_PROGRAMS: [&str; 8] = [
+    "connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6",
+];
+
+/// Programs on packets of uplinks: ingress, egress.
+pub(crate) const UPLINK_PROGRAMS: [(&str, TcAttachType); 2] =
+    [("uplink_in", TcAttachType::Ingress), ("uplink_out", TcAttachType::Egress)];
+
+/// Programs on packets of pods' links, as the node sees them.
+pub(crate) const POD_PROGRAMS: [(&str, TcAttachType); 2] =
+    [("pod_in", TcAttachType::Ingress), ("pod_out", TcAttachType::Egress)];
+
+/// Place and number of our filter where TCX is missing.
+const FILTER_PRIORITY: u16 = 0x51c;
+const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);
+
+/// Which of the kernel's two attachments for packet programs is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Traffic {
+    /// Links (Linux 6.6 and newer).
+    Tcx,
+    /// The clsact qdisc; filters stay by themselves.
+    Clsact,
+}
+
+impl Traffic {
+    pub(crate) fn best() -> Traffic {
+        let tcx = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0));
+        if tcx { Traffic::Tcx } else { Traffic::Clsact }
+    }
+}
+
+/// Loads every program into the kernel.
+pub(crate) fn load_programs(ebpf: &mut Ebpf) -> Result<(), Error> {
+    for name in SOCKET_PROGRAMS {
+        socket_program(ebpf, name)?.load().map_err(|error| Error::ebpf(format!("load the program {name}"), error))?;
+    }
+    for (name, _) in UPLINK_PROGRAMS.into_iter().chain(POD_PROGRAMS) {
+        traffic_program(ebpf, name)?.load().map_err(|error| Error::ebpf(format!("load the program {name}"), error))?;
+    }
+    Ok(())
+}
+
+fn missing(name: &str) -> Error {
+    Error::Kernel(format!("the embedded object has no program {name}"))
+}
+
+fn socket_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSockAddr, Error> {
+    ebpf.program_mut(name).and_then(|program| program.try_into().ok()).ok_or_else(|| missing(name))
+}
+
+pub(crate) fn traffic_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier, Error> {
+    ebpf.program_mut(name).and_then(|program| program.try_into().ok()).ok_or_else(|| missing(name))
+}
+
+/// Attaches the socket programs to a cgroup and all cgroups below it.
+pub(crate) fn attach_sockets(ebpf: &mut Ebpf, pins: &Pins, cgroup: &Path) -> Result<(), Error> {
+    let what = |name: &str| format!("attach {name} to {}", cgroup.display());
+    let file = File::open(cgroup).map_err(|error| Error::system(format!("open {}", cgroup.display()), error))?;
+    let id = file.metadata().map_err(|error| Error::system(format!("read {}", cgroup.display()), error))?.ino();
+    for name in SOCKET_PROGRAMS {
+        let program = socket_program(ebpf, name)?;
+        let pin = pins.link(name);
+        if replace(&pin, |target| target.cgroup() == id, program.fd().map_err(|error| Error::ebpf(what(name), error))?.as_fd())? {
+            continue;
+        }
+        let link = program
+            // A link always lives beside others; the mode is for kernels without links.
+            .attach(&file, CgroupAttachMode::Single)
+            .and_then(|id| program.take_link(id))
+            .map_err(|error| Error::ebpf(what(name), error))?;
+        let link: FdLink = link.try_into().map_err(|error| Error::ebpf(what(name), error))?;
+        link.pin(&pin).map_err(|error| Error::ebpf(what(name), error))?;
+    }
+    Ok(())
+}
+
+/// Attaches a pair of packet programs to a link of this network namespace.
+pub(crate) fn attach_traffic(
+    ebpf: &mut Ebpf,
+    pins: &Pins,
+    traffic: Traffic,
+    programs: [(&str, TcAttachType); 2],
+    link: &Link,
+) -> Result<(), Error> {
+    for (name, side) in programs {
+        let what = || format!("attach {name} to the link {}", link.name);
+        let program = traffic_program(ebpf, name)?;
+        match traffic {
+            Traffic::Tcx => {
+                let pin = pins.link(&format!("{name}-{}", link.index));
+                let fd = program.fd().map_err(|error| Error::ebpf(what(), error))?;
+                if replace(&pin, |target| target.link_index() == link.index, fd.as_fd())? {
+                    continue;
+                }
+                let attached = program
+                    .attach_with_options(&link.name, side, TcAttachOptions::TcxOrder(LinkOrder::default()))
+                    .and_then(|id| program.take_link(id))
+                    .map_err(|error| Error::ebpf(what(), error))?;
+                let attached: FdLink = attached.try_into().map_err(|error| Error::ebpf(what(), error))?;
+                attached.pin(&pin).map_err(|error| Error::ebpf(what(), error))?;
+            }
+            Traffic::Clsact => attach_filter(program, link, side).map_err(|error| Error::ebpf(what(), error))?,
+        }
+    }
+    Ok(())
+}
+
+/// The filter has a fixed place, so that a later process replaces it there.
+fn attach_filter(
+    program: &mut SchedClassifier,
+    link: &Link,
+    side: TcAttachType,
+) -> Result<(), aya::programs::ProgramError> {
+    match tc::qdisc_add_clsact(&link.name) {
+        Err(TcError::NetlinkError(error)) if error.raw_os_error() != Some(libc::EEXIST) => {
+            return Err(TcError::NetlinkError(error).into());
+        }
+        _ => {}
+    }
+    let place = SchedClassifierLink::attached(&link.name, side, FILTER_PRIORITY, FILTER_HANDLE, None)
+        .map_err(TcError::IoError)?;
+    let id = match program.attach_to_link(place) {
+        Ok(id) => id,
+        Err(_) => {
+            let options = NlOptions { priority: FILTER_PRIORITY, handle: FILTER_HANDLE, classid: None };
+            program.attach_with_options(&link.name, side, TcAttachOptions::Netlink(options))?
+        }
+    };
+    // Dropping it would detach the filter, which has to outlive this process.
+    std::mem::forget(program.take_link(id)?);
+    Ok(())
+}
+
+/// Takes both programs of a pair off a link.
+pub(crate) fn detach_traffic(
+    pins: &Pins,
+    traffic: Traffic,
+    programs: [(&str, TcAttachType); 2],
+    link: &Link,
+) -> Result<(), Error> {
+    for (name, side) in programs {
+        match traffic {
+            Traffic::Tcx => unpin(&pins.link(&format!("{name}-{}", link.index)))?,
+            Traffic::Clsact => {
+                // A link that is gone took its filters with it.
+                if let Ok(place) = SchedClassifierLink::attached(&link.name, side, FILTER_PRIORITY, FILTER_HANDLE, None) {
+                    drop(place);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Removes pins whose link is gone, and gives the programs of the rest to this process's versions.
+pub(crate) fn take_over_pods(ebpf: &mut Ebpf, pins: &Pins) -> Result<(), Error> {
+    for name in pins.link_names() {
+        let Some((program_name, index)) = name.rsplit_once('-') else { continue };
+        let Ok(index) = index.parse::<u32>() else { continue };
+        if !POD_PROGRAMS.iter().chain(&UPLINK_PROGRAMS).any(|(known, _)| *known == program_name) {
+            continue;
+        }
+        let program = traffic_program(ebpf, program_name)?;
+        let fd = program.fd().map_err(|error| Error::ebpf(format!("take over {name}"), error))?;
+        replace(&pins.link(&name), |target| target.link_index() == index, fd.as_fd())?;
+    }
+    Ok(())
+}
+
+/// Puts a program behind a pinned link if the link is still attached where it should be; otherwise the pin is removed.
+fn replace(
+    pin: &Path,
+    right: impl Fn(sys::LinkTarget) -> bool,
+    program: std::os::fd::BorrowedFd<'_>,
+) -> Result<bool, Error> {
+    let what = || format!("take over the link {}", pin.display());
+    let link = match sys::open_pinned(pin) {
+        Ok(link) => link,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(Error::system(what(), error)),
+    };
+    let target = sys::link_target(link.as_fd()).map_err(|error| Error::system(what(), error))?;
+    if right(target) {
+        sys::update_link(link.as_fd(), program).map_err(|error| Error::system(what(), error))?;
+        return Ok(true);
+    }
+    unpin(pin)?;
+    Ok(false)
+}
+
+fn unpin(pin: &Path) -> Result<(), Error> {
+    match std::fs::remove_file(pin) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::system(format!("remove {}", pin.display()), error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A link of this network namespace.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+}
+
+impl Link {
+    pub(crate) fn by_index(index: u32) -> Result<Link, Error> {
+        let name = nix::net::if_::if_indextoname(index)
+            .map_err(|errno| Error::system(format!("find the link with index {index}"), errno.into()))?;
+        Ok(Link { index, name: name.to_string_lossy().into_owned() })
+    }
+
+    /// Every link of this namespace.
+    pub(crate) fn all() -> Result<Vec<Link>, Error> {
+        let links = nix::net::if_::if_nameindex().map_err(|errno| Error::system("list the links", errno.into()))?;
+        Ok(links
+            .iter()
+            .map(|link| Link { index: link.index(), name: link.name().to_string_lossy().into_owned() })
+            .collect())
+    }
+
+    pub(crate) fn by_name(name: &str) -> Result<Link, Error> {
+        let index = nix::net::if_::if_nametoindex(name)
+            .map_err(|errno| Error::system(format!("find the link {name}"), errno.into()))?;
+        Ok(Link { index, name: name.to_owned() })
+    }
+}

@@ -1,0 +1,241 @@
+//! The loaded data plane of a node.
+
+use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use aya::Ebpf;
+use aya::maps::{Array, HashMap, MapData};
+use parking_lot::Mutex;
+use sluice_ebpf_common::{Settings, maps};
+
+use crate::attach::{self, Link, POD_PROGRAMS, Traffic, UPLINK_PROGRAMS};
+use crate::compile::{Desired, compile};
+use crate::limits::{PROBLEMS, SOURCE_PORTS};
+use crate::model::Snapshot;
+use crate::pins::{self, Pins};
+use crate::plan::{Tables, plan};
+use crate::range::{Range, wire};
+use crate::store::{Store, typed};
+use crate::{Error, object, sys};
+
+/// What the data plane of a node is told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The node's name in the API, to tell local endpoints.
+    pub node: String,
+    /// The cgroup whose sockets are translated, with all below it; `None` for the root of the v2 tree.
+    pub cgroup: Option<PathBuf>,
+    /// Where maps and links are pinned, below `/sys/fs/bpf`; one per node on this machine.
+    pub pin_dir: PathBuf,
+    /// The node's addresses, the primary one first.
+    pub node_addresses: Vec<Ipv4Addr>,
+    /// Ports of NodePort services.
+    pub node_ports: RangeInclusive<u16>,
+    /// This node's pods, when known: their traffic to the outside leaves with the node's address.
+    pub pod_range: Option<Range>,
+    /// All pods of the cluster.
+    pub cluster_range: Option<Range>,
+    /// Links that packets from outside arrive on.
+    pub uplinks: Uplinks,
+}
+
+/// Links that packets from outside arrive on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Uplinks {
+    /// Every Ethernet link of the namespace, as they come and go, except loopback and those whose names start with one
+    /// of these (pods' links).
+    Every {
+        /// Prefixes of the names of pods' links.
+        except: Vec<String>,
+    },
+    /// These links.
+    Named(Vec<String>),
+}
+
+/// A pod, for messages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodInfo {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// The loaded data plane of a node. Cheap to clone. Dropping it leaves programs and maps in the kernel, at work; only
+/// [`Dataplane::remove_all`] ends them.
+#[derive(Clone)]
+pub struct Dataplane {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) config: Config,
+    pub(crate) pins: Pins,
+    pub(crate) traffic: Traffic,
+    pub(crate) ebpf: Mutex<Ebpf>,
+    pub(crate) locals: Mutex<HashMap<MapData, u32, u32>>,
+    pub(crate) sources: Mutex<HashMap<MapData, u32, u32>>,
+    settings: Mutex<(Settings, Array<MapData, Settings>)>,
+    table: Mutex<Table>,
+    started: Instant,
+}
+
+struct Table {
+    store: Store,
+    tables: Tables,
+    problems: Vec<String>,
+}
+
+impl Dataplane {
+    /// Loads the programs onto new maps, or onto those that an earlier process left, and attaches them. Has to run in
+    /// the node's network namespace. Existing attachments get the new programs atomically.
+    pub fn load(config: Config) -> Result<Dataplane, Error> {
+        Self::load_with(config, Traffic::best())
+    }
+
+    pub(crate) fn load_with(config: Config, traffic: Traffic) -> Result<Dataplane, Error> {
+        let cgroup = match &config.cgroup {
+            Some(cgroup) => cgroup.clone(),
+            None => pins::cgroup_root()?,
+        };
+        let pins = Pins::new(&config.pin_dir);
+        pins.prepare()?;
+        let mut ebpf = object::load(&pins)?;
+        attach::load_programs(&mut ebpf)?;
+        let store = Store::open(&pins, true)?;
+        let tables = store.read()?;
+        let settings = settings(&config)?;
+        let mut settings_map: Array<MapData, Settings> = typed(&pins, maps::SETTINGS)?;
+        settings_map.set(0, settings, 0).map_err(|error| Error::ebpf("write the settings", error))?;
+        let inner = Inner {
+            pins,
+            traffic,
+            locals: Mutex::new(typed(&Pins::new(&config.pin_dir), maps::LOCALS)?),
+            sources: Mutex::new(typed(&Pins::new(&config.pin_dir), maps::SOURCES)?),
+            settings: Mutex::new((settings, settings_map)),
+            table: Mutex::new(Table { store, tables, problems: Vec::new() }),
+            ebpf: Mutex::new(ebpf),
+            config,
+            started: Instant::now(),
+        };
+        let dataplane = Dataplane { inner: Arc::new(inner) };
+        dataplane.add_local_addresses()?;
+        {
+            let inner = &dataplane.inner;
+            let mut ebpf = inner.ebpf.lock();
+            attach::take_over_pods(&mut ebpf, &inner.pins)?;
+            attach::attach_sockets(&mut ebpf, &inner.pins, &cgroup)?;
+            inner.pins.remove_older()?;
+        }
+        if let Uplinks::Named(names) = &dataplane.inner.config.uplinks {
+            for name in names {
+                dataplane.attach_uplink(&Link::by_name(name)?)?;
+            }
+        }
+        Ok(dataplane)
+    }
+
+    /// Removes every program and map that is pinned below `pin_dir`, from any process. Nothing there is success.
+    pub fn remove_all(pin_dir: &Path) -> Result<(), Error> {
+        let pins = Pins::new(pin_dir);
+        if Traffic::best() == Traffic::Clsact {
+            for link in Link::all()? {
+                attach::detach_traffic(&pins, Traffic::Clsact, UPLINK_PROGRAMS, &link)?;
+                attach::detach_traffic(&pins, Traffic::Clsact, POD_PROGRAMS, &link)?;
+            }
+        }
+        pins.remove_all()
+    }
+
+    /// Attaches the pod programs to the node's side of a pod's link. Idempotent.
+    pub fn attach_pod(&self, index: u32, pod: &PodInfo) -> Result<(), Error> {
+        let link = Link::by_index(index)?;
+        tracing::debug!(link = link.name, namespace = pod.namespace, pod = pod.name, "attach the pod's link");
+        let inner = &self.inner;
+        let mut ebpf = inner.ebpf.lock();
+        attach::attach_traffic(&mut ebpf, &inner.pins, inner.traffic, POD_PROGRAMS, &link)
+    }
+
+    /// Takes the pod programs off a link; a link that is gone is success.
+    pub fn detach_pod(&self, index: u32) -> Result<(), Error> {
+        let name = Link::by_index(index).map_or_else(|_| String::new(), |link| link.name);
+        let inner = &self.inner;
+        attach::detach_traffic(&inner.pins, inner.traffic, POD_PROGRAMS, &Link { index, name })
+    }
+
+    pub(crate) fn attach_uplink(&self, link: &Link) -> Result<(), Error> {
+        let inner = &self.inner;
+        let mut ebpf = inner.ebpf.lock();
+        attach::attach_traffic(&mut ebpf, &inner.pins, inner.traffic, UPLINK_PROGRAMS, link)
+    }
+
+    pub(crate) fn detach_uplink(&self, link: &Link) -> Result<(), Error> {
+        attach::detach_traffic(&self.inner.pins, self.inner.traffic, UPLINK_PROGRAMS, link)
+    }
+
+    /// Tells the pods' networks once they are known (`spec.podCIDR`).
+    pub fn set_pod_ranges(&self, pods: Range, cluster: Range) -> Result<(), Error> {
+        let mut guard = self.inner.settings.lock();
+        let (settings, map) = &mut *guard;
+        (settings.pod_network, settings.pod_mask) = pods.wire();
+        (settings.cluster_network, settings.cluster_mask) = cluster.wire();
+        map.set(0, *settings, 0).map_err(|error| Error::ebpf("write the settings", error))
+    }
+
+    /// Makes the kernel's table say what the snapshot says. Returns sentences about what could not be placed.
+    pub fn apply(&self, snapshot: &Snapshot) -> Result<Vec<String>, Error> {
+        self.apply_desired(&compile(snapshot)).map(|(problems, _)| problems)
+    }
+
+    /// As [`Self::apply`]; the flag says that trying again a little later may place more.
+    pub(crate) fn apply_desired(&self, desired: &Desired) -> Result<(Vec<String>, bool), Error> {
+        let mut guard = self.inner.table.lock();
+        let table = &mut *guard;
+        let mut next = table.tables.clone();
+        let mut plan = plan(&mut next, desired, table.store.capacity(), self.inner.started.elapsed());
+        if let Err(error) = table.store.apply(&plan.writes) {
+            // What was written and what not is known to the kernel alone now.
+            table.tables = table.store.read()?;
+            return Err(error);
+        }
+        let again = !plan.problems.is_empty() && next.rests();
+        table.tables = next;
+        plan.problems.truncate(PROBLEMS);
+        table.problems.clone_from(&plan.problems);
+        Ok((plan.problems, again))
+    }
+
+    pub(crate) fn problems(&self) -> Vec<String> {
+        self.inner.table.lock().problems.clone()
+    }
+
+    fn add_local_addresses(&self) -> Result<(), Error> {
+        let mut locals = self.inner.locals.lock();
+        for address in &self.inner.config.node_addresses {
+            locals.insert(wire(*address), 0, 0).map_err(|error| Error::ebpf("write the local addresses", error))?;
+        }
+        Ok(())
+    }
+}
+
+fn settings(config: &Config) -> Result<Settings, Error> {
+    let (pod_network, pod_mask) = config.pod_range.map(Range::wire).unwrap_or_default();
+    let (cluster_network, cluster_mask) = config.cluster_range.or(config.pod_range).map(Range::wire).unwrap_or_default();
+    Ok(Settings {
+        node_address: config.node_addresses.first().copied().map_or(0, wire),
+        pod_network,
+        pod_mask,
+        cluster_network,
+        cluster_mask,
+        node_port_first: *config.node_ports.start(),
+        node_port_last: *config.node_ports.end(),
+        source_port_first: *SOURCE_PORTS.start(),
+        source_port_last: *SOURCE_PORTS.end(),
+        reserved: 0,
+        host_cookie: sys::netns_cookie()
+            .map_err(|error| Error::Kernel(format!("a network namespace has no cookie: {error}")))?,
+    })
+}

@@ -1,0 +1,152 @@
+//! The few system calls that aya does not offer: link update and link info, mapping an array, namespace cookies, clocks.
+//!
+//! All `unsafe` of this crate is here.
+#![allow(unsafe_code)]
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_LINK_UPDATE: libc::c_long = 29;
+const SO_NETNS_COOKIE: libc::c_int = 71;
+/// Room for any command's attributes; the kernel ignores zeroes past those it knows.
+const ATTRIBUTES: usize = 16;
+
+#[repr(C, align(8))]
+struct Attributes([u64; ATTRIBUTES]);
+
+fn bpf(command: libc::c_long, attributes: &mut Attributes) -> io::Result<i32> {
+    // SAFETY: the attributes are 128 initialised bytes, all pointers in them are to live buffers of the callers.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, command, attributes.0.as_mut_ptr(), size_of::<Attributes>())
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
+}
+
+/// Opens a pinned object.
+pub(crate) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attributes = Attributes([0; ATTRIBUTES]);
+    attributes.0[0] = path.as_ptr() as u64;
+    let fd = bpf(BPF_OBJ_GET, &mut attributes)?;
+    // SAFETY: the kernel just returned this descriptor to us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Puts another program behind a link; packets and connects see the old or the new one, never none.
+pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attributes = Attributes([0; ATTRIBUTES]);
+    attributes.0[0] = link.as_raw_fd() as u64 | (program.as_raw_fd() as u64) << 32;
+    bpf(BPF_LINK_UPDATE, &mut attributes).map(|_| ())
+}
+
+/// What a link is attached to: the link index (TCX) or the cgroup's id. 0 when that is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LinkTarget {
+    pub(crate) program: u32,
+    target: u64,
+}
+
+impl LinkTarget {
+    /// For a TCX link.
+    pub(crate) fn link_index(self) -> u32 {
+        self.target as u32
+    }
+
+    /// For a cgroup link.
+    pub(crate) fn cgroup(self) -> u64 {
+        self.target
+    }
+}
+
+/// Asks the kernel about a link.
+pub(crate) fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
+    // struct bpf_link_info: type, id, prog_id, then a union that starts with the target.
+    let mut info = [0_u64; ATTRIBUTES];
+    let mut attributes = Attributes([0; ATTRIBUTES]);
+    attributes.0[0] = link.as_raw_fd() as u64 | (size_of_val(&info) as u64) << 32;
+    attributes.0[1] = info.as_mut_ptr() as u64;
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    Ok(LinkTarget { program: info[1] as u32, target: info[2] })
+}
+
+/// An array map of words, mapped into this process.
+pub(crate) struct Words {
+    start: *mut libc::c_void,
+    words: usize,
+}
+
+// SAFETY: the mapping is only read and written through atomics.
+unsafe impl Send for Words {}
+// SAFETY: as above.
+unsafe impl Sync for Words {}
+
+impl Words {
+    /// Maps the first `words` of an array map made with `BPF_F_MMAPABLE`.
+    pub(crate) fn map(fd: BorrowedFd<'_>, words: usize, writable: bool) -> io::Result<Words> {
+        let protection = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
+        // SAFETY: a fresh shared mapping of a descriptor that we hold; the result is checked.
+        let start = unsafe {
+            libc::mmap(std::ptr::null_mut(), words * 4, protection, libc::MAP_SHARED, fd.as_raw_fd(), 0)
+        };
+        if start == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Words { start, words }) }
+    }
+
+    fn word(&self, index: usize) -> Option<&AtomicU32> {
+        if index >= self.words {
+            return None;
+        }
+        // SAFETY: inside the mapping, which lives as long as `self`; words are aligned.
+        Some(unsafe { AtomicU32::from_ptr(self.start.cast::<u32>().add(index)) })
+    }
+
+    /// Reads a word.
+    pub(crate) fn get(&self, index: usize) -> Option<u32> {
+        self.word(index).map(|word| word.load(Ordering::Acquire))
+    }
+
+    /// Writes a word; out of range is ignored, the planner never asks for it.
+    pub(crate) fn set(&self, index: usize, value: u32) {
+        if let Some(word) = self.word(index) {
+            word.store(value, Ordering::Release);
+        }
+    }
+}
+
+impl Drop for Words {
+    fn drop(&mut self) {
+        // SAFETY: exactly the mapping made in `map`.
+        unsafe { libc::munmap(self.start, self.words * 4) };
+    }
+}
+
+/// Cookie of the calling thread's network namespace.
+pub(crate) fn netns_cookie() -> io::Result<u64> {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    let mut cookie = 0_u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the option writes at most `length` bytes into the cookie.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+}
+
+/// Seconds of the clock that the programs stamp flows with.
+pub(crate) fn coarse_seconds() -> u32 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes into the local.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut now) };
+    now.tv_sec as u32
+}

@@ -1,0 +1,250 @@
+//! A test in a process of its own: its own network namespace, its own cgroup, its own pins; nothing is left behind.
+#![allow(unsafe_code, dead_code, unreachable_pub, clippy::unwrap_used)]
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use sluice_dataplane::model::{Endpoint, Protocol, Service, ServicePort, Slice, SlicePort, Snapshot};
+use sluice_dataplane::{Config, Dataplane, Uplinks};
+
+const INNER: &str = "SLUICE_TEST_INNER";
+pub const PATIENCE: Duration = Duration::from_secs(5);
+/// Every test here creates namespaces, attaches programs: one at a time per test process is enough for two cores.
+static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+/// The places that belong to one test.
+pub struct Place {
+    pub name: String,
+    pub pins: PathBuf,
+    /// The cgroup that the test's own sockets are in.
+    pub cgroup: PathBuf,
+    /// A cgroup that nobody is in.
+    pub elsewhere: PathBuf,
+}
+
+/// Runs `story` in a process with fresh namespaces; `name` is the test function's name.
+pub fn isolated(name: &str, story: fn(&Place)) {
+    if std::env::var(INNER).as_deref() == Ok(name) {
+        run("ip", &["link", "set", "lo", "up"]);
+        return story(&place(name, std::os::unix::process::parent_id()));
+    }
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("{name}: skipped, it needs root");
+        return;
+    }
+    let _guard = ONE_AT_A_TIME.lock();
+    let place = place(name, std::process::id());
+    for cgroup in [&place.cgroup, &place.elsewhere] {
+        std::fs::create_dir_all(cgroup).unwrap();
+    }
+    let procs = std::ffi::CString::new(place.cgroup.join("cgroup.procs").to_str().unwrap()).unwrap();
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", name, "--nocapture", "--test-threads", "1"]).env(INNER, name);
+    // SAFETY: only async-signal-safe calls between fork and exec.
+    unsafe {
+        command.pre_exec(move || {
+            let file = libc::open(procs.as_ptr(), libc::O_WRONLY);
+            if file < 0 || libc::write(file, c"0".as_ptr().cast(), 1) != 1 || libc::unshare(libc::CLONE_NEWNET) != 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            libc::close(file);
+            Ok(())
+        });
+    }
+    let status = command.status().unwrap();
+    Dataplane::remove_all(&place.pins).unwrap();
+    for cgroup in [&place.cgroup, &place.elsewhere] {
+        std::fs::remove_dir(cgroup).unwrap();
+    }
+    for namespace in namespaces(&place.name) {
+        run("ip", &["netns", "delete", &namespace]);
+    }
+    assert!(status.success(), "{name} failed");
+}
+
+fn place(name: &str, owner: u32) -> Place {
+    let name = format!("sluice-test-{owner}-{name}");
+    let root = cgroup_root();
+    Place {
+        pins: Path::new("/sys/fs/bpf").join(&name),
+        cgroup: root.join(&name),
+        elsewhere: root.join(format!("{name}-elsewhere")),
+        name,
+    }
+}
+
+fn cgroup_root() -> PathBuf {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let line = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).unwrap();
+    line.split(' ').nth(1).unwrap().into()
+}
+
+fn namespaces(prefix: &str) -> Vec<String> {
+    let entries = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| name.starts_with(prefix)).collect()
+}
+
+pub fn run(program: &str, arguments: &[&str]) {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+impl Place {
+    /// The configuration of a node in this place whose sockets are those of the test.
+    pub fn config(&self) -> Config {
+        Config {
+            node: "here".into(),
+            cgroup: Some(self.cgroup.clone()),
+            pin_dir: self.pins.clone(),
+            node_addresses: vec![Ipv4Addr::new(10, 1, 0, 1)],
+            node_ports: 30000..=32767,
+            pod_range: None,
+            cluster_range: None,
+            uplinks: Uplinks::Named(vec![]),
+        }
+    }
+
+    /// Another network namespace, linked to this one by a veth pair whose other end is `eth0` there. Both ends have an
+    /// address when given as `10.1.0.1/24`.
+    pub fn neighbour(&self, name: &str, link: &str, here: Option<&str>, there: &str, via: Option<&str>) -> Namespace {
+        let namespace = format!("{}-{name}", self.name);
+        run("ip", &["netns", "add", &namespace]);
+        run("ip", &["link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", &namespace]);
+        if let Some(here) = here {
+            run("ip", &["address", "add", here, "dev", link]);
+        }
+        run("ip", &["link", "set", link, "up"]);
+        for arguments in [
+            vec!["address", "add", there, "dev", "eth0"],
+            vec!["link", "set", "eth0", "up"],
+            vec!["link", "set", "lo", "up"],
+        ] {
+            run("ip", &[vec!["-n", &namespace], arguments].concat());
+        }
+        if let Some(via) = via {
+            run("ip", &["-n", &namespace, "route", "add", via, "dev", "eth0", "scope", "link"]);
+            run("ip", &["-n", &namespace, "route", "add", "default", "via", via, "dev", "eth0"]);
+        }
+        Namespace { path: Path::new("/run/netns").join(namespace) }
+    }
+}
+
+/// A network namespace.
+pub struct Namespace {
+    path: PathBuf,
+}
+
+impl Namespace {
+    /// Runs something on a thread inside.
+    pub fn within<R: Send>(&self, story: impl FnOnce() -> R + Send) -> R {
+        std::thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                let file = std::fs::File::open(&self.path).unwrap();
+                nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+                story()
+            });
+            inside.join().unwrap()
+        })
+    }
+}
+
+/// Answers every TCP connection with its own address and the peer's, as `own peer`, then echoes lines until the end.
+pub fn tcp_server(address: &str) -> SocketAddr {
+    let listener = TcpListener::bind(address).unwrap();
+    let own = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || answer(stream));
+        }
+    });
+    own
+}
+
+fn answer(mut stream: TcpStream) {
+    let text = format!("{} {}\n", stream.local_addr().unwrap(), stream.peer_addr().unwrap());
+    let _ = stream.write_all(text.as_bytes());
+    let mut buffer = [0; 512];
+    while let Ok(length @ 1..) = stream.read(&mut buffer) {
+        if stream.write_all(&buffer[..length]).is_err() {
+            return;
+        }
+    }
+}
+
+/// Answers every datagram with `own peer`.
+pub fn udp_server(address: &str) -> SocketAddr {
+    let socket = UdpSocket::bind(address).unwrap();
+    let own = socket.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 512];
+        while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
+            let _ = socket.send_to(format!("{own} {peer}").as_bytes(), peer);
+        }
+    });
+    own
+}
+
+/// A TCP connection and what the server said: `(server's own address, client's address as the server sees it)`.
+pub struct Client {
+    pub stream: TcpStream,
+    pub server: SocketAddr,
+    pub seen_as: SocketAddr,
+}
+
+pub fn connect(address: &str) -> std::io::Result<Client> {
+    let mut stream = TcpStream::connect_timeout(&address.parse().unwrap(), PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut text = Vec::new();
+    let mut byte = [0];
+    while stream.read(&mut byte)? == 1 && byte[0] != b'\n' {
+        text.push(byte[0]);
+    }
+    let (server, seen_as) = words(&text);
+    Ok(Client { stream, server, seen_as })
+}
+
+impl Client {
+    /// Does the connection still carry data both ways?
+    pub fn alive(&mut self) -> bool {
+        let mut buffer = [0; 4];
+        self.stream.write_all(b"ping").is_ok() && self.stream.read_exact(&mut buffer).is_ok() && &buffer == b"ping"
+    }
+}
+
+/// Splits `server client` as the servers send it.
+pub fn words(text: &[u8]) -> (SocketAddr, SocketAddr) {
+    let text = std::str::from_utf8(text).unwrap();
+    let (server, client) = text.split_once(' ').unwrap();
+    (server.parse().unwrap(), client.parse().unwrap())
+}
+
+/// A Service `shop/web` of one port, with endpoints at these addresses (`!` before one: not ready).
+pub fn service(protocol: Protocol, cluster: &str, node_port: u16, endpoints: &[&str]) -> Snapshot {
+    let cluster: SocketAddrV4 = cluster.parse().unwrap();
+    let port = ServicePort { name: "main".into(), protocol, port: cluster.port(), node_port };
+    let mut slices = std::collections::BTreeMap::new();
+    for (index, text) in endpoints.iter().enumerate() {
+        let address: SocketAddrV4 = text.trim_start_matches('!').trim_start_matches('~').parse().unwrap();
+        let ready = !text.starts_with('!');
+        let node = if text.contains('~') { "there" } else { "here" };
+        let endpoint = Endpoint {
+            address: Some(*address.ip()),
+            ready,
+            serving: ready,
+            terminating: false,
+            node: Some(node.into()),
+        };
+        let slice = Slice {
+            service: "web".into(),
+            ports: vec![SlicePort { name: "main".into(), protocol, port: address.port() }],
+            endpoints: vec![endpoint],
+        };
+        slices.insert(("shop".to_owned(), format!("web-{index}")), slice);
+    }
+    let service = Service { cluster: vec![*cluster.ip()], ports: vec![port], ..Service::default() };
+    Snapshot { services: [(("shop".to_owned(), "web".to_owned()), service)].into(), slices, node: "here".into() }
+}

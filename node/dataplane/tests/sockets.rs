@@ -1,0 +1,157 @@
+//! Socket translation with real sockets: a test's process sits in a cgroup and a network namespace of its own.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, UdpSocket};
+
+use common::{Place, connect, isolated, service, tcp_server, udp_server, words};
+use sluice_dataplane::Dataplane;
+use sluice_dataplane::model::{Protocol, Snapshot};
+
+const CLUSTER: &str = "10.96.0.10:80";
+
+#[test]
+fn connect_reaches_every_backend_and_the_peer_is_the_service() {
+    isolated("connect_reaches_every_backend_and_the_peer_is_the_service", |place| {
+        let dataplane = Dataplane::load(place.config()).unwrap();
+        let servers = [tcp_server("127.0.0.2:8001"), tcp_server("127.0.0.3:8002")];
+        let snapshot = service(Protocol::Tcp, CLUSTER, 30080, &["127.0.0.2:8001", "127.0.0.3:8002"]);
+        assert_eq!(dataplane.apply(&snapshot).unwrap(), Vec::<String>::new());
+        let mut seen = BTreeSet::new();
+        for _ in 0..64 {
+            let client = connect(CLUSTER).unwrap();
+            assert_eq!(client.stream.peer_addr().unwrap().to_string(), CLUSTER);
+            seen.insert(client.server);
+        }
+        assert_eq!(seen, servers.into());
+        // An IPv6 socket that uses the IPv4 address sees it in IPv6 form.
+        let client = connect("[::ffff:10.96.0.10]:80").unwrap();
+        assert_eq!(client.stream.peer_addr().unwrap().to_string(), "[::ffff:10.96.0.10]:80");
+        // Anything else is left alone.
+        let client = connect("127.0.0.2:8001").unwrap();
+        assert_eq!(client.stream.peer_addr().unwrap().to_string(), "127.0.0.2:8001");
+    });
+}
+
+#[test]
+fn node_ports_answer_on_local_addresses_only() {
+    isolated("node_ports_answer_on_local_addresses_only", |place| {
+        common::run("ip", &["address", "add", "10.1.0.1/32", "dev", "lo"]);
+        let dataplane = Dataplane::load(place.config()).unwrap();
+        tcp_server("127.0.0.2:8001");
+        dataplane.apply(&service(Protocol::Tcp, CLUSTER, 30080, &["127.0.0.2:8001"])).unwrap();
+        for address in ["10.1.0.1:30080", "127.0.0.1:30080"] {
+            let client = connect(address).unwrap();
+            assert_eq!(client.stream.peer_addr().unwrap().to_string(), address);
+            assert_eq!(client.server.to_string(), "127.0.0.2:8001");
+        }
+        common::run("ip", &["address", "add", "10.1.0.9/32", "dev", "lo"]);
+        assert_eq!(connect("10.1.0.9:30080").err().unwrap().kind(), ErrorKind::ConnectionRefused);
+        assert_eq!(connect("127.0.0.1:30081").err().unwrap().kind(), ErrorKind::ConnectionRefused);
+    });
+}
+
+#[test]
+fn a_service_without_endpoints_refuses_at_once() {
+    isolated("a_service_without_endpoints_refuses_at_once", |place| {
+        let dataplane = Dataplane::load(place.config()).unwrap();
+        dataplane.apply(&service(Protocol::Tcp, CLUSTER, 0, &["!127.0.0.2:8001"])).unwrap();
+        assert_eq!(connect(CLUSTER).err().unwrap().kind(), ErrorKind::ConnectionRefused);
+        dataplane.apply(&service(Protocol::Udp, CLUSTER, 0, &[])).unwrap();
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        assert_eq!(socket.send_to(b"x", CLUSTER).err().unwrap().kind(), ErrorKind::ConnectionRefused);
+    });
+}
+
+#[test]
+fn a_dead_endpoint_gets_no_new_connection_and_keeps_its_old_ones() {
+    isolated("a_dead_endpoint_gets_no_new_connection_and_keeps_its_old_ones", |place| {
+        let dataplane = Dataplane::load(place.config()).unwrap();
+        let old = tcp_server("127.0.0.2:8001");
+        let new = tcp_server("127.0.0.3:8002");
+        dataplane.apply(&service(Protocol::Tcp, CLUSTER, 0, &["127.0.0.2:8001"])).unwrap();
+        let mut before = connect(CLUSTER).unwrap();
+        assert_eq!(before.server, old);
+        dataplane.apply(&service(Protocol::Tcp, CLUSTER, 0, &["!127.0.0.2:8001", "127.0.0.3:8002"])).unwrap();
+        for _ in 0..32 {
+            assert_eq!(connect(CLUSTER).unwrap().server, new);
+        }
+        assert!(before.alive());
+        dataplane.apply(&Snapshot::default()).unwrap();
+        assert!(before.alive());
+    });
+}
+
+fn ask(socket: &UdpSocket, service: &str) -> (SocketAddr, SocketAddr) {
+    let mut buffer = [0; 128];
+    socket.send_to(b"x", service).unwrap();
+    let (length, from) = socket.recv_from(&mut buffer).unwrap();
+    (words(&buffer[..length]).0, from)
+}
+
+#[test]
+fn datagrams_come_back_from_the_service() {
+    isolated("datagrams_come_back_from_the_service", |place| {
+        let dataplane = Dataplane::load(place.config()).unwrap();
+        let servers = BTreeSet::from([udp_server("127.0.0.2:5301"), udp_server("127.0.0.3:5302")]);
+        dataplane.apply(&service(Protocol::Udp, CLUSTER, 0, &["127.0.0.2:5301", "127.0.0.3:5302"])).unwrap();
+        let mut seen = BTreeSet::new();
+        for _ in 0..48 {
+            // Not connected: one socket keeps its backend, and each answer comes from the service.
+            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+            socket.set_read_timeout(Some(common::PATIENCE)).unwrap();
+            let (server, from) = ask(&socket, CLUSTER);
+            assert_eq!(from.to_string(), CLUSTER);
+            assert_eq!(ask(&socket, CLUSTER), (server, from));
+            seen.insert(server);
+        }
+        assert_eq!(seen, servers);
+        // Connected.
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_read_timeout(Some(common::PATIENCE)).unwrap();
+        socket.connect(CLUSTER).unwrap();
+        assert_eq!(socket.peer_addr().unwrap().to_string(), CLUSTER);
+        socket.send(b"x").unwrap();
+        let mut buffer = [0; 128];
+        let (_, from) = socket.recv_from(&mut buffer).unwrap();
+        assert_eq!(from.to_string(), CLUSTER);
+    });
+}
+
+#[test]
+fn a_socket_follows_its_service_to_other_backends() {
+    isolated("a_socket_follows_its_service_to_other_backends", |place| {
+        let dataplane = Dataplane::load(place.config()).unwrap();
+        let (old, new) = (udp_server("127.0.0.2:5301"), udp_server("127.0.0.3:5302"));
+        dataplane.apply(&service(Protocol::Udp, CLUSTER, 0, &["127.0.0.2:5301"])).unwrap();
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_read_timeout(Some(common::PATIENCE)).unwrap();
+        assert_eq!(ask(&socket, CLUSTER).0, old);
+        dataplane.apply(&service(Protocol::Udp, CLUSTER, 0, &["127.0.0.3:5302"])).unwrap();
+        assert_eq!(ask(&socket, CLUSTER).0, new);
+    });
+}
+
+#[test]
+fn services_work_while_no_daemon_runs_and_after_the_next_one_took_over() {
+    isolated("services_work_while_no_daemon_runs_and_after_the_next_one_took_over", |place: &Place| {
+        let first = Dataplane::load(place.config()).unwrap();
+        let server = tcp_server("127.0.0.2:8001");
+        let snapshot = service(Protocol::Tcp, CLUSTER, 0, &["127.0.0.2:8001"]);
+        first.apply(&snapshot).unwrap();
+        let mut open = connect(CLUSTER).unwrap();
+        drop(first);
+        assert_eq!(connect(CLUSTER).unwrap().server, server);
+        let second = Dataplane::load(place.config()).unwrap();
+        assert_eq!(connect(CLUSTER).unwrap().server, server, "before the API was read");
+        second.apply(&snapshot).unwrap();
+        assert_eq!(connect(CLUSTER).unwrap().server, server);
+        assert_eq!(open.stream.peer_addr().unwrap().to_string(), CLUSTER);
+        assert!(open.alive());
+        Dataplane::remove_all(&place.pins).unwrap();
+        assert!(connect(CLUSTER).is_err(), "nothing translates after remove_all");
+    });
+}
