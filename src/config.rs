@@ -55,8 +55,9 @@ pub(crate) struct Options {
     /// etcd endpoints; without any the embedded store is used [repeatable]
     #[arg(long, value_name = "URL")]
     pub etcd: Vec<String>,
-    /// containerd's socket; `auto` uses the machine's if it runs, else starts one of our own [default: auto]
-    #[arg(long, value_name = "SOCKET")]
+    /// Which containerd: `auto` uses the machine's if it runs and else starts one of our own, `own` always does that,
+    /// or a socket's path [default: auto]
+    #[arg(long, value_name = "auto|own|SOCKET")]
     pub containerd: Option<String>,
     /// Port of the node's HTTPS API [default: 10250]
     #[arg(long, value_name = "PORT")]
@@ -89,6 +90,14 @@ pub(crate) enum Overlay {
     Vxlan,
 }
 
+/// See [`Options::containerd`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Containerd {
+    Auto,
+    Own,
+    At(PathBuf),
+}
+
 /// What the program runs with.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
@@ -104,8 +113,7 @@ pub(crate) struct Config {
     pub cluster_domain: String,
     pub dns_upstreams: Vec<SocketAddr>,
     pub etcd: Vec<String>,
-    /// `None`: find or start one.
-    pub containerd: Option<PathBuf>,
+    pub containerd: Containerd,
     pub node_port: u16,
     pub socket_hooks: SocketHooks,
     pub overlay: Overlay,
@@ -140,7 +148,11 @@ impl Options {
             cluster_domain: all.cluster_domain.unwrap_or_else(|| "cluster.local".into()),
             dns_upstreams: upstreams(&all.dns_upstream)?,
             etcd: all.etcd,
-            containerd: all.containerd.filter(|socket| socket != "auto").map(PathBuf::from),
+            containerd: match all.containerd.as_deref() {
+                None | Some("auto") => Containerd::Auto,
+                Some("own") => Containerd::Own,
+                Some(socket) => Containerd::At(socket.into()),
+            },
             node_port: all.node_port.unwrap_or(10250),
             socket_hooks: all.socket_hooks.unwrap_or_default(),
             overlay: all.overlay.unwrap_or_default(),

@@ -1,1 +1,84 @@
-fn main() {}
+//! The `sluice` program: reads its settings, wires the crates together, and inspects a running
+//! installation. No logic of the control plane, the node or the data plane lives here.
+
+mod client;
+mod config;
+mod control_plane;
+mod daemon;
+mod image;
+mod machine;
+mod node;
+mod reset;
+mod services;
+mod status;
+mod token;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::config::Options;
+
+#[derive(Parser)]
+#[command(name = "sluice", version, about = "A Kubernetes-compatible orchestrator whose data plane comes first")]
+#[command(after_help = "Everything else goes through kubectl: export KUBECONFIG=/var/lib/sluice/admin.kubeconfig")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run control plane and node in one process: a whole cluster on this machine
+    Up(Options),
+    /// Run the control plane alone: API server, scheduler, controllers
+    Server(Options),
+    /// Run the node daemon alone, joined to a control plane elsewhere
+    Node(daemon::NodeOptions),
+    /// Manage the tokens that nodes join with
+    #[command(subcommand)]
+    Token(token::Command),
+    /// Look at and add the node's images
+    #[command(subcommand)]
+    Image(image::Command),
+    /// Print the service table as the kernel holds it: frontends, backends, counters
+    Services(services::Arguments),
+    /// Say what is healthy, and for what is not, why and what to do
+    Status(status::Arguments),
+    /// Stop and remove everything of this installation on this machine
+    Reset(reset::Arguments),
+}
+
+fn main() -> ExitCode {
+    // Started by containerd's shims, once per container: it must stay small, so it comes before all else.
+    let mut words = std::env::args_os().skip(1);
+    if words.next().is_some_and(|word| word == "logger") {
+        let code = sluice_runtime::logger::run(words);
+        return ExitCode::from(u8::try_from(code).unwrap_or(1));
+    }
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    machine::set_up_tls();
+    let threads = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    threads.block_on(async {
+        match command {
+            Command::Up(options) => daemon::up(options.resolve()?).await,
+            Command::Server(options) => daemon::server(options.resolve()?).await,
+            Command::Node(options) => daemon::node(options).await,
+            Command::Token(command) => token::run(command).await,
+            Command::Image(command) => image::run(command).await,
+            Command::Services(arguments) => services::run(arguments),
+            Command::Status(arguments) => status::run(arguments).await,
+            Command::Reset(arguments) => reset::run(arguments).await,
+        }
+    })
+}

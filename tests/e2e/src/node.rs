@@ -64,8 +64,7 @@ impl Node {
         command
             .args(arguments)
             .args(["--node-name", &self.name, "--node-ip", &self.address])
-            .args(["--socket-hooks", "instance", "--dns-upstream", "none", "--containerd"])
-            .arg(self.run_dir().join("containerd/containerd.sock"))
+            .args(["--socket-hooks", "instance", "--dns-upstream", "none"])
             .args(self.place())
             .env("NOTIFY_SOCKET", &notify)
             .stdin(Stdio::null())
@@ -143,7 +142,7 @@ impl Node {
         for (flag, dir) in [("--data-dir", self.data_dir()), ("--run-dir", self.run_dir())] {
             words.extend([flag.into(), dir.into()]);
         }
-        words.extend(["--instance".into(), self.instance.clone().into()]);
+        words.extend(["--instance".into(), self.instance.clone().into(), "--containerd".into(), "own".into()]);
         words
     }
 

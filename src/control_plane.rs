@@ -1,0 +1,87 @@
+//! The control plane's parts: store, API server, scheduler, controllers.
+
+use std::{net::IpAddr, sync::Arc};
+
+use anyhow::{Context, Result};
+use sluice_apiserver::{ApiServer, context::UserInfo};
+use sluice_store::{DynEngine, embedded::Embedded, etcd::Etcd};
+use tokio::net::TcpListener;
+
+use crate::{config::Config, daemon::Parts, machine};
+
+/// Starts everything and returns when the API server answers.
+pub(crate) async fn start(config: &Config, parts: &mut Parts) -> Result<ApiServer> {
+    std::fs::create_dir_all(&config.data_dir)
+        .with_context(|| format!("cannot make {}", config.data_dir.display()))?;
+    let listener = TcpListener::bind(config.bind)
+        .await
+        .with_context(|| format!("cannot listen on {}; another API server may run there (--bind)", config.bind))?;
+    let server = ApiServer::start(server_config(config), engine(config).await?).await?;
+    let kubeconfig = server.pki().admin_kubeconfig(&local_url(config))?;
+    machine::write_secret(&config.admin_kubeconfig(), &kubeconfig)?;
+    parts.tasks.spawn({
+        let (server, shutdown) = (server.clone(), parts.shutdown.clone());
+        async move { server.serve(listener, shutdown).await.context("the API server ended") }
+    });
+    let scheduler = server.client(UserInfo::new("system:kube-scheduler", &["system:authenticated"]));
+    parts.tasks.spawn(sluice_scheduler::run(scheduler, sluice_scheduler::Options::default(), parts.shutdown.clone()));
+    let manager = server.client(UserInfo::new("system:kube-controller-manager", &["system:authenticated"]));
+    let pki = server.pki();
+    let options = sluice_controllers::Options {
+        cluster_ca: Some((pki.ca_pem().to_owned(), pki.ca_key_pem())),
+        ca_bundle: pki.ca_pem().to_owned(),
+        pod_cidrs: vec![config.pod_cidr.clone()],
+        cluster_domain: config.cluster_domain.clone(),
+        ..sluice_controllers::Options::default()
+    };
+    parts.tasks.spawn(sluice_controllers::run(manager, options, parts.shutdown.clone()));
+    Ok(server)
+}
+
+/// How programs on this machine reach the API server.
+pub(crate) fn local_url(config: &Config) -> String {
+    let ip = config.bind.ip();
+    let host = if ip.is_unspecified() { IpAddr::from([127, 0, 0, 1]) } else { ip };
+    format!("https://{}", std::net::SocketAddr::new(host, config.bind.port()))
+}
+
+/// How another machine is told to reach it.
+pub(crate) fn join_url(config: &Config) -> String {
+    match advertised(config).first() {
+        Some(ip) => format!("https://{}", std::net::SocketAddr::new(*ip, config.bind.port())),
+        None => local_url(config),
+    }
+}
+
+/// The addresses that clients may use, the node's own first.
+fn advertised(config: &Config) -> Vec<IpAddr> {
+    let bound = Some(config.bind.ip()).filter(|ip| !ip.is_unspecified());
+    let mut all: Vec<IpAddr> = config.advertise.clone();
+    all.extend(config.node_ip.or(bound).or_else(machine::own_address));
+    all.dedup();
+    all
+}
+
+fn server_config(config: &Config) -> sluice_apiserver::Config {
+    sluice_apiserver::Config {
+        dir: config.data_dir.join("pki"),
+        advertise: advertised(config),
+        bind: config.bind,
+        service_cidr: config.service_cidr.clone(),
+        pod_cidr: config.pod_cidr.clone(),
+        cluster_domain: config.cluster_domain.clone(),
+    }
+}
+
+/// The embedded store, or etcd where endpoints are given.
+async fn engine(config: &Config) -> Result<DynEngine> {
+    if config.etcd.is_empty() {
+        let dir = config.data_dir.join("store");
+        let engine = Embedded::open(&dir, sluice_store::embedded::Options::default());
+        return Ok(engine.with_context(|| format!("cannot open the store in {}", dir.display()))?);
+    }
+    let engine: Arc<Etcd> = Etcd::connect(&config.etcd, None)
+        .await
+        .with_context(|| format!("cannot reach etcd at {}", config.etcd.join(", ")))?;
+    Ok(engine)
+}

@@ -1,0 +1,87 @@
+//! The long-running commands: which parts run in this process, in which order they start and stop.
+//!
+//! Pods, eBPF programs and containerd go on when a daemon ends; the next one finds them again.
+
+use anyhow::{Context, Result};
+use clap::Args;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::{Config, Options},
+    control_plane, machine, node,
+};
+
+/// Settings of `sluice node`.
+#[derive(Args)]
+pub(crate) struct NodeOptions {
+    /// The control plane's URL (`https://10.0.0.1:6443`); needed for the first start
+    #[arg(long, value_name = "URL")]
+    pub server: Option<String>,
+    /// The token to join with (`sluice token create` on the control plane); needed for the first start
+    #[arg(long, value_name = "ID.SECRET", env = "SLUICE_TOKEN")]
+    pub token: Option<String>,
+    /// The hash of the cluster's CA that `sluice token create` prints; needed for the first start
+    #[arg(long, value_name = "sha256:HEX")]
+    pub ca_hash: Option<String>,
+    #[command(flatten)]
+    pub options: Options,
+}
+
+/// What runs in this process; the first part that ends takes the others with it.
+pub(crate) struct Parts {
+    pub tasks: JoinSet<Result<()>>,
+    pub shutdown: CancellationToken,
+}
+
+/// Control plane and node.
+pub(crate) async fn up(config: Config) -> Result<()> {
+    machine::require_root("sluice up")?;
+    run(&config, async |parts| {
+        let server = control_plane::start(&config, parts).await?;
+        node::start_beside(&config, &server, parts).await
+    })
+    .await
+}
+
+/// The control plane alone.
+pub(crate) async fn server(config: Config) -> Result<()> {
+    run(&config, async |parts| control_plane::start(&config, parts).await.map(drop)).await
+}
+
+/// The node alone.
+pub(crate) async fn node(options: NodeOptions) -> Result<()> {
+    machine::require_root("sluice node")?;
+    let config = options.options.clone().resolve()?;
+    run(&config, async |parts| node::start_joined(&config, &options, parts).await).await
+}
+
+/// Starts the parts, says that they are ready, and waits for a signal or for the end of one of them.
+async fn run(config: &Config, start: impl AsyncFnOnce(&mut Parts) -> Result<()>) -> Result<()> {
+    machine::set_up_logging();
+    let begun = std::time::Instant::now();
+    let _pid_file = machine::take_pid_file(&config.pid_file())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut parts = Parts { tasks: JoinSet::new(), shutdown: CancellationToken::new() };
+    let started = tokio::select! {
+        started = start(&mut parts) => started,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    started?;
+    tracing::info!(milliseconds = begun.elapsed().as_millis(), "ready");
+    machine::notify("READY=1");
+    let ended = tokio::select! {
+        Some(ended) = parts.tasks.join_next() => ended.context("a part of the daemon panicked").and_then(|result| result),
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    };
+    machine::notify("STOPPING=1");
+    parts.shutdown.cancel();
+    while parts.tasks.join_next().await.is_some() {}
+    ended
+}

@@ -1,0 +1,102 @@
+//! What the daemon needs of the machine: root, one daemon per installation, a word to the service
+//! manager, logging. Each missing thing is one sentence that says how to get it.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::Write,
+    net::IpAddr,
+    os::unix::net::UnixDatagram,
+    path::Path,
+};
+
+use anyhow::{Context, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
+
+/// One cryptography provider for the whole process.
+pub(crate) fn set_up_tls() {
+    // It fails only if one is installed already, which is what is wanted.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+/// Logs to standard error; `RUST_LOG` chooses what.
+pub(crate) fn set_up_logging() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,kube=warn,hyper=warn,tower=warn"));
+    let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal).init();
+}
+
+/// A node makes namespaces, cgroups and eBPF programs.
+pub(crate) fn require_root(what: &str) -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("{what} needs root (network namespaces, cgroups, eBPF); run it as root or with sudo");
+    }
+    if !Path::new("/sys/fs/cgroup").join("cgroup.controllers").exists()
+        && !Path::new("/sys/fs/cgroup/unified/cgroup.procs").exists()
+    {
+        bail!("no cgroup v2 tree is mounted; mount one with: mount -t cgroup2 none /sys/fs/cgroup/unified");
+    }
+    Ok(())
+}
+
+/// Held while the daemon runs; the file says its pid.
+pub(crate) struct PidFile(#[expect(dead_code, reason = "the lock lives as long as this")] Flock<File>);
+
+/// Takes the installation for this process.
+///
+/// # Errors
+/// When another daemon holds it: the message names its pid.
+pub(crate) fn take_pid_file(path: &Path) -> Result<PidFile> {
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path);
+    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(mut locked) => {
+            locked.set_len(0)?;
+            writeln!(locked, "{}", std::process::id())?;
+            Ok(PidFile(locked))
+        }
+        Err(_) => {
+            let pid = fs::read_to_string(path).unwrap_or_default();
+            bail!("sluice runs already with this run directory (pid {}); stop it first, or choose --run-dir", pid.trim())
+        }
+    }
+}
+
+/// The pid of the daemon that holds the file, if one does.
+pub(crate) fn running(path: &Path) -> Option<i32> {
+    let file = File::open(path).ok()?;
+    match Flock::lock(file, FlockArg::LockSharedNonblock) {
+        Ok(_) => None,
+        Err(_) => fs::read_to_string(path).ok()?.trim().parse().ok(),
+    }
+}
+
+/// Tells the service manager (`NOTIFY_SOCKET`, systemd's protocol), if there is one.
+pub(crate) fn notify(state: &str) {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let sent = UnixDatagram::unbound().and_then(|socket| socket.send_to(state.as_bytes(), path));
+    if let Err(error) = sent {
+        tracing::warn!(%error, "cannot notify the service manager");
+    }
+}
+
+/// Writes a file with secrets: mode 0600, never seen half written.
+pub(crate) fn write_secret(path: &Path, content: &str) -> Result<()> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let fresh = path.with_extension("new");
+    let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&fresh)?;
+    file.write_all(content.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&fresh, path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The machine's own address: that of the default route's link. Connecting a UDP socket sends nothing.
+pub(crate) fn own_address() -> Option<IpAddr> {
+    // A documentation address that only the default route matches.
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect("203.0.113.1:9").ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}
