@@ -3,5 +3,184 @@
 //! A request is parsed into [`context::RequestInfo`], authenticated, authorized, admitted, stored
 //! and answered from canonical bytes. This crate is the only one that opens the store.
 
+pub mod admission;
+pub mod auth;
+pub mod authz;
+mod body;
+pub mod bootstrap;
+pub mod connect;
 pub mod context;
+mod core;
+mod documents;
+mod fields;
+pub mod limits;
+pub mod meta;
+mod metrics;
+mod negotiate;
+mod pipeline;
+pub mod request;
+mod respond;
+mod rules;
+mod server;
+mod services;
 pub mod storage;
+mod transport;
+mod verbs;
+mod view;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use sluice_api::resource;
+use sluice_store::DynEngine;
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use crate::{
+    admission::Admission,
+    auth::Authenticator,
+    authz::Authorizer,
+    bootstrap::{
+        encryption::SecretsAtRest,
+        objects::{self, Cluster},
+        pki::{Names, Pki},
+    },
+    connect::Connect,
+    context::UserInfo,
+    core::Core,
+    metrics::Metrics,
+    pipeline::Pipeline,
+    services::{Range, Services},
+    storage::Storage,
+};
+
+/// What one server is told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where keys, certificates and tokens are kept.
+    pub dir: PathBuf,
+    /// The addresses under which others reach this server.
+    pub advertise: Vec<IpAddr>,
+    /// Where it listens; the port is the one it is advertised with.
+    pub bind: SocketAddr,
+    /// `10.96.0.0/16`
+    pub service_cidr: String,
+    /// `10.244.0.0/16`
+    pub pod_cidr: String,
+    /// `cluster.local`
+    pub cluster_domain: String,
+}
+
+/// A running API server. Cheap to clone.
+#[derive(Clone)]
+pub struct ApiServer {
+    pipeline: Arc<Pipeline>,
+    pki: Arc<Pki>,
+    config: Arc<Config>,
+    _renewal: Arc<AbortOnDropHandle<()>>,
+}
+
+impl ApiServer {
+    /// Opens keys and cache and makes sure that the objects of a new cluster exist. Serves
+    /// in-process clients from then on; [`ApiServer::serve`] adds the network.
+    ///
+    /// # Errors
+    /// When a key file cannot be read or made, the store does not answer, or a range is wrong.
+    pub async fn start(config: Config, engine: DynEngine) -> anyhow::Result<Self> {
+        let range = Range::parse(&config.service_cidr)?;
+        let names = Names {
+            advertise: config.advertise.clone(),
+            service: range.at(1).into(),
+            cluster_domain: config.cluster_domain.clone(),
+            extra: Vec::new(),
+        };
+        let pki = Arc::new(Pki::open(&config.dir, names)?);
+        let at_rest = Arc::new(SecretsAtRest::new(pki.encryption_key())?);
+        let storage = Storage::start(engine, at_rest)
+            .await
+            .context("the store could not be read")?;
+        let cluster = Cluster {
+            advertise: config.advertise.clone(),
+            port: config.bind.port(),
+            service_ip: range.at(1).into(),
+            dns_ip: range.at(10).into(),
+            service_cidr: config.service_cidr.clone(),
+            ca_pem: pki.ca_pem().to_owned(),
+        };
+        objects::ensure(&storage, &cluster)
+            .await
+            .context("the default objects could not be written")?;
+
+        let authenticator = Authenticator::new(&pki, storage.clone(), &config.cluster_domain)?;
+        let authenticator = Arc::new(authenticator);
+        let authorizer = Arc::new(Authorizer::new(storage.clone()));
+        let connect = Connect::new(
+            &pki,
+            storage.clone(),
+            Arc::clone(&authenticator),
+            Arc::clone(&authorizer),
+        )?;
+        let host = config.advertise.first().copied().unwrap_or(config.bind.ip());
+        let pipeline = Pipeline::new(Core {
+            admission: Admission::new(storage.clone(), Arc::clone(&authorizer)),
+            registry: ArcSwap::from_pointee(resource::builtin().clone()),
+            authenticator,
+            authorizer,
+            connect,
+            services: Services::new(range),
+            metrics: Arc::new(Metrics::default()),
+            shutdown: CancellationToken::new(),
+            address: SocketAddr::new(host, config.bind.port()).to_string(),
+            storage,
+        });
+        let renewal = {
+            let pki = Arc::clone(&pki);
+            tokio::spawn(async move { pki.run_renewal(CancellationToken::new()).await })
+        };
+        Ok(Self {
+            pipeline: Arc::new(pipeline),
+            pki,
+            config: Arc::new(config),
+            _renewal: Arc::new(AbortOnDropHandle::new(renewal)),
+        })
+    }
+
+    /// A client in this process, with a fixed identity: no socket, no authentication, but
+    /// authorization and admission as for everybody.
+    pub fn client(&self, user: UserInfo) -> kube::Client {
+        transport::client(Arc::clone(&self.pipeline), user)
+    }
+
+    /// Serves HTTPS until `shutdown`.
+    ///
+    /// # Errors
+    /// When the serving certificate cannot be used.
+    pub async fn serve(
+        &self,
+        listener: TcpListener,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<()> {
+        let tls = self.pki.server_config()?;
+        server::serve(Arc::clone(&self.pipeline), listener, tls, shutdown).await
+    }
+
+    /// The cluster's authority, to issue certificates and kubeconfigs.
+    pub fn pki(&self) -> &Pki {
+        &self.pki
+    }
+
+    /// What this server was told.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The store behind the server, for inspection.
+    pub fn storage(&self) -> &Arc<Storage> {
+        &self.pipeline.core().storage
+    }
+}

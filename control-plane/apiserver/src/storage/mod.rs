@@ -1,23 +1,38 @@
-//! The server's view of the store: typed reads from the watch cache, writes with compare-and-swap.
-//! The only module that builds store keys. It knows objects, not requests: defaults, validation
-//! and admission happen above it, except for what the server writes as itself.
+//! The server's view of the store: reads from the watch cache, writes with compare-and-swap.
+//! The only module that builds store keys. It knows objects, not requests: validation and admission
+//! happen above it.
 
+mod own;
 mod object;
+mod upkeep;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde_json::Value;
 use sluice_api::{resource::Resource, status::Status};
-use sluice_store::{DynEngine, Revision};
+use sluice_store::{
+    Compare, DynEngine, Error, Kv, Op, Range, Revision, Txn,
+    cache::{Cache, CacheLimits, CacheWatch, Decode, Snapshot},
+    prefix_end,
+};
+use tokio_util::task::AbortOnDropHandle;
 
 pub use object::StoredObject;
+pub(crate) use object::frame;
 
-use crate::context::AtRest;
+use crate::{context::AtRest, limits, meta};
+
+/// Where everything is stored.
+const ROOT: &str = "/registry/";
 
 /// Reads and writes of objects. Shared as `Arc<Storage>`.
 pub struct Storage {
     engine: DynEngine,
+    cache: Arc<Cache<Decoder>>,
     at_rest: Arc<dyn AtRest>,
+    event_lease: upkeep::EventLease,
+    _compaction: AbortOnDropHandle<()>,
 }
 
 /// Objects of one collection at one revision, sorted by namespace and name.
@@ -26,56 +41,311 @@ pub struct Objects {
     pub items: Vec<Arc<StoredObject>>,
 }
 
+/// Turns stored bytes into objects for the cache.
+struct Decoder {
+    at_rest: Arc<dyn AtRest>,
+}
+
+impl Decode for Decoder {
+    type Object = StoredObject;
+
+    fn decode(&self, kv: &Kv) -> Option<StoredObject> {
+        if kv.value.is_empty() {
+            return None;
+        }
+        decode(&*self.at_rest, kv)
+            .inspect_err(|status| {
+                let key = String::from_utf8_lossy(&kv.key);
+                tracing::warn!(%key, error = %status.message, "a stored value is no object and is left out");
+            })
+            .ok()
+    }
+}
+
+fn decode(at_rest: &dyn AtRest, kv: &Kv) -> Result<StoredObject, Status> {
+    let key = std::str::from_utf8(&kv.key).map_err(Status::internal)?;
+    let plain = at_rest.open(key, &kv.value)?;
+    let mut object = StoredObject::decode(&plain, kv.mod_revision, kv.version == 1)
+        .map_err(Status::internal)?;
+    object.fields = crate::fields::extract(key, &object.bytes);
+    Ok(object)
+}
+
+/// The key of one object. The namespace is empty for cluster-scoped resources.
+pub(crate) fn key(prefix: &str, namespace: &str, name: &str) -> String {
+    if namespace.is_empty() {
+        format!("{prefix}{name}")
+    } else {
+        format!("{prefix}{namespace}/{name}")
+    }
+}
+
+/// The prefix of the objects of one namespace, or of all for `""`.
+pub(crate) fn collection(prefix: &str, namespace: &str) -> String {
+    if namespace.is_empty() {
+        prefix.to_owned()
+    } else {
+        format!("{prefix}{namespace}/")
+    }
+}
+
+/// A page of an older revision, read from the engine.
+pub(crate) struct Page {
+    pub(crate) items: Vec<(String, Arc<StoredObject>)>,
+    pub(crate) more: bool,
+    /// Keys from the page's start on, this page included.
+    pub(crate) count: i64,
+}
+
 impl Storage {
     /// Loads the cache; ready when this returns.
     pub async fn start(engine: DynEngine, at_rest: Arc<dyn AtRest>) -> anyhow::Result<Arc<Self>> {
-        Ok(Arc::new(Self { engine, at_rest }))
+        let decoder = Decoder {
+            at_rest: Arc::clone(&at_rest),
+        };
+        let cache =
+            Cache::start(Arc::clone(&engine), ROOT, decoder, CacheLimits::default()).await?;
+        let compaction = tokio::spawn(upkeep::compact(Arc::clone(&engine)));
+        Ok(Arc::new(Self {
+            engine,
+            cache,
+            at_rest,
+            event_lease: upkeep::EventLease::default(),
+            _compaction: AbortOnDropHandle::new(compaction),
+        }))
     }
 
-    /// The newest state that the cache has seen. `prefix` is [`Resource::store_prefix`]; the
-    /// namespace is empty for cluster-scoped resources.
+    /// The newest state that the cache has seen; every write of this server that has returned is in
+    /// it. `prefix` is [`Resource::store_prefix`]; the namespace is empty for cluster-scoped
+    /// resources.
     pub fn get(&self, prefix: &str, namespace: &str, name: &str) -> Option<Arc<StoredObject>> {
-        let _ = (prefix, namespace, name);
-        None
+        self.cache.get(&key(prefix, namespace, name))
     }
 
     /// The newest collection that the cache has seen: of one namespace, or of all for `""`.
     pub fn list(&self, prefix: &str, namespace: &str) -> Objects {
-        let _ = (prefix, namespace);
-        Objects { revision: 0, items: Vec::new() }
+        let snapshot = self.snapshot(prefix, namespace);
+        Objects {
+            revision: snapshot.revision,
+            items: snapshot.iter().map(|(_, object)| Arc::clone(object)).collect(),
+        }
+    }
+
+    /// As [`Storage::list`], without copying anything.
+    pub(crate) fn snapshot(&self, prefix: &str, namespace: &str) -> Snapshot<StoredObject> {
+        self.cache.list(&collection(prefix, namespace))
     }
 
     /// Waits until the cache has everything that was committed before the call.
     pub async fn fresh(&self) -> Result<Revision, Status> {
-        self.engine.revision().await.map_err(|e| internal(&e))
+        self.cache.fresh().await.map_err(failed)
     }
 
-    /// Creates an object as the server itself: metadata and defaults are filled in, admission and
-    /// validation are not run. `AlreadyExists` when the name is taken.
-    pub async fn create(&self, resource: &Resource, object: Value) -> Result<Arc<StoredObject>, Status> {
-        let _ = (resource, object, &self.at_rest);
-        Err(internal(&"the cache is not linked"))
+    /// Waits until the cache has seen `revision`; 504 when it does not come in time.
+    pub(crate) async fn wait_for(&self, revision: Revision) -> Result<(), Status> {
+        self.cache
+            .wait_for(revision, limits::FRESH_TIMEOUT)
+            .await
+            .map_err(failed)
     }
 
-    /// Replaces an object as the server itself; `metadata.resourceVersion` and `metadata.uid` are
-    /// checked when they are there. `NotFound` and `Conflict` as for clients.
-    pub async fn update(&self, resource: &Resource, object: Value) -> Result<Arc<StoredObject>, Status> {
-        let _ = (resource, object);
-        Err(internal(&"the cache is not linked"))
+    /// The newest revision that the cache has seen.
+    pub fn revision(&self) -> Revision {
+        self.cache.revision()
     }
 
-    /// Deletes at once, finalizers or not. `NotFound` when there is nothing.
-    pub async fn delete(&self, resource: &Resource, namespace: &str, name: &str) -> Result<(), Status> {
-        let _ = (resource, namespace, name);
-        Err(internal(&"the cache is not linked"))
+    /// Changes after `from` (0: from now on) under a collection.
+    pub fn watch(
+        &self,
+        prefix: &str,
+        namespace: &str,
+        from: Revision,
+    ) -> Result<CacheWatch<StoredObject>, Status> {
+        self.cache
+            .watch(&collection(prefix, namespace), from)
+            .map_err(|error| match error {
+                Error::Compacted { requested, oldest } => {
+                    Status::too_old(requested, (oldest - 1).max(0))
+                }
+                other => failed(other),
+            })
+    }
+
+    /// How many watches are open.
+    pub(crate) fn watchers(&self) -> usize {
+        self.cache.watchers()
+    }
+
+    /// Objects with keys from `start` on as they were at `revision`, at most `limit` of them.
+    pub(crate) async fn page(
+        &self,
+        prefix: &str,
+        start: String,
+        revision: Revision,
+        limit: i64,
+    ) -> Result<Page, Error> {
+        let range = Range {
+            key: Bytes::from(start),
+            end: prefix_end(prefix.as_bytes()),
+            revision,
+            limit,
+            count_only: false,
+        };
+        let result = self.engine.range(range).await?;
+        let items = result
+            .kvs
+            .iter()
+            .filter_map(|kv| {
+                let object = decode(&*self.at_rest, kv).ok()?;
+                Some((String::from_utf8_lossy(&kv.key).into_owned(), Arc::new(object)))
+            })
+            .collect();
+        Ok(Page {
+            items,
+            more: result.more,
+            count: result.count,
+        })
+    }
+
+    /// What the store says of itself.
+    pub async fn status(&self) -> Result<sluice_store::Status, Status> {
+        self.engine.status().await.map_err(failed)
+    }
+
+    /// Writes a new object; `None` when the key is taken.
+    pub(crate) async fn insert(
+        &self,
+        resource: &Resource,
+        object: &Value,
+    ) -> Result<Option<Arc<StoredObject>>, Status> {
+        let key = self.key_of(resource, object);
+        let free = Compare::Version {
+            key: Bytes::copy_from_slice(key.as_bytes()),
+            equals: 0,
+        };
+        self.put(resource, key, free, object).await
+    }
+
+    /// Replaces the object that was last written at `expected`; `None` when that is no longer so.
+    pub(crate) async fn replace(
+        &self,
+        resource: &Resource,
+        object: &Value,
+        expected: Revision,
+    ) -> Result<Option<Arc<StoredObject>>, Status> {
+        let key = self.key_of(resource, object);
+        let unchanged = Compare::ModRevision {
+            key: Bytes::copy_from_slice(key.as_bytes()),
+            equals: expected,
+        };
+        self.put(resource, key, unchanged, object).await
+    }
+
+    /// Removes the object that was last written at `expected`; `None` when that is no longer so,
+    /// else the revision of the removal.
+    pub(crate) async fn remove(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+        expected: Revision,
+    ) -> Result<Option<Revision>, Status> {
+        let key = Bytes::from(key(resource.store_prefix(), namespace, name));
+        let txn = Txn {
+            compare: vec![Compare::ModRevision {
+                key: key.clone(),
+                equals: expected,
+            }],
+            success: vec![Op::Delete {
+                key,
+                end: Bytes::new(),
+            }],
+            failure: Vec::new(),
+        };
+        let result = self.engine.txn(txn).await.map_err(failed)?;
+        if !result.succeeded {
+            return Ok(None);
+        }
+        self.seen(result.revision).await;
+        Ok(Some(result.revision))
+    }
+
+    async fn put(
+        &self,
+        resource: &Resource,
+        key: String,
+        condition: Compare,
+        object: &Value,
+    ) -> Result<Option<Arc<StoredObject>>, Status> {
+        let created = matches!(condition, Compare::Version { .. });
+        let plain = encode(object)?;
+        let value = self.at_rest.seal(&key, plain.clone())?;
+        let lease = if resource.plural == "events" {
+            self.event_lease.current(&self.engine).await?
+        } else {
+            0
+        };
+        let txn = Txn {
+            compare: vec![condition],
+            success: vec![Op::Put {
+                key: Bytes::copy_from_slice(key.as_bytes()),
+                value,
+                lease,
+            }],
+            failure: Vec::new(),
+        };
+        let result = self.engine.txn(txn).await.map_err(failed)?;
+        if !result.succeeded {
+            return Ok(None);
+        }
+        self.seen(result.revision).await;
+        // The cache has just decoded the same bytes; only a write on top of ours hides them.
+        if let Some(cached) = self.cache.get(&key).filter(|o| o.revision == result.revision) {
+            return Ok(Some(cached));
+        }
+        let mut stored = StoredObject::decode(&plain, result.revision, created)
+            .map_err(Status::internal)?;
+        stored.fields = crate::fields::extract(&key, &stored.bytes);
+        Ok(Some(Arc::new(stored)))
+    }
+
+    /// Lets the cache catch up with a write of ours, so that whatever this server decides next is
+    /// decided on it. A cache that is late is not an error: the write is done.
+    async fn seen(&self, revision: Revision) {
+        if let Err(error) = self.cache.wait_for(revision, limits::FRESH_TIMEOUT).await {
+            tracing::warn!(%error, "the cache is late");
+        }
+    }
+
+    fn key_of(&self, resource: &Resource, object: &Value) -> String {
+        let namespace = if resource.namespaced {
+            meta::namespace(object)
+        } else {
+            ""
+        };
+        key(resource.store_prefix(), namespace, meta::name(object))
     }
 }
 
-fn internal(error: &dyn std::fmt::Display) -> Status {
-    Status {
-        message: format!("Internal error occurred: {error}"),
-        reason: "InternalError".into(),
-        code: 500,
-        details: None,
+/// The stored form: without resourceVersion, which is the store's own.
+fn encode(object: &Value) -> Result<Bytes, Status> {
+    let bytes = if object["metadata"].get("resourceVersion").is_some() {
+        let mut object = object.clone();
+        meta::clear(&mut object, &["resourceVersion"]);
+        serde_json::to_vec(&object)
+    } else {
+        serde_json::to_vec(object)
+    };
+    bytes.map(Bytes::from).map_err(Status::internal)
+}
+
+/// A failure of the store as the client is told of it.
+pub(crate) fn failed(error: Error) -> Status {
+    match error {
+        Error::Compacted { .. } => Status::list_too_old(),
+        Error::Future { requested, newest } => Status::too_new(requested, newest),
+        Error::TooLarge(_) => Status::too_large(limits::BODY_BYTES),
+        Error::Unavailable(_) | Error::NoSpace(_) => Status::unavailable(error.to_string()),
+        Error::LeaseNotFound(_) | Error::Corrupt(_) | Error::Invalid(_) => Status::internal(error),
     }
 }

@@ -1,6 +1,8 @@
 //! One stored object: its canonical JSON bytes, with the resourceVersion spliced in once, and the
 //! metadata that reads, selectors and deletion need without parsing them again.
 
+use std::{borrow::Cow, collections::BTreeMap};
+
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
@@ -9,14 +11,18 @@ use sluice_store::Revision;
 /// An object as the cache holds it, shared by GET, LIST and WATCH.
 #[derive(Debug)]
 pub struct StoredObject {
-    /// The whole object as JSON, resourceVersion included: what readers are sent.
+    /// The whole object as JSON, resourceVersion included: what readers are sent. A part of `frame`.
     pub bytes: Bytes,
+    /// The object as its natural watch event (ADDED when the write created it, else MODIFIED).
+    pub(crate) frame: Bytes,
     pub name: Box<str>,
     /// Empty for cluster-scoped objects.
     pub namespace: Box<str>,
     pub uid: Box<str>,
     /// The revision of the last write; `metadata.resourceVersion`.
     pub revision: Revision,
+    /// True if the last write created the object.
+    pub(crate) created: bool,
     pub labels: Box<[(Box<str>, Box<str>)]>,
     /// The values of the kind's selectable fields beyond name and namespace, in the kind's order.
     pub fields: Box<[Box<str>]>,
@@ -36,20 +42,29 @@ struct Envelope<'a> {
 #[serde(rename_all = "camelCase")]
 struct Metadata<'a> {
     #[serde(borrow, default)]
-    name: std::borrow::Cow<'a, str>,
+    name: Cow<'a, str>,
     #[serde(borrow, default)]
-    namespace: std::borrow::Cow<'a, str>,
+    namespace: Cow<'a, str>,
     #[serde(borrow, default)]
-    uid: std::borrow::Cow<'a, str>,
+    uid: Cow<'a, str>,
     #[serde(default)]
-    labels: Option<std::collections::BTreeMap<Box<str>, Box<str>>>,
+    labels: Option<BTreeMap<Box<str>, Box<str>>>,
     #[serde(default)]
     deletion_timestamp: Option<&'a str>,
 }
 
+const CREATED: &[u8] = b"{\"type\":\"ADDED\",\"object\":";
+const CHANGED: &[u8] = b"{\"type\":\"MODIFIED\",\"object\":";
+const END: &[u8] = b"}\n";
+
 impl StoredObject {
     /// Reads a value of the store, which carries no resourceVersion, and splices `revision` in.
-    pub fn decode(stored: &[u8], revision: Revision) -> Result<Self, serde_json::Error> {
+    /// `created` says that the value is the key's first.
+    pub fn decode(
+        stored: &[u8],
+        revision: Revision,
+        created: bool,
+    ) -> Result<Self, serde_json::Error> {
         let envelope: Envelope<'_> = serde_json::from_slice(stored)?;
         let raw = envelope.metadata.get();
         let metadata: Metadata<'_> = serde_json::from_str(raw)?;
@@ -57,36 +72,59 @@ impl StoredObject {
         let start = raw.as_ptr() as usize - stored.as_ptr() as usize;
         let version = format!("\"resourceVersion\":\"{revision}\"");
         let empty = raw[1..].trim_start().starts_with('}');
-        let mut bytes = Vec::with_capacity(stored.len() + version.len() + 1);
-        bytes.extend_from_slice(&stored[..=start]);
-        bytes.extend_from_slice(version.as_bytes());
+        let head = if created { CREATED } else { CHANGED };
+        let mut frame =
+            Vec::with_capacity(head.len() + stored.len() + version.len() + 1 + END.len());
+        frame.extend_from_slice(head);
+        frame.extend_from_slice(&stored[..=start]);
+        frame.extend_from_slice(version.as_bytes());
         if !empty {
-            bytes.push(b',');
+            frame.push(b',');
         }
-        bytes.extend_from_slice(&stored[start + 1..]);
+        frame.extend_from_slice(&stored[start + 1..]);
+        let object = head.len()..frame.len();
+        frame.extend_from_slice(END);
+        let frame = Bytes::from(frame);
         let end = start + raw.len() + version.len() + usize::from(!empty);
         Ok(Self {
+            bytes: frame.slice(object),
+            frame,
             name: metadata.name.into(),
             namespace: metadata.namespace.into(),
             uid: metadata.uid.into(),
             revision,
+            created,
             labels: metadata.labels.unwrap_or_default().into_iter().collect(),
             fields: Box::default(),
             deleting: metadata.deletion_timestamp.is_some(),
             metadata: (start as u32, end as u32),
-            bytes: bytes.into(),
         })
     }
 
     /// The object as a value, for the paths that change or compute something.
     pub fn value(&self) -> Value {
-        // The bytes were parsed when they were decoded; only a broken allocator could fail here.
+        // The bytes were parsed when they were decoded, so they are JSON.
         serde_json::from_slice(&self.bytes).unwrap_or_default()
     }
 
     /// The object's `metadata` as JSON text.
     pub fn metadata_json(&self) -> &[u8] {
         &self.bytes[self.metadata.0 as usize..self.metadata.1 as usize]
+    }
+
+    /// The same state as of another revision (`None` only if this object were not JSON).
+    pub(crate) fn at_revision(&self, revision: Revision) -> Option<Self> {
+        // The splice is the first field of the metadata.
+        let at = self.metadata.0 as usize + 1;
+        let old = format!("\"resourceVersion\":\"{}\"", self.revision);
+        let mut rest = &self.bytes[at + old.len()..];
+        if rest.first() == Some(&b',') {
+            rest = &rest[1..];
+        }
+        let stored = [&self.bytes[..at], rest].concat();
+        let mut object = Self::decode(&stored, revision, self.created).ok()?;
+        object.fields.clone_from(&self.fields);
+        Some(object)
     }
 
     /// Reads the object into a narrow type.
@@ -96,8 +134,22 @@ impl StoredObject {
 
     /// The value of a label.
     pub fn label(&self, key: &str) -> Option<&str> {
-        self.labels.iter().find(|(k, _)| &**k == key).map(|(_, v)| &**v)
+        self.labels
+            .iter()
+            .find(|(k, _)| &**k == key)
+            .map(|(_, v)| &**v)
     }
+}
+
+/// A watch event around an object's bytes.
+pub(crate) fn frame(kind: &str, object: &[u8]) -> Bytes {
+    let mut frame = Vec::with_capacity(object.len() + 40);
+    frame.extend_from_slice(b"{\"type\":\"");
+    frame.extend_from_slice(kind.as_bytes());
+    frame.extend_from_slice(b"\",\"object\":");
+    frame.extend_from_slice(object);
+    frame.extend_from_slice(END);
+    frame.into()
 }
 
 #[cfg(test)]
@@ -108,16 +160,23 @@ mod tests {
     #[test]
     fn the_resource_version_is_spliced_into_the_metadata() {
         let check = |stored: &str, expected: &str| {
-            let object = StoredObject::decode(stored.as_bytes(), 7).unwrap();
+            let object = StoredObject::decode(stored.as_bytes(), 7, true).unwrap();
             assert_eq!(std::str::from_utf8(&object.bytes).unwrap(), expected);
+            assert_eq!(object.frame, frame("ADDED", expected.as_bytes()));
             let metadata: Value = serde_json::from_slice(object.metadata_json()).unwrap();
             assert_eq!(metadata["resourceVersion"], "7");
+            let later = object.at_revision(12).unwrap();
+            let text = std::str::from_utf8(&later.bytes).unwrap();
+            assert_eq!(text, expected.replace("\"7\"", "\"12\""));
         };
         check(
             r#"{"spec":{"metadata":{"name":"no"}},"metadata":{"name":"a"},"x":1}"#,
             r#"{"spec":{"metadata":{"name":"no"}},"metadata":{"resourceVersion":"7","name":"a"},"x":1}"#,
         );
-        check(r#"{"metadata":{}}"#, r#"{"metadata":{"resourceVersion":"7"}}"#);
+        check(
+            r#"{"metadata":{}}"#,
+            r#"{"metadata":{"resourceVersion":"7"}}"#,
+        );
     }
 
     #[test]
@@ -125,11 +184,16 @@ mod tests {
         let object = StoredObject::decode(
             br#"{"metadata":{"name":"a","namespace":"n","uid":"u","labels":{"k":"v"},"deletionTimestamp":"2026-01-01T00:00:00Z"}}"#,
             1,
+            false,
         )
         .unwrap();
-        assert_eq!((&*object.name, &*object.namespace, &*object.uid), ("a", "n", "u"));
+        assert_eq!(
+            (&*object.name, &*object.namespace, &*object.uid),
+            ("a", "n", "u")
+        );
         assert_eq!(object.label("k"), Some("v"));
         assert_eq!(object.label("z"), None);
         assert!(object.deleting);
+        assert_eq!(object.frame, frame("MODIFIED", &object.bytes));
     }
 }

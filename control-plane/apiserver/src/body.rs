@@ -1,0 +1,207 @@
+//! Reading request bodies: the size limit, media types, and the type that a body claims to be.
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, header};
+use http_body::Body as _;
+use http_body_util::BodyExt as _;
+use serde_json::Value;
+use sluice_api::status::Status;
+
+use crate::{context::Body, limits, meta};
+
+/// What bodies of objects may be written in.
+const OBJECTS: [&str; 2] = ["application/json", "application/yaml"];
+
+/// What a patch may be written in.
+const PATCHES: [&str; 3] = [
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+];
+
+/// The forms of a patch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PatchKind {
+    Json,
+    Merge,
+    Strategic,
+    Apply,
+}
+
+/// The whole body; 413 when it is too large.
+pub(crate) async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, Status> {
+    let declared = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    if declared.is_some_and(|length| length > limits::BODY_BYTES) {
+        return Err(Status::too_large(limits::BODY_BYTES));
+    }
+    let mut body = body;
+    let mut whole = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            Status::bad_request(format!("the body of the request could not be read: {error}"))
+        })?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        if whole.len() + data.len() > limits::BODY_BYTES {
+            return Err(Status::too_large(limits::BODY_BYTES));
+        }
+        // Most bodies are one frame, which is kept as it is.
+        if whole.is_empty() && body.is_end_stream() {
+            return Ok(data);
+        }
+        whole.extend_from_slice(&data);
+    }
+    Ok(whole.freeze())
+}
+
+/// The media type without its parameters; JSON when nothing is said.
+fn media(headers: &HeaderMap) -> &str {
+    headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.split(';').next())
+        .map(str::trim)
+        .filter(|value| !value.is_empty())
+        .unwrap_or(OBJECTS[0])
+}
+
+/// Whether an object's body is YAML; 415 for what cannot be read.
+pub(crate) fn is_yaml(headers: &HeaderMap) -> Result<bool, Status> {
+    match media(headers) {
+        "application/json" => Ok(false),
+        "application/yaml" => Ok(true),
+        _ => Err(Status::unsupported_media_type(&OBJECTS)),
+    }
+}
+
+/// The form of a patch; 415 for an unknown one.
+pub(crate) fn patch_kind(headers: &HeaderMap) -> Result<PatchKind, Status> {
+    match media(headers) {
+        "application/json-patch+json" => Ok(PatchKind::Json),
+        "application/merge-patch+json" => Ok(PatchKind::Merge),
+        "application/strategic-merge-patch+json" => Ok(PatchKind::Strategic),
+        "application/apply-patch+yaml" => Ok(PatchKind::Apply),
+        _ => Err(Status::unsupported_media_type(&PATCHES)),
+    }
+}
+
+/// The 415 for forms of a patch that are not served.
+pub(crate) fn unsupported_patch() -> Status {
+    Status::unsupported_media_type(&PATCHES)
+}
+
+/// The body as a value.
+pub(crate) fn parse(bytes: &Bytes, yaml: bool) -> Result<Value, Status> {
+    let parsed = if yaml {
+        serde_saphyr::from_slice::<Value>(bytes).map_err(|e| format!("yaml: {e}"))
+    } else {
+        serde_json::from_slice(bytes).map_err(|e| e.to_string())
+    };
+    parsed.map_err(|why| {
+        Status::bad_request(format!(
+            "the object provided is unrecognized: couldn't get version/kind; json parse error: {why}"
+        ))
+    })
+}
+
+/// Group, version and kind that a body has to be of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Expected<'a> {
+    pub(crate) api_version: &'a str,
+    pub(crate) kind: &'a str,
+}
+
+/// Checks what a body says it is, and fills in what it does not say; both come first in the object.
+pub(crate) fn check_type(object: &mut Value, expected: Expected<'_>) -> Result<(), Status> {
+    if !object.is_object() {
+        let kind = expected.kind;
+        return Err(Status::bad_request(format!(
+            "the object provided is unrecognized (must be of type {kind}): json: cannot unmarshal value into an object"
+        )));
+    }
+    let version = object["apiVersion"].as_str().unwrap_or_default();
+    let kind = object["kind"].as_str().unwrap_or_default();
+    if !kind.is_empty() && kind != expected.kind {
+        let version = if version.is_empty() { expected.api_version } else { version };
+        let short = version.rsplit('/').next().unwrap_or(version);
+        return Err(Status::bad_request(format!(
+            "{kind} in version \"{short}\" cannot be handled as a {}: expected kind {}, but got {kind}",
+            expected.kind, expected.kind
+        )));
+    }
+    if !version.is_empty() && version != expected.api_version {
+        return Err(Status::bad_request(format!(
+            "the API version in the data ({version}) does not match the expected API version ({})",
+            expected.api_version
+        )));
+    }
+    let map = meta::map(object);
+    for (place, field, value) in [
+        (0, "apiVersion", expected.api_version),
+        (1, "kind", expected.kind),
+    ] {
+        if map.get(field).and_then(Value::as_str).is_none_or(str::is_empty) {
+            map.shift_remove(field);
+            map.shift_insert(place.min(map.len()), field.to_owned(), value.into());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use http::HeaderValue;
+    use serde_json::json;
+
+    use super::*;
+
+    fn headers(content_type: &str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_str(content_type).unwrap());
+        headers
+    }
+
+    #[test]
+    fn media_types() {
+        assert!(!is_yaml(&HeaderMap::new()).unwrap());
+        assert!(is_yaml(&headers("application/yaml; charset=utf-8")).unwrap());
+        assert_eq!(is_yaml(&headers("text/plain")).unwrap_err().code, 415);
+        assert_eq!(
+            patch_kind(&headers("application/merge-patch+json")).unwrap(),
+            PatchKind::Merge
+        );
+        assert_eq!(patch_kind(&headers("application/json")).unwrap_err().code, 415);
+    }
+
+    #[tokio::test]
+    async fn large_bodies_are_refused() {
+        let body = crate::context::full(vec![b'x'; limits::BODY_BYTES + 1]);
+        let status = read(&HeaderMap::new(), body).await.unwrap_err();
+        assert_eq!(
+            (status.code, status.message.as_str()),
+            (413, "Request entity too large: limit is 3145728")
+        );
+    }
+
+    #[test]
+    fn types_are_checked_and_filled_in() {
+        let expected = Expected {
+            api_version: "apps/v1",
+            kind: "Deployment",
+        };
+        let mut object = json!({"metadata": {}});
+        check_type(&mut object, expected).unwrap();
+        assert_eq!(object.to_string(), r#"{"apiVersion":"apps/v1","kind":"Deployment","metadata":{}}"#);
+        let status = check_type(&mut json!({"kind": "Deployment", "apiVersion": "v1"}), expected).unwrap_err();
+        assert_eq!(
+            status.message,
+            "the API version in the data (v1) does not match the expected API version (apps/v1)"
+        );
+        assert_eq!(check_type(&mut json!({"kind": "Pod"}), expected).unwrap_err().code, 400);
+        assert_eq!(check_type(&mut json!([]), expected).unwrap_err().code, 400);
+    }
+}

@@ -1,0 +1,208 @@
+//! The way of every request: limits, identity, permission, then a verb, a document or a stream; and
+//! the way back: warnings and metrics.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
+
+use http::{Request, Response, request::Parts};
+use parking_lot::Mutex;
+use sluice_api::status::Status;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::{
+    auth::impersonation,
+    context::{Body, ConnectRequest, PeerCertificates, RequestInfo, UserInfo},
+    core::Core,
+    documents, limits,
+    metrics::Series,
+    negotiate::{self, Form},
+    request::Query,
+    respond,
+    transport::FixedUser,
+    verbs::{Call, Incoming},
+    view::View,
+};
+
+/// See the module. Shared by the listener and all in-process clients.
+pub(crate) struct Pipeline {
+    core: Core,
+    reading: Arc<Semaphore>,
+    writing: Arc<Semaphore>,
+    long_running: Arc<Semaphore>,
+}
+
+impl Pipeline {
+    pub(crate) fn new(core: Core) -> Self {
+        let places = |n| Arc::new(Semaphore::new(n));
+        Self {
+            core,
+            reading: places(limits::READING),
+            writing: places(limits::WRITING),
+            long_running: places(limits::LONG_RUNNING),
+        }
+    }
+
+    /// Tells the watches to end, so that a shutdown need not wait for them.
+    pub(crate) fn end_watches(&self) {
+        self.core.shutdown.cancel();
+    }
+
+    pub(crate) fn core(&self) -> &Core {
+        &self.core
+    }
+
+    /// Answers one request; failures become their Status.
+    pub(crate) async fn handle(&self, request: Request<Body>) -> Response<Body> {
+        let started = Instant::now();
+        let (parts, body) = request.into_parts();
+        let query = Query::parse(parts.uri.query().unwrap_or_default());
+        let info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
+        let long = info.is_long_running();
+        let warnings = Mutex::new(Vec::new());
+        let form = negotiate::form(&parts.headers, &query);
+        let failures = form.as_ref().copied().unwrap_or_default();
+        let series = series(&info);
+
+        let answer = async {
+            let _place = self.place(&info, long)?;
+            let work = self.answer(&info, &query, parts, body, form, &warnings);
+            if long {
+                return work.await;
+            }
+            tokio::time::timeout(limits::REQUEST_TIMEOUT, work)
+                .await
+                .unwrap_or_else(|_| {
+                    let why = "request did not complete within the allotted timeout";
+                    Err(Status::timeout(why, 0))
+                })
+        };
+        let mut response = answer.await.unwrap_or_else(|status| {
+            if status.code >= 500 {
+                tracing::warn!(path = %info.path, verb = %info.verb, code = status.code, error = %status.message, "request failed");
+            }
+            respond::failure(&status, failures)
+        });
+        respond::warn(&mut response, &warnings.into_inner());
+        let took = (!long).then(|| started.elapsed());
+        let code = response.status().as_u16();
+        self.core.metrics.request(series, code, took);
+        response
+    }
+
+    /// A place among the running requests, or 429.
+    fn place(&self, info: &RequestInfo, long: bool) -> Result<Place<'_>, Status> {
+        let reads = matches!(info.verb.as_str(), "get" | "list" | "watch" | "head" | "options");
+        let metrics = &self.core.metrics;
+        let (places, gauge) = match (long, reads) {
+            (true, _) => (&self.long_running, None),
+            (false, true) => (&self.reading, Some(&metrics.reading)),
+            (false, false) => (&self.writing, Some(&metrics.writing)),
+        };
+        let Ok(permit) = Arc::clone(places).try_acquire_owned() else {
+            metrics.rejected.fetch_add(1, Ordering::Relaxed);
+            let why = "Too many requests, please try again later.";
+            return Err(Status::too_many_requests(why, limits::RETRY_AFTER_SECONDS));
+        };
+        if let Some(gauge) = gauge {
+            gauge.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(Place { gauge, _permit: permit })
+    }
+
+    async fn answer(
+        &self,
+        info: &RequestInfo,
+        query: &Query,
+        parts: Parts,
+        body: Body,
+        form: Result<Form, Status>,
+        warnings: &Mutex<Vec<String>>,
+    ) -> Result<Response<Body>, Status> {
+        let user = self.identify(&parts).await?;
+        self.core.authorizer.check(&info.attributes(&user))?;
+        if !info.is_resource {
+            return documents::answer(&self.core, info, query, &parts, form).await;
+        }
+        let registry = self.core.registry.load_full();
+        let Some(resource) = registry.by_path(&info.group, &info.version, &info.resource) else {
+            return Err(Status::not_found_path());
+        };
+        let streams = matches!(
+            info.subresource.as_str(),
+            "exec" | "attach" | "portforward" | "log" | "proxy"
+        );
+        if streams && resource.subresource(&info.subresource).is_some() {
+            let request = ConnectRequest {
+                info: info.clone(),
+                user,
+                resource: Arc::clone(resource),
+                parts,
+                body,
+            };
+            return self.core.connect.handle(request).await;
+        }
+        let incoming = Incoming {
+            core: &self.core,
+            info,
+            query,
+            headers: &parts.headers,
+            user: &user,
+            form: form?,
+            warnings,
+        };
+        let view = View::new(&registry, resource);
+        Call::new(incoming, view)?.run(body).await
+    }
+
+    /// Who asks: fixed for in-process clients, else by certificate or token; then whom they act as.
+    async fn identify(&self, parts: &Parts) -> Result<Arc<UserInfo>, Status> {
+        if let Some(FixedUser(user)) = parts.extensions.get::<FixedUser>() {
+            return Ok(Arc::clone(user));
+        }
+        let certificates = parts.extensions.get::<PeerCertificates>();
+        let certificates = certificates.map(|PeerCertificates(chain)| &**chain);
+        let user = self
+            .core
+            .authenticator
+            .authenticate(certificates, &parts.headers)
+            .await?;
+        let user = impersonation::apply(user, &parts.headers, &self.core.authorizer)?;
+        Ok(Arc::new(user))
+    }
+}
+
+/// A running request's place; given back when dropped.
+struct Place<'a> {
+    gauge: Option<&'a std::sync::atomic::AtomicI64>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if let Some(gauge) = self.gauge {
+            gauge.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The labels under which a request is counted. Names from the client that nobody serves are not
+/// among them.
+fn series(info: &RequestInfo) -> Series {
+    let scope = match (info.is_resource, info.name.is_empty(), info.namespace.is_empty()) {
+        (false, ..) => "",
+        (true, false, _) => "resource",
+        (true, true, false) => "namespace",
+        (true, true, true) => "cluster",
+    };
+    let take = |text: &str| if info.is_resource { text.to_owned() } else { String::new() };
+    Series {
+        verb: info.verb.to_ascii_uppercase(),
+        group: take(&info.group),
+        version: take(&info.version),
+        resource: take(&info.resource),
+        subresource: take(&info.subresource),
+        scope,
+    }
+}

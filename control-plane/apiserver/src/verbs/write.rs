@@ -1,0 +1,332 @@
+//! CREATE and the one read-modify-write under UPDATE, PATCH and the subresources.
+
+use std::sync::Arc;
+
+use http::Response;
+use serde_json::Value;
+use sluice_api::{
+    status::{FieldError, Status},
+    strategy,
+};
+
+use super::Call;
+use crate::{
+    context::{Admit, Body, Operation},
+    limits, meta, respond, rules,
+    storage::StoredObject,
+    view::Object,
+};
+
+/// Which part of an object an update is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Everything but the status.
+    Whole,
+    Status,
+    /// The change itself kept everything else as it was.
+    Kept,
+}
+
+/// What a modification did.
+pub(crate) struct Written {
+    pub(crate) object: Object,
+    pub(crate) created: bool,
+}
+
+impl Call<'_> {
+    /// CREATE of an object from a request's body.
+    pub(crate) async fn create(&self, object: Value) -> Result<Response<Body>, Status> {
+        let written = self.store_new(object).await?;
+        Ok(self.object_response(201, &written))
+    }
+
+    /// An object in the form asked for.
+    pub(crate) fn object_response(&self, code: u16, object: &Object) -> Response<Body> {
+        let bytes = self.view.render(object, self.form.target);
+        respond::object(code, bytes, self.form)
+    }
+
+    /// Everything between a decoded new object and its place in the store.
+    pub(crate) async fn store_new(&self, mut object: Value) -> Result<Object, Status> {
+        let resource = &*self.view.resource;
+        self.place(&mut object)?;
+        let base = match meta::name(&object) {
+            "" => Some(meta::text(&object, "generateName").to_owned()).filter(|b| !b.is_empty()),
+            _ => None,
+        };
+        meta::stamp(&mut object);
+        for attempt in 1.. {
+            let mut object = object.clone();
+            if let Some(base) = &base {
+                meta::set(&mut object, "name", meta::generate_name(base));
+            }
+            let name = meta::name(&object).to_owned();
+            rules::defaults(resource, &mut object);
+            let frame = self.admit(Operation::Create, &name, None);
+            let warnings = self.core.admission.mutate(&frame, &mut object).await?;
+            self.warn(warnings);
+            rules::defaults(resource, &mut object);
+            strategy::prepare_create(resource, &mut object);
+            if name.is_empty() {
+                let required = "name or generateName is required";
+                let error = FieldError::required("metadata.name", required);
+                return Err(Status::invalid(resource, "", vec![error]));
+            }
+            // Held until the object is stored, so that nobody else takes the same address or port.
+            let _allocation = self.core.services.create(self, &mut object).await?;
+            rules::invalid(resource, &object, strategy::validate_create(resource, &object))?;
+            self.warn(strategy::warnings(resource, &object));
+            let warnings = self.core.admission.validate(&frame, Some(&object)).await?;
+            self.warn(warnings);
+            if self.dry_run {
+                if self.current(&name).is_some() {
+                    return Err(Status::already_exists(resource, &name));
+                }
+                return Ok(Object::Made(object));
+            }
+            let stored = self.view.to_stored(object);
+            match self.core.storage.insert(&self.view.stored, &stored).await? {
+                Some(stored) => return Ok(Object::Stored(stored)),
+                None if base.is_some() && attempt < limits::GENERATE_NAME_ATTEMPTS => {}
+                None => return Err(Status::already_exists(resource, &name)),
+            }
+        }
+        unreachable!("the last attempt returns")
+    }
+
+    /// Sets and checks the namespace of a new object.
+    fn place(&self, object: &mut Value) -> Result<(), Status> {
+        let namespace = meta::namespace(object);
+        if !self.view.resource.namespaced {
+            if !namespace.is_empty() {
+                return Err(Status::bad_request(
+                    "namespace may not be set on a cluster-scoped object".to_owned(),
+                ));
+            }
+            return Ok(());
+        }
+        if namespace.is_empty() {
+            meta::set(object, "namespace", self.namespace());
+        } else if namespace != self.namespace() {
+            return Err(Status::bad_request(
+                "the namespace of the provided object does not match the namespace sent on the request",
+            ));
+        }
+        Ok(())
+    }
+
+    /// UPDATE of an object from a request's body.
+    pub(crate) async fn update(&self, object: Value, part: Part) -> Result<Response<Body>, Status> {
+        self.check_address(&object)?;
+        let written = self.modify(part, |_| Ok(object.clone()), Some(&object)).await?;
+        let code = if written.created { 201 } else { 200 };
+        Ok(self.object_response(code, &written.object))
+    }
+
+    /// Name and namespace of a body are those of the path.
+    pub(crate) fn check_address(&self, object: &Value) -> Result<(), Status> {
+        let (name, namespace) = (meta::name(object), meta::namespace(object));
+        if name != self.name() {
+            if name.is_empty() {
+                return Err(Status::bad_request("name must be provided"));
+            }
+            return Err(Status::bad_request(format!(
+                "the name of the object ({name}) does not match the name on the URL ({})",
+                self.name()
+            )));
+        }
+        if !namespace.is_empty() && namespace != self.namespace() {
+            return Err(Status::bad_request(format!(
+                "the namespace of the object ({namespace}) does not match the namespace on the URL ({})",
+                self.namespace()
+            )));
+        }
+        Ok(())
+    }
+
+    /// Reads, changes and writes the object that the request names, and tries again when another
+    /// write came in between (unless `change` brought a resourceVersion along). `create` is what to
+    /// store when there is nothing, for kinds that an update may create.
+    pub(crate) async fn modify(
+        &self,
+        part: Part,
+        change: impl Fn(&Value) -> Result<Value, Status>,
+        create: Option<&Value>,
+    ) -> Result<Written, Status> {
+        let resource = &*self.view.resource;
+        let name = self.name();
+        let mut newest = false;
+        for _ in 0..limits::WRITE_ATTEMPTS {
+            let Some(current) = self.current(name) else {
+                if !newest {
+                    self.core.storage.fresh().await?;
+                    newest = true;
+                    continue;
+                }
+                let may = rules::created_by_update(resource) && part == Part::Whole;
+                let Some(object) = create.filter(|_| may) else {
+                    return Err(Status::not_found(resource, name));
+                };
+                if !meta::text(object, "resourceVersion").is_empty() {
+                    return Err(Status::not_found(resource, name));
+                }
+                let object = self.store_new(object.clone()).await?;
+                return Ok(Written { object, created: true });
+            };
+            let old = self.view.value(&current);
+            let mut new = change(&old)?;
+            let wanted = meta::resource_version(&new)
+                .map_err(|text| bad_version(self, &text))?;
+            if let Some(wanted) = wanted
+                && wanted != current.revision
+            {
+                if !newest {
+                    self.core.storage.fresh().await?;
+                    newest = true;
+                    continue;
+                }
+                return Err(Status::conflict(resource, name));
+            }
+            if wanted.is_none() && rules::must_be_conditional(resource) && part != Part::Kept {
+                let error = FieldError::invalid(
+                    "metadata.resourceVersion",
+                    0,
+                    "must be specified for an update",
+                );
+                return Err(Status::invalid(resource, name, vec![error]));
+            }
+            let uid = meta::text(&new, "uid");
+            if !uid.is_empty() && uid != &*current.uid {
+                return Err(Status::conflict_because(
+                    resource,
+                    name,
+                    format!(
+                        "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                        current.uid
+                    ),
+                ));
+            }
+            if resource.namespaced {
+                meta::set(&mut new, "namespace", self.namespace());
+            }
+            let _allocation = self.prepare(part, &old, &mut new).await?;
+            if let Some(object) = self.commit(&current, &old, new).await? {
+                return Ok(Written { object, created: false });
+            }
+            self.core.storage.fresh().await?;
+            newest = true;
+        }
+        Err(Status::conflict(resource, name))
+    }
+
+    /// Admission, defaults and validation of a changed object.
+    async fn prepare(
+        &self,
+        part: Part,
+        old: &Value,
+        new: &mut Value,
+    ) -> Result<Option<crate::services::Allocation>, Status> {
+        let resource = &*self.view.resource;
+        let name = self.name();
+        rules::defaults(resource, new);
+        let frame = self.admit(Operation::Update, name, Some(old));
+        let warnings = self.core.admission.mutate(&frame, new).await?;
+        self.warn(warnings);
+        rules::defaults(resource, new);
+        match part {
+            Part::Whole => strategy::prepare_update(resource, old, new),
+            Part::Status => strategy::prepare_status_update(resource, old, new),
+            Part::Kept => {}
+        }
+        let mut errors = rules::keep_system_fields(old, new);
+        let mut allocation = None;
+        if part == Part::Whole {
+            allocation = self.core.services.update(self, old, new).await?;
+            errors.extend(strategy::validate_update(resource, old, new));
+        }
+        rules::invalid(resource, new, errors)?;
+        let warnings = self.core.admission.validate(&frame, Some(new)).await?;
+        self.warn(warnings);
+        Ok(allocation)
+    }
+
+    /// Writes a changed object on top of `current`: not at all when nothing changed, as a removal
+    /// when its last finalizer is gone. `None` when another write came in between.
+    pub(super) async fn commit(
+        &self,
+        current: &Arc<StoredObject>,
+        old: &Value,
+        mut new: Value,
+    ) -> Result<Option<Object>, Status> {
+        meta::set(&mut new, "resourceVersion", current.revision.to_string());
+        if *old == new {
+            return Ok(Some(Object::Stored(Arc::clone(current))));
+        }
+        if self.dry_run {
+            return Ok(Some(Object::Made(new)));
+        }
+        let storage = &self.core.storage;
+        if self.finished(old, &new) {
+            let namespace = &current.namespace;
+            let removed = storage
+                .remove(&self.view.stored, namespace, &current.name, current.revision)
+                .await?;
+            return Ok(removed.map(|revision| {
+                meta::set(&mut new, "resourceVersion", revision.to_string());
+                Object::Made(new)
+            }));
+        }
+        let stored = self.view.to_stored(new);
+        let written = storage.replace(&self.view.stored, &stored, current.revision).await?;
+        Ok(written.map(Object::Stored))
+    }
+
+    /// True when nothing holds a deleted object back any more (upstream's
+    /// `ShouldDeleteDuringUpdate`, and that of namespaces).
+    fn finished(&self, old: &Value, new: &Value) -> bool {
+        let resource = &*self.view.resource;
+        let namespace = resource.group.is_empty() && resource.plural == "namespaces";
+        meta::deleting(old)
+            && meta::finalizers(new).is_empty()
+            && if namespace {
+                new["spec"]["finalizers"].as_array().is_none_or(Vec::is_empty)
+            } else {
+                old["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
+            }
+    }
+
+    /// The object as the cache has it now.
+    pub(crate) fn current(&self, name: &str) -> Option<Arc<StoredObject>> {
+        self.core.storage.get(self.view.prefix(), self.namespace(), name)
+    }
+
+    /// The frame of an admission request about this call's resource.
+    pub(crate) fn admit<'a>(
+        &'a self,
+        operation: Operation,
+        name: &'a str,
+        old: Option<&'a Value>,
+    ) -> Admit<'a> {
+        let mut attributes = self.info.attributes(self.user);
+        attributes.name = name;
+        Admit {
+            attributes,
+            resource: &self.view.resource,
+            operation,
+            old,
+            dry_run: self.dry_run,
+        }
+    }
+}
+
+fn bad_version(call: &Call<'_>, text: &str) -> Status {
+    let error = FieldError::invalid(
+        "metadata.resourceVersion",
+        text,
+        format!(
+            "strconv.ParseUint: parsing {}: invalid syntax",
+            Value::from(text)
+        ),
+    );
+    Status::invalid(&call.view.resource, call.name(), vec![error])
+}

@@ -1,0 +1,171 @@
+//! One served resource and the row its objects are stored in: conversion between the two, selection,
+//! and the forms that readers ask for. Pure.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use sluice_api::{
+    resource::{Registry, Resource},
+    selector::{Fields, Labels},
+    status::Status,
+    table,
+};
+
+use crate::{
+    fields,
+    negotiate::{As, IncludeObject},
+    request::Query,
+    rules,
+    storage::StoredObject,
+};
+
+/// A served row and its storage row.
+#[derive(Clone)]
+pub(crate) struct View {
+    pub(crate) resource: Arc<Resource>,
+    pub(crate) stored: Arc<Resource>,
+}
+
+/// An object on its way to a client.
+#[derive(Clone)]
+pub(crate) enum Object {
+    Stored(Arc<StoredObject>),
+    /// In the served version.
+    Made(Value),
+}
+
+/// Label and field selector of one request.
+#[derive(Clone, Default)]
+pub(crate) struct Selection {
+    pub(crate) labels: Labels,
+    pub(crate) fields: Fields,
+}
+
+impl Selection {
+    /// From the query. `BadRequest` in upstream's words.
+    pub(crate) fn parse(resource: &Resource, query: &Query) -> Result<Self, Status> {
+        Ok(Self {
+            labels: Labels::parse(query.text("labelSelector"))?,
+            fields: Fields::parse(resource, query.text("fieldSelector"))?,
+        })
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.labels.is_empty() && self.fields.is_empty()
+    }
+
+    pub(crate) fn matches(&self, view: &View, object: &StoredObject) -> bool {
+        (self.labels.is_empty() || self.labels.matches(|key| object.label(key)))
+            && (self.fields.is_empty() || fields::matches(&self.fields, &view.stored, object))
+    }
+}
+
+impl View {
+    pub(crate) fn new(registry: &Registry, resource: &Arc<Resource>) -> Self {
+        Self {
+            resource: Arc::clone(resource),
+            stored: Arc::clone(registry.storage_row(resource)),
+        }
+    }
+
+    /// The store prefix of the collection.
+    pub(crate) fn prefix(&self) -> &str {
+        self.stored.store_prefix()
+    }
+
+    /// A stored object's value in the served version.
+    pub(crate) fn value(&self, object: &StoredObject) -> Value {
+        self.from_stored(object.value())
+    }
+
+    /// From the stored to the served version.
+    pub(crate) fn from_stored(&self, value: Value) -> Value {
+        if self.resource.is_storage_version() {
+            return value;
+        }
+        rules::convert(&self.stored, &self.resource, value)
+    }
+
+    /// From the served to the stored version.
+    pub(crate) fn to_stored(&self, value: Value) -> Value {
+        if self.resource.is_storage_version() {
+            return value;
+        }
+        rules::convert(&self.resource, &self.stored, value)
+    }
+
+    /// A stored object's JSON in the served version: the shared bytes where no conversion is due.
+    pub(crate) fn bytes(&self, object: &StoredObject) -> Bytes {
+        if self.resource.is_storage_version() {
+            return object.bytes.clone();
+        }
+        encode(&self.value(object))
+    }
+
+    /// An object in the form asked for.
+    pub(crate) fn render(&self, object: &Object, target: As) -> Bytes {
+        match (target, object) {
+            (As::Object, Object::Stored(stored)) => self.bytes(stored),
+            (As::Object, Object::Made(value)) => encode(value),
+            (As::Metadata, Object::Stored(stored)) => partial(stored.metadata_json()),
+            (As::Metadata, Object::Made(value)) => partial(&encode(&value["metadata"])),
+            (As::Table(include), object) => {
+                let (value, rv) = match object {
+                    Object::Stored(stored) => (self.value(stored), stored.revision.to_string()),
+                    Object::Made(value) => {
+                        let rv = crate::meta::text(value, "resourceVersion").to_owned();
+                        (value.clone(), rv)
+                    }
+                };
+                let rows = vec![self.row(value, include)];
+                encode(&self.table(json!({ "resourceVersion": rv }), rows, true))
+            }
+        }
+    }
+
+    /// A table around rows; the columns are left out of all but the first table of a watch.
+    pub(crate) fn table(&self, metadata: Value, rows: Vec<Value>, columns: bool) -> Value {
+        let definitions = if columns {
+            table::definitions(table::columns(&self.resource))
+        } else {
+            json!([])
+        };
+        json!({
+            "kind": "Table",
+            "apiVersion": "meta.k8s.io/v1",
+            "metadata": metadata,
+            "columnDefinitions": definitions,
+            "rows": rows,
+        })
+    }
+
+    /// The table row of one object (in the served version).
+    pub(crate) fn row(&self, object: Value, include: IncludeObject) -> Value {
+        let columns = table::columns(&self.resource);
+        let cells = table::cells(columns, &object, jiff::Timestamp::now());
+        let carried = match include {
+            IncludeObject::None => return json!({ "cells": cells }),
+            IncludeObject::Metadata => json!({
+                "kind": "PartialObjectMetadata",
+                "apiVersion": "meta.k8s.io/v1",
+                "metadata": object["metadata"],
+            }),
+            IncludeObject::Object => object,
+        };
+        json!({ "cells": cells, "object": carried })
+    }
+}
+
+/// `PartialObjectMetadata` around metadata's JSON.
+pub(crate) fn partial(metadata: &[u8]) -> Bytes {
+    const HEAD: &[u8] =
+        b"{\"kind\":\"PartialObjectMetadata\",\"apiVersion\":\"meta.k8s.io/v1\",\"metadata\":";
+    [HEAD, metadata, b"}"].concat().into()
+}
+
+/// A value's JSON.
+pub(crate) fn encode(value: &Value) -> Bytes {
+    // A value's maps have text keys, so writing it to memory cannot fail.
+    serde_json::to_vec(value).unwrap_or_default().into()
+}
