@@ -3,6 +3,7 @@
 //! through `kube::Client`, and keeps no file of its own about pods: a restarted daemon reads everything back from
 //! containerd, the kernel and the API server.
 
+pub mod container;
 pub mod credentials;
 pub mod env;
 pub mod etc;
@@ -10,7 +11,12 @@ pub mod events;
 pub mod fields;
 pub mod limits;
 pub mod model;
+pub mod node_context;
 pub mod pod;
+pub mod probes;
 pub mod quantity;
 pub mod references;
+pub mod seams;
+#[cfg(test)]
+mod sim;
 pub mod volumes;

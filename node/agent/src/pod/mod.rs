@@ -3,10 +3,16 @@
 //! place where a pod meets IO.
 
 pub mod adopt;
+mod files;
+mod hooks;
+mod images;
 pub mod machine;
+pub mod messages;
 mod order;
 pub mod spec;
+mod start;
 pub mod state;
 pub mod status;
 #[cfg(test)]
 mod tests;
+pub mod worker;

@@ -3,6 +3,7 @@
 
 mod machine;
 mod status;
+mod stories;
 
 use std::sync::Arc;
 use std::time::Duration;

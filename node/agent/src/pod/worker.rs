@@ -1,0 +1,710 @@
+//! One pod's worker: feeds events to the state machine, carries its actions out as tasks, and keeps the pod's status
+//! at the API server equal to the state. It decides nothing about the order of things; [`super::machine`] does.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::PodStatus;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::adopt::{Found, adopt};
+use super::files::{Files, pod_name};
+use super::machine::{Action, Event, StartError, StopReason, step, wake};
+use super::spec::{ProbeKind, Spec};
+use super::start::{Start, Started};
+use super::state::{Exit, Failure, PodState};
+use super::{hooks, messages, status};
+use crate::etc;
+use crate::limits;
+use crate::model::Pod;
+use crate::node_context::NodeContext;
+use crate::probes::{self, Target};
+use crate::references::PodObjects;
+use crate::seams::{ApiError, PodAddress};
+
+/// What a worker is told.
+pub enum Message {
+    /// The API object changed.
+    Updated(Arc<Pod>),
+    /// The API object is gone.
+    Gone,
+    /// The node wants the pod down (eviction), or another event for the machine.
+    Event(Event),
+    /// A container of the pod ended.
+    Exited { index: usize, id: String, exit: sluice_runtime::Exit },
+    #[doc(hidden)]
+    Own(Own),
+}
+
+/// Answers of the worker's own tasks.
+pub enum Own {
+    Network(Result<PodAddress, String>),
+    Started { index: usize, result: Result<StartedContainer, StartError> },
+    Published(Box<PodStatus>, Result<(), ApiError>),
+    Deleted(Result<(), ApiError>),
+    Retry,
+}
+
+/// A container that was started.
+pub struct StartedContainer(Started);
+
+/// What others may know of a running worker, for the node's API.
+#[derive(Clone)]
+pub struct View {
+    pub pod: Arc<Pod>,
+    pub status: Arc<PodStatus>,
+    pub containers: Vec<ContainerView>,
+    pub netns: Option<PathBuf>,
+}
+
+/// One container of a [`View`].
+#[derive(Clone, Debug)]
+pub struct ContainerView {
+    pub name: String,
+    /// Set while it runs.
+    pub id: Option<String>,
+    /// Number of the newest attempt, if any was made.
+    pub attempt: Option<u32>,
+}
+
+/// A worker from outside.
+#[derive(Clone)]
+pub struct Handle {
+    pub uid: String,
+    pub queue: mpsc::Sender<Message>,
+    pub view: watch::Receiver<View>,
+}
+
+/// How a worker begins.
+pub enum Beginning {
+    /// A pod that may have containers already.
+    Normal { found: Vec<Found> },
+    /// The node refuses it.
+    Rejected(Failure),
+}
+
+/// Starts the worker of a pod. It ends when the pod is gone; `done` is then called.
+pub fn spawn(
+    node: Arc<NodeContext>,
+    pod: Arc<Pod>,
+    beginning: Beginning,
+    done: impl FnOnce(&str) + Send + 'static,
+) -> Handle {
+    let (queue, messages) = mpsc::channel(limits::WORKER_QUEUE);
+    let notify = Arc::new(Notify::new());
+    let objects = Arc::new(node.references.of(&pod, &notify));
+    let spec = Arc::new(Spec::of(&pod));
+    let now = Timestamp::now();
+    let (found, rejected) = match beginning {
+        Beginning::Normal { found } => (found, None),
+        Beginning::Rejected(failure) => (Vec::new(), Some(failure)),
+    };
+    let state = adopt(spec, &found, &pod.status, None, now);
+    let (pods, _) = watch::channel(pod.clone());
+    let view = View { pod: pod.clone(), status: Arc::default(), containers: Vec::new(), netns: None };
+    let (views, view) = watch::channel(view);
+    let worker = Worker {
+        node,
+        state,
+        published: pod.status.clone(),
+        current: pod.status.clone(),
+        pod,
+        pods,
+        views,
+        objects,
+        refresh: Arc::new(Notify::new()),
+        own: queue.clone(),
+        netns: None,
+        probes: HashMap::new(),
+        starts: HashMap::new(),
+        attempts: HashMap::new(),
+        stops: HashMap::new(),
+        pids: HashMap::new(),
+        kept: Vec::new(),
+        files: None,
+        publishing: false,
+        delete_wanted: false,
+        gone: false,
+    };
+    let uid = worker.pod.uid().to_owned();
+    let name = uid.clone();
+    tokio::spawn(async move {
+        worker.run(messages, notify, found, rejected).await;
+        done(&name);
+    });
+    Handle { uid, queue, view }
+}
+
+struct Worker {
+    node: Arc<NodeContext>,
+    pod: Arc<Pod>,
+    pods: watch::Sender<Arc<Pod>>,
+    views: watch::Sender<View>,
+    state: PodState,
+    /// What the API server has, as far as we know.
+    published: PodStatus,
+    /// What it should have.
+    current: PodStatus,
+    objects: Arc<PodObjects>,
+    refresh: Arc<Notify>,
+    own: mpsc::Sender<Message>,
+    netns: Option<PathBuf>,
+    probes: HashMap<(usize, ProbeKind), AbortHandle>,
+    starts: HashMap<usize, CancellationToken>,
+    attempts: HashMap<usize, u32>,
+    stops: HashMap<usize, AbortHandle>,
+    pids: HashMap<usize, u32>,
+    /// Containers in containerd: position, attempt, id.
+    kept: Vec<(usize, u32, String)>,
+    files: Option<AbortHandle>,
+    publishing: bool,
+    delete_wanted: bool,
+    gone: bool,
+}
+
+impl Worker {
+    async fn run(
+        mut self,
+        mut messages: mpsc::Receiver<Message>,
+        notify: Arc<Notify>,
+        found: Vec<Found>,
+        rejected: Option<Failure>,
+    ) {
+        self.begin(found, rejected).await;
+        while !self.is_over() {
+            let nap = wake(&self.state).map(|t| {
+                Duration::try_from(t.duration_since(Timestamp::now())).unwrap_or_default()
+            });
+            tokio::select! {
+                message = messages.recv() => match message {
+                    Some(message) => self.take(message).await,
+                    None => return,
+                },
+                () = notify.notified() => {
+                    self.refresh.notify_one();
+                    self.event(Event::ReferenceChanged);
+                }
+                () = tokio::time::sleep(nap.unwrap_or_default()), if nap.is_some() => self.event(Event::Wake),
+            }
+        }
+        self.clean_up().await;
+    }
+
+    /// Nothing of the pod is left, here and at the API server.
+    fn is_over(&self) -> bool {
+        use super::state::Teardown;
+        self.gone && matches!(self.state.teardown, Teardown::Done | Teardown::Deleting)
+    }
+
+    async fn begin(&mut self, found: Vec<Found>, rejected: Option<Failure>) {
+        for f in &found {
+            if let Some(index) = self.state.spec.index(&f.name) {
+                self.node.own(&f.id, index, self.own.clone());
+                self.kept.push((index, f.attempt, f.id.clone()));
+            }
+        }
+        if let Some(failure) = rejected {
+            self.event(Event::Rejected(failure));
+        } else if !found.is_empty() {
+            // It ran before this daemon did: its network is there, and its status must not flicker.
+            if !self.pod.spec.host_network
+                && let Ok(address) = self.node.network.create(&pod_name(&self.pod)).await
+            {
+                self.netns = Some(address.netns);
+                self.state.network = super::state::Step::Done;
+                self.state.ips = address.ips;
+            }
+            self.event(Event::Adopted);
+        } else {
+            self.event(Event::Wake);
+        }
+        let pod = self.pod.clone();
+        self.check_deletion(&pod);
+    }
+
+    async fn take(&mut self, message: Message) {
+        match message {
+            Message::Updated(pod) => self.updated(pod),
+            Message::Gone => {
+                self.gone = true;
+                let grace = self.pod.metadata.deletion_grace_period_seconds;
+                let grace = grace.map_or(self.state.spec.grace, super::spec::seconds);
+                self.event(Event::Delete { grace });
+            }
+            Message::Event(event) => self.event(event),
+            Message::Exited { index, id, exit } => self.exited(index, id, exit).await,
+            Message::Own(own) => self.own_answer(own),
+        }
+    }
+
+    fn own_answer(&mut self, own: Own) {
+        match own {
+            Own::Network(Ok(address)) => {
+                self.netns = (!self.pod.spec.host_network).then_some(address.netns);
+                self.event(Event::NetworkReady(address.ips));
+            }
+            Own::Network(Err(message)) => self.event(Event::NetworkFailed(message)),
+            Own::Started { index, result } => self.started(index, result),
+            Own::Published(status, result) => {
+                self.publishing = false;
+                match result {
+                    Ok(()) => self.published = *status,
+                    // Another pod has the name, or none: the watch will say so.
+                    Err(ApiError::Gone(_)) => {
+                        self.published = *status;
+                        if self.delete_wanted {
+                            self.gone = true;
+                        }
+                    }
+                    Err(ApiError::Other(error)) => {
+                        tracing::warn!(pod = self.pod.full_name(), %error, "status not written; trying again");
+                        self.publishing = true;
+                        self.later(limits::STATUS_RETRY);
+                        return;
+                    }
+                }
+                self.publish();
+            }
+            Own::Deleted(Ok(()) | Err(ApiError::Gone(_))) => self.gone = true,
+            Own::Deleted(Err(ApiError::Other(error))) => {
+                tracing::warn!(pod = self.pod.full_name(), %error, "pod not deleted at the API server; trying again");
+                self.delete_wanted = true;
+                self.publishing = true;
+                self.later(limits::STATUS_RETRY);
+            }
+            Own::Retry => {
+                self.publishing = false;
+                self.publish();
+            }
+        }
+    }
+
+    fn later(&self, delay: Duration) {
+        self.task(async move {
+            tokio::time::sleep(delay).await;
+            Own::Retry
+        });
+    }
+
+    /// Runs a task whose answer comes back as a message.
+    fn task(&self, work: impl Future<Output = Own> + Send + 'static) -> AbortHandle {
+        let queue = self.own.clone();
+        tokio::spawn(async move {
+            let answer = work.await;
+            // The worker ends before its tasks only when nothing is left to tell it.
+            let _ = queue.send(Message::Own(answer)).await;
+        })
+        .abort_handle()
+    }
+
+    fn updated(&mut self, pod: Arc<Pod>) {
+        let before = std::mem::replace(&mut self.pod, pod.clone());
+        let meta = |p: &Pod| (p.metadata.labels.clone(), p.metadata.annotations.clone());
+        if meta(&before) != meta(&pod) {
+            self.pods.send_replace(pod.clone());
+        }
+        // Conditions of others come from the API server, ours stay as they are.
+        let own = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"];
+        for status in [&mut self.current, &mut self.published] {
+            let mut list = status.conditions.take().unwrap_or_default();
+            list.retain(|c| own.contains(&c.type_.as_str()));
+            let theirs = pod.status.conditions.iter().flatten().filter(|c| !own.contains(&c.type_.as_str()));
+            list.extend(theirs.cloned());
+            status.conditions = Some(list);
+        }
+        self.event(Event::Wake);
+        self.check_deletion(&pod);
+    }
+
+    fn check_deletion(&mut self, pod: &Pod) {
+        if pod.metadata.deletion_timestamp.is_none() {
+            return;
+        }
+        let grace = pod.metadata.deletion_grace_period_seconds.map_or(self.state.spec.grace, super::spec::seconds);
+        if !self.state.deleting || grace.is_zero() {
+            self.event(Event::Delete { grace });
+        } else {
+            // A later request may shorten the grace.
+            self.event(Event::Delete { grace: grace.min(self.left()) });
+        }
+    }
+
+    fn left(&self) -> Duration {
+        let left = self.state.stop.as_ref().map(|s| s.deadline.duration_since(Timestamp::now()));
+        left.map_or(Duration::MAX, |l| Duration::try_from(l).unwrap_or_default())
+    }
+
+    fn event(&mut self, event: Event) {
+        let now = Timestamp::now();
+        let (state, actions) = step(self.state.clone(), event, now);
+        self.state = state;
+        for action in actions {
+            self.act(action);
+        }
+        self.current = status::compute(&self.pod, &self.state, &self.current, &self.node.identity.ips, now);
+        self.show();
+        self.publish();
+    }
+
+    fn show(&mut self) {
+        let containers = self
+            .state
+            .each()
+            .map(|(_, s, c)| ContainerView {
+                name: s.name.to_string(),
+                id: c.run().map(|r| r.id.clone()),
+                attempt: c.made.then_some(c.restarts),
+            })
+            .collect();
+        self.views.send_replace(View {
+            pod: self.pod.clone(),
+            status: Arc::new(self.current.clone()),
+            containers,
+            netns: self.netns.clone(),
+        });
+    }
+
+    /// Writes the status if it differs, one write at a time; then the deletion, if it is its turn.
+    fn publish(&mut self) {
+        if self.publishing || self.gone {
+            return;
+        }
+        let node = self.node.clone();
+        let name = pod_name(&self.pod);
+        if let Some(patch) = status::patch(self.pod.uid(), &self.published, &self.current) {
+            self.publishing = true;
+            let status = Box::new(self.current.clone());
+            self.task(async move {
+                let result = node.api.patch_status(&name, &patch).await;
+                Own::Published(status, result)
+            });
+        } else if self.delete_wanted {
+            self.delete_wanted = false;
+            self.task(async move { Own::Deleted(node.api.delete(&name).await) });
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::SetupNetwork => self.set_up_network(),
+            Action::SetupVolumes => self.set_up_volumes(),
+            Action::Start { index, attempt } => self.start(index, attempt),
+            Action::AbortStart { index } => {
+                if let Some(token) = self.starts.get(&index) {
+                    token.cancel();
+                }
+            }
+            Action::Stop { index, grace, reason } => self.stop(index, grace, reason),
+            Action::StartProbe { index, kind } => self.probe(index, kind),
+            Action::EndProbes { index, readiness } => {
+                self.probes.retain(|(i, kind), task| {
+                    let ends = *i == index && (readiness || *kind != ProbeKind::Readiness);
+                    if ends {
+                        task.abort();
+                    }
+                    !ends
+                });
+            }
+            Action::TearDown => self.tear_down(),
+            Action::DeletePod => self.delete_wanted = true,
+            Action::Record { warning, reason, message, container } => {
+                let name = container.map(|i| self.state.spec.containers[i].name.to_string());
+                self.node.recorder.pod(&self.pod, name.as_deref(), warning, reason, &message);
+            }
+        }
+    }
+
+    fn set_up_network(&self) {
+        let (node, pod) = (self.node.clone(), self.pod.clone());
+        self.task(async move {
+            let address = if pod.spec.host_network {
+                Ok(PodAddress { netns: PathBuf::new(), ips: node.identity.ips.clone() })
+            } else {
+                node.network.create(&pod_name(&pod)).await
+            };
+            let address = match address {
+                Ok(address) => address,
+                Err(e) => return Own::Network(Err(e)),
+            };
+            let ips = address.ips.clone();
+            let files = tokio::task::spawn_blocking(move || write_etc(&node, &pod, &ips)).await;
+            Own::Network(match files {
+                Ok(Ok(())) => Ok(address),
+                Ok(Err(e)) => Err(format!("the pod's /etc files could not be written: {e}")),
+                Err(e) => Err(e.to_string()),
+            })
+        });
+    }
+
+    fn set_up_volumes(&mut self) {
+        if let Some(old) = self.files.take() {
+            old.abort();
+        }
+        let files = Files {
+            node: self.node.clone(),
+            pod: self.pods.subscribe(),
+            objects: self.objects.clone(),
+            refresh: self.refresh.clone(),
+        };
+        let queue = self.own.clone();
+        let task = tokio::spawn(files.run(move |result| {
+            let event = match result {
+                Ok(()) => Event::VolumesReady,
+                Err(message) => Event::VolumesFailed(message),
+            };
+            // The queue is bounded: the answer waits for its place without holding up the volumes.
+            tokio::spawn(async move { queue.send(Message::Event(event)).await });
+        }));
+        self.files = Some(task.abort_handle());
+    }
+
+    fn start(&mut self, index: usize, attempt: u32) {
+        let aborted = CancellationToken::new();
+        self.starts.insert(index, aborted.clone());
+        self.attempts.insert(index, attempt);
+        let start = Start {
+            node: self.node.clone(),
+            pod: self.pod.clone(),
+            index,
+            attempt,
+            objects: self.objects.clone(),
+            ips: self.state.ips.clone(),
+            netns: self.netns.clone(),
+            neighbour: self.neighbour(),
+            worker: self.own.clone(),
+            aborted,
+        };
+        self.task(async move { Own::Started { index, result: start.run().await.map(StartedContainer) } });
+    }
+
+    /// A running process of the pod.
+    fn neighbour(&self) -> Option<u32> {
+        self.state.each().filter(|(_, _, c)| c.run().is_some()).find_map(|(i, ..)| self.pids.get(&i).copied())
+    }
+
+    fn started(&mut self, index: usize, result: Result<StartedContainer, StartError>) {
+        self.starts.remove(&index);
+        match result {
+            Ok(StartedContainer(s)) => {
+                self.pids.insert(index, s.pid);
+                let attempt = self.attempts.get(&index).copied().unwrap_or(0);
+                self.forget_old(index, attempt);
+                self.kept.push((index, attempt, s.id.clone()));
+                let Started { id, image, image_id, at, .. } = s;
+                self.event(Event::Started { index, id, image, image_id, at });
+            }
+            Err(error) => {
+                if let StartError::PostStart { id, .. } = &error {
+                    let attempt = self.attempts.get(&index).copied().unwrap_or(0);
+                    self.kept.push((index, attempt, id.clone()));
+                }
+                self.event(Event::StartFailed { index, error });
+            }
+        }
+    }
+
+    /// Of every container the newest and the one before are kept, as upstream does.
+    fn forget_old(&mut self, index: usize, newest: u32) {
+        let name = self.state.spec.containers[index].name.to_string();
+        let (old, kept): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.kept).into_iter().partition(|(i, a, _)| *i == index && a + 1 < newest);
+        self.kept = kept;
+        for (_, attempt, id) in old {
+            let node = self.node.clone();
+            let files = [node.log_path(&self.pod, &name, attempt), node.dir(self.pod.uid()).termination(&name, attempt)];
+            tokio::spawn(async move {
+                node.disown(&id);
+                if let Err(error) = node.runtime.remove(&id).await {
+                    tracing::debug!(%error, id, "an old container was not removed");
+                }
+                for file in files {
+                    // Gone already is what is wanted.
+                    let _ = tokio::fs::remove_file(file).await;
+                }
+            });
+        }
+    }
+
+    fn stop(&mut self, index: usize, grace: Duration, reason: StopReason) {
+        let Some(id) = self.state.containers[index].run().map(|r| r.id.clone()) else { return };
+        let again = self.stops.remove(&index).inspect(AbortHandle::abort).is_some();
+        let target = self.target(index, &id);
+        let hook = target.container.lifecycle.clone();
+        let (node, pod) = (self.node.clone(), self.pod.clone());
+        let task = tokio::spawn(async move {
+            let begun = std::time::Instant::now();
+            if let Some(hook) = hook.as_ref().and_then(|l| l.pre_stop.as_ref()).filter(|_| !again)
+                && let Err(message) = hooks::run(&target, hook, grace).await
+            {
+                tracing::info!(pod = pod.full_name(), container = target.container.name, message, "pre-stop hook failed");
+                node.recorder.pod(&pod, Some(&target.container.name), true, "FailedPreStopHook", "PreStopHook failed");
+            }
+            let signal = hook.as_ref().and_then(|l| l.stop_signal.clone());
+            // A probe's or a user's explicit grace counts to the second; a hook that used it up leaves the minimum.
+            let least = if grace < limits::MIN_GRACE || reason != StopReason::PodStops { grace } else { limits::MIN_GRACE };
+            let left = grace.saturating_sub(begun.elapsed()).max(least.min(limits::MIN_GRACE));
+            while let Err(error) = node.runtime.stop(&id, signal.as_deref(), left).await {
+                if error.is_not_found() {
+                    break;
+                }
+                tracing::warn!(pod = pod.full_name(), %error, "container did not stop; trying again");
+                tokio::time::sleep(limits::STATUS_RETRY).await;
+            }
+        });
+        self.stops.insert(index, task.abort_handle());
+    }
+
+    fn target(&self, index: usize, id: &str) -> Target {
+        let container = self.pod.containers().nth(index).cloned().unwrap_or_default();
+        Target {
+            container: Arc::new(container),
+            id: id.to_owned(),
+            ip: self.state.ips.first().copied(),
+            runtime: self.node.runtime.clone(),
+        }
+    }
+
+    fn probe(&mut self, index: usize, kind: ProbeKind) {
+        let Some((id, at)) = self.state.containers[index].run().map(|r| (r.id.clone(), r.at)) else { return };
+        let target = self.target(index, &id);
+        let container = target.container.clone();
+        let probe = match kind {
+            ProbeKind::Liveness => &container.liveness_probe,
+            ProbeKind::Readiness => &container.readiness_probe,
+            ProbeKind::Startup => &container.startup_probe,
+        };
+        let Some(probe) = probe else { return };
+        let queue = self.own.clone();
+        let report = move |ok| {
+            let event = Event::Probe { index, id: id.clone(), kind, ok };
+            let queue = queue.clone();
+            tokio::spawn(async move { queue.send(Message::Event(event)).await });
+        };
+        let (node, pod, name) = (self.node.clone(), self.pod.clone(), container.name.clone());
+        let unhealthy = move |message: String| node.recorder.pod(&pod, Some(&name), true, "Unhealthy", &message);
+        let task = probes::start(target, kind, probe, at, report, unhealthy);
+        if let Some(old) = self.probes.insert((index, kind), task) {
+            old.abort();
+        }
+    }
+
+    async fn exited(&mut self, index: usize, id: String, exit: sluice_runtime::Exit) {
+        let Some(container) = self.pod.containers().nth(index).cloned() else { return };
+        let attempt = match self.state.containers[index].run() {
+            Some(run) if run.id == id => self.state.containers[index].restarts,
+            _ => self.attempts.get(&index).copied().unwrap_or(0),
+        };
+        let file = self.node.dir(self.pod.uid()).termination(&container.name, attempt);
+        let log = self.node.log_path(&self.pod, &container.name, attempt);
+        let code = exit.code;
+        let read = tokio::task::spawn_blocking(move || messages::read(&container, &file, &log, code)).await;
+        if let Some(stop) = self.stops.remove(&index) {
+            stop.abort();
+        }
+        self.pids.remove(&index);
+        let exit = exit_of(id, &exit, read.unwrap_or_default());
+        self.event(Event::Exited { index, exit });
+    }
+
+    fn tear_down(&mut self) {
+        for (_, task) in self.probes.drain() {
+            task.abort();
+        }
+        if let Some(files) = self.files.take() {
+            files.abort();
+        }
+        let (node, pod) = (self.node.clone(), self.pod.clone());
+        let queue = self.own.clone();
+        tokio::spawn(async move {
+            let mut delay = limits::SETUP_RETRY_FIRST;
+            while let Err(error) = take_away(&node, &pod).await {
+                tracing::warn!(pod = pod.full_name(), error, "the pod's network or volumes are not gone; trying again");
+                tokio::time::sleep(delay).await;
+                delay = (delay * 2).min(limits::SETUP_RETRY_MAX);
+            }
+            let _ = queue.send(Message::Event(Event::TornDown)).await;
+        });
+    }
+
+    async fn clean_up(&mut self) {
+        for (_, task) in self.stops.drain() {
+            task.abort();
+        }
+        for (_, _, id) in std::mem::take(&mut self.kept) {
+            self.node.disown(&id);
+            if let Err(error) = self.node.runtime.remove(&id).await {
+                tracing::warn!(%error, id, "container not removed; it will be when the daemon starts again");
+            }
+        }
+        let qos = crate::container::qos(&self.pod);
+        if let Err(error) = self.node.runtime.remove_cgroup(qos, self.pod.uid()).await {
+            tracing::debug!(%error, pod = self.pod.full_name(), "cgroup not removed");
+        }
+        let logs = self.node.log_dir(&self.pod);
+        let dir = self.node.dir(self.pod.uid());
+        let removed = tokio::task::spawn_blocking(move || {
+            // Gone already is what is wanted.
+            let _ = std::fs::remove_dir_all(&logs);
+            crate::volumes::tear_down(&dir)
+        });
+        if let Ok(Err(error)) = removed.await {
+            tracing::warn!(%error, pod = self.pod.full_name(), "the pod's directory was not removed");
+        }
+    }
+}
+
+/// The state's exit for what the runtime reported.
+pub fn exit_of(id: String, exit: &sluice_runtime::Exit, message: Option<String>) -> Exit {
+    let reason = match exit {
+        e if e.oom_killed => "OOMKilled",
+        e if e.code == 0 => "Completed",
+        _ => "Error",
+    };
+    Exit {
+        id,
+        code: exit.code,
+        signal: None,
+        reason: reason.into(),
+        message,
+        started: exit.started_at,
+        finished: exit.finished_at,
+    }
+}
+
+async fn take_away(node: &Arc<NodeContext>, pod: &Arc<Pod>) -> Result<(), String> {
+    if !pod.spec.host_network {
+        node.network.delete(pod.uid()).await?;
+    }
+    let dir = node.dir(pod.uid());
+    let removed = tokio::task::spawn_blocking(move || crate::volumes::tear_down(&dir)).await;
+    removed.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
+}
+
+fn write_etc(node: &NodeContext, pod: &Pod, ips: &[std::net::IpAddr]) -> std::io::Result<()> {
+    let dir = node.dir(pod.uid());
+    let identity = &node.identity;
+    std::fs::create_dir_all(dir.root())?;
+    let host = if pod.spec.host_network { Some(std::fs::read_to_string("/etc/hosts")?) } else { None };
+    let domain = &identity.dns.cluster_domain;
+    let name = if pod.spec.host_network {
+        identity.name.clone()
+    } else {
+        etc::kernel_hostname(pod, domain).map_err(std::io::Error::other)?
+    };
+    for (file, text) in [
+        ("etc-hosts", etc::hosts(pod, ips, domain, host.as_deref())),
+        ("resolv.conf", etc::resolv_conf(pod, &identity.dns).render()),
+        ("hostname", format!("{name}\n")),
+    ] {
+        let path = dir.file(file);
+        // Written in place: a bind mount holds on to the file itself.
+        std::fs::write(&path, text)?;
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+    }
+    Ok(())
+}
