@@ -9,6 +9,7 @@ pub mod decode;
 pub mod discovery;
 pub mod limits;
 pub mod names;
+pub mod openapi;
 pub mod patch;
 pub mod quantity;
 pub mod resource;

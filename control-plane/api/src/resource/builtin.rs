@@ -150,6 +150,7 @@ impl Row {
                 version: version.into(),
             },
             selectable: owned(self.selectable),
+            published: None,
         }
     }
 }

@@ -32,6 +32,8 @@ pub struct Resource {
     pub storage: Storage,
     /// The JSON paths that field selectors may name beside `metadata.name` and `.namespace`.
     pub selectable: Vec<Str>,
+    /// The JSON schema that OpenAPI publishes for a custom resource; built-in types have their own.
+    pub published: Option<Arc<serde_json::Value>>,
 }
 
 /// Where and in which version the objects of a row are stored. Rows that share their objects

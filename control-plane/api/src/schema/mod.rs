@@ -7,10 +7,11 @@
 
 mod build;
 mod facts;
-pub(crate) mod roots;
+mod roots;
 
 use std::sync::LazyLock;
 
+pub(crate) use build::{DEFINITIONS, definitions, reference};
 pub use facts::{Facts, ListType};
 
 /// An immutable set of types that refer to each other.

@@ -1,0 +1,133 @@
+//! The OpenAPI 2.0 (Swagger) document of everything that is served.
+
+use serde_json::{Map, Value, json};
+
+use super::{
+    routes::{Operation, PATCH, PATCH_TYPES, Route, meaning, routes, version_route},
+    types::components,
+};
+use crate::{resource::Registry, schema::DEFINITIONS};
+
+/// The whole document.
+pub fn v2(registry: &Registry) -> Value {
+    let mut all: Vec<Route> = Vec::new();
+    let mut versions = Vec::new();
+    for (group, group_versions) in registry.groups() {
+        for version in group_versions {
+            versions.push((group, version));
+            all.push(version_route(group, version));
+        }
+    }
+    all.extend(registry.iter().flat_map(|row| routes(row)));
+    all.sort_by(|a, b| a.path.cmp(&b.path));
+    let operations = || all.iter().flat_map(|route| &route.operations);
+    let roots = operations().flat_map(|o| [o.body.clone(), o.answer.clone()]).flatten();
+    let definitions = components(registry, roots, &versions);
+    let definitions: Map<String, Value> = definitions.into_iter().map(|(name, s)| (name, to_v2(s))).collect();
+    let paths: Map<String, Value> = all.iter().map(|route| (route.path.clone(), path_item(route))).collect();
+    json!({
+        "swagger": "2.0",
+        "info": {"title": "Kubernetes", "version": "unversioned"},
+        "paths": paths,
+        "definitions": definitions,
+        "securityDefinitions": {
+            "BearerToken": {
+                "description": "Bearer Token authentication",
+                "type": "apiKey",
+                "name": "authorization",
+                "in": "header",
+            },
+        },
+        "security": [{"BearerToken": []}],
+    })
+}
+
+fn path_item(route: &Route) -> Value {
+    let mut out = Map::new();
+    for operation in &route.operations {
+        out.insert(operation.method.into(), self::operation(operation));
+    }
+    if !route.parameters.is_empty() {
+        out.insert("parameters".into(), route.parameters.iter().map(|p| p.v2()).collect());
+    }
+    Value::Object(out)
+}
+
+fn operation(operation: &Operation) -> Value {
+    let patch = operation.body.as_deref() == Some(PATCH);
+    let produces: &[&str] = match (&operation.answer, operation.action) {
+        (None, "get") => &["text/plain"],
+        (None, _) => &["*/*"],
+        (Some(_), "list") => &["application/json", "application/json;stream=watch"],
+        (Some(_), _) => &["application/json"],
+    };
+    let mut parameters: Vec<Value> = Vec::new();
+    if let Some(body) = &operation.body {
+        let mut parameter = json!({"name": "body", "in": "body", "schema": schema(Some(body))});
+        if operation.method != "delete" {
+            parameter["required"] = json!(true);
+        }
+        parameters.push(parameter);
+    }
+    parameters.extend(operation.parameters.iter().map(|p| p.v2()));
+    let mut out = json!({
+        "description": operation.description,
+        "consumes": if patch { &PATCH_TYPES[..] } else { &["*/*"] },
+        "produces": produces,
+        "schemes": ["https"],
+        "tags": [operation.tag],
+        "operationId": operation.id,
+        "parameters": parameters,
+    });
+    for code in operation.codes {
+        out["responses"][code] = match *code {
+            "401" => json!({"description": "Unauthorized"}),
+            code => json!({"description": meaning(code), "schema": schema(operation.answer.as_deref())}),
+        };
+    }
+    if !operation.action.is_empty() {
+        let (group, version, kind) = &operation.kind;
+        out["x-kubernetes-action"] = json!(operation.action);
+        out["x-kubernetes-group-version-kind"] = json!({"group": group, "kind": kind, "version": version});
+    }
+    out
+}
+
+fn schema(name: Option<&str>) -> Value {
+    match name {
+        Some(name) => json!({"$ref": format!("#/definitions/{name}")}),
+        None => json!({"type": "string"}),
+    }
+}
+
+/// A schema in the words of version 2: references stand beside other words, there is no `oneOf`.
+fn to_v2(schema: Value) -> Value {
+    match schema {
+        Value::Array(items) => items.into_iter().map(to_v2).collect(),
+        Value::Object(fields) => {
+            let mut out = Map::new();
+            for (key, value) in fields {
+                match (&*key, value) {
+                    ("$ref", Value::String(target)) => {
+                        let target = target.replace(&format!("#{DEFINITIONS}/"), "#/definitions/");
+                        out.insert(key, target.into());
+                    }
+                    ("allOf", Value::Array(parts)) => {
+                        out.extend(parts.into_iter().map(to_v2).flat_map(|part| match part {
+                            Value::Object(part) => part,
+                            _ => Map::new(),
+                        }));
+                    }
+                    ("oneOf", _) => {
+                        out.insert("type".into(), "string".into());
+                    }
+                    (_, value) => {
+                        out.insert(key, to_v2(value));
+                    }
+                }
+            }
+            Value::Object(out)
+        }
+        other => other,
+    }
+}
