@@ -11,6 +11,9 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Deserialize;
 
+/// The name of the first installation on a machine.
+const DEFAULT_INSTANCE: &str = "sluice";
+
 /// Every setting, each optional. In the file the names are camelCase (`dataDir`, `podCidr`).
 #[derive(Args, Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -127,7 +130,7 @@ impl Options {
             None => self,
         };
         let run_dir = all.run_dir.unwrap_or_else(|| "/run/sluice".into());
-        let instance = all.instance.unwrap_or_else(|| "sluice".into());
+        let instance = all.instance.unwrap_or_else(|| DEFAULT_INSTANCE.into());
         if !is_label(&instance) {
             bail!("instance: {instance:?} must be lower-case letters, digits and '-', at most 40 characters");
         }
@@ -196,6 +199,11 @@ impl Config {
     /// The instance's pinned maps and links.
     pub(crate) fn pin_dir(&self) -> PathBuf {
         Path::new("/sys/fs/bpf").join(&self.instance)
+    }
+
+    /// Where pods' logs go: the standard place, but for installations beside the first (nodes as namespaces).
+    pub(crate) fn pod_logs(&self) -> PathBuf {
+        if self.instance == DEFAULT_INSTANCE { "/var/log/pods".into() } else { self.data_dir.join("log/pods") }
     }
 
     /// Where a containerd of our own listens.

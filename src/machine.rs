@@ -74,6 +74,12 @@ pub(crate) fn running(path: &Path) -> Option<i32> {
     }
 }
 
+/// Waits until no daemon holds the file.
+pub(crate) fn wait_until_free(path: &Path) -> Result<()> {
+    let Ok(file) = File::open(path) else { return Ok(()) };
+    Flock::lock(file, FlockArg::LockShared).map(drop).map_err(|(_, error)| error.into())
+}
+
 /// Tells the service manager (`NOTIFY_SOCKET`, systemd's protocol), if there is one.
 pub(crate) fn notify(state: &str) {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
