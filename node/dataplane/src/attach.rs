@@ -35,7 +35,7 @@ const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);
 
 /// Which of the kernel's two attachments for packet programs is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Traffic {
+pub enum Traffic {
     /// Links (Linux 6.6 and newer).
     Tcx,
     /// The clsact qdisc; filters stay by themselves.
@@ -43,7 +43,8 @@ pub(crate) enum Traffic {
 }
 
 impl Traffic {
-    pub(crate) fn best() -> Traffic {
+    /// The better one that this kernel has.
+    pub fn best() -> Traffic {
         let tcx = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0));
         if tcx { Traffic::Tcx } else { Traffic::Clsact }
     }

@@ -1,5 +1,6 @@
 //! The loaded data plane of a node.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData};
 use parking_lot::Mutex;
 use sluice_ebpf_common::{Settings, maps};
+use tokio_util::sync::CancellationToken;
 
 use crate::attach::{self, Link, POD_PROGRAMS, Traffic, UPLINK_PROGRAMS};
 use crate::compile::{Desired, compile};
@@ -19,7 +21,7 @@ use crate::pins::{self, Pins};
 use crate::plan::{Tables, plan};
 use crate::range::{Range, wire};
 use crate::store::{Store, typed};
-use crate::{Error, object, sys};
+use crate::{Error, object, sweep, sys};
 
 /// What the data plane of a node is told.
 #[derive(Clone, Debug)]
@@ -78,6 +80,7 @@ pub(crate) struct Inner {
     pub(crate) ebpf: Mutex<Ebpf>,
     pub(crate) locals: Mutex<HashMap<MapData, u32, u32>>,
     pub(crate) sources: Mutex<HashMap<MapData, u32, u32>>,
+    pub(crate) uplinks: Mutex<BTreeSet<Link>>,
     settings: Mutex<(Settings, Array<MapData, Settings>)>,
     table: Mutex<Table>,
     started: Instant,
@@ -96,7 +99,8 @@ impl Dataplane {
         Self::load_with(config, Traffic::best())
     }
 
-    pub(crate) fn load_with(config: Config, traffic: Traffic) -> Result<Dataplane, Error> {
+    /// As [`Self::load`], with a chosen kind of attachment for packet programs.
+    pub fn load_with(config: Config, traffic: Traffic) -> Result<Dataplane, Error> {
         let cgroup = match &config.cgroup {
             Some(cgroup) => cgroup.clone(),
             None => pins::cgroup_root()?,
@@ -115,6 +119,7 @@ impl Dataplane {
             traffic,
             locals: Mutex::new(typed(&Pins::new(&config.pin_dir), maps::LOCALS)?),
             sources: Mutex::new(typed(&Pins::new(&config.pin_dir), maps::SOURCES)?),
+            uplinks: Mutex::default(),
             settings: Mutex::new((settings, settings_map)),
             table: Mutex::new(Table { store, tables, problems: Vec::new() }),
             ebpf: Mutex::new(ebpf),
@@ -122,7 +127,6 @@ impl Dataplane {
             started: Instant::now(),
         };
         let dataplane = Dataplane { inner: Arc::new(inner) };
-        dataplane.add_local_addresses()?;
         {
             let inner = &dataplane.inner;
             let mut ebpf = inner.ebpf.lock();
@@ -135,7 +139,18 @@ impl Dataplane {
                 dataplane.attach_uplink(&Link::by_name(name)?)?;
             }
         }
+        dataplane.reconcile_links()?;
         Ok(dataplane)
+    }
+
+    /// Follows the API's services, the kernel's links and the flows until the shutdown.
+    pub async fn run(&self, client: kube::Client, shutdown: CancellationToken) -> Result<(), Error> {
+        tokio::try_join!(
+            self.follow_services(client, &shutdown),
+            self.follow_links(&shutdown),
+            sweep::run(&self.inner.pins, &shutdown),
+        )?;
+        Ok(())
     }
 
     /// Removes every program and map that is pinned below `pin_dir`, from any process. Nothing there is success.
@@ -210,14 +225,6 @@ impl Dataplane {
 
     pub(crate) fn problems(&self) -> Vec<String> {
         self.inner.table.lock().problems.clone()
-    }
-
-    fn add_local_addresses(&self) -> Result<(), Error> {
-        let mut locals = self.inner.locals.lock();
-        for address in &self.inner.config.node_addresses {
-            locals.insert(wire(*address), 0, 0).map_err(|error| Error::ebpf("write the local addresses", error))?;
-        }
-        Ok(())
     }
 }
 

@@ -5,10 +5,13 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
@@ -123,6 +126,12 @@ impl Drop for Words {
         // SAFETY: exactly the mapping made in `map`.
         unsafe { libc::munmap(self.start, self.words * 4) };
     }
+}
+
+/// Waits for a descriptor that `inner` keeps open for its whole life to become readable.
+pub(crate) fn watch<T: AsFd + AsRawFd>(inner: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: both traits give out the one descriptor that `inner` owns, so it stays open while it is registered.
+    Ok(unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) }?)
 }
 
 /// Cookie of the calling thread's network namespace.

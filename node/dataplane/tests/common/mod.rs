@@ -56,6 +56,7 @@ pub fn isolated(name: &str, story: fn(&Place)) {
         });
     }
     let status = command.status().unwrap();
+    // Filters of kernels without TCX go with the namespace that the process took along.
     Dataplane::remove_all(&place.pins).unwrap();
     for cgroup in [&place.cgroup, &place.elsewhere] {
         std::fs::remove_dir(cgroup).unwrap();

@@ -1,0 +1,266 @@
+//! What the kernel holds, for people: read from the pinned maps and links alone, by any process.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use aya::maps::{MapData, MapInfo, PerCpuArray};
+use serde::Serialize;
+use sluice_ebpf_common::{Backend, Frontend, Reason, Scope, maps, protocol};
+
+use crate::attach::{Link, SOCKET_PROGRAMS};
+use crate::pins::{Pins, cgroup_root};
+use crate::range::unwire;
+use crate::store::{Store, typed};
+use crate::{Dataplane, Error, sweep, sys};
+
+/// How deep the cgroup tree is searched for the cgroup that programs are attached to.
+const CGROUP_DEPTH: usize = 8;
+
+/// A service port as the kernel serves it.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceRow {
+    /// `namespace/name:port`.
+    pub service: String,
+    /// `TCP` or `UDP`.
+    pub protocol: &'static str,
+    /// Addresses and ports that are answered.
+    pub frontends: Vec<FrontendRow>,
+    /// Everybody who answers, over all frontends.
+    pub backends: Vec<BackendRow>,
+    /// Connections and unconnected sockets sent to a backend.
+    pub connections: u64,
+    /// Packets translated one by one, both directions.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Connections refused for lack of an endpoint.
+    pub refused: u64,
+}
+
+/// An address and port that is answered.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FrontendRow {
+    /// `None`: every address of the node.
+    pub address: Option<Ipv4Addr>,
+    /// Port.
+    pub port: u16,
+    /// `internal`: this node's sockets and pods; `external`: packets from outside.
+    pub scope: &'static str,
+    /// Number of backends in its list.
+    pub backends: u32,
+    /// The list holds this node's backends only.
+    pub local_only: bool,
+}
+
+/// Somebody who answers.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackendRow {
+    /// Address.
+    pub address: Ipv4Addr,
+    /// Port.
+    pub port: u16,
+    /// Runs on this node.
+    pub local: bool,
+    /// As for the service.
+    pub connections: u64,
+    /// As for the service.
+    pub packets: u64,
+    /// As for the service.
+    pub bytes: u64,
+}
+
+/// The health of the data plane.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// Programs and where they are attached.
+    pub programs: Vec<ProgramRow>,
+    /// Maps, their use and their limits.
+    pub maps: Vec<MapRow>,
+    /// Connections translated packet by packet now.
+    pub flows: usize,
+    /// Packets and connections refused, by reason; those that never happened are left out.
+    pub refused: BTreeMap<&'static str, u64>,
+    /// What is wrong and what to do; empty when all is well.
+    pub problems: Vec<String>,
+}
+
+/// A program in the kernel.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProgramRow {
+    /// Its name.
+    pub name: String,
+    /// A link's name or a cgroup's path.
+    pub attached: String,
+    /// Its id in the kernel.
+    pub id: u32,
+}
+
+/// A map in the kernel.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MapRow {
+    /// Its name.
+    pub name: &'static str,
+    /// Entries in use.
+    pub used: usize,
+    /// Entries at most.
+    pub limit: u32,
+}
+
+/// The service table under a pin directory.
+pub fn services(pin_dir: &Path) -> Result<Vec<ServiceRow>, Error> {
+    let store = Store::open(&Pins::new(pin_dir), false)?;
+    let tables = store.read()?;
+    let mut rows: BTreeMap<(u32, u8), ServiceRow> = BTreeMap::new();
+    let mut answering: BTreeMap<(u32, u8), BTreeSet<u32>> = BTreeMap::new();
+    for (key, frontend) in &tables.frontends {
+        let id = (frontend.service, key.protocol);
+        let row = rows.entry(id).or_insert_with(|| {
+            let counters = store.service_counters(frontend.service);
+            ServiceRow {
+                service: tables.names.get(&frontend.service).map_or_else(|| "?".into(), ToString::to_string),
+                protocol: if key.protocol == protocol::UDP { "UDP" } else { "TCP" },
+                frontends: Vec::new(),
+                backends: Vec::new(),
+                connections: counters.connections,
+                packets: counters.packets,
+                bytes: counters.bytes,
+                refused: counters.refused,
+            }
+        });
+        row.frontends.push(FrontendRow {
+            address: (key.address != 0).then(|| unwire(key.address)),
+            port: u16::from_be(key.port),
+            scope: if key.scope == Scope::External as u8 { "external" } else { "internal" },
+            backends: frontend.count,
+            local_only: frontend.flags & Frontend::LOCAL_ONLY != 0,
+        });
+        let list = tables.lists.get(&frontend.base).filter(|_| frontend.count > 0);
+        answering.entry(id).or_default().extend(list.iter().flat_map(|list| list.iter().copied()));
+    }
+    for (id, row) in &mut rows {
+        let ids = answering.get(id).into_iter().flatten();
+        row.backends = ids.filter_map(|id| Some(backend(&store, *id, tables.backends.get(id)?))).collect();
+    }
+    let mut rows: Vec<_> = rows.into_values().collect();
+    rows.sort_by(|a, b| a.service.cmp(&b.service));
+    Ok(rows)
+}
+
+fn backend(store: &Store, id: u32, backend: &Backend) -> BackendRow {
+    let counters = store.backend_counters(id);
+    BackendRow {
+        address: unwire(backend.address),
+        port: u16::from_be(backend.port),
+        local: backend.flags & Backend::LOCAL != 0,
+        connections: counters.connections,
+        packets: counters.packets,
+        bytes: counters.bytes,
+    }
+}
+
+/// The health of the data plane under a pin directory. Link names are those of the calling network namespace.
+pub fn status(pin_dir: &Path) -> Result<Status, Error> {
+    let pins = Pins::new(pin_dir);
+    let store = Store::open(&pins, false)?;
+    let tables = store.read()?;
+    let capacity = store.capacity();
+    let mut problems = Vec::new();
+    let programs = programs(&pins, &mut problems)?;
+    let flows = sweep::count(&pins)?;
+    let slab = tables.lists.values().map(|list| list.len()).sum();
+    let flow_limit = MapInfo::from_pin(pins.map(maps::FLOWS)).map_or(0, |info| info.max_entries());
+    let maps = vec![
+        MapRow { name: maps::FRONTENDS, used: tables.frontends.len(), limit: capacity.frontends },
+        MapRow { name: maps::BACKENDS, used: tables.backends.len(), limit: capacity.backends },
+        MapRow { name: maps::SLAB, used: slab, limit: capacity.slab },
+        MapRow { name: maps::NAMES, used: tables.names.len(), limit: capacity.services },
+        MapRow { name: maps::FLOWS, used: flows * 2, limit: flow_limit },
+    ];
+    for map in maps.iter().filter(|map| map.used * 10 > map.limit as usize * 9) {
+        problems.push(format!("the map {} is nearly full: {} of {}", map.name, map.used, map.limit));
+    }
+    Ok(Status { programs, maps, flows, refused: refused(&pins)?, problems })
+}
+
+fn refused(pins: &Pins) -> Result<BTreeMap<&'static str, u64>, Error> {
+    let counts: PerCpuArray<MapData, u64> = typed(pins, maps::REASONS)?;
+    let mut refused = BTreeMap::new();
+    for reason in Reason::ALL {
+        let values = counts.get(&(*reason as u32), 0).map_err(|error| Error::ebpf("read the reasons", error))?;
+        let total = values.iter().sum();
+        if total > 0 {
+            refused.insert(reason.text(), total);
+        }
+    }
+    Ok(refused)
+}
+
+fn programs(pins: &Pins, problems: &mut Vec<String>) -> Result<Vec<ProgramRow>, Error> {
+    let mut rows = Vec::new();
+    let names = pins.link_names();
+    for missing in SOCKET_PROGRAMS.iter().filter(|name| !names.iter().any(|known| known == *name)) {
+        problems.push(format!("the program {missing} is not attached: restart the node daemon"));
+    }
+    let mut cgroups: BTreeMap<u64, String> = BTreeMap::new();
+    for name in names {
+        let path = pins.link(&name);
+        let link = sys::open_pinned(&path).map_err(|error| Error::system(format!("open {}", path.display()), error))?;
+        let target = sys::link_target(link.as_fd())
+            .map_err(|error| Error::system(format!("read {}", path.display()), error))?;
+        let (program, attached) = match name.rsplit_once('-') {
+            Some((program, _)) => {
+                let index = target.link_index();
+                let link = Link::by_index(index).map_or_else(|_| format!("link {index}"), |link| link.name);
+                (program.to_owned(), link)
+            }
+            None => {
+                let id = target.cgroup();
+                (name.clone(), cgroups.entry(id).or_insert_with(|| cgroup_path(id)).clone())
+            }
+        };
+        if target.link_index() == 0 {
+            problems.push(format!("what {program} was attached to is gone ({name}): restart the node daemon"));
+        }
+        rows.push(ProgramRow { name: program, attached, id: target.program });
+    }
+    Ok(rows)
+}
+
+fn cgroup_path(id: u64) -> String {
+    let found = cgroup_root().ok().and_then(|root| find(&root, id, CGROUP_DEPTH));
+    found.map_or_else(|| format!("cgroup {id}"), |path| path.display().to_string())
+}
+
+fn find(path: &Path, id: u64, depth: usize) -> Option<PathBuf> {
+    if path.metadata().ok()?.ino() == id {
+        return Some(path.to_path_buf());
+    }
+    if depth == 0 {
+        return None;
+    }
+    let below = std::fs::read_dir(path).ok()?.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    below.map(|entry| entry.path()).find_map(|path| find(&path, id, depth - 1))
+}
+
+impl Dataplane {
+    /// The service table as the kernel holds it.
+    pub fn services(&self) -> Result<Vec<ServiceRow>, Error> {
+        services(&self.inner.config.pin_dir)
+    }
+
+    /// The health of this data plane, with what the compiler could not place.
+    pub fn status(&self) -> Result<Status, Error> {
+        let mut status = status(&self.inner.config.pin_dir)?;
+        status.problems.extend(self.problems());
+        Ok(status)
+    }
+}

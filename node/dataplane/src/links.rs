@@ -1,0 +1,149 @@
+//! The node's links and addresses: which addresses node ports answer on, which address masqueraded traffic leaves with,
+//! and which links get the uplink programs. Read from the kernel at start and whenever it says that something changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use aya::maps::{HashMap, MapData};
+use futures::StreamExt;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::LinkAttribute;
+use nix::sys::socket::{AddressFamily, SockaddrLike};
+use rtnetlink::MulticastGroup;
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use tokio_util::sync::CancellationToken;
+
+use crate::attach::Link;
+use crate::dataplane::{Dataplane, Uplinks};
+use crate::range::wire;
+use crate::Error;
+
+const ETHERNET: u16 = 1;
+
+/// A link as far as we care.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Interface {
+    index: u32,
+    ethernet: bool,
+    addresses: Vec<Ipv4Addr>,
+}
+
+/// Reads the links of this namespace by name.
+fn scan() -> Result<BTreeMap<String, Interface>, Error> {
+    let entries = nix::ifaddrs::getifaddrs().map_err(|errno| Error::system("list the links", errno.into()))?;
+    let mut links: BTreeMap<String, Interface> = BTreeMap::new();
+    for entry in entries {
+        let link = links.entry(entry.interface_name).or_default();
+        let Some(address) = entry.address else { continue };
+        match address.family() {
+            Some(AddressFamily::Packet) => {
+                if let Some(hardware) = address.as_link_addr() {
+                    link.index = hardware.ifindex() as u32;
+                    link.ethernet = hardware.hatype() == ETHERNET;
+                }
+            }
+            Some(AddressFamily::Inet) => link.addresses.extend(address.as_sockaddr_in().map(|address| address.ip())),
+            _ => {}
+        }
+    }
+    Ok(links)
+}
+
+impl Dataplane {
+    /// Brings the address maps and the uplinks' programs in line with the kernel's links.
+    pub(crate) fn reconcile_links(&self) -> Result<(), Error> {
+        let links = scan()?;
+        let inner = &self.inner;
+        let addresses = links.values().flat_map(|link| link.addresses.iter().copied());
+        let locals: BTreeMap<u32, u32> = addresses
+            .chain(inner.config.node_addresses.iter().copied())
+            .filter(|address| !address.is_loopback())
+            .map(|address| (wire(address), 0))
+            .collect();
+        replace(&mut inner.locals.lock(), &locals, "local addresses")?;
+        let sources: BTreeMap<u32, u32> = links
+            .values()
+            .filter_map(|link| {
+                let own = |address: &&Ipv4Addr| !address.is_loopback() && !address.is_link_local();
+                link.addresses.iter().find(own).map(|address| (link.index, wire(*address)))
+            })
+            .collect();
+        replace(&mut inner.sources.lock(), &sources, "source addresses")?;
+        let Uplinks::Every { except } = &inner.config.uplinks else { return Ok(()) };
+        let wanted: BTreeSet<Link> = links
+            .into_iter()
+            .filter(|(name, link)| link.ethernet && !except.iter().any(|prefix| name.starts_with(prefix.as_str())))
+            .map(|(name, link)| Link { index: link.index, name })
+            .collect();
+        let mut uplinks = inner.uplinks.lock();
+        for gone in uplinks.difference(&wanted) {
+            self.detach_uplink(gone)?;
+        }
+        let mut attached: BTreeSet<Link> = uplinks.intersection(&wanted).cloned().collect();
+        for link in wanted.difference(&attached.clone()) {
+            match self.attach_uplink(link) {
+                Ok(()) => drop(attached.insert(link.clone())),
+                // It may have gone again; if not, the next change tries again.
+                Err(error) => tracing::warn!(link = link.name, %error, "services do not answer on this link"),
+            }
+        }
+        *uplinks = attached;
+        Ok(())
+    }
+
+    /// Follows the kernel's links and addresses until the shutdown.
+    pub async fn follow_links(&self, shutdown: &CancellationToken) -> Result<(), Error> {
+        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr];
+        let (connection, _handle, mut messages) = rtnetlink::new_multicast_connection(&groups)
+            .map_err(|error| Error::system("listen for changes of links", error))?;
+        let listener = tokio::spawn(connection);
+        self.reconcile_links()?;
+        let except = match &self.inner.config.uplinks {
+            Uplinks::Every { except } => except.clone(),
+            Uplinks::Named(_) => Vec::new(),
+        };
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                message = messages.next() => {
+                    let Some((message, _)) = message else { break };
+                    let mut matters = concerns(&message, &except);
+                    while let Ok((message, _)) = messages.try_recv() {
+                        matters |= concerns(&message, &except);
+                    }
+                    if matters && let Err(error) = self.reconcile_links() {
+                        tracing::warn!(%error, "the node's links could not be read");
+                    }
+                }
+            }
+        }
+        listener.abort();
+        Ok(())
+    }
+}
+
+/// Pods' links come and go all the time and change nothing here.
+fn concerns(message: &NetlinkMessage<RouteNetlinkMessage>, except: &[String]) -> bool {
+    let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link)) =
+        &message.payload
+    else {
+        return true;
+    };
+    !link.attributes.iter().any(|attribute| {
+        matches!(attribute, LinkAttribute::IfName(name) if except.iter().any(|prefix| name.starts_with(prefix.as_str())))
+    })
+}
+
+fn replace(map: &mut HashMap<MapData, u32, u32>, wanted: &BTreeMap<u32, u32>, what: &str) -> Result<(), Error> {
+    let failed = |error| Error::ebpf(format!("write the {what}"), error);
+    let known: BTreeMap<u32, u32> = map.iter().collect::<Result<_, _>>().map_err(failed)?;
+    for (key, value) in wanted {
+        if known.get(key) != Some(value) {
+            map.insert(key, value, 0).map_err(failed)?;
+        }
+    }
+    for key in known.keys().filter(|key| !wanted.contains_key(key)) {
+        map.remove(key).map_err(failed)?;
+    }
+    Ok(())
+}

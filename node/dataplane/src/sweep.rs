@@ -1,0 +1,134 @@
+//! Removing flows that ended: a look every few seconds while there are any, none at all while there are none.
+//!
+//! The programs never remove an established flow to make room. They tell the first flow through the event ring, which
+//! wakes the sweeper up.
+
+use aya::maps::{Array, HashMap, MapData, RingBuf};
+use sluice_ebpf_common::{Flow, FlowKey, FlowKind, maps, protocol};
+use tokio_util::sync::CancellationToken;
+
+use crate::limits::{SWEEP, idle};
+use crate::pins::Pins;
+use crate::store::typed;
+use crate::{Error, sys};
+
+/// Sweeps until the shutdown.
+pub(crate) async fn run(pins: &Pins, shutdown: &CancellationToken) -> Result<(), Error> {
+    let ring: RingBuf<MapData> = typed(pins, maps::EVENTS)?;
+    let mut ring = sys::watch(ring).map_err(|error| Error::system("listen to the event ring", error))?;
+    loop {
+        // While the word is 1 the programs send no event.
+        arm(pins, 1)?;
+        while sweep_aside(pins).await? > 0 {
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                () = tokio::time::sleep(SWEEP) => {}
+            }
+        }
+        while ring.get_mut().next().is_some() {}
+        arm(pins, 0)?;
+        // A flow that came between the last look and the word would have sent no event.
+        if sweep_aside(pins).await? > 0 {
+            continue;
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            ready = ring.readable_mut() => {
+                ready.map_err(|error| Error::system("listen to the event ring", error))?.clear_ready();
+            }
+        }
+    }
+}
+
+fn arm(pins: &Pins, value: u32) -> Result<(), Error> {
+    let mut word: Array<MapData, u32> = typed(pins, maps::SWEEPER)?;
+    word.set(0, value, 0).map_err(|error| Error::ebpf("tell the programs about the sweeper", error))
+}
+
+async fn sweep_aside(pins: &Pins) -> Result<usize, Error> {
+    let pins = pins.clone();
+    tokio::task::spawn_blocking(move || sweep(&pins, sys::coarse_seconds()))
+        .await
+        .map_err(|error| Error::system("sweep the flows", std::io::Error::other(error)))?
+}
+
+/// Removes what has ended and returns how many entries are left.
+pub(crate) fn sweep(pins: &Pins, now: u32) -> Result<usize, Error> {
+    let mut flows: HashMap<MapData, FlowKey, Flow> = typed(pins, maps::FLOWS)?;
+    let mut ended = Vec::new();
+    let mut left = 0;
+    for entry in flows.iter() {
+        // An entry that vanished while the map was walked ends the walk; the next one sees the rest.
+        let Ok((key, flow)) = entry else { break };
+        let other = flows.get(&flow.other, 0).ok();
+        if over(&key, &flow, other.as_ref(), now) {
+            ended.push(key);
+        } else {
+            left += 1;
+        }
+    }
+    for key in ended {
+        // It may be gone already.
+        let _ = flows.remove(&key);
+    }
+    Ok(left)
+}
+
+/// Has this direction ended? Both directions of a flow always get the same answer, as both look at both.
+fn over(key: &FlowKey, flow: &Flow, other: Option<&Flow>, now: u32) -> bool {
+    let seen = other.map_or(flow.seen, |other| flow.seen.max(other.seen));
+    let quiet = now.saturating_sub(seen);
+    let Some(other) = other.filter(|other| other.other == *key) else {
+        // Half a flow: being made just now, or left over.
+        return quiet > idle::OTHER;
+    };
+    let flags = flow.flags | other.flags;
+    let both = |bit: u16| flow.flags & other.flags & bit != 0;
+    let answered = flow.packets > 0 && other.packets > 0;
+    let limit = match key.protocol {
+        protocol::TCP if flags & Flow::RST != 0 || both(Flow::FIN) => idle::TCP_CLOSED,
+        protocol::TCP if answered => idle::TCP,
+        protocol::TCP => idle::TCP_OPENING,
+        protocol::UDP if answered => idle::UDP,
+        _ => idle::OTHER,
+    };
+    quiet > limit
+}
+
+/// A connection's two entries, as many as there are flows in the map.
+pub(crate) fn count(pins: &Pins) -> Result<usize, Error> {
+    let flows: HashMap<MapData, FlowKey, Flow> = typed(pins, maps::FLOWS)?;
+    let original = |key: &FlowKey| key.kind == FlowKind::Service as u8 || key.kind == FlowKind::Masquerade as u8;
+    Ok(flows.keys().filter_map(Result::ok).filter(original).count())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flows_end_by_protocol_and_state() {
+        let (fin, rst) = (Flow::FIN, Flow::RST);
+        // protocol, flags and packets of both directions, quiet seconds at which it is over.
+        let cases = [
+            (protocol::TCP, (0, 5), (0, 5), idle::TCP),
+            (protocol::TCP, (0, 1), (0, 0), idle::TCP_OPENING),
+            (protocol::TCP, (fin, 5), (fin, 5), idle::TCP_CLOSED),
+            (protocol::TCP, (fin, 5), (0, 5), idle::TCP),
+            (protocol::TCP, (0, 5), (rst, 5), idle::TCP_CLOSED),
+            (protocol::UDP, (0, 5), (0, 5), idle::UDP),
+            (protocol::UDP, (0, 5), (0, 0), idle::OTHER),
+            (protocol::ICMP, (0, 5), (0, 5), idle::OTHER),
+        ];
+        for (number, ours, theirs, limit) in cases {
+            let key = FlowKey { protocol: number, source_port: 1, ..FlowKey::default() };
+            let reply = FlowKey { protocol: number, source_port: 2, ..FlowKey::default() };
+            let make = |(flags, packets), other| Flow { other, flags, packets, seen: 1000, ..Flow::default() };
+            let (flow, other) = (make(ours, reply), make(theirs, key));
+            assert!(!over(&key, &flow, Some(&other), 1000 + limit), "{number} {ours:?} {theirs:?}");
+            assert!(over(&key, &flow, Some(&other), 1001 + limit), "{number} {ours:?} {theirs:?}");
+            assert!(over(&reply, &other, Some(&flow), 1001 + limit));
+            assert!(over(&key, &flow, None, 1001 + idle::OTHER), "half a flow");
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! Packet translation with real sockets in real namespaces: the test's own namespace is the node, others are a pod, the
+//! world outside and another node. No socket is translated here: the socket programs sit on a cgroup that nobody is in.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, UdpSocket};
+
+use common::{Namespace, PATIENCE, Place, connect, isolated, run, service, tcp_server, udp_server, words};
+use sluice_dataplane::model::{Protocol, Snapshot};
+use sluice_dataplane::{Config, Dataplane, PodInfo, Traffic, Uplinks};
+
+const CLUSTER: &str = "10.96.0.10:80";
+const NODE: &str = "10.1.0.1:30080";
+const POD: &str = "10.244.0.5:8080";
+const OTHER_POD: &str = "10.244.0.6:8080";
+const REMOTE: &str = "~10.2.0.2:8080";
+
+struct World {
+    dataplane: Dataplane,
+    outside: Namespace,
+    other_node: Namespace,
+    pods: [Namespace; 2],
+}
+
+fn config(place: &Place) -> Config {
+    Config {
+        cgroup: Some(place.elsewhere.clone()),
+        pod_range: Some("10.244.0.0/24".parse().unwrap()),
+        cluster_range: Some("10.244.0.0/16".parse().unwrap()),
+        node_addresses: vec![Ipv4Addr::new(10, 1, 0, 1)],
+        uplinks: Uplinks::Every { except: vec!["slc".into()] },
+        ..place.config()
+    }
+}
+
+fn world(place: &Place, traffic: Traffic) -> World {
+    std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+    let outside = place.neighbour("outside", "up0", Some("10.1.0.1/24"), "10.1.0.2/24", None);
+    let other_node = place.neighbour("other", "up1", Some("10.2.0.1/24"), "10.2.0.2/24", None);
+    let gateway = "169.254.1.1";
+    let pods = ["10.244.0.5", "10.244.0.6"].map(|address| {
+        let link = format!("slc{}", &address[9..]);
+        let pod = place.neighbour(&link, &link, Some(&format!("{gateway}/32")), &format!("{address}/32"), Some(gateway));
+        run("ip", &["route", "add", address, "dev", &link]);
+        pod
+    });
+    // As the pod network does it: what nobody serves never leaves the machine.
+    run("ip", &["route", "add", "unreachable", "10.96.0.0/16"]);
+    let dataplane = Dataplane::load_with(config(place), traffic).unwrap();
+    attach_pods(&dataplane);
+    World { dataplane, outside, other_node, pods }
+}
+
+fn attach_pods(dataplane: &Dataplane) {
+    for link in ["slc5", "slc6"] {
+        let index = nix::net::if_::if_nametoindex(link).unwrap();
+        dataplane.attach_pod(index, &PodInfo { namespace: "shop".into(), name: link.into() }).unwrap();
+    }
+}
+
+fn tcp(endpoints: &[&str]) -> Snapshot {
+    service(Protocol::Tcp, CLUSTER, 30080, endpoints)
+}
+
+fn node_port_to_a_local_pod(world: &World) {
+    world.pods[0].within(|| tcp_server(POD));
+    world.pods[1].within(|| tcp_server(OTHER_POD));
+    world.dataplane.apply(&tcp(&[POD, OTHER_POD])).unwrap();
+    world.outside.within(|| {
+        let mut seen = BTreeSet::new();
+        for _ in 0..32 {
+            let mut client = connect(NODE).unwrap();
+            assert_eq!(client.seen_as, client.stream.local_addr().unwrap(), "the client's address is kept");
+            assert!(client.alive());
+            seen.insert(client.server.to_string());
+        }
+        assert_eq!(seen, [POD.to_owned(), OTHER_POD.to_owned()].into());
+    });
+}
+
+#[test]
+fn a_node_port_leads_outsiders_to_local_pods() {
+    isolated("a_node_port_leads_outsiders_to_local_pods", |place| {
+        let world = world(place, Traffic::best());
+        node_port_to_a_local_pod(&world);
+        let rows = world.dataplane.services().unwrap();
+        assert_eq!(rows[0].service, "shop/web:main");
+        assert_eq!(rows[0].connections, 32);
+        assert!(rows[0].packets > 32 * 8 && rows[0].bytes > rows[0].packets * 60, "{rows:?}");
+        assert_eq!(rows[0].backends.iter().map(|backend| backend.connections).sum::<u64>(), 32);
+    });
+}
+
+#[test]
+fn the_same_without_tcx() {
+    isolated("the_same_without_tcx", |place| {
+        let world = world(place, Traffic::Clsact);
+        node_port_to_a_local_pod(&world);
+        let mut open = world.outside.within(|| connect(NODE).unwrap());
+        // The next process replaces the filters where they are.
+        drop(world.dataplane);
+        let next = Dataplane::load_with(config(place), Traffic::Clsact).unwrap();
+        attach_pods(&next);
+        assert!(open.alive());
+        world.outside.within(|| connect(NODE).unwrap());
+    });
+}
+
+#[test]
+fn datagrams_to_a_node_port_come_back_from_it() {
+    isolated("datagrams_to_a_node_port_come_back_from_it", |place| {
+        let world = world(place, Traffic::best());
+        world.pods[0].within(|| udp_server(POD));
+        world.dataplane.apply(&service(Protocol::Udp, CLUSTER, 30080, &[POD])).unwrap();
+        world.outside.within(|| {
+            let socket = UdpSocket::bind("10.1.0.2:0").unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket.connect(NODE).unwrap();
+            socket.send(b"x").unwrap();
+            let mut buffer = [0; 128];
+            let length = socket.recv(&mut buffer).unwrap();
+            assert_eq!(words(&buffer[..length]).1, socket.local_addr().unwrap());
+        });
+    });
+}
+
+#[test]
+fn a_node_port_leads_to_pods_of_another_node_with_this_nodes_address() {
+    isolated("a_node_port_leads_to_pods_of_another_node_with_this_nodes_address", |place| {
+        let world = world(place, Traffic::best());
+        world.other_node.within(|| tcp_server("10.2.0.2:8080"));
+        world.dataplane.apply(&tcp(&[REMOTE])).unwrap();
+        world.outside.within(|| {
+            let mut client = connect(NODE).unwrap();
+            assert_eq!(client.seen_as.ip().to_string(), "10.2.0.1", "the address of the link towards the backend");
+            assert!(client.seen_as.port() >= 61000);
+            assert!(client.alive());
+        });
+    });
+}
+
+#[test]
+fn a_node_port_leads_to_a_socket_of_the_node_itself() {
+    isolated("a_node_port_leads_to_a_socket_of_the_node_itself", |place| {
+        let world = world(place, Traffic::best());
+        tcp_server("10.1.0.1:6443");
+        world.dataplane.apply(&tcp(&["10.1.0.1:6443"])).unwrap();
+        world.outside.within(|| assert!(connect(NODE).unwrap().alive()));
+        world.pods[0].within(|| assert!(connect(CLUSTER).unwrap().alive()));
+    });
+}
+
+#[test]
+fn pods_leave_with_the_nodes_address() {
+    isolated("pods_leave_with_the_nodes_address", |place| {
+        let world = world(place, Traffic::best());
+        world.outside.within(|| {
+            tcp_server("10.1.0.2:9000");
+            udp_server("10.1.0.2:9000");
+        });
+        world.other_node.within(|| tcp_server("10.2.0.2:9000"));
+        world.pods[0].within(|| {
+            let mut client = connect("10.1.0.2:9000").unwrap();
+            assert_eq!(client.seen_as.ip().to_string(), "10.1.0.1");
+            assert!(client.seen_as.port() >= 61000);
+            assert!(client.alive());
+            assert_eq!(connect("10.2.0.2:9000").unwrap().seen_as.ip().to_string(), "10.2.0.1");
+            let socket = UdpSocket::bind("10.244.0.5:0").unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket.send_to(b"x", "10.1.0.2:9000").unwrap();
+            let mut buffer = [0; 128];
+            let (length, from) = socket.recv_from(&mut buffer).unwrap();
+            assert_eq!(from.to_string(), "10.1.0.2:9000");
+            assert_eq!(words(&buffer[..length]).1.ip().to_string(), "10.1.0.1");
+            // An ICMP error finds its way back to the socket that caused it.
+            socket.connect("10.1.0.2:9009").unwrap();
+            socket.send(b"x").unwrap();
+            assert_eq!(socket.recv(&mut buffer).err().unwrap().kind(), ErrorKind::ConnectionRefused);
+        });
+        // Pods see each other under their own addresses.
+        world.pods[1].within(|| tcp_server(OTHER_POD));
+        world.pods[0].within(|| assert_eq!(connect(OTHER_POD).unwrap().seen_as.ip().to_string(), "10.244.0.5"));
+    });
+}
+
+#[test]
+fn pods_reach_services_by_packet() {
+    isolated("pods_reach_services_by_packet", |place| {
+        let world = world(place, Traffic::best());
+        world.pods[1].within(|| tcp_server(OTHER_POD));
+        world.other_node.within(|| tcp_server("10.2.0.2:8080"));
+        world.dataplane.apply(&tcp(&[OTHER_POD])).unwrap();
+        world.pods[0].within(|| {
+            let mut client = connect(CLUSTER).unwrap();
+            assert_eq!(client.seen_as, client.stream.local_addr().unwrap());
+            assert!(client.alive());
+            assert!(connect(NODE).unwrap().alive());
+        });
+        world.dataplane.apply(&tcp(&[REMOTE])).unwrap();
+        world.pods[0].within(|| assert_eq!(connect(CLUSTER).unwrap().seen_as.ip().to_string(), "10.2.0.1"));
+        // Nobody there: an answer at once, not silence.
+        world.dataplane.apply(&tcp(&[])).unwrap();
+        world.pods[0].within(|| assert_eq!(connect(CLUSTER).err().unwrap().kind(), ErrorKind::HostUnreachable));
+        world.outside.within(|| assert_eq!(connect(NODE).err().unwrap().kind(), ErrorKind::ConnectionRefused));
+        assert!(!world.dataplane.status().unwrap().refused.is_empty());
+    });
+}
+
+#[test]
+fn a_dead_endpoint_gets_no_new_packets_and_old_connections_live() {
+    isolated("a_dead_endpoint_gets_no_new_packets_and_old_connections_live", |place| {
+        let world = world(place, Traffic::best());
+        world.pods[0].within(|| (tcp_server(POD), udp_server(POD)));
+        world.pods[1].within(|| (tcp_server(OTHER_POD), udp_server(OTHER_POD)));
+        world.dataplane.apply(&tcp(&[POD])).unwrap();
+        let mut open = world.outside.within(|| connect(NODE).unwrap());
+        world.dataplane.apply(&tcp(&["!10.244.0.5:8080", OTHER_POD])).unwrap();
+        world.outside.within(|| {
+            for _ in 0..16 {
+                assert_eq!(connect(NODE).unwrap().server.to_string(), OTHER_POD);
+            }
+        });
+        assert!(open.alive());
+        // Datagrams follow at once, even from the same socket.
+        world.dataplane.apply(&service(Protocol::Udp, CLUSTER, 30080, &[POD])).unwrap();
+        world.outside.within(|| {
+            let socket = UdpSocket::bind("10.1.0.2:0").unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket.connect(NODE).unwrap();
+            for expected in [POD, OTHER_POD] {
+                world.dataplane.apply(&service(Protocol::Udp, CLUSTER, 30080, &[expected])).unwrap();
+                socket.send(b"x").unwrap();
+                let mut buffer = [0; 128];
+                let length = socket.recv(&mut buffer).unwrap();
+                assert_eq!(words(&buffer[..length]).0.to_string(), expected);
+            }
+        });
+    });
+}
+
+#[test]
+fn connections_live_through_a_restart() {
+    isolated("connections_live_through_a_restart", |place| {
+        let world = world(place, Traffic::best());
+        world.pods[0].within(|| tcp_server(POD));
+        world.outside.within(|| tcp_server("10.1.0.2:9000"));
+        world.dataplane.apply(&tcp(&[POD])).unwrap();
+        let mut inward = world.outside.within(|| connect(NODE).unwrap());
+        let mut outward = world.pods[0].within(|| connect("10.1.0.2:9000").unwrap());
+        drop(world.dataplane);
+        assert!(inward.alive() && outward.alive(), "while no process runs");
+        world.outside.within(|| assert!(connect(NODE).unwrap().alive()));
+        let next = Dataplane::load(config(place)).unwrap();
+        assert!(inward.alive() && outward.alive(), "after the next one took over");
+        world.outside.within(|| assert!(connect(NODE).unwrap().alive()));
+        let status = next.status().unwrap();
+        assert_eq!(status.problems, Vec::<String>::new());
+        let attached: BTreeSet<_> = status.programs.iter().map(|row| format!("{}@{}", row.name, row.attached)).collect();
+        for expected in ["uplink_in@up0", "uplink_out@up1", "pod_in@slc5", "pod_out@slc6"] {
+            assert!(attached.contains(expected), "{attached:?}");
+        }
+        assert!(status.flows >= 3, "{}", status.flows);
+    });
+}
+
+#[test]
+fn node_ports_answer_on_links_that_come_later() {
+    isolated("node_ports_answer_on_links_that_come_later", |place| {
+        let world = world(place, Traffic::best());
+        world.pods[0].within(|| tcp_server(POD));
+        world.dataplane.apply(&tcp(&[POD])).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (shutdown, dataplane) = (tokio_util::sync::CancellationToken::new(), world.dataplane.clone());
+        let stop = shutdown.clone();
+        let follower = runtime.spawn(async move { dataplane.follow_links(&stop).await });
+        let late = place.neighbour("late", "up9", Some("10.9.0.1/24"), "10.9.0.2/24", None);
+        let attached = || world.dataplane.status().unwrap().programs.iter().filter(|row| row.attached == "up9").count();
+        let start = std::time::Instant::now();
+        late.within(|| while connect("10.9.0.1:30080").is_err() && start.elapsed() < PATIENCE {});
+        assert_eq!(attached(), 2);
+        late.within(|| assert!(connect("10.9.0.1:30080").unwrap().alive()));
+        shutdown.cancel();
+        runtime.block_on(follower).unwrap().unwrap();
+    });
+}
