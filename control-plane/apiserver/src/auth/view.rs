@@ -1,21 +1,35 @@
 //! The store as authentication, authorization and admission see it: reads only, from the cache.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use async_trait::async_trait;
 use serde::Deserialize;
 use sluice_api::resource::builtin;
+use sluice_store::cache::CacheItem;
 
 use crate::storage::{Storage, StoredObject};
 
 /// Reads of the newest cached state.
+#[async_trait]
 pub trait View: Send + Sync + 'static {
     /// One object; the namespace is empty for cluster-scoped resources.
     fn get(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<StoredObject>>;
 
     /// A collection of one namespace, or of all for `""`.
     fn list(&self, group: &str, plural: &str, namespace: &str) -> Vec<Arc<StoredObject>>;
+
+    /// The object once it exists, waited for at most `timeout`.
+    async fn appears(
+        &self,
+        group: &str,
+        plural: &str,
+        namespace: &str,
+        name: &str,
+        timeout: Duration,
+    ) -> Option<Arc<StoredObject>>;
 }
 
+#[async_trait]
 impl View for Storage {
     fn get(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<StoredObject>> {
         Storage::get(self, prefix(group, plural)?, namespace, name)
@@ -23,6 +37,32 @@ impl View for Storage {
 
     fn list(&self, group: &str, plural: &str, namespace: &str) -> Vec<Arc<StoredObject>> {
         prefix(group, plural).map_or_else(Vec::new, |p| Storage::list(self, p, namespace).items)
+    }
+
+    async fn appears(
+        &self,
+        group: &str,
+        plural: &str,
+        namespace: &str,
+        name: &str,
+        timeout: Duration,
+    ) -> Option<Arc<StoredObject>> {
+        let mut watch = self.watch(prefix(group, plural)?, namespace, 0).ok()?;
+        // The watch is open, so what is not there now will be seen coming.
+        if let Some(object) = View::get(self, group, plural, namespace, name) {
+            return Some(object);
+        }
+        let seen = async {
+            loop {
+                match watch.next().await {
+                    CacheItem::Change { object, .. } if *object.name == *name => return Some(object),
+                    CacheItem::Change { .. } | CacheItem::Progress(_) => {}
+                    CacheItem::Lagged => return None,
+                }
+            }
+        };
+        let seen = tokio::time::timeout(timeout, seen).await.ok().flatten();
+        seen.or_else(|| View::get(self, group, plural, namespace, name))
     }
 }
 
@@ -98,6 +138,7 @@ pub(crate) mod fixed {
         }
     }
 
+    #[async_trait]
     impl View for Fixed {
         fn get(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<StoredObject>> {
             let key = (prefix(group, plural).unwrap().to_owned(), namespace.into(), name.into());
@@ -110,6 +151,17 @@ pub(crate) mod fixed {
             let of =
                 |((p, n, _), _): &(&Key, &Arc<StoredObject>)| *p == prefix && (namespace.is_empty() || n == namespace);
             state.1.iter().filter(of).map(|(_, o)| o.clone()).collect()
+        }
+
+        async fn appears(
+            &self,
+            group: &str,
+            plural: &str,
+            namespace: &str,
+            name: &str,
+            _timeout: Duration,
+        ) -> Option<Arc<StoredObject>> {
+            self.get(group, plural, namespace, name)
         }
     }
 }

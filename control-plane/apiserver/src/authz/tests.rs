@@ -292,7 +292,8 @@ fn nobody_grants_what_they_do_not_hold() {
     check(&ad, "roles", Some(role(&["get"], &["nodes"])), role(&["get"], &["nodes"]), None);
     let binding = |kind: &str, name: &str| json!({"metadata": {"name": "b"}, "roleRef": {"kind": kind, "name": name}, "subjects": [{"kind": "User", "name": "joe"}]});
     check(&ad, "rolebindings", None, binding("ClusterRole", "edit"), None);
-    check(&ad, "rolebindings", None, binding("Role", "reads"), None);
+    check(&ad, "rolebindings", None, binding("Role", "reads"), Some("Resources:[\"*/scale\"]"));
+    check(&ad, "rolebindings", None, binding("ClusterRole", "view"), None);
     check(&ad, "rolebindings", None, binding("ClusterRole", "cluster-admin"), Some("not currently held"));
     check(&ad, "rolebindings", None, binding("Role", "absent"), Some("not found"));
     let root = UserInfo::new("root", &["system:masters"]);

@@ -207,12 +207,6 @@ fn pick(pod: &Pod, pod_name: &str, wanted: &str) -> Result<String, Status> {
     let init = names(pod.spec.init_containers.as_deref().unwrap_or_default());
     let ephemeral = names(pod.spec.ephemeral_containers.as_deref().unwrap_or_default());
     if wanted.is_empty() {
-        if let [only] = containers.as_slice()
-            && init.is_empty()
-            && ephemeral.is_empty()
-        {
-            return Ok(only.clone());
-        }
         if let [only] = containers.as_slice() {
             return Ok(only.clone());
         }

@@ -1,0 +1,119 @@
+//! Built-in admission: what is filled into an object before it is validated (`mutate`), and what
+//! may not be stored (`validate`). Upstream's default plugins in upstream's order, each a module.
+//!
+//! The plugins read the cached store and change only the object at hand.
+
+mod certificates;
+mod limit_ranger;
+mod namespace;
+mod node;
+mod pod;
+mod service_account;
+mod storage;
+
+use std::sync::Arc;
+
+use serde_json::Value;
+use sluice_api::status::Status;
+
+use crate::{
+    auth::{refusal, view::View},
+    authz::{Authorizer, escalation},
+    context::{Admit, Operation},
+};
+
+/// The chain of built-in plugins.
+pub struct Admission {
+    view: Arc<dyn View>,
+    authorizer: Arc<Authorizer>,
+}
+
+impl Admission {
+    pub fn new(view: Arc<dyn View>, authorizer: Arc<Authorizer>) -> Self {
+        Self { view, authorizer }
+    }
+
+    /// Fills in what the cluster decides. Returns warnings for the client.
+    pub async fn mutate(&self, admit: &Admit<'_>, object: &mut Value) -> Result<Vec<String>, Status> {
+        let view = &*self.view;
+        namespace::check(view, admit)?;
+        match (target(admit), admit.operation) {
+            (("", "pods", ""), Operation::Create) => {
+                limit_ranger::defaults(view, admit, object);
+                service_account::mutate(view, admit, object).await?;
+                pod::priority(view, admit, object)?;
+                pod::tolerations(object);
+                pod::runtime_class(view, admit, object)?;
+            }
+            (("", "pods", ""), Operation::Update) => pod::tolerations(object),
+            (("", "nodes", ""), Operation::Create) => node::taint(object),
+            (("", "persistentvolumeclaims", ""), Operation::Create) => {
+                storage::default_class(view, object);
+            }
+            (("networking.k8s.io", "ingresses", ""), Operation::Create) => {
+                storage::default_ingress_class(view, object);
+            }
+            (("certificates.k8s.io", "certificatesigningrequests", ""), Operation::Create) => {
+                certificates::stamp_requester(admit, object);
+            }
+            _ => {}
+        }
+        Ok(Vec::new())
+    }
+
+    /// Judges the object in its final form; `None` on delete.
+    pub async fn validate(&self, admit: &Admit<'_>, object: Option<&Value>) -> Result<Vec<String>, Status> {
+        let view = &*self.view;
+        namespace::check_delete(admit)?;
+        node::restrict(view, admit, object)?;
+        let Some(object) = object else {
+            return Ok(Vec::new());
+        };
+        match (target(admit), admit.operation) {
+            (("", "pods", ""), Operation::Create) => limit_ranger::check_pod(view, admit, object)?,
+            (("", "persistentvolumeclaims", ""), Operation::Create) => {
+                limit_ranger::check_claim(view, admit, object)?;
+            }
+            (("scheduling.k8s.io", "priorityclasses", ""), _) => {
+                pod::check_class(view, admit, object)?;
+            }
+            (("certificates.k8s.io", "certificatesigningrequests", _), _) => {
+                certificates::check(&self.authorizer, admit, object)?;
+            }
+            (("rbac.authorization.k8s.io", _, ""), _) => {
+                escalation::check(&self.authorizer, &admit.attributes, admit.old, object)?;
+            }
+            _ => {}
+        }
+        Ok(Vec::new())
+    }
+}
+
+fn target<'a>(admit: &Admit<'a>) -> (&'a str, &'a str, &'a str) {
+    let a = &admit.attributes;
+    (a.group, a.resource, a.subresource)
+}
+
+/// `pods "web" is forbidden: <why>`; a name that is still to be generated is shown by its base.
+fn forbid(admit: &Admit<'_>, object: Option<&Value>, why: impl AsRef<str>) -> Status {
+    let a = &admit.attributes;
+    let of = |field: &str| object.and_then(|o| o["metadata"][field].as_str());
+    let name = [Some(a.name), of("name"), of("generateName")].into_iter().flatten().find(|n| !n.is_empty());
+    refusal::forbid(a.group, a.resource, name.unwrap_or_default(), why.as_ref())
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+fn text<'a>(value: &'a Value, field: &str) -> &'a str {
+    value[field].as_str().unwrap_or_default()
+}
+
+/// Every container of a pod's spec, with the list it stands in.
+fn containers(spec: &Value) -> impl Iterator<Item = (&'static str, &Value)> {
+    ["initContainers", "containers"].into_iter().flat_map(|of| list(&spec[of]).iter().map(move |c| (of, c)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,305 @@
+#![allow(clippy::unwrap_used)]
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::{
+    auth::view::fixed::Fixed,
+    bootstrap::roles,
+    context::{Attributes, UserInfo},
+};
+use sluice_api::resource::builtin;
+
+fn view() -> Arc<Fixed> {
+    let namespace = |name: &str| json!({"metadata": {"name": name}, "status": {"phase": "Active"}});
+    let view = Fixed::new(&[
+        ("", "namespaces", namespace("shop")),
+        ("", "serviceaccounts", json!({"metadata": {"namespace": "shop", "name": "default"}})),
+        (
+            "",
+            "serviceaccounts",
+            json!({"metadata": {"namespace": "shop", "name": "quiet"}, "automountServiceAccountToken": false,
+                "imagePullSecrets": [{"name": "pull"}]}),
+        ),
+        (
+            "scheduling.k8s.io",
+            "priorityclasses",
+            json!({"metadata": {"name": "high"}, "value": 1000, "preemptionPolicy": "Never"}),
+        ),
+    ]);
+    view.put("", "namespaces", json!({"metadata": {"name": "going"}, "status": {"phase": "Terminating"}}));
+    for default in roles::defaults() {
+        view.put("rbac.authorization.k8s.io", default.plural, default.object);
+    }
+    view
+}
+
+/// One request: `create core/pods/ shop web-0`, as mutated and judged.
+async fn admit(
+    view: &Arc<Fixed>,
+    user: &UserInfo,
+    what: &str,
+    old: Option<Value>,
+    object: Option<Value>,
+) -> Result<Value, String> {
+    let words: Vec<&str> = what.split(' ').collect();
+    let mut path = words[1].split('/');
+    let group = path.next().filter(|g| *g != "core").unwrap_or("");
+    let (resource, subresource) = (path.next().unwrap(), path.next().unwrap_or(""));
+    let operation = match words[0] {
+        "create" => Operation::Create,
+        "update" => Operation::Update,
+        _ => Operation::Delete,
+    };
+    let attributes = Attributes {
+        user,
+        verb: words[0],
+        group,
+        version: "v1",
+        resource,
+        subresource,
+        namespace: if words[2] == "-" { "" } else { words[2] },
+        name: words.get(3).unwrap_or(&""),
+        path: "",
+        is_resource: true,
+    };
+    let row = builtin().by_path(group, "v1", resource).unwrap().clone();
+    let frame = Admit { attributes, resource: &row, operation, old: old.as_ref(), dry_run: false };
+    let admission = Admission::new(view.clone(), Arc::new(Authorizer::new(view.clone())));
+    let text = |status: Status| status.message;
+    let Some(mut object) = object else {
+        admission.validate(&frame, None).await.map_err(text)?;
+        return Ok(Value::Null);
+    };
+    admission.mutate(&frame, &mut object).await.map_err(text)?;
+    admission.validate(&frame, Some(&object)).await.map_err(text)?;
+    Ok(object)
+}
+
+fn admin() -> UserInfo {
+    UserInfo::new("root", &["system:masters"])
+}
+
+fn pod(spec: Value) -> Option<Value> {
+    let mut pod =
+        json!({"metadata": {"namespace": "shop", "name": "web-0"}, "spec": {"containers": [{"name": "app"}]}});
+    json_patch::merge(&mut pod["spec"], &spec);
+    Some(pod)
+}
+
+#[tokio::test]
+async fn namespaces_hold_and_stay() {
+    let view = view();
+    let check = async |what: &str, object: Option<Value>, expected: Result<(), &str>| {
+        let got = admit(&view, &admin(), what, None, object).await.map(drop);
+        assert_eq!(got, expected.map_err(str::to_owned), "{what}");
+    };
+    let map = || Some(json!({"metadata": {"name": "m"}}));
+    check("create core/configmaps shop m", map(), Ok(())).await;
+    check("create core/configmaps nowhere m", map(), Err("namespaces \"nowhere\" not found")).await;
+    check(
+        "create core/configmaps going m",
+        map(),
+        Err("configmaps \"m\" is forbidden: unable to create new content in namespace going because it is being terminated"),
+    )
+    .await;
+    check("update core/configmaps going m", map(), Ok(())).await;
+    check("delete core/configmaps going m", None, Ok(())).await;
+    let kept = "is forbidden: this namespace may not be deleted";
+    for name in ["default", "kube-system", "kube-public"] {
+        let refused = format!("namespaces {name:?} {kept}");
+        check(&format!("delete core/namespaces - {name}"), None, Err(&refused)).await;
+    }
+    check("delete core/namespaces - kube-node-lease", None, Ok(())).await;
+}
+
+#[tokio::test]
+async fn a_pod_gets_its_account_and_token() {
+    let view = view();
+    let made =
+        admit(&view, &admin(), "create core/pods shop web-0", None, pod(json!({"initContainers": [{"name": "i"}]})))
+            .await
+            .unwrap();
+    let spec = &made["spec"];
+    assert_eq!(spec["serviceAccountName"], "default");
+    let volume = &spec["volumes"][0];
+    let name = volume["name"].as_str().unwrap();
+    assert!(name.starts_with("kube-api-access-") && name.len() == 21, "{name}");
+    assert_eq!(
+        volume["projected"],
+        json!({"defaultMode": 420, "sources": [
+            {"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}},
+            {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+            {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}}]}},
+        ]})
+    );
+    for kind in ["initContainers", "containers"] {
+        assert_eq!(
+            spec[kind][0]["volumeMounts"],
+            json!([{"name": name, "readOnly": true, "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount"}])
+        );
+    }
+    assert_eq!((&spec["priority"], &spec["preemptionPolicy"]), (&json!(0), &json!("PreemptLowerPriority")));
+    let tolerations = json!([
+        {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300},
+        {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}]);
+    assert_eq!(spec["tolerations"], tolerations);
+    // Admitted once more (a copy of a live pod), nothing is added.
+    let again = admit(&view, &admin(), "create core/pods shop web-0", None, Some(made.clone())).await.unwrap();
+    assert_eq!(again, made);
+}
+
+#[tokio::test]
+async fn pods_of_other_kinds() {
+    let view = view();
+    let make = async |spec: Value| admit(&view, &admin(), "create core/pods shop web-0", None, pod(spec)).await;
+    let quiet = make(json!({"serviceAccountName": "quiet"})).await.unwrap();
+    assert!(quiet["spec"]["volumes"].is_null());
+    assert_eq!(quiet["spec"]["imagePullSecrets"], json!([{"name": "pull"}]));
+    let asked = make(json!({"serviceAccountName": "quiet", "automountServiceAccountToken": true})).await.unwrap();
+    assert_eq!(asked["spec"]["volumes"].as_array().unwrap().len(), 1);
+    let own = json!([{"name": "app", "volumeMounts": [{"name": "x", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount"}]}]);
+    let mounted = make(json!({"containers": own})).await.unwrap();
+    assert!(mounted["spec"]["volumes"].is_null());
+    let high = make(json!({"priorityClassName": "high"})).await.unwrap();
+    assert_eq!((&high["spec"]["priority"], &high["spec"]["preemptionPolicy"]), (&json!(1000), &json!("Never")));
+    let tolerant = make(json!({"tolerations": [{"operator": "Exists"}]})).await.unwrap();
+    assert_eq!(tolerant["spec"]["tolerations"], json!([{"operator": "Exists"}]));
+    for (spec, expected) in [
+        (
+            json!({"serviceAccountName": "nobody"}),
+            "pods \"web-0\" is forbidden: error looking up service account shop/nobody: serviceaccount \"nobody\" not found",
+        ),
+        (
+            json!({"priorityClassName": "none"}),
+            "pods \"web-0\" is forbidden: no PriorityClass with name none was found",
+        ),
+        (
+            json!({"priority": 7}),
+            "pods \"web-0\" is forbidden: the integer value of priority (7) must not be provided in pod spec; priority admission controller computed 0 from the given PriorityClass name",
+        ),
+        (json!({"runtimeClassName": "vm"}), "pods \"web-0\" is forbidden: pod rejected: RuntimeClass \"vm\" not found"),
+    ] {
+        assert_eq!(make(spec).await.unwrap_err(), expected);
+    }
+}
+
+#[tokio::test]
+async fn limit_ranges_fill_in_and_bound() {
+    let view = view();
+    view.put(
+        "",
+        "limitranges",
+        json!({"metadata": {"namespace": "shop", "name": "l"}, "spec": {"limits": [
+            {"type": "Container", "default": {"cpu": "500m"}, "defaultRequest": {"cpu": "100m"},
+                "max": {"cpu": "1"}, "min": {"cpu": "50m"}, "maxLimitRequestRatio": {"cpu": "10"}},
+            {"type": "Pod", "max": {"cpu": "1500m"}}]}}),
+    );
+    let make = async |resources: Value| {
+        let spec = json!({"containers": [{"name": "app", "resources": resources}, {"name": "side"}]});
+        admit(&view, &admin(), "create core/pods shop web-0", None, pod(spec)).await
+    };
+    let made = make(json!({})).await.unwrap();
+    let side = json!({"requests": {"cpu": "100m"}, "limits": {"cpu": "500m"}});
+    assert_eq!(made["spec"]["containers"][1]["resources"], side);
+    assert_eq!(
+        made["metadata"]["annotations"]["kubernetes.io/limit-ranger"],
+        "LimitRanger plugin set: cpu request for container app; cpu limit for container app; cpu request for container side; cpu limit for container side"
+    );
+    let follows = make(json!({"limits": {"cpu": "300m"}})).await.unwrap();
+    assert_eq!(follows["spec"]["containers"][0]["resources"]["requests"]["cpu"], "300m");
+    for (resources, expected) in [
+        (
+            json!({"requests": {"cpu": "20m"}, "limits": {"cpu": "100m"}}),
+            "minimum cpu usage per Container is 50m, but request is 20m",
+        ),
+        (
+            json!({"requests": {"cpu": "1"}, "limits": {"cpu": "2"}}),
+            "[maximum cpu usage per Container is 1, but limit is 2, maximum cpu usage per Pod is 1500m, but limit is 2500m]",
+        ),
+        (
+            json!({"requests": {"cpu": "50m"}, "limits": {"cpu": "1"}}),
+            "cpu max limit to request ratio per Container is 10, but provided ratio is 20.000000",
+        ),
+    ] {
+        assert_eq!(make(resources).await.unwrap_err(), format!("pods \"web-0\" is forbidden: {expected}"));
+    }
+}
+
+#[tokio::test]
+async fn nodes_write_what_is_theirs() {
+    let view = view();
+    let node = UserInfo::new("system:node:n1", &["system:nodes"]);
+    let on = |name: &str| json!({"metadata": {"namespace": "shop", "name": "web-0"}, "spec": {"nodeName": name}});
+    view.put("", "pods", on("n2"));
+    let this = |labels: Value| json!({"metadata": {"name": "n1", "labels": labels}, "spec": {}});
+    let check = async |what: &str, old: Option<Value>, new: Option<Value>, expected: Result<(), &str>| {
+        let got = admit(&view, &node, what, old, new).await.map(drop);
+        match (&got, expected) {
+            (Ok(()), Ok(())) => {}
+            (Err(got), Err(words)) => assert!(got.contains(words), "{what}: {got}"),
+            (got, expected) => panic!("{what}: {got:?} instead of {expected:?}"),
+        }
+    };
+    check(
+        "delete core/pods shop web-0",
+        None,
+        None,
+        Err("node \"n1\" can only delete pods with spec.nodeName set to itself"),
+    )
+    .await;
+    view.put("", "pods", on("n1"));
+    check("delete core/pods shop web-0", None, None, Ok(())).await;
+    check("create core/pods shop web-1", None, pod(json!({})), Err("can only create mirror pods")).await;
+    check("update core/pods/status shop web-0", Some(on("n1")), Some(on("n1")), Ok(())).await;
+    check("update core/pods/status shop web-0", Some(on("n2")), Some(on("n2")), Err("can only update pod status"))
+        .await;
+    check(
+        "create core/nodes - n1",
+        None,
+        Some(this(json!({"kubernetes.io/hostname": "n1", "example.org/x": "1"}))),
+        Ok(()),
+    )
+    .await;
+    check(
+        "create core/nodes - n1",
+        None,
+        Some(this(json!({"node-restriction.kubernetes.io/x": "1"}))),
+        Err("is not allowed to set the following labels: node-restriction.kubernetes.io/x"),
+    )
+    .await;
+    check(
+        "update core/nodes/status - n2",
+        None,
+        Some(json!({"metadata": {"name": "n2"}})),
+        Err("is not allowed to modify node \"n2\""),
+    )
+    .await;
+    let mut tainted = this(json!({}));
+    tainted["spec"]["taints"] = json!([{"key": "a"}]);
+    check("update core/nodes - n1", Some(tainted), Some(this(json!({}))), Err("is not allowed to modify taints")).await;
+    let made = admit(&view, &node, "create core/nodes - n1", None, Some(this(json!({})))).await.unwrap();
+    assert_eq!(made["spec"]["taints"], json!([{"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}]));
+}
+
+#[tokio::test]
+async fn certificate_requests_carry_their_asker() {
+    let view = view();
+    let csr = |signer: &str| json!({"metadata": {"name": "c"}, "spec": {"signerName": signer, "username": "root", "request": ""}});
+    let jane = UserInfo::new("jane", &["dev"]);
+    let what = "create certificates.k8s.io/certificatesigningrequests - c";
+    let made = admit(&view, &jane, what, None, Some(csr("example.org/x"))).await.unwrap();
+    assert_eq!((&made["spec"]["username"], &made["spec"]["groups"]), (&json!("jane"), &json!(["dev"])));
+    let approve = "update certificates.k8s.io/certificatesigningrequests/approval - c";
+    let refused = admit(&view, &jane, approve, Some(made.clone()), Some(made.clone())).await.unwrap_err();
+    assert!(refused.contains("user not permitted to approve requests with signerName \"example.org/x\""), "{refused}");
+    let manager = UserInfo::new("system:kube-controller-manager", &[]);
+    let mine = csr("kubernetes.io/kube-apiserver-client-kubelet");
+    admit(&view, &manager, approve, Some(mine.clone()), Some(mine.clone())).await.unwrap();
+    let mut signed = mine.clone();
+    signed["status"]["certificate"] = json!("x");
+    let status = "update certificates.k8s.io/certificatesigningrequests/status - c";
+    admit(&view, &manager, status, Some(mine.clone()), Some(signed.clone())).await.unwrap();
+    let refused = admit(&view, &jane, status, Some(mine), Some(signed)).await.unwrap_err();
+    assert!(refused.contains("user not permitted to sign"), "{refused}");
+}
