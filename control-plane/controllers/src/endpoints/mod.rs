@@ -1,0 +1,214 @@
+//! EndpointSlices and the old Endpoints: keeps the addresses of every Service's pods. [`slices`] and [`classic`] decide;
+//! this module gathers and writes.
+
+mod classic;
+mod resolve;
+mod slices;
+
+use std::sync::Arc;
+
+use futures::{StreamExt, TryStreamExt, stream};
+use kube::Client;
+use kube::api::PostParams;
+use serde_json::{Value, json};
+
+use crate::context::Context;
+use crate::expectations::Expectations;
+use crate::informer::{Informer, Kind, Store};
+use crate::limits;
+use crate::object::Object;
+use crate::queue::{self, Key, Queue};
+use crate::rest;
+use crate::types::{Endpoints, Node, Pod, Service, Slice};
+use slices::Write;
+
+const ZONE: &str = "topology.kubernetes.io/zone";
+const CLASSIC_MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
+const CLASSIC_HEADLESS: &str = "service.kubernetes.io/headless";
+
+struct Controller {
+    client: Client,
+    services: Arc<Store<Service>>,
+    pods: Arc<Store<Pod>>,
+    nodes: Arc<Store<Node>>,
+    slices: Arc<Store<Slice>>,
+    endpoints: Arc<Store<Endpoints>>,
+    expectations: Expectations,
+    queue: Queue<Key>,
+}
+
+/// Starts the controller.
+pub(crate) fn start(
+    context: &Context,
+    services: &Informer<Service>,
+    pods: &Informer<Pod>,
+    nodes: &Informer<Node>,
+    slices: &Informer<Slice>,
+    endpoints: &Informer<Endpoints>,
+) {
+    let controller = Arc::new(Controller {
+        client: context.client.clone(),
+        services: services.store.clone(),
+        pods: pods.store.clone(),
+        nodes: nodes.store.clone(),
+        slices: slices.store.clone(),
+        endpoints: endpoints.store.clone(),
+        expectations: Expectations::default(),
+        queue: Queue::default(),
+    });
+    let queue = controller.queue.clone();
+    services.on_change(move |old, new| {
+        if let Some(service) = new.or(old) {
+            queue.add(service.key());
+        }
+    });
+    let watching = controller.clone();
+    pods.on_change(move |old, new| watching.pod_changed(old, new));
+    let watching = controller.clone();
+    slices.on_change(move |old, new| watching.slice_changed(old, new));
+    let queue = controller.queue.clone();
+    endpoints.on_change(move |old, new| {
+        if let Some(endpoints) = new.or(old) {
+            queue.add(endpoints.key());
+        }
+    });
+    let watching = controller.clone();
+    nodes.on_change(move |old, new| watching.node_changed(old, new));
+    let (queue, shutdown) = (controller.queue.clone(), context.shutdown.clone());
+    tokio::spawn(async move {
+        controller.services.synced().await;
+        controller.pods.synced().await;
+        controller.nodes.synced().await;
+        controller.slices.synced().await;
+        controller.endpoints.synced().await;
+        queue::work("endpointslice-controller", queue, limits::WORKERS, shutdown, |key| {
+            let controller = controller.clone();
+            async move { controller.sync(&key).await }
+        })
+        .await;
+    });
+}
+
+impl Controller {
+    fn pod_changed(&self, old: Option<&Arc<Pod>>, new: Option<&Arc<Pod>>) {
+        if let (Some(old), Some(new)) = (old, new)
+            && !resolve::changed(old, new)
+        {
+            return;
+        }
+        let Some(any) = new.or(old) else { return };
+        for service in self.services.namespace(any.ns()) {
+            if [old, new].into_iter().flatten().any(|pod| resolve::matches(&service, pod)) {
+                self.queue.add(service.key());
+            }
+        }
+    }
+
+    fn slice_changed(&self, old: Option<&Arc<Slice>>, new: Option<&Arc<Slice>>) {
+        let Some(slice) = new.or(old).filter(|slice| managed(slice)) else { return };
+        let Some(service) = slice.labels().get(crate::types::SERVICE_NAME) else { return };
+        let key = Key::new(slice.ns(), service);
+        if old.is_none() {
+            self.expectations.created(&key, 1);
+        }
+        self.queue.add(key);
+    }
+
+    /// A node's zone is part of its pods' endpoints.
+    fn node_changed(&self, old: Option<&Arc<Node>>, new: Option<&Arc<Node>>) {
+        let zone = |node: Option<&Arc<Node>>| node.and_then(|n| n.labels().get(ZONE).cloned());
+        let Some(node) = new.or(old).filter(|_| zone(old) != zone(new)) else { return };
+        for pod in self.pods.indexed(&format!("node/{}", node.name())) {
+            self.pod_changed(None, Some(&pod));
+        }
+    }
+
+    async fn sync(&self, key: &Key) -> anyhow::Result<()> {
+        let Some(service) = self.services.get(key) else {
+            self.expectations.forget(key);
+            if let Some(endpoints) = self.endpoints.get(key).filter(|e| ours(e)) {
+                rest::delete(&self.client, &*endpoints).await?;
+            }
+            return Ok(());
+        };
+        if !resolve::selects(&service) {
+            return Ok(());
+        }
+        let pods: Vec<Arc<Pod>> =
+            self.pods.namespace(&key.namespace).into_iter().filter(|pod| resolve::matches(&service, pod)).collect();
+        if self.expectations.met(key) {
+            self.sync_slices(key, &service, &pods).await?;
+        }
+        self.sync_classic(key, &service, &pods).await
+    }
+
+    async fn sync_slices(&self, key: &Key, service: &Service, pods: &[Arc<Pod>]) -> anyhow::Result<()> {
+        let existing = self.slices.indexed(&format!("{}/{}", key.namespace, key.name));
+        let existing: Vec<_> = existing.into_iter().filter(|slice| managed(slice)).collect();
+        let zone_of = |node: &str| self.nodes.get(&Key::new("", node))?.labels().get(ZONE).cloned();
+        let writes = slices::plan(service, pods, &existing, &zone_of);
+        let creations = writes.iter().filter(|w| matches!(w, Write::Create(_))).count();
+        if creations > 0 {
+            self.expectations.expect_creations(key, creations);
+        }
+        let written =
+            stream::iter(writes).map(|write| self.write(key, write)).buffer_unordered(limits::WRITES_IN_FLIGHT);
+        Ok(written.try_collect::<()>().await?)
+    }
+
+    async fn write(&self, key: &Key, write: Write) -> kube::Result<()> {
+        match write {
+            Write::Create(body) => match rest::create::<Slice>(&self.client, &key.namespace, body).await {
+                Ok(_) => Ok(()),
+                Err(error) => {
+                    self.expectations.created(key, 1);
+                    if rest::namespace_terminating(&error) { Ok(()) } else { Err(error) }
+                }
+            },
+            Write::Update(slice, body) => replace(&self.client, &*slice, body).await,
+            Write::Delete(slice) => rest::delete(&self.client, &*slice).await,
+        }
+    }
+
+    async fn sync_classic(&self, key: &Key, service: &Service, pods: &[Arc<Pod>]) -> anyhow::Result<()> {
+        let subsets = classic::subsets(service, pods);
+        let mut labels = service.labels().clone();
+        labels.insert(CLASSIC_MANAGED_BY.into(), "endpoint-controller".into());
+        if resolve::headless(service) {
+            labels.insert(CLASSIC_HEADLESS.into(), String::new());
+        }
+        let mut metadata = json!({"name": &*key.name, "namespace": &*key.namespace, "labels": labels});
+        let Some(existing) = self.endpoints.get(key) else {
+            let body = json!({"metadata": metadata, "subsets": subsets});
+            return match rest::create::<Endpoints>(&self.client, &key.namespace, body).await {
+                Ok(_) => Ok(()),
+                Err(error) if rest::namespace_terminating(&error) || rest::is(&error, 409) => Ok(()),
+                Err(error) => Err(error.into()),
+            };
+        };
+        if existing.subsets == subsets && *existing.labels() == labels {
+            return Ok(());
+        }
+        metadata["resourceVersion"] = json!(existing.meta_version());
+        metadata["annotations"] = json!(existing.annotations());
+        let body = json!({"metadata": metadata, "subsets": subsets});
+        Ok(replace(&self.client, &*existing, body).await?)
+    }
+}
+
+fn managed(slice: &Slice) -> bool {
+    slice.labels().get(slices::MANAGED_BY).is_some_and(|by| by == slices::MANAGER)
+}
+
+fn ours(endpoints: &Endpoints) -> bool {
+    endpoints.labels().get(CLASSIC_MANAGED_BY).is_some_and(|by| by == "endpoint-controller")
+}
+
+async fn replace<K: Kind>(client: &Client, object: &K, mut body: Value) -> kube::Result<()> {
+    body["apiVersion"] = json!(K::api_version(&()));
+    body["kind"] = json!(K::kind(&()));
+    let request = kube::core::Request::new(K::url_path(&(), Some(object.ns())))
+        .replace(object.name(), &PostParams::default(), body.to_string().into_bytes())
+        .map_err(kube::Error::BuildRequest)?;
+    client.request::<K>(request).await.map(|_| ())
+}

@@ -1,0 +1,34 @@
+//! Every bound of the controllers in one place.
+
+use std::time::Duration;
+
+/// First delay before a failed key is tried again.
+pub(crate) const RETRY_MIN: Duration = Duration::from_millis(5);
+/// Longest such delay (upstream lets it grow to 1000 s; a minute keeps a repaired cluster from waiting).
+pub(crate) const RETRY_MAX: Duration = Duration::from_secs(60);
+/// Keys one controller works on at once.
+pub(crate) const WORKERS: usize = 8;
+/// Objects read per page of a list.
+pub(crate) const LIST_PAGE: u32 = 500;
+/// Pods created or deleted in one go for one owner (upstream's BurstReplicas).
+pub(crate) const BURST_REPLICAS: usize = 500;
+/// First batch when pods are created slowly to see whether it works; it doubles.
+pub(crate) const SLOW_START_BATCH: usize = 1;
+/// Writes one controller has under way for one key.
+pub(crate) const WRITES_IN_FLIGHT: usize = 32;
+/// After this time creations and deletions not seen by the informer are forgotten.
+pub(crate) const EXPECTATIONS: Duration = Duration::from_secs(300);
+/// Events waiting to be written; more are dropped and said.
+pub(crate) const EVENTS_QUEUED: usize = 1024;
+/// Recently written events remembered to count repetitions.
+pub(crate) const EVENTS_REMEMBERED: usize = 4096;
+/// Endpoints in one slice (upstream's default).
+pub(crate) const ENDPOINTS_PER_SLICE: usize = 100;
+/// Addresses in one Endpoints object (upstream's truncation).
+pub(crate) const ENDPOINTS_ADDRESSES: usize = 1000;
+/// Objects the garbage collector keeps a deletion attempt for at once.
+pub(crate) const GC_WORKERS: usize = 20;
+/// Finished pods kept in the whole cluster.
+pub(crate) const TERMINATED_PODS: usize = 12_500;
+/// Certificates signed are valid for a year at most.
+pub(crate) const CERTIFICATE_DAYS: i64 = 365;

@@ -1,0 +1,53 @@
+//! Narrow views of the kinds the controllers watch: only the fields they use, so that a pod costs hundreds of bytes and not
+//! thousands. Templates are kept as compact JSON text: they are copied and compared, never looked into.
+
+mod cluster;
+mod network;
+mod pod;
+mod workload;
+
+pub(crate) use cluster::{Certificate, ConfigMap, Lease, Namespace, Node, NodeCondition, Secret, ServiceAccount};
+pub(crate) use network::{Endpoints, SERVICE_NAME, Service, ServicePort, Slice};
+pub(crate) use pod::{Condition, DELETION_COST, Pod};
+pub(crate) use workload::{
+    Deployment, DeploymentCondition, DeploymentStatus, ReplicaSet, ReplicaSetCondition, ReplicaSetStatus,
+    ReplicationController, Selectable, Template,
+};
+
+/// Implements `kube::Resource` (and, with the last argument, `Kind`) for a struct with a `metadata` field.
+macro_rules! resource {
+    ($type:ident, $group:literal, $version:literal, $kind:literal, $plural:literal, $scope:ident) => {
+        impl kube::Resource for $type {
+            type DynamicType = ();
+            type Scope = kube::core::$scope;
+            fn kind(_: &()) -> std::borrow::Cow<'_, str> {
+                $kind.into()
+            }
+            fn group(_: &()) -> std::borrow::Cow<'_, str> {
+                $group.into()
+            }
+            fn version(_: &()) -> std::borrow::Cow<'_, str> {
+                $version.into()
+            }
+            fn plural(_: &()) -> std::borrow::Cow<'_, str> {
+                $plural.into()
+            }
+            fn meta(&self) -> &kube::api::ObjectMeta {
+                &self.metadata
+            }
+            fn meta_mut(&mut self) -> &mut kube::api::ObjectMeta {
+                &mut self.metadata
+            }
+        }
+    };
+}
+pub(crate) use resource;
+
+/// A list that may also arrive as `null`.
+pub(crate) fn nullable<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Default + serde::Deserialize<'de>,
+{
+    Ok(<Option<T> as serde::Deserialize>::deserialize(deserializer)?.unwrap_or_default())
+}

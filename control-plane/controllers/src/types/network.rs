@@ -1,0 +1,107 @@
+//! Services and their endpoints.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::EndpointSubset;
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube::api::ObjectMeta;
+use serde::Deserialize;
+
+use super::{nullable, resource};
+use crate::informer::Kind;
+
+/// Label that names a slice's service.
+pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// A Service.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Service {
+    /// Metadata.
+    pub(crate) metadata: ObjectMeta,
+    /// Wishes.
+    pub(crate) spec: ServiceSpec,
+}
+resource!(Service, "", "v1", "Service", "services", NamespaceResourceScope);
+impl Kind for Service {}
+
+/// What is wanted of a Service.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct ServiceSpec {
+    /// Labels of its pods; without any, endpoints are made by others.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) selector: BTreeMap<String, String>,
+    /// Ports.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) ports: Vec<ServicePort>,
+    /// Address, `None` for headless ones.
+    #[serde(rename = "clusterIP")]
+    pub(crate) cluster_ip: Option<String>,
+    /// Pods that are not ready are published too.
+    pub(crate) publish_not_ready_addresses: bool,
+    /// ClusterIP, ExternalName, ...
+    #[serde(rename = "type")]
+    pub(crate) kind: Option<String>,
+    /// IPv4, IPv6 or both.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) ip_families: Vec<String>,
+    /// `PreferSameZone` (or `PreferClose`) and `PreferSameNode` fill in hints.
+    pub(crate) traffic_distribution: Option<String>,
+}
+
+/// A port of a Service.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct ServicePort {
+    /// Name.
+    pub(crate) name: Option<String>,
+    /// TCP, UDP or SCTP.
+    pub(crate) protocol: Option<String>,
+    /// Number on the service's address.
+    pub(crate) port: i32,
+    /// Number or name on the pods.
+    pub(crate) target_port: Option<IntOrString>,
+    /// Application protocol.
+    pub(crate) app_protocol: Option<String>,
+}
+
+/// An EndpointSlice.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Slice {
+    /// Metadata.
+    pub(crate) metadata: ObjectMeta,
+    /// IPv4 or IPv6.
+    pub(crate) address_type: String,
+    /// Endpoints.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) endpoints: Vec<Endpoint>,
+    /// Ports of all of them.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) ports: Vec<EndpointPort>,
+}
+resource!(Slice, "discovery.k8s.io", "v1", "EndpointSlice", "endpointslices", NamespaceResourceScope);
+
+impl Kind for Slice {
+    fn indexes(&self) -> Vec<String> {
+        let labels = self.metadata.labels.as_ref();
+        let service = labels.and_then(|labels| labels.get(SERVICE_NAME));
+        let namespace = self.metadata.namespace.as_deref().unwrap_or_default();
+        service.map(|service| format!("{namespace}/{service}")).into_iter().collect()
+    }
+}
+
+/// The old Endpoints.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Endpoints {
+    /// Metadata.
+    pub(crate) metadata: ObjectMeta,
+    /// Addresses and ports.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) subsets: Vec<EndpointSubset>,
+}
+resource!(Endpoints, "", "v1", "Endpoints", "endpoints", NamespaceResourceScope);
+impl Kind for Endpoints {}

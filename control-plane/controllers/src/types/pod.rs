@@ -1,0 +1,175 @@
+//! Pods.
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Toleration;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::api::ObjectMeta;
+use serde::Deserialize;
+
+use super::{nullable, resource};
+use crate::informer::Kind;
+use crate::object::Object;
+
+/// Annotation that lets a user say which pods should go first when a ReplicaSet shrinks.
+pub(crate) const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+
+/// A pod.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Pod {
+    /// Metadata.
+    pub(crate) metadata: ObjectMeta,
+    /// Wishes.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) spec: Spec,
+    /// Facts.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) status: Status,
+}
+resource!(Pod, "", "v1", "Pod", "pods", NamespaceResourceScope);
+
+/// What is wanted.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Spec {
+    /// Node it is bound to.
+    pub(crate) node_name: Option<String>,
+    /// Host name within the headless service.
+    pub(crate) hostname: Option<String>,
+    /// The headless service.
+    pub(crate) subdomain: Option<String>,
+    /// Uses the node's network.
+    pub(crate) host_network: bool,
+    /// What it tolerates.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) tolerations: Vec<Toleration>,
+    /// Containers: only their ports.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) containers: Vec<Container>,
+    /// Init containers: only the ports of sidecars matter.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) init_containers: Vec<Container>,
+}
+
+/// A container's ports.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Container {
+    /// Always for sidecars.
+    pub(crate) restart_policy: Option<String>,
+    /// Ports.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) ports: Vec<Port>,
+}
+
+/// A container port.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Port {
+    /// Name.
+    pub(crate) name: Option<String>,
+    /// Number.
+    pub(crate) container_port: i32,
+    /// Protocol, TCP by default.
+    pub(crate) protocol: Option<String>,
+}
+
+/// What is.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Status {
+    /// Phase.
+    pub(crate) phase: Option<String>,
+    /// Reason, such as Evicted.
+    pub(crate) reason: Option<String>,
+    /// Conditions.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) conditions: Vec<Condition>,
+    /// Addresses.
+    #[serde(rename = "podIPs", deserialize_with = "nullable")]
+    pub(crate) pod_ips: Vec<PodIp>,
+    /// Containers.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) container_statuses: Vec<ContainerStatus>,
+}
+
+/// An address.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct PodIp {
+    /// The address.
+    pub(crate) ip: String,
+}
+
+/// A container's state.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct ContainerStatus {
+    /// How often it was restarted.
+    pub(crate) restart_count: i32,
+}
+
+/// A condition.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Condition {
+    /// Its name.
+    #[serde(rename = "type")]
+    pub(crate) kind: String,
+    /// True, False or Unknown.
+    pub(crate) status: String,
+    /// Since when.
+    pub(crate) last_transition_time: Option<Time>,
+}
+
+impl Kind for Pod {
+    fn slim(&mut self) {
+        self.metadata.managed_fields = None;
+        if let Some(annotations) = &mut self.metadata.annotations {
+            annotations.retain(|key, _| key == DELETION_COST);
+        }
+    }
+
+    fn indexes(&self) -> Vec<String> {
+        let owner = match self.controller() {
+            Some(owner) => format!("owner/{}", owner.uid),
+            None => format!("orphan/{}", self.ns()),
+        };
+        let node = self.spec.node_name.as_ref().map(|node| format!("node/{node}"));
+        std::iter::once(owner).chain(node).collect()
+    }
+}
+
+impl Pod {
+    /// A condition by name.
+    pub(crate) fn condition(&self, kind: &str) -> Option<&Condition> {
+        self.status.conditions.iter().find(|c| c.kind == kind)
+    }
+
+    /// Whether the Ready condition holds.
+    pub(crate) fn ready(&self) -> bool {
+        self.condition("Ready").is_some_and(|c| c.status == "True")
+    }
+
+    /// Since when it has been ready.
+    pub(crate) fn ready_since(&self) -> Option<Timestamp> {
+        let condition = self.condition("Ready").filter(|c| c.status == "True")?;
+        condition.last_transition_time.as_ref().map(|t| t.0)
+    }
+
+    /// Whether it has been ready for `min_ready` seconds.
+    pub(crate) fn available(&self, min_ready: i64, now: Timestamp) -> bool {
+        self.ready()
+            && (min_ready == 0 || self.ready_since().is_some_and(|t| t.as_second() + min_ready <= now.as_second()))
+    }
+
+    /// Succeeded or Failed.
+    pub(crate) fn finished(&self) -> bool {
+        matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed"))
+    }
+
+    /// Neither finished nor being deleted.
+    pub(crate) fn active(&self) -> bool {
+        !self.finished() && !self.deleting()
+    }
+}
