@@ -5,7 +5,10 @@ use http::{HeaderMap, header};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use serde_json::Value;
-use sluice_api::status::Status;
+use sluice_api::{
+    decode::{self, Parsed},
+    status::Status,
+};
 
 use crate::{context::Body, limits, meta};
 
@@ -13,11 +16,8 @@ use crate::{context::Body, limits, meta};
 const OBJECTS: [&str; 2] = ["application/json", "application/yaml"];
 
 /// What a patch may be written in.
-const PATCHES: [&str; 3] = [
-    "application/json-patch+json",
-    "application/merge-patch+json",
-    "application/strategic-merge-patch+json",
-];
+const PATCHES: [&str; 3] =
+    ["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
 
 /// The forms of a patch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,18 +30,15 @@ pub(crate) enum PatchKind {
 
 /// The whole body; 413 when it is too large.
 pub(crate) async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, Status> {
-    let declared = headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    let declared = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
     if declared.is_some_and(|length| length > limits::BODY_BYTES) {
         return Err(Status::too_large(limits::BODY_BYTES));
     }
     let mut body = body;
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| {
-            Status::bad_request(format!("the body of the request could not be read: {error}"))
-        })?;
+        let frame = frame
+            .map_err(|error| Status::bad_request(format!("the body of the request could not be read: {error}")))?;
         let Ok(data) = frame.into_data() else {
             continue;
         };
@@ -93,18 +90,14 @@ pub(crate) fn unsupported_patch() -> Status {
     Status::unsupported_media_type(&PATCHES)
 }
 
-/// The body as a value.
-pub(crate) fn parse(bytes: &Bytes, yaml: bool) -> Result<Value, Status> {
-    let parsed = if yaml {
-        serde_saphyr::from_slice::<Value>(bytes).map_err(|e| format!("yaml: {e}"))
-    } else {
-        serde_json::from_slice(bytes).map_err(|e| e.to_string())
-    };
-    parsed.map_err(|why| {
-        Status::bad_request(format!(
-            "the object provided is unrecognized: couldn't get version/kind; json parse error: {why}"
-        ))
-    })
+/// The body as a value, with what is wrong with it but can be read over (duplicate fields).
+pub(crate) fn parse(bytes: &Bytes, yaml: bool) -> Result<Parsed, Status> {
+    if !yaml {
+        return decode::parse(bytes);
+    }
+    let value = serde_saphyr::from_slice::<Value>(bytes)
+        .map_err(|why| Status::bad_request(format!("couldn't get version/kind; yaml parse error: {why}")))?;
+    Ok(Parsed { value, duplicates: Vec::new() })
 }
 
 /// Group, version and kind that a body has to be of.
@@ -139,10 +132,7 @@ pub(crate) fn check_type(object: &mut Value, expected: Expected<'_>) -> Result<(
         )));
     }
     let map = meta::map(object);
-    for (place, field, value) in [
-        (0, "apiVersion", expected.api_version),
-        (1, "kind", expected.kind),
-    ] {
+    for (place, field, value) in [(0, "apiVersion", expected.api_version), (1, "kind", expected.kind)] {
         if map.get(field).and_then(Value::as_str).is_none_or(str::is_empty) {
             map.shift_remove(field);
             map.shift_insert(place.min(map.len()), field.to_owned(), value.into());
@@ -170,10 +160,7 @@ mod tests {
         assert!(!is_yaml(&HeaderMap::new()).unwrap());
         assert!(is_yaml(&headers("application/yaml; charset=utf-8")).unwrap());
         assert_eq!(is_yaml(&headers("text/plain")).unwrap_err().code, 415);
-        assert_eq!(
-            patch_kind(&headers("application/merge-patch+json")).unwrap(),
-            PatchKind::Merge
-        );
+        assert_eq!(patch_kind(&headers("application/merge-patch+json")).unwrap(), PatchKind::Merge);
         assert_eq!(patch_kind(&headers("application/json")).unwrap_err().code, 415);
     }
 
@@ -181,18 +168,12 @@ mod tests {
     async fn large_bodies_are_refused() {
         let body = crate::context::full(vec![b'x'; limits::BODY_BYTES + 1]);
         let status = read(&HeaderMap::new(), body).await.unwrap_err();
-        assert_eq!(
-            (status.code, status.message.as_str()),
-            (413, "Request entity too large: limit is 3145728")
-        );
+        assert_eq!((status.code, status.message.as_str()), (413, "Request entity too large: limit is 3145728"));
     }
 
     #[test]
     fn types_are_checked_and_filled_in() {
-        let expected = Expected {
-            api_version: "apps/v1",
-            kind: "Deployment",
-        };
+        let expected = Expected { api_version: "apps/v1", kind: "Deployment" };
         let mut object = json!({"metadata": {}});
         check_type(&mut object, expected).unwrap();
         assert_eq!(object.to_string(), r#"{"apiVersion":"apps/v1","kind":"Deployment","metadata":{}}"#);

@@ -8,8 +8,8 @@ use sluice_api::resource::Registry;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admission::Admission, auth::Authenticator, authz::Authorizer, connect::Connect,
-    metrics::Metrics, services::Services, storage::Storage,
+    admission::Admission, auth::Authenticator, authz::Authorizer, connect::Connect, metrics::Metrics,
+    services::Services, storage::Storage,
 };
 
 /// One per server; requests borrow it.

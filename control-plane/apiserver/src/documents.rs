@@ -48,9 +48,7 @@ pub(crate) async fn answer(
     };
     match found {
         Some(value) => Ok(respond::object(200, view::encode(&value), form?)),
-        None if segments.first().is_some_and(|s| matches!(*s, "api" | "apis")) => {
-            Err(Status::not_found_path())
-        }
+        None if segments.first().is_some_and(|s| matches!(*s, "api" | "apis")) => Err(Status::not_found_path()),
         None => Ok(respond::text(404, "404 page not found\n")),
     }
 }
@@ -65,8 +63,7 @@ fn root(registry: &Registry) -> Value {
         }
     }
     paths.extend(
-        ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]
-            .map(str::to_owned),
+        ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"].map(str::to_owned),
     );
     paths.sort();
     json!({ "paths": paths })
@@ -91,22 +88,14 @@ fn version() -> Value {
 }
 
 /// `/api` and `/apis`, plain or aggregated as `Accept` says.
-fn discovery_root(
-    core: &Core,
-    registry: &Registry,
-    which: &str,
-    parts: &Parts,
-    form: Form,
-) -> Response<Body> {
+fn discovery_root(core: &Core, registry: &Registry, which: &str, parts: &Parts, form: Form) -> Response<Body> {
     let aggregated = negotiate::clauses(&parts.headers)
         .iter()
         .find_map(|clause| {
             let json = matches!(clause.media, "application/json" | "*/*");
             match clause.param("as") {
                 None if json => Some(None),
-                Some("APIGroupDiscoveryList")
-                    if json && clause.param("g") == Some("apidiscovery.k8s.io") =>
-                {
+                Some("APIGroupDiscoveryList") if json && clause.param("g") == Some("apidiscovery.k8s.io") => {
                     let version = clause.param("v")?;
                     AGGREGATED_VERSIONS.iter().find(|v| **v == version).map(|v| Some(*v))
                 }
@@ -147,11 +136,8 @@ pub(crate) fn tagged(headers: &HeaderMap, bytes: Bytes, media: &'static str) -> 
         .iter()
         .filter_map(|v| v.to_str().ok())
         .any(|v| v.split(',').any(|v| v.trim().trim_start_matches("W/") == tag));
-    let mut response = if known {
-        respond::typed(304, media, full(Bytes::new()))
-    } else {
-        respond::typed(200, media, full(bytes))
-    };
+    let mut response =
+        if known { respond::typed(304, media, full(Bytes::new())) } else { respond::typed(200, media, full(bytes)) };
     if let Ok(tag) = HeaderValue::from_str(&tag) {
         response.headers_mut().insert(header::ETAG, tag);
     }
@@ -159,12 +145,7 @@ pub(crate) fn tagged(headers: &HeaderMap, bytes: Bytes, media: &'static str) -> 
 }
 
 /// `/healthz`, `/livez`, `/readyz`: the store answers (and, for readiness, no shutdown has begun).
-async fn health(
-    core: &Core,
-    which: &str,
-    only: &[&str],
-    query: &Query,
-) -> Result<Response<Body>, Status> {
+async fn health(core: &Core, which: &str, only: &[&str], query: &Query) -> Result<Response<Body>, Status> {
     let mut checks = vec![("ping", None), ("log", None)];
     let store = core.storage.fresh().await.err().map(|status| status.message);
     checks.push(("etcd", store));

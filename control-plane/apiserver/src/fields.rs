@@ -34,10 +34,7 @@ impl Field {
             other => vec![other],
         };
         let split = |place: &str| place.split('.').map(str::to_owned).collect();
-        Self {
-            name: name.to_owned(),
-            places: places.into_iter().map(split).collect(),
-        }
+        Self { name: name.to_owned(), places: places.into_iter().map(split).collect() }
     }
 }
 
@@ -48,10 +45,7 @@ pub(crate) fn extract(key: &str, json: &[u8]) -> Box<[Box<str>]> {
     };
     let places: Vec<&[String]> = fields.iter().flat_map(|f| &f.places).map(Vec::as_slice).collect();
     let mut found: Vec<Option<String>> = vec![None; places.len()];
-    let seed = Paths {
-        wanted: places.iter().enumerate().map(|(i, p)| (i, *p)).collect(),
-        found: &mut found,
-    };
+    let seed = Paths { wanted: places.iter().enumerate().map(|(i, p)| (i, *p)).collect(), found: &mut found };
     // The object was parsed before; what cannot be read here counts as absent.
     let _ = seed.deserialize(&mut serde_json::Deserializer::from_slice(json));
     let mut found = found.into_iter();
@@ -132,10 +126,7 @@ impl<'de> Visitor<'de> for Paths<'_, '_> {
             if wanted.is_empty() {
                 map.next_value::<IgnoredAny>()?;
             } else {
-                map.next_value_seed(Paths {
-                    wanted,
-                    found: &mut *self.found,
-                })?;
+                map.next_value_seed(Paths { wanted, found: &mut *self.found })?;
             }
         }
         Ok(())

@@ -101,9 +101,7 @@ impl ApiServer {
         };
         let pki = Arc::new(Pki::open(&config.dir, names)?);
         let at_rest = Arc::new(SecretsAtRest::new(pki.encryption_key())?);
-        let storage = Storage::start(engine, at_rest)
-            .await
-            .context("the store could not be read")?;
+        let storage = Storage::start(engine, at_rest).await.context("the store could not be read")?;
         let cluster = Cluster {
             advertise: config.advertise.clone(),
             port: config.bind.port(),
@@ -112,19 +110,12 @@ impl ApiServer {
             service_cidr: config.service_cidr.clone(),
             ca_pem: pki.ca_pem().to_owned(),
         };
-        objects::ensure(&storage, &cluster)
-            .await
-            .context("the default objects could not be written")?;
+        objects::ensure(&storage, &cluster).await.context("the default objects could not be written")?;
 
         let authenticator = Authenticator::new(&pki, storage.clone(), &config.cluster_domain)?;
         let authenticator = Arc::new(authenticator);
         let authorizer = Arc::new(Authorizer::new(storage.clone()));
-        let connect = Connect::new(
-            &pki,
-            storage.clone(),
-            Arc::clone(&authenticator),
-            Arc::clone(&authorizer),
-        )?;
+        let connect = Connect::new(&pki, storage.clone(), Arc::clone(&authenticator), Arc::clone(&authorizer))?;
         let host = config.advertise.first().copied().unwrap_or(config.bind.ip());
         let pipeline = Pipeline::new(Core {
             admission: Admission::new(storage.clone(), Arc::clone(&authorizer)),
@@ -160,11 +151,7 @@ impl ApiServer {
     ///
     /// # Errors
     /// When the serving certificate cannot be used.
-    pub async fn serve(
-        &self,
-        listener: TcpListener,
-        shutdown: CancellationToken,
-    ) -> anyhow::Result<()> {
+    pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
         let tls = self.pki.server_config()?;
         server::serve(Arc::clone(&self.pipeline), listener, tls, shutdown).await
     }

@@ -32,8 +32,8 @@ pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 pub const FRESH_TIMEOUT: Duration = Duration::from_secs(3);
 /// Attempts of a write that lost its race, where the server may repeat it.
 pub const WRITE_ATTEMPTS: usize = 8;
-/// Attempts of a patch on a moving object (upstream's `MaxRetryWhenPatchConflicts`).
-pub const PATCH_ATTEMPTS: usize = 6;
+/// Locks that writers of one object share; two objects rarely have the same one.
+pub const WRITE_LOCKS: usize = 1024;
 /// Attempts to find a free name for `generateName` (upstream's `maxNameGenerationCreateAttempts`).
 pub const GENERATE_NAME_ATTEMPTS: usize = 8;
 /// The longest base of a generated name, so that base and suffix stay within 63 characters.
@@ -56,8 +56,6 @@ pub const EVENT_TTL_SECONDS: i64 = 3600;
 pub const EVENT_LEASE_SHARED: Duration = Duration::from_secs(5 * 60);
 /// Label sets of one metric; further ones are counted together.
 pub const METRIC_SERIES: usize = 2048;
-/// Operations of one JSON patch (upstream's `maxJSONPatchOperations`).
-pub const JSON_PATCH_OPERATIONS: usize = 10_000;
 /// Node ports handed out and accepted.
 pub const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 

@@ -64,9 +64,7 @@ pub fn finalizers(object: &Value) -> Vec<&str> {
 
 /// The texts of a list; anything else in it is left out.
 pub fn strings(list: &Value) -> Vec<&str> {
-    list.as_array()
-        .map(|list| list.iter().filter_map(Value::as_str).collect())
-        .unwrap_or_default()
+    list.as_array().map(|list| list.iter().filter_map(Value::as_str).collect()).unwrap_or_default()
 }
 
 /// Sets the finalizers; none removes the field.
@@ -100,16 +98,7 @@ pub fn time(at: Timestamp) -> String {
 /// What the server alone decides of a new object: uid and creation time; what a client may not
 /// bring along is removed (upstream's `rest.FillObjectMetaSystemFields` and `BeforeCreate`).
 pub fn stamp(object: &mut Value) {
-    clear(
-        object,
-        &[
-            "deletionTimestamp",
-            "deletionGracePeriodSeconds",
-            "selfLink",
-            "resourceVersion",
-            "managedFields",
-        ],
-    );
+    clear(object, &["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "resourceVersion", "managedFields"]);
     set(object, "uid", new_uid());
     set(object, "creationTimestamp", now());
 }
@@ -120,14 +109,7 @@ pub fn new_uid() -> String {
     bytes[6] = (bytes[6] & 0x0f) | 0x40;
     bytes[8] = (bytes[8] & 0x3f) | 0x80;
     let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
-    format!(
-        "{}-{}-{}-{}-{}",
-        &hex[..8],
-        &hex[8..12],
-        &hex[12..16],
-        &hex[16..20],
-        &hex[20..]
-    )
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }
 
 /// Upstream's `SimpleNameGenerator`: the base cut to fit and five letters that spell no words.
@@ -138,9 +120,7 @@ pub fn generate_name(base: &str) -> String {
         end -= 1;
     }
     let mut rng = rand::rng();
-    let suffix: String = (0..5)
-        .map(|_| char::from(LETTERS[rng.random_range(0..LETTERS.len())]))
-        .collect();
+    let suffix: String = (0..5).map(|_| char::from(LETTERS[rng.random_range(0..LETTERS.len())])).collect();
     format!("{}{suffix}", &base[..end])
 }
 

@@ -99,7 +99,11 @@ impl Metrics {
             let _ = writeln!(out, "{name}{{group=\"{group}\",resource=\"{resource}\"}} {count}");
         }
         for (name, help, counter) in [
-            ("apiserver_requests_rejected_total", "Requests answered 429 because too many were running.", &self.rejected),
+            (
+                "apiserver_requests_rejected_total",
+                "Requests answered 429 because too many were running.",
+                &self.rejected,
+            ),
             ("apiserver_watch_events_total", "Events sent to watches.", &self.watch_events),
         ] {
             head(&mut out, name, "counter", help);
@@ -119,14 +123,7 @@ fn bounded(len: usize, known: bool, series: &Series) -> Series {
         return series.clone();
     }
     let other = || "other".to_owned();
-    Series {
-        verb: other(),
-        group: other(),
-        version: other(),
-        resource: other(),
-        subresource: String::new(),
-        scope: "",
-    }
+    Series { verb: other(), group: other(), version: other(), resource: other(), subresource: String::new(), scope: "" }
 }
 
 fn head(out: &mut String, name: &str, kind: &str, help: &str) {

@@ -59,10 +59,8 @@ pub(crate) fn clauses(headers: &HeaderMap) -> Vec<Clause<'_>> {
         .filter_map(|clause| {
             let mut parts = clause.split(';').map(str::trim);
             let media = parts.next().filter(|m| !m.is_empty())?;
-            let params = parts
-                .filter_map(|p| p.split_once('='))
-                .map(|(k, v)| (k.trim(), v.trim().trim_matches('"')))
-                .collect();
+            let params =
+                parts.filter_map(|p| p.split_once('=')).map(|(k, v)| (k.trim(), v.trim().trim_matches('"'))).collect();
             Some(Clause { media, params })
         })
         .collect();
@@ -73,10 +71,7 @@ pub(crate) fn clauses(headers: &HeaderMap) -> Vec<Clause<'_>> {
     clauses.sort_by_key(|c| std::cmp::Reverse(quality(c)));
     clauses.retain(|c| quality(c) > 0);
     if headers.get(ACCEPT).is_none() {
-        clauses.push(Clause {
-            media: "*/*",
-            params: Vec::new(),
-        });
+        clauses.push(Clause { media: "*/*", params: Vec::new() });
     }
     clauses
 }
@@ -96,16 +91,11 @@ pub(crate) fn form(headers: &HeaderMap, query: &Query) -> Result<Form, Status> {
         Some((target, yaml))
     });
     let (target, yaml) = found.ok_or_else(|| Status::not_acceptable(&ANSWERS))?;
-    Ok(Form {
-        target,
-        yaml,
-        pretty: pretty(headers, query),
-    })
+    Ok(Form { target, yaml, pretty: pretty(headers, query) })
 }
 
 fn transformed(clause: &Clause<'_>, wanted: &str, query: &Query) -> Option<As> {
-    let known = clause.param("g") == Some("meta.k8s.io")
-        && matches!(clause.param("v"), Some("v1" | "v1beta1"));
+    let known = clause.param("g") == Some("meta.k8s.io") && matches!(clause.param("v"), Some("v1" | "v1beta1"));
     match wanted {
         "Table" if known => Some(As::Table(match query.text("includeObject") {
             "None" => IncludeObject::None,

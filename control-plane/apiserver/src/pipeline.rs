@@ -71,12 +71,10 @@ impl Pipeline {
             if long {
                 return work.await;
             }
-            tokio::time::timeout(limits::REQUEST_TIMEOUT, work)
-                .await
-                .unwrap_or_else(|_| {
-                    let why = "request did not complete within the allotted timeout";
-                    Err(Status::timeout(why, 0))
-                })
+            tokio::time::timeout(limits::REQUEST_TIMEOUT, work).await.unwrap_or_else(|_| {
+                let why = "request did not complete within the allotted timeout";
+                Err(Status::timeout(why, 0))
+            })
         };
         let mut response = answer.await.unwrap_or_else(|status| {
             if status.code >= 500 {
@@ -129,29 +127,13 @@ impl Pipeline {
         let Some(resource) = registry.by_path(&info.group, &info.version, &info.resource) else {
             return Err(Status::not_found_path());
         };
-        let streams = matches!(
-            info.subresource.as_str(),
-            "exec" | "attach" | "portforward" | "log" | "proxy"
-        );
+        let streams = matches!(info.subresource.as_str(), "exec" | "attach" | "portforward" | "log" | "proxy");
         if streams && resource.subresource(&info.subresource).is_some() {
-            let request = ConnectRequest {
-                info: info.clone(),
-                user,
-                resource: Arc::clone(resource),
-                parts,
-                body,
-            };
+            let request = ConnectRequest { info: info.clone(), user, resource: Arc::clone(resource), parts, body };
             return self.core.connect.handle(request).await;
         }
-        let incoming = Incoming {
-            core: &self.core,
-            info,
-            query,
-            headers: &parts.headers,
-            user: &user,
-            form: form?,
-            warnings,
-        };
+        let incoming =
+            Incoming { core: &self.core, info, query, headers: &parts.headers, user: &user, form: form?, warnings };
         let view = View::new(&registry, resource);
         Call::new(incoming, view)?.run(body).await
     }
@@ -163,11 +145,7 @@ impl Pipeline {
         }
         let certificates = parts.extensions.get::<PeerCertificates>();
         let certificates = certificates.map(|PeerCertificates(chain)| &**chain);
-        let user = self
-            .core
-            .authenticator
-            .authenticate(certificates, &parts.headers)
-            .await?;
+        let user = self.core.authenticator.authenticate(certificates, &parts.headers).await?;
         let user = impersonation::apply(user, &parts.headers, &self.core.authorizer)?;
         Ok(Arc::new(user))
     }

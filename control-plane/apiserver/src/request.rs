@@ -28,10 +28,7 @@ impl Query {
 
     /// The first value of a parameter.
     pub fn get(&self, key: &str) -> Option<&str> {
-        self.0
-            .iter()
-            .find(|(k, _)| k == key)
-            .map(|(_, v)| v.as_str())
+        self.0.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
     }
 
     /// The first value, or `""`.
@@ -41,16 +38,12 @@ impl Query {
 
     /// All values of a parameter.
     pub fn all<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
-        self.0
-            .iter()
-            .filter(move |(k, _)| k == key)
-            .map(|(_, v)| v.as_str())
+        self.0.iter().filter(move |(k, _)| k == key).map(|(_, v)| v.as_str())
     }
 
     /// Upstream's reading of a boolean: there and neither `0` nor `false`.
     pub fn flag(&self, key: &str) -> bool {
-        self.get(key)
-            .is_some_and(|v| v != "0" && !v.eq_ignore_ascii_case("false"))
+        self.get(key).is_some_and(|v| v != "0" && !v.eq_ignore_ascii_case("false"))
     }
 
     /// A number, if there is one; upstream's words if it is none.
@@ -58,10 +51,7 @@ impl Query {
         match self.get(key) {
             None | Some("") => Ok(None),
             Some(text) => text.parse().map(Some).map_err(|_| {
-                Status::bad_request(format!(
-                    "strconv.ParseInt: parsing {}: invalid syntax",
-                    Value::from(text)
-                ))
+                Status::bad_request(format!("strconv.ParseInt: parsing {}: invalid syntax", Value::from(text)))
             }),
         }
     }
@@ -94,16 +84,8 @@ pub fn unescape(text: &str, query: bool) -> String {
 impl RequestInfo {
     /// Upstream's `RequestInfoFactory.NewRequestInfo`.
     pub fn parse(method: &Method, path: &str, query: &Query) -> Self {
-        let mut info = Self {
-            path: path.to_owned(),
-            verb: method.as_str().to_ascii_lowercase(),
-            ..Self::default()
-        };
-        let segments: Vec<String> = path
-            .trim_matches('/')
-            .split('/')
-            .map(|s| unescape(s, false))
-            .collect();
+        let mut info = Self { path: path.to_owned(), verb: method.as_str().to_ascii_lowercase(), ..Self::default() };
+        let segments: Vec<String> = path.trim_matches('/').split('/').map(|s| unescape(s, false)).collect();
         let mut rest: &[String] = &segments;
         if rest.len() < 3 || !matches!(rest[0].as_str(), "api" | "apis") {
             return info;
@@ -175,11 +157,7 @@ impl RequestInfo {
 
     /// Upstream's `BasicLongRunningRequestCheck`: no timeout, no place among the short ones.
     pub fn is_long_running(&self) -> bool {
-        self.verb == "watch"
-            || matches!(
-                self.subresource.as_str(),
-                "attach" | "exec" | "proxy" | "log" | "portforward"
-            )
+        self.verb == "watch" || matches!(self.subresource.as_str(), "attach" | "exec" | "proxy" | "log" | "portforward")
     }
 }
 
@@ -209,52 +187,28 @@ mod tests {
             let i = info(method, uri);
             assert!(i.is_resource, "{uri}");
             assert_eq!(
-                [
-                    &*i.verb,
-                    &*i.group,
-                    &*i.version,
-                    &*i.namespace,
-                    &*i.resource,
-                    &*i.subresource,
-                    &*i.name
-                ],
+                [&*i.verb, &*i.group, &*i.version, &*i.namespace, &*i.resource, &*i.subresource, &*i.name],
                 expected,
                 "{uri}"
             );
         };
         check("GET", "/api/v1/namespaces", ["list", "", "v1", "", "namespaces", "", ""]);
         check("GET", "/api/v1/namespaces/a", ["get", "", "v1", "a", "namespaces", "", "a"]);
-        check(
-            "PUT",
-            "/api/v1/namespaces/a/finalize",
-            ["update", "", "v1", "a", "namespaces", "finalize", "a"],
-        );
+        check("PUT", "/api/v1/namespaces/a/finalize", ["update", "", "v1", "a", "namespaces", "finalize", "a"]);
         check("GET", "/api/v1/namespaces/a/pods", ["list", "", "v1", "a", "pods", "", ""]);
         check(
             "GET",
             "/api/v1/namespaces/a/pods?watch=true&fieldSelector=metadata.name%3Dx",
             ["watch", "", "v1", "a", "pods", "", "x"],
         );
-        check(
-            "POST",
-            "/api/v1/namespaces/a/pods/p/binding",
-            ["create", "", "v1", "a", "pods", "binding", "p"],
-        );
+        check("POST", "/api/v1/namespaces/a/pods/p/binding", ["create", "", "v1", "a", "pods", "binding", "p"]);
         check(
             "DELETE",
             "/apis/apps/v1/namespaces/a/deployments",
             ["deletecollection", "apps", "v1", "a", "deployments", "", ""],
         );
-        check(
-            "GET",
-            "/apis/apps/v1/watch/deployments",
-            ["watch", "apps", "v1", "", "deployments", "", ""],
-        );
-        check(
-            "GET",
-            "/api/v1/nodes/n/proxy/a%2Fb",
-            ["get", "", "v1", "", "nodes", "proxy", "n"],
-        );
+        check("GET", "/apis/apps/v1/watch/deployments", ["watch", "apps", "v1", "", "deployments", "", ""]);
+        check("GET", "/api/v1/nodes/n/proxy/a%2Fb", ["get", "", "v1", "", "nodes", "proxy", "n"]);
         check("GET", "/api/v1/pods?watch=0", ["list", "", "v1", "", "pods", "", ""]);
     }
 

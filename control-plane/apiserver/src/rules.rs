@@ -64,9 +64,7 @@ const RETURN_DELETED: &[(&str, &str)] = &[
 const ORPHANED: &[(&str, &str)] = &[("", "replicationcontrollers"), ("batch", "jobs")];
 
 fn listed(table: &[(&str, &str)], resource: &Resource) -> bool {
-    table
-        .iter()
-        .any(|(group, plural)| resource.group == *group && resource.plural == *plural)
+    table.iter().any(|(group, plural)| resource.group == *group && resource.plural == *plural)
 }
 
 /// Whether an update has to carry a resourceVersion.
@@ -101,11 +99,7 @@ pub(crate) fn keep_system_fields(old: &Value, new: &mut Value) -> Vec<FieldError
     for field in ["uid", "creationTimestamp"] {
         let (was, is) = (&old["metadata"][field], &new["metadata"][field]);
         if !is.is_null() && is != "" && is != was {
-            errors.push(FieldError::invalid(
-                format!("metadata.{field}"),
-                is.clone(),
-                "field is immutable",
-            ));
+            errors.push(FieldError::invalid(format!("metadata.{field}"), is.clone(), "field is immutable"));
         }
     }
     let fields = ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"];
@@ -187,9 +181,12 @@ mod tests {
 
         let mut new = json!({"metadata": {"name": "a", "uid": "v", "finalizers": ["x", "y"]}});
         let errors: Vec<String> = keep_system_fields(&old, &mut new).iter().map(|e| e.to_string()).collect();
-        assert_eq!(errors, [
-            "metadata.uid: Invalid value: \"v\": field is immutable",
-            "metadata.finalizers: Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers []string{\"y\"}",
-        ]);
+        assert_eq!(
+            errors,
+            [
+                "metadata.uid: Invalid value: \"v\": field is immutable",
+                "metadata.finalizers: Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers []string{\"y\"}",
+            ]
+        );
     }
 }

@@ -56,11 +56,7 @@ pub(crate) async fn serve(
                 continue;
             }
         };
-        let (acceptor, http, pipeline) = (
-            acceptor.clone(),
-            Arc::clone(&http),
-            Arc::clone(&pipeline),
-        );
+        let (acceptor, http, pipeline) = (acceptor.clone(), Arc::clone(&http), Arc::clone(&pipeline));
         let (watcher, ending) = (graceful.watcher(), ending.clone());
         tokio::spawn(async move {
             tokio::select! {
@@ -112,8 +108,7 @@ async fn connection(
     watcher: Watcher,
 ) -> anyhow::Result<()> {
     stream.set_nodelay(true)?;
-    let stream =
-        tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await??;
+    let stream = tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await??;
     let certificates = stream
         .get_ref()
         .1
@@ -130,11 +125,6 @@ async fn connection(
             Ok::<_, Infallible>(pipeline.handle(request).await)
         }
     });
-    let connection = http
-        .serve_connection_with_upgrades(TokioIo::new(stream), service)
-        .into_owned();
-    watcher
-        .watch(connection)
-        .await
-        .map_err(|error| anyhow::anyhow!(error))
+    let connection = http.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
+    watcher.watch(connection).await.map_err(|error| anyhow::anyhow!(error))
 }

@@ -66,10 +66,7 @@ impl Range {
         let upper = self.size - 1 - reserved;
         let start = rand::rng().random_range(0..upper);
         let upper = (0..upper).map(|i| reserved + (start + i) % upper);
-        upper
-            .chain(1..reserved)
-            .map(|offset| self.at(offset))
-            .find(|address| !used.contains(&address.to_string()))
+        upper.chain(1..reserved).map(|offset| self.at(offset)).find(|address| !used.contains(&address.to_string()))
     }
 }
 
@@ -145,11 +142,7 @@ impl Services {
     }
 
     /// Completes a new Service; nothing for other kinds.
-    pub(crate) async fn create(
-        &self,
-        call: &Call<'_>,
-        object: &mut Value,
-    ) -> Result<Option<Allocation>, Status> {
+    pub(crate) async fn create(&self, call: &Call<'_>, object: &mut Value) -> Result<Option<Allocation>, Status> {
         if !is_service(&call.view.resource) {
             return Ok(None);
         }
@@ -232,9 +225,8 @@ fn keep(old: &Value, new: &mut Value) {
     let old_ports: Vec<Value> = old_spec["ports"].as_array().cloned().unwrap_or_default();
     let (had, wants) = (wants_ports(old), wants_ports(new));
     for port in new["spec"]["ports"].as_array_mut().into_iter().flatten() {
-        let same = |o: &&Value| {
-            o["port"] == port["port"] && o["protocol"] == port["protocol"] && o["name"] == port["name"]
-        };
+        let same =
+            |o: &&Value| o["port"] == port["port"] && o["protocol"] == port["protocol"] && o["name"] == port["name"];
         let before = old_ports.iter().find(same).map(|o| o["nodePort"].clone());
         let given = port["nodePort"].as_u64().unwrap_or(0);
         if had && wants && given == 0 {
@@ -270,9 +262,7 @@ fn families(object: &mut Value) -> Vec<FieldError> {
     let headless = spec["clusterIP"] == "None" || spec["clusterIPs"][0] == "None";
     let selects = spec["selector"].as_object().is_some_and(|s| !s.is_empty());
     let spec = meta::map(&mut object["spec"]);
-    let unset = |value: Option<&Value>| {
-        value.is_none_or(|v| v.is_null() || v.as_array().is_some_and(Vec::is_empty))
-    };
+    let unset = |value: Option<&Value>| value.is_none_or(|v| v.is_null() || v.as_array().is_some_and(Vec::is_empty));
     if unset(spec.get("ipFamilies")) {
         spec.insert("ipFamilies".into(), json!(["IPv4"]));
     }
@@ -297,11 +287,7 @@ fn families(object: &mut Value) -> Vec<FieldError> {
     }
     for (i, family) in spec["ipFamilies"].as_array().into_iter().flatten().enumerate() {
         if family == "IPv6" {
-            errors.push(FieldError::invalid(
-                format!("spec.ipFamilies[{i}]"),
-                "IPv6",
-                "not configured on this cluster",
-            ));
+            errors.push(FieldError::invalid(format!("spec.ipFamilies[{i}]"), "IPv6", "not configured on this cluster"));
         }
     }
     errors
@@ -373,9 +359,8 @@ fn ports(object: &mut Value, taken: &Taken) -> Vec<FieldError> {
                     errors.extend(check_port(&field, number, taken));
                 }
                 number
-            } else if let Some((_, _, shared)) = done
-                .iter()
-                .find(|(p, protocol, _)| *p == port["port"] && *protocol != port["protocol"])
+            } else if let Some((_, _, shared)) =
+                done.iter().find(|(p, protocol, _)| *p == port["port"] && *protocol != port["protocol"])
             {
                 // One number for both protocols of a port, as upstream does for DNS.
                 *shared
@@ -429,10 +414,7 @@ mod tests {
     }
 
     fn taken(addresses: &[&str], ports: &[u16]) -> Taken {
-        Taken {
-            addresses: addresses.iter().map(|a| (*a).to_owned()).collect(),
-            ports: ports.iter().copied().collect(),
-        }
+        Taken { addresses: addresses.iter().map(|a| (*a).to_owned()).collect(), ports: ports.iter().copied().collect() }
     }
 
     #[test]

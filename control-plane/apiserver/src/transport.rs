@@ -46,9 +46,7 @@ impl Service<Request<kube::client::Body>> for InProcess {
 
     fn call(&mut self, request: Request<kube::client::Body>) -> Self::Future {
         let mut request = request.map(|body| body.map_err(Into::into).boxed_unsync());
-        request
-            .extensions_mut()
-            .insert(FixedUser(Arc::clone(&self.user)));
+        request.extensions_mut().insert(FixedUser(Arc::clone(&self.user)));
         let pipeline = Arc::clone(&self.pipeline);
         Box::pin(async move { Ok(pipeline.handle(request).await) })
     }

@@ -63,10 +63,7 @@ impl Selection {
 
 impl View {
     pub(crate) fn new(registry: &Registry, resource: &Arc<Resource>) -> Self {
-        Self {
-            resource: Arc::clone(resource),
-            stored: Arc::clone(registry.storage_row(resource)),
-        }
+        Self { resource: Arc::clone(resource), stored: Arc::clone(registry.storage_row(resource)) }
     }
 
     /// The store prefix of the collection.
@@ -126,11 +123,7 @@ impl View {
 
     /// A table around rows; the columns are left out of all but the first table of a watch.
     pub(crate) fn table(&self, metadata: Value, rows: Vec<Value>, columns: bool) -> Value {
-        let definitions = if columns {
-            table::definitions(table::columns(&self.resource))
-        } else {
-            json!([])
-        };
+        let definitions = if columns { table::definitions(table::columns(&self.resource)) } else { json!([]) };
         json!({
             "kind": "Table",
             "apiVersion": "meta.k8s.io/v1",
@@ -159,8 +152,7 @@ impl View {
 
 /// `PartialObjectMetadata` around metadata's JSON.
 pub(crate) fn partial(metadata: &[u8]) -> Bytes {
-    const HEAD: &[u8] =
-        b"{\"kind\":\"PartialObjectMetadata\",\"apiVersion\":\"meta.k8s.io/v1\",\"metadata\":";
+    const HEAD: &[u8] = b"{\"kind\":\"PartialObjectMetadata\",\"apiVersion\":\"meta.k8s.io/v1\",\"metadata\":";
     [HEAD, metadata, b"}"].concat().into()
 }
 

@@ -2,11 +2,14 @@
 //! The only module that builds store keys. It knows objects, not requests: validation and admission
 //! happen above it.
 
-mod own;
+mod lease;
 mod object;
-mod upkeep;
+mod own;
 
-use std::sync::Arc;
+use std::{
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -14,9 +17,10 @@ use sluice_api::{resource::Resource, status::Status};
 use sluice_store::{
     Compare, DynEngine, Error, Kv, Op, Range, Revision, Txn,
     cache::{Cache, CacheLimits, CacheWatch, Decode, Snapshot},
-    prefix_end,
+    compactor, prefix_end,
 };
-use tokio_util::task::AbortOnDropHandle;
+use tokio::sync::{Mutex, MutexGuard};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 pub use object::StoredObject;
 pub(crate) use object::frame;
@@ -31,7 +35,9 @@ pub struct Storage {
     engine: DynEngine,
     cache: Arc<Cache<Decoder>>,
     at_rest: Arc<dyn AtRest>,
-    event_lease: upkeep::EventLease,
+    event_lease: lease::EventLease,
+    /// By hash of the key; see [`Storage::lock`].
+    locks: Box<[Mutex<()>]>,
     _compaction: AbortOnDropHandle<()>,
 }
 
@@ -65,28 +71,19 @@ impl Decode for Decoder {
 fn decode(at_rest: &dyn AtRest, kv: &Kv) -> Result<StoredObject, Status> {
     let key = std::str::from_utf8(&kv.key).map_err(Status::internal)?;
     let plain = at_rest.open(key, &kv.value)?;
-    let mut object = StoredObject::decode(&plain, kv.mod_revision, kv.version == 1)
-        .map_err(Status::internal)?;
+    let mut object = StoredObject::decode(&plain, kv.mod_revision, kv.version == 1).map_err(Status::internal)?;
     object.fields = crate::fields::extract(key, &object.bytes);
     Ok(object)
 }
 
 /// The key of one object. The namespace is empty for cluster-scoped resources.
 pub(crate) fn key(prefix: &str, namespace: &str, name: &str) -> String {
-    if namespace.is_empty() {
-        format!("{prefix}{name}")
-    } else {
-        format!("{prefix}{namespace}/{name}")
-    }
+    if namespace.is_empty() { format!("{prefix}{name}") } else { format!("{prefix}{namespace}/{name}") }
 }
 
 /// The prefix of the objects of one namespace, or of all for `""`.
 pub(crate) fn collection(prefix: &str, namespace: &str) -> String {
-    if namespace.is_empty() {
-        prefix.to_owned()
-    } else {
-        format!("{prefix}{namespace}/")
-    }
+    if namespace.is_empty() { prefix.to_owned() } else { format!("{prefix}{namespace}/") }
 }
 
 /// A page of an older revision, read from the engine.
@@ -100,17 +97,15 @@ pub(crate) struct Page {
 impl Storage {
     /// Loads the cache; ready when this returns.
     pub async fn start(engine: DynEngine, at_rest: Arc<dyn AtRest>) -> anyhow::Result<Arc<Self>> {
-        let decoder = Decoder {
-            at_rest: Arc::clone(&at_rest),
-        };
-        let cache =
-            Cache::start(Arc::clone(&engine), ROOT, decoder, CacheLimits::default()).await?;
-        let compaction = tokio::spawn(upkeep::compact(Arc::clone(&engine)));
+        let decoder = Decoder { at_rest: Arc::clone(&at_rest) };
+        let cache = Cache::start(Arc::clone(&engine), ROOT, decoder, CacheLimits::default()).await?;
+        let compaction = tokio::spawn(compactor::run(Arc::clone(&engine), limits::HISTORY, CancellationToken::new()));
         Ok(Arc::new(Self {
             engine,
             cache,
             at_rest,
-            event_lease: upkeep::EventLease::default(),
+            event_lease: lease::EventLease::default(),
+            locks: std::iter::repeat_with(Mutex::default).take(limits::WRITE_LOCKS).collect(),
             _compaction: AbortOnDropHandle::new(compaction),
         }))
     }
@@ -125,10 +120,7 @@ impl Storage {
     /// The newest collection that the cache has seen: of one namespace, or of all for `""`.
     pub fn list(&self, prefix: &str, namespace: &str) -> Objects {
         let snapshot = self.snapshot(prefix, namespace);
-        Objects {
-            revision: snapshot.revision,
-            items: snapshot.iter().map(|(_, object)| Arc::clone(object)).collect(),
-        }
+        Objects { revision: snapshot.revision, items: snapshot.iter().map(|(_, object)| Arc::clone(object)).collect() }
     }
 
     /// As [`Storage::list`], without copying anything.
@@ -143,10 +135,7 @@ impl Storage {
 
     /// Waits until the cache has seen `revision`; 504 when it does not come in time.
     pub(crate) async fn wait_for(&self, revision: Revision) -> Result<(), Status> {
-        self.cache
-            .wait_for(revision, limits::FRESH_TIMEOUT)
-            .await
-            .map_err(failed)
+        self.cache.wait_for(revision, limits::FRESH_TIMEOUT).await.map_err(failed)
     }
 
     /// The newest revision that the cache has seen.
@@ -155,20 +144,11 @@ impl Storage {
     }
 
     /// Changes after `from` (0: from now on) under a collection.
-    pub fn watch(
-        &self,
-        prefix: &str,
-        namespace: &str,
-        from: Revision,
-    ) -> Result<CacheWatch<StoredObject>, Status> {
-        self.cache
-            .watch(&collection(prefix, namespace), from)
-            .map_err(|error| match error {
-                Error::Compacted { requested, oldest } => {
-                    Status::too_old(requested, (oldest - 1).max(0))
-                }
-                other => failed(other),
-            })
+    pub fn watch(&self, prefix: &str, namespace: &str, from: Revision) -> Result<CacheWatch<StoredObject>, Status> {
+        self.cache.watch(&collection(prefix, namespace), from).map_err(|error| match error {
+            Error::Compacted { requested, oldest } => Status::too_old(requested, (oldest - 1).max(0)),
+            other => failed(other),
+        })
     }
 
     /// How many watches are open.
@@ -184,13 +164,8 @@ impl Storage {
         revision: Revision,
         limit: i64,
     ) -> Result<Page, Error> {
-        let range = Range {
-            key: Bytes::from(start),
-            end: prefix_end(prefix.as_bytes()),
-            revision,
-            limit,
-            count_only: false,
-        };
+        let range =
+            Range { key: Bytes::from(start), end: prefix_end(prefix.as_bytes()), revision, limit, count_only: false };
         let result = self.engine.range(range).await?;
         let items = result
             .kvs
@@ -200,16 +175,22 @@ impl Storage {
                 Some((String::from_utf8_lossy(&kv.key).into_owned(), Arc::new(object)))
             })
             .collect();
-        Ok(Page {
-            items,
-            more: result.more,
-            count: result.count,
-        })
+        Ok(Page { items, more: result.more, count: result.count })
     }
 
     /// What the store says of itself.
     pub async fn status(&self) -> Result<sluice_store::Status, Status> {
         self.engine.status().await.map_err(failed)
+    }
+
+    /// Held by whoever reads, changes and writes one object, so that the writers of this server
+    /// queue up instead of repeating each other's work. What keeps writes apart is still the
+    /// comparison in the store: other servers do not see this lock.
+    pub(crate) async fn lock(&self, prefix: &str, namespace: &str, name: &str) -> MutexGuard<'_, ()> {
+        let mut hasher = DefaultHasher::new();
+        (prefix, namespace, name).hash(&mut hasher);
+        let at = hasher.finish() as usize % self.locks.len();
+        self.locks[at].lock().await
     }
 
     /// Writes a new object; `None` when the key is taken.
@@ -219,10 +200,7 @@ impl Storage {
         object: &Value,
     ) -> Result<Option<Arc<StoredObject>>, Status> {
         let key = self.key_of(resource, object);
-        let free = Compare::Version {
-            key: Bytes::copy_from_slice(key.as_bytes()),
-            equals: 0,
-        };
+        let free = Compare::Version { key: Bytes::copy_from_slice(key.as_bytes()), equals: 0 };
         self.put(resource, key, free, object).await
     }
 
@@ -234,10 +212,7 @@ impl Storage {
         expected: Revision,
     ) -> Result<Option<Arc<StoredObject>>, Status> {
         let key = self.key_of(resource, object);
-        let unchanged = Compare::ModRevision {
-            key: Bytes::copy_from_slice(key.as_bytes()),
-            equals: expected,
-        };
+        let unchanged = Compare::ModRevision { key: Bytes::copy_from_slice(key.as_bytes()), equals: expected };
         self.put(resource, key, unchanged, object).await
     }
 
@@ -252,14 +227,8 @@ impl Storage {
     ) -> Result<Option<Revision>, Status> {
         let key = Bytes::from(key(resource.store_prefix(), namespace, name));
         let txn = Txn {
-            compare: vec![Compare::ModRevision {
-                key: key.clone(),
-                equals: expected,
-            }],
-            success: vec![Op::Delete {
-                key,
-                end: Bytes::new(),
-            }],
+            compare: vec![Compare::ModRevision { key: key.clone(), equals: expected }],
+            success: vec![Op::Delete { key, end: Bytes::new() }],
             failure: Vec::new(),
         };
         let result = self.engine.txn(txn).await.map_err(failed)?;
@@ -280,18 +249,10 @@ impl Storage {
         let created = matches!(condition, Compare::Version { .. });
         let plain = encode(object)?;
         let value = self.at_rest.seal(&key, plain.clone())?;
-        let lease = if resource.plural == "events" {
-            self.event_lease.current(&self.engine).await?
-        } else {
-            0
-        };
+        let lease = if resource.plural == "events" { self.event_lease.current(&self.engine).await? } else { 0 };
         let txn = Txn {
             compare: vec![condition],
-            success: vec![Op::Put {
-                key: Bytes::copy_from_slice(key.as_bytes()),
-                value,
-                lease,
-            }],
+            success: vec![Op::Put { key: Bytes::copy_from_slice(key.as_bytes()), value, lease }],
             failure: Vec::new(),
         };
         let result = self.engine.txn(txn).await.map_err(failed)?;
@@ -303,8 +264,7 @@ impl Storage {
         if let Some(cached) = self.cache.get(&key).filter(|o| o.revision == result.revision) {
             return Ok(Some(cached));
         }
-        let mut stored = StoredObject::decode(&plain, result.revision, created)
-            .map_err(Status::internal)?;
+        let mut stored = StoredObject::decode(&plain, result.revision, created).map_err(Status::internal)?;
         stored.fields = crate::fields::extract(&key, &stored.bytes);
         Ok(Some(Arc::new(stored)))
     }
@@ -318,11 +278,7 @@ impl Storage {
     }
 
     fn key_of(&self, resource: &Resource, object: &Value) -> String {
-        let namespace = if resource.namespaced {
-            meta::namespace(object)
-        } else {
-            ""
-        };
+        let namespace = if resource.namespaced { meta::namespace(object) } else { "" };
         key(resource.store_prefix(), namespace, meta::name(object))
     }
 }

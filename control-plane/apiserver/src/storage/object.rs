@@ -60,11 +60,7 @@ const END: &[u8] = b"}\n";
 impl StoredObject {
     /// Reads a value of the store, which carries no resourceVersion, and splices `revision` in.
     /// `created` says that the value is the key's first.
-    pub fn decode(
-        stored: &[u8],
-        revision: Revision,
-        created: bool,
-    ) -> Result<Self, serde_json::Error> {
+    pub fn decode(stored: &[u8], revision: Revision, created: bool) -> Result<Self, serde_json::Error> {
         let envelope: Envelope<'_> = serde_json::from_slice(stored)?;
         let raw = envelope.metadata.get();
         let metadata: Metadata<'_> = serde_json::from_str(raw)?;
@@ -73,8 +69,7 @@ impl StoredObject {
         let version = format!("\"resourceVersion\":\"{revision}\"");
         let empty = raw[1..].trim_start().starts_with('}');
         let head = if created { CREATED } else { CHANGED };
-        let mut frame =
-            Vec::with_capacity(head.len() + stored.len() + version.len() + 1 + END.len());
+        let mut frame = Vec::with_capacity(head.len() + stored.len() + version.len() + 1 + END.len());
         frame.extend_from_slice(head);
         frame.extend_from_slice(&stored[..=start]);
         frame.extend_from_slice(version.as_bytes());
@@ -134,10 +129,7 @@ impl StoredObject {
 
     /// The value of a label.
     pub fn label(&self, key: &str) -> Option<&str> {
-        self.labels
-            .iter()
-            .find(|(k, _)| &**k == key)
-            .map(|(_, v)| &**v)
+        self.labels.iter().find(|(k, _)| &**k == key).map(|(_, v)| &**v)
     }
 }
 
@@ -173,10 +165,7 @@ mod tests {
             r#"{"spec":{"metadata":{"name":"no"}},"metadata":{"name":"a"},"x":1}"#,
             r#"{"spec":{"metadata":{"name":"no"}},"metadata":{"resourceVersion":"7","name":"a"},"x":1}"#,
         );
-        check(
-            r#"{"metadata":{}}"#,
-            r#"{"metadata":{"resourceVersion":"7"}}"#,
-        );
+        check(r#"{"metadata":{}}"#, r#"{"metadata":{"resourceVersion":"7"}}"#);
     }
 
     #[test]
@@ -187,10 +176,7 @@ mod tests {
             false,
         )
         .unwrap();
-        assert_eq!(
-            (&*object.name, &*object.namespace, &*object.uid),
-            ("a", "n", "u")
-        );
+        assert_eq!((&*object.name, &*object.namespace, &*object.uid), ("a", "n", "u"));
         assert_eq!(object.label("k"), Some("v"));
         assert_eq!(object.label("z"), None);
         assert!(object.deleting);

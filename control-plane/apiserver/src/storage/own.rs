@@ -11,11 +11,7 @@ use crate::{limits, meta};
 
 impl Storage {
     /// Creates an object. `AlreadyExists` when the name is taken.
-    pub async fn create(
-        &self,
-        resource: &Resource,
-        mut object: Value,
-    ) -> Result<Arc<StoredObject>, Status> {
+    pub async fn create(&self, resource: &Resource, mut object: Value) -> Result<Arc<StoredObject>, Status> {
         type_meta(resource, &mut object);
         sluice_api::strategy::defaults(resource, &mut object);
         meta::stamp(&mut object);
@@ -27,17 +23,12 @@ impl Storage {
 
     /// Replaces an object; `metadata.resourceVersion` and `metadata.uid` are checked when they are
     /// there. `NotFound` and `Conflict` as for clients.
-    pub async fn update(
-        &self,
-        resource: &Resource,
-        mut object: Value,
-    ) -> Result<Arc<StoredObject>, Status> {
+    pub async fn update(&self, resource: &Resource, mut object: Value) -> Result<Arc<StoredObject>, Status> {
         type_meta(resource, &mut object);
         sluice_api::strategy::defaults(resource, &mut object);
         let name = meta::name(&object).to_owned();
         let namespace = meta::namespace(&object).to_owned();
-        let wanted = meta::resource_version(&object)
-            .map_err(|_| Status::conflict(resource, &name))?;
+        let wanted = meta::resource_version(&object).map_err(|_| Status::conflict(resource, &name))?;
         for _ in 0..limits::WRITE_ATTEMPTS {
             let current = self
                 .get(resource.store_prefix(), &namespace, &name)
@@ -62,21 +53,11 @@ impl Storage {
     }
 
     /// Deletes at once, finalizers or not. `NotFound` when there is nothing.
-    pub async fn delete(
-        &self,
-        resource: &Resource,
-        namespace: &str,
-        name: &str,
-    ) -> Result<(), Status> {
+    pub async fn delete(&self, resource: &Resource, namespace: &str, name: &str) -> Result<(), Status> {
         for _ in 0..limits::WRITE_ATTEMPTS {
-            let current = self
-                .get(resource.store_prefix(), namespace, name)
-                .ok_or_else(|| Status::not_found(resource, name))?;
-            if self
-                .remove(resource, namespace, name, current.revision)
-                .await?
-                .is_some()
-            {
+            let current =
+                self.get(resource.store_prefix(), namespace, name).ok_or_else(|| Status::not_found(resource, name))?;
+            if self.remove(resource, namespace, name, current.revision).await?.is_some() {
                 return Ok(());
             }
             self.fresh().await?;

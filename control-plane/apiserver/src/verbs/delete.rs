@@ -88,10 +88,7 @@ impl DeleteOptions {
 }
 
 /// Whether the write is only to be tried. Anything but `All` is refused.
-pub(crate) fn dry_run<'a>(
-    values: impl Iterator<Item = &'a str>,
-    errors: &mut Vec<FieldError>,
-) -> bool {
+pub(crate) fn dry_run<'a>(values: impl Iterator<Item = &'a str>, errors: &mut Vec<FieldError>) -> bool {
     let mut dry = false;
     for value in values.filter(|v| !v.is_empty()) {
         dry = true;
@@ -159,9 +156,7 @@ fn plan(
 }
 
 fn set_deletion(object: &mut Value, now: Timestamp, grace: i64) {
-    let at = now
-        .checked_add(SignedDuration::from_secs(grace))
-        .unwrap_or(Timestamp::MAX);
+    let at = now.checked_add(SignedDuration::from_secs(grace)).unwrap_or(Timestamp::MAX);
     meta::set(object, "deletionTimestamp", meta::time(at));
     meta::set(object, "deletionGracePeriodSeconds", grace);
     if let Some(generation) = object["metadata"]["generation"].as_i64().filter(|g| *g > 0) {
@@ -184,20 +179,14 @@ fn garbage_finalizers(old: &Value, options: &DeleteOptions, orphans_by_default: 
     let before = meta::finalizers(old);
     let (orphan, foreground) = match (options.orphan_dependents, options.propagation) {
         (Some(orphan), _) => (orphan, false),
-        (None, Some(policy)) => (
-            policy == Propagation::Orphan,
-            policy == Propagation::Foreground,
-        ),
+        (None, Some(policy)) => (policy == Propagation::Orphan, policy == Propagation::Foreground),
         (None, None) if before.contains(&ORPHAN) => (true, false),
         (None, None) if before.contains(&FOREGROUND) => (false, true),
         (None, None) => (orphans_by_default, false),
     };
     let wanted = |f: &str| (orphan && f == ORPHAN) || (foreground && f == FOREGROUND);
-    let mut finalizers: Vec<String> = before
-        .iter()
-        .filter(|f| (**f != ORPHAN && **f != FOREGROUND) || wanted(f))
-        .map(|f| (*f).to_owned())
-        .collect();
+    let mut finalizers: Vec<String> =
+        before.iter().filter(|f| (**f != ORPHAN && **f != FOREGROUND) || wanted(f)).map(|f| (*f).to_owned()).collect();
     for (on, name) in [(orphan, ORPHAN), (foreground, FOREGROUND)] {
         if on && !before.contains(&name) {
             finalizers.push(name.to_owned());
@@ -228,11 +217,9 @@ fn plan_namespace(old: &Value, options: &DeleteOptions, now: Timestamp) -> Plan 
         meta::set(&mut new, "deletionGracePeriodSeconds", 0);
     }
     new["status"]["phase"] = json!("Terminating");
-    let orphan = options.orphan_dependents == Some(true)
-        || options.propagation == Some(Propagation::Orphan);
+    let orphan = options.orphan_dependents == Some(true) || options.propagation == Some(Propagation::Orphan);
     if orphan && !meta::finalizers(old).contains(&ORPHAN) {
-        let mut finalizers: Vec<String> =
-            meta::finalizers(old).into_iter().map(str::to_owned).collect();
+        let mut finalizers: Vec<String> = meta::finalizers(old).into_iter().map(str::to_owned).collect();
         finalizers.push(ORPHAN.into());
         meta::set_finalizers(&mut new, &finalizers);
     }
@@ -256,11 +243,7 @@ impl Call<'_> {
     /// DELETE of one object.
     pub(crate) async fn delete(&self, options: &DeleteOptions) -> Result<Response<Body>, Status> {
         let deleted = self.delete_one(self.name(), options).await?;
-        let code = if !deleted.gone && options.orphan_dependents == Some(false) {
-            202
-        } else {
-            200
-        };
+        let code = if !deleted.gone && options.orphan_dependents == Some(false) { 202 } else { 200 };
         let resource = &self.view.resource;
         if deleted.gone && !rules::returns_deleted(resource) {
             let uid = match &deleted.object {
@@ -274,13 +257,10 @@ impl Call<'_> {
     }
 
     /// Deletes one object as far as it goes now.
-    pub(crate) async fn delete_one(
-        &self,
-        name: &str,
-        options: &DeleteOptions,
-    ) -> Result<Deleted, Status> {
+    pub(crate) async fn delete_one(&self, name: &str, options: &DeleteOptions) -> Result<Deleted, Status> {
         let resource = &*self.view.resource;
         let storage = &self.core.storage;
+        let _lock = storage.lock(self.view.prefix(), self.namespace(), name).await;
         let mut newest = false;
         for _ in 0..limits::WRITE_ATTEMPTS {
             let Some(current) = self.current(name) else {
@@ -305,10 +285,7 @@ impl Call<'_> {
             self.warn(warnings);
             match self.plan(&old, options) {
                 Plan::Pending => {
-                    return Ok(Deleted {
-                        object: Object::Stored(current),
-                        gone: false,
-                    });
+                    return Ok(Deleted { object: Object::Stored(current), gone: false });
                 }
                 Plan::Update(new) => {
                     if let Some(object) = self.commit(&current, &old, new).await? {
@@ -316,21 +293,13 @@ impl Call<'_> {
                     }
                 }
                 Plan::Remove if self.dry_run || options.dry_run => {
-                    return Ok(Deleted {
-                        object: Object::Stored(current),
-                        gone: true,
-                    });
+                    return Ok(Deleted { object: Object::Stored(current), gone: true });
                 }
                 Plan::Remove => {
-                    let removed = storage
-                        .remove(&self.view.stored, &current.namespace, name, current.revision)
-                        .await?;
+                    let removed = storage.remove(&self.view.stored, &current.namespace, name, current.revision).await?;
                     if let Some(revision) = removed {
                         let last = current.at_revision(revision).map_or(current, Arc::new);
-                        return Ok(Deleted {
-                            object: Object::Stored(last),
-                            gone: true,
-                        });
+                        return Ok(Deleted { object: Object::Stored(last), gone: true });
                     }
                 }
             }
@@ -354,11 +323,7 @@ impl Call<'_> {
         }
     }
 
-    fn precondition(
-        &self,
-        current: &crate::storage::StoredObject,
-        options: &DeleteOptions,
-    ) -> Option<Status> {
+    fn precondition(&self, current: &crate::storage::StoredObject, options: &DeleteOptions) -> Option<Status> {
         let failed = |what: &str, wanted: &str, is: &str| {
             Status::conflict_because(
                 &self.view.resource,
@@ -378,10 +343,7 @@ impl Call<'_> {
     }
 
     /// DELETECOLLECTION: each object that the selectors find, as by DELETE.
-    pub(crate) async fn delete_collection(
-        &self,
-        options: &DeleteOptions,
-    ) -> Result<Response<Body>, Status> {
+    pub(crate) async fn delete_collection(&self, options: &DeleteOptions) -> Result<Response<Body>, Status> {
         let selection = Selection::parse(&self.view.resource, self.query)?;
         let list = ListOptions::parse(self.query)?;
         let listed = self.find(&selection, &list).await?;
@@ -418,12 +380,10 @@ pub(crate) fn options_from_body(bytes: &Bytes) -> Result<Option<Value>, Status> 
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Ok(None);
     }
-    let value: Value = crate::body::parse(bytes, false)?;
+    let value: Value = crate::body::parse(bytes, false)?.value;
     match value["kind"].as_str() {
         None | Some("" | "DeleteOptions") => Ok(Some(value)),
-        Some(kind) => Err(Status::bad_request(format!(
-            "decoded object cannot be converted to DeleteOptions: {kind}"
-        ))),
+        Some(kind) => Err(Status::bad_request(format!("decoded object cannot be converted to DeleteOptions: {kind}"))),
     }
 }
 
@@ -499,7 +459,8 @@ mod tests {
 
     #[test]
     fn a_namespace_waits_for_its_content() {
-        let old = json!({"metadata": {"name": "n"}, "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}});
+        let old =
+            json!({"metadata": {"name": "n"}, "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}});
         let Plan::Update(new) = plan_namespace(&old, &DeleteOptions::default(), now()) else {
             panic!("marked");
         };

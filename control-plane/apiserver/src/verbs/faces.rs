@@ -21,38 +21,20 @@ pub(crate) struct Face {
 }
 
 /// The object itself.
-pub(super) const MAIN: Face = Face {
-    part: Part::Whole,
-    expected: None,
-    show: itself,
-    merge: submitted,
-};
+pub(super) const MAIN: Face = Face { part: Part::Whole, expected: None, show: itself, merge: submitted };
 
 const STATUS: Face = Face { part: Part::Status, ..MAIN };
 
-const SCALE: Face = Face {
-    part: Part::Whole,
-    expected: Some(("autoscaling/v1", "Scale")),
-    show: scale_of,
-    merge: scaled,
-};
+const SCALE: Face =
+    Face { part: Part::Whole, expected: Some(("autoscaling/v1", "Scale")), show: scale_of, merge: scaled };
 
-const FINALIZE: Face = Face {
-    part: Part::Kept,
-    merge: |_, old, new| Ok(with(old, &new, &["spec", "finalizers"])),
-    ..MAIN
-};
+const FINALIZE: Face =
+    Face { part: Part::Kept, merge: |_, old, new| Ok(with(old, &new, &["spec", "finalizers"])), ..MAIN };
 
-const APPROVAL: Face = Face {
-    part: Part::Kept,
-    merge: |_, old, new| Ok(with(old, &new, &["status", "conditions"])),
-    ..MAIN
-};
+const APPROVAL: Face =
+    Face { part: Part::Kept, merge: |_, old, new| Ok(with(old, &new, &["status", "conditions"])), ..MAIN };
 
-const EPHEMERAL: Face = Face {
-    merge: |_, old, new| Ok(with(old, &new, &["spec", "ephemeralContainers"])),
-    ..MAIN
-};
+const EPHEMERAL: Face = Face { merge: |_, old, new| Ok(with(old, &new, &["spec", "ephemeralContainers"])), ..MAIN };
 
 const RESIZE: Face = Face { merge: resized, ..MAIN };
 
@@ -120,10 +102,7 @@ fn resized(_: &Resource, old: &Value, submitted: Value) -> Result<Value, Status>
     for list in ["containers", "initContainers"] {
         let wanted = submitted["spec"][list].as_array();
         for container in new["spec"][list].as_array_mut().into_iter().flatten() {
-            let found = wanted
-                .into_iter()
-                .flatten()
-                .find(|wanted| wanted["name"] == container["name"]);
+            let found = wanted.into_iter().flatten().find(|wanted| wanted["name"] == container["name"]);
             for field in ["resources", "resizePolicy"] {
                 if let Some(value) = found.and_then(|found| found.get(field)) {
                     container[field] = value.clone();

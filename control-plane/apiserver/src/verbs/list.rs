@@ -10,9 +10,7 @@ use http::Response;
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
 use serde_json::{Value, json};
-use sluice_api::{
-    status::{FieldError, Status},
-};
+use sluice_api::status::{FieldError, Status};
 use sluice_store::{Error, Revision};
 
 use super::Call;
@@ -84,23 +82,17 @@ impl ListOptions {
         let forbidden = |why: &str| FieldError::forbidden("resourceVersionMatch", why);
         if !matching.is_empty() {
             if rv.is_empty() {
-                errors.push(forbidden(
-                    "resourceVersionMatch is forbidden unless resourceVersion is provided",
-                ));
+                errors.push(forbidden("resourceVersionMatch is forbidden unless resourceVersion is provided"));
             }
             if !query.text("continue").is_empty() {
-                errors.push(forbidden(
-                    "resourceVersionMatch is forbidden when continue is provided",
-                ));
+                errors.push(forbidden("resourceVersionMatch is forbidden when continue is provided"));
             }
             if !matches!(matching, "Exact" | "NotOlderThan") {
                 let known = ["Exact", "NotOlderThan", ""];
                 errors.push(FieldError::not_supported("resourceVersionMatch", matching, &known));
             }
             if matching == "Exact" && rv == "0" {
-                errors.push(forbidden(
-                    "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
-                ));
+                errors.push(forbidden("resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\""));
             }
         }
         if query.get("sendInitialEvents").is_some() {
@@ -115,9 +107,7 @@ impl ListOptions {
         let from = match query.text("continue") {
             "" => None,
             _ if revision.is_some_and(|r| r != 0) => {
-                return Err(Status::bad_request(
-                    "specifying resource version is not allowed when using continue",
-                ));
+                return Err(Status::bad_request("specifying resource version is not allowed when using continue"));
             }
             text => Some(Token::decode(text)?),
         };
@@ -141,16 +131,11 @@ impl Token {
 
     fn decode(text: &str) -> Result<Self, Status> {
         let invalid = |why: &str| Status::bad_request(format!("continue key is not valid: {why}"));
-        let json = BASE64_URL_SAFE_NO_PAD
-            .decode(text.trim_end_matches('='))
-            .map_err(|e| invalid(&e.to_string()))?;
+        let json = BASE64_URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|e| invalid(&e.to_string()))?;
         let value: Value = serde_json::from_slice(&json).map_err(|e| invalid(&e.to_string()))?;
         if value["v"] != "meta.k8s.io/v1" {
             let version = value["v"].as_str().unwrap_or_default();
-            return Err(invalid(&format!(
-                "server does not recognize this encoded version {}",
-                Value::from(version)
-            )));
+            return Err(invalid(&format!("server does not recognize this encoded version {}", Value::from(version))));
         }
         let revision = value["rv"].as_i64().unwrap_or(0);
         if revision == 0 {
@@ -158,10 +143,7 @@ impl Token {
         }
         match value["start"].as_str() {
             Some(start) if !start.is_empty() && !start.starts_with('/') && !start.contains("..") => {
-                Ok(Self {
-                    revision,
-                    start: start.to_owned(),
-                })
+                Ok(Self { revision, start: start.to_owned() })
             }
             _ => Err(invalid("encoded start key (version meta.k8s.io/v1)")),
         }
@@ -177,11 +159,7 @@ impl Call<'_> {
     }
 
     /// One object in the state that `revision` asks for (`None`: the newest).
-    pub(crate) async fn read(
-        &self,
-        name: &str,
-        revision: Option<Revision>,
-    ) -> Result<Arc<StoredObject>, Status> {
+    pub(crate) async fn read(&self, name: &str, revision: Option<Revision>) -> Result<Arc<StoredObject>, Status> {
         self.catch_up(match revision {
             None => At::Newest,
             Some(0) => At::Any,
@@ -212,28 +190,18 @@ impl Call<'_> {
     }
 
     /// The objects that a list with these options shows.
-    pub(crate) async fn find(
-        &self,
-        selection: &Selection,
-        options: &ListOptions,
-    ) -> Result<Listed, Status> {
+    pub(crate) async fn find(&self, selection: &Selection, options: &ListOptions) -> Result<Listed, Status> {
         let storage = &self.core.storage;
         let prefix = collection(self.view.prefix(), self.namespace());
         match &options.from {
             Some(token) if token.revision > 0 => {
-                return self
-                    .find_at(&prefix, token, selection, options.limit)
-                    .await
-                    .map_err(|error| match error {
-                        Error::Compacted { .. } => {
-                            let next = Token {
-                                revision: -1,
-                                start: token.start.clone(),
-                            };
-                            Status::continue_expired(Some(next.encode()))
-                        }
-                        other => failed(other),
-                    });
+                return self.find_at(&prefix, token, selection, options.limit).await.map_err(|error| match error {
+                    Error::Compacted { .. } => {
+                        let next = Token { revision: -1, start: token.start.clone() };
+                        Status::continue_expired(Some(next.encode()))
+                    }
+                    other => failed(other),
+                });
             }
             _ => {}
         }
@@ -242,48 +210,28 @@ impl Call<'_> {
         if let At::Exactly(revision) = options.at
             && snapshot.revision != revision
         {
-            let token = Token {
-                revision,
-                start: String::new(),
-            };
-            return self
-                .find_at(&prefix, &token, selection, options.limit)
-                .await
-                .map_err(failed);
+            let token = Token { revision, start: String::new() };
+            return self.find_at(&prefix, &token, selection, options.limit).await.map_err(failed);
         }
         let start = match &options.from {
             Some(token) => format!("{prefix}{}", token.start),
             None => String::new(),
         };
-        let mut found = Listed {
-            revision: snapshot.revision,
-            items: Vec::new(),
-            next: None,
-            remaining: None,
-        };
+        let mut found = Listed { revision: snapshot.revision, items: Vec::new(), next: None, remaining: None };
         // A single name in a known place needs no walk.
-        if let (Some(name), true) = (
-            selection.fields.required("metadata.name"),
-            !self.view.resource.namespaced || !self.namespace().is_empty(),
-        ) {
+        if let (Some(name), true) =
+            (selection.fields.required("metadata.name"), !self.view.resource.namespaced || !self.namespace().is_empty())
+        {
             let object = snapshot.get(&key(self.view.prefix(), self.namespace(), name));
-            found.items.extend(
-                object
-                    .filter(|o| selection.matches(&self.view, o))
-                    .cloned(),
-            );
+            found.items.extend(object.filter(|o| selection.matches(&self.view, o)).cloned());
             return Ok(found);
         }
-        let matching = snapshot
-            .iter_from(&start)
-            .filter(|(_, object)| selection.matches(&self.view, object));
+        let matching = snapshot.iter_from(&start).filter(|(_, object)| selection.matches(&self.view, object));
         let mut last: Option<&Arc<str>> = None;
         for (key, object) in matching {
             if options.limit > 0 && found.items.len() as i64 == options.limit {
-                found.next = last.map(|last| Token {
-                    revision: snapshot.revision,
-                    start: format!("{}\0", &last[prefix.len()..]),
-                });
+                found.next = last
+                    .map(|last| Token { revision: snapshot.revision, start: format!("{}\0", &last[prefix.len()..]) });
                 break;
             }
             last = Some(key);
@@ -296,49 +244,28 @@ impl Call<'_> {
     }
 
     /// A page of an older revision, from the engine. A limit of 0 reads to the end.
-    async fn find_at(
-        &self,
-        prefix: &str,
-        token: &Token,
-        selection: &Selection,
-        limit: i64,
-    ) -> Result<Listed, Error> {
-        let mut found = Listed {
-            revision: token.revision,
-            items: Vec::new(),
-            next: None,
-            remaining: None,
-        };
+    async fn find_at(&self, prefix: &str, token: &Token, selection: &Selection, limit: i64) -> Result<Listed, Error> {
+        let mut found = Listed { revision: token.revision, items: Vec::new(), next: None, remaining: None };
         let mut start = format!("{prefix}{}", token.start);
         loop {
             let wanted = match limit {
                 0 => limits::PAGE_READ,
                 limit => (limit - found.items.len() as i64).clamp(1, limits::PAGE_READ),
             };
-            let page = self
-                .core
-                .storage
-                .page(prefix, start, token.revision, wanted)
-                .await?;
+            let page = self.core.storage.page(prefix, start, token.revision, wanted).await?;
             let Some((last, _)) = page.items.last() else {
                 return Ok(found);
             };
             start = format!("{last}\0");
             let read = page.items.len() as i64;
             found.items.extend(
-                page.items
-                    .into_iter()
-                    .map(|(_, object)| object)
-                    .filter(|object| selection.matches(&self.view, object)),
+                page.items.into_iter().map(|(_, object)| object).filter(|object| selection.matches(&self.view, object)),
             );
             if !page.more {
                 return Ok(found);
             }
             if limit > 0 && found.items.len() as i64 >= limit {
-                found.next = Some(Token {
-                    revision: token.revision,
-                    start: start[prefix.len()..].to_owned(),
-                });
+                found.next = Some(Token { revision: token.revision, start: start[prefix.len()..].to_owned() });
                 found.remaining = selection.is_empty().then_some(page.count - read);
                 return Ok(found);
             }
@@ -361,12 +288,7 @@ impl Call<'_> {
                 let version = resource.api_version();
                 list_head(&resource.list_kind, &version, &metadata, "items")
             }
-            As::Metadata => list_head(
-                "PartialObjectMetadataList",
-                "meta.k8s.io/v1",
-                &metadata,
-                "items",
-            ),
+            As::Metadata => list_head("PartialObjectMetadataList", "meta.k8s.io/v1", &metadata, "items"),
             As::Table(_) => {
                 let table = encode(&self.view.table(metadata, Vec::new(), true));
                 // The rows are the last field: "rows":[]} is reopened to be filled piece by piece.
@@ -390,8 +312,7 @@ impl Call<'_> {
 }
 
 fn list_head(kind: &str, version: &str, metadata: &Value, items: &str) -> Vec<u8> {
-    format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"{version}\",\"metadata\":{metadata},\"{items}\":[")
-        .into_bytes()
+    format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"{version}\",\"metadata\":{metadata},\"{items}\":[").into_bytes()
 }
 
 /// Appends one item.
@@ -423,9 +344,7 @@ impl Pieces {
         if self.done {
             return full(first);
         }
-        let frames = std::iter::once(first)
-            .chain(self)
-            .map(|piece| Ok::<_, BoxError>(Frame::data(Bytes::from(piece))));
+        let frames = std::iter::once(first).chain(self).map(|piece| Ok::<_, BoxError>(Frame::data(Bytes::from(piece))));
         StreamBody::new(stream::iter(frames)).boxed_unsync()
     }
 }
@@ -479,11 +398,7 @@ mod tests {
             400,
             "resourceVersion: Invalid value: \"abc\": strconv.ParseUint: parsing \"abc\": invalid syntax",
         );
-        let token = Token {
-            revision: 3,
-            start: "a\0".into(),
-        }
-        .encode();
+        let token = Token { revision: 3, start: "a\0".into() }.encode();
         check(
             &format!("continue={token}&resourceVersion=5"),
             400,
@@ -507,10 +422,7 @@ mod tests {
 
     #[test]
     fn tokens_survive_the_wire() {
-        let token = Token {
-            revision: 12,
-            start: "ns/pod\0".into(),
-        };
+        let token = Token { revision: 12, start: "ns/pod\0".into() };
         assert_eq!(Token::decode(&token.encode()).unwrap(), token);
         for bad in ["%%", "e30", "eyJ2IjoieCJ9"] {
             assert_eq!(Token::decode(bad).unwrap_err().code, 400, "{bad}");

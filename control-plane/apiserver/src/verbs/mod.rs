@@ -13,7 +13,10 @@ use bytes::Bytes;
 use http::{HeaderMap, Response};
 use parking_lot::Mutex;
 use serde_json::Value;
-use sluice_api::status::{FieldError, Status};
+use sluice_api::{
+    decode::Parsed,
+    status::{FieldError, Status},
+};
 
 use crate::{
     body::{self, Expected, PatchKind},
@@ -67,16 +70,8 @@ impl<'a> Call<'a> {
             };
             return Err(Status::invalid_kind("meta.k8s.io", kind, "", errors));
         }
-        let namespace = if view.resource.namespaced {
-            info.namespace.clone()
-        } else {
-            String::new()
-        };
-        let name = if info.is_collection() {
-            String::new()
-        } else {
-            info.name.clone()
-        };
+        let namespace = if view.resource.namespaced { info.namespace.clone() } else { String::new() };
+        let name = if info.is_collection() { String::new() } else { info.name.clone() };
         Ok(Self { core, info, query, headers, user, view, form, dry_run, namespace, name, warnings })
     }
 
@@ -92,20 +87,12 @@ impl<'a> Call<'a> {
 
     /// The same call in one namespace.
     fn within(&self, namespace: &str) -> Self {
-        Self {
-            view: self.view.clone(),
-            namespace: namespace.to_owned(),
-            name: self.name.clone(),
-            ..*self
-        }
+        Self { view: self.view.clone(), namespace: namespace.to_owned(), name: self.name.clone(), ..*self }
     }
 
     /// The same call about one object.
     fn about(&self, name: &str) -> Self {
-        Self {
-            name: name.to_owned(),
-            ..self.within(&self.namespace)
-        }
+        Self { name: name.to_owned(), ..self.within(&self.namespace) }
     }
 
     /// Adds warnings for the client, each once.
@@ -154,11 +141,7 @@ impl<'a> Call<'a> {
                 };
                 let options = delete::DeleteOptions::parse(&given)?;
                 self.dry_run |= options.dry_run;
-                if verb == "delete" {
-                    self.delete(&options).await
-                } else {
-                    self.delete_collection(&options).await
-                }
+                if verb == "delete" { self.delete(&options).await } else { self.delete_collection(&options).await }
             }
             _ => Err(Status::method_not_allowed()),
         }
@@ -186,11 +169,7 @@ impl<'a> Call<'a> {
     /// The subresource asked for, `None` for the object itself; 404 and 405 for what is not served.
     fn served_subresource(&self, verb: &str) -> Result<Option<&'static str>, Status> {
         if self.info.subresource.is_empty() {
-            return if self.view.resource.verbs.contains(verb) {
-                Ok(None)
-            } else {
-                Err(Status::method_not_allowed())
-            };
+            return if self.view.resource.verbs.contains(verb) { Ok(None) } else { Err(Status::method_not_allowed()) };
         }
         let found = self.view.resource.subresource(&self.info.subresource);
         let Some(subresource) = found else {
@@ -217,10 +196,7 @@ impl<'a> Call<'a> {
             return Err(Status::not_found_path());
         };
         let expected = sluice_api::resource::api_version(group, version);
-        let expected = Expected {
-            api_version: &expected,
-            kind,
-        };
+        let expected = Expected { api_version: &expected, kind };
         let object = self.decode_as(body, expected).await?;
         match name {
             "binding" => self.bind(&object).await,
@@ -241,15 +217,21 @@ impl<'a> Call<'a> {
     pub(crate) async fn decode_as(&self, body: Body, expected: Expected<'_>) -> Result<Value, Status> {
         let yaml = body::is_yaml(self.headers)?;
         let bytes = body::read(self.headers, body).await?;
-        let mut object = body::parse(&bytes, yaml)?;
+        let Parsed { value: mut object, duplicates } = body::parse(&bytes, yaml)?;
         body::check_type(&mut object, expected)?;
-        self.check_schema(object, expected)
+        self.check_schema(object, duplicates, expected)
     }
 
     /// Unknown and duplicate fields are dropped, warned about or refused, as `fieldValidation` says;
     /// values of a wrong type are refused.
-    pub(crate) fn check_schema(&self, object: Value, expected: Expected<'_>) -> Result<Value, Status> {
-        let (object, unknown) = rules::check(&self.view.resource, object, expected)?;
+    pub(crate) fn check_schema(
+        &self,
+        object: Value,
+        mut unknown: Vec<String>,
+        expected: Expected<'_>,
+    ) -> Result<Value, Status> {
+        let (object, more) = rules::check(&self.view.resource, object, expected)?;
+        unknown.extend(more);
         match self.query.text("fieldValidation") {
             "Ignore" => {}
             "Strict" if !unknown.is_empty() => {

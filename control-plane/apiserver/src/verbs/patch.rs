@@ -17,13 +17,13 @@ use crate::{
 pub(super) struct Patch {
     kind: PatchKind,
     value: Value,
+    duplicates: Vec<String>,
 }
 
 impl Patch {
     pub(super) fn parse(kind: PatchKind, bytes: &Bytes) -> Result<Self, Status> {
-        let value = serde_json::from_slice(bytes)
-            .map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
-        Ok(Self { kind, value })
+        let parsed = body::parse(bytes, false)?;
+        Ok(Self { kind, value: parsed.value, duplicates: parsed.duplicates })
     }
 }
 
@@ -34,10 +34,7 @@ impl Call<'_> {
         let version = resource.api_version();
         let expected = match face.expected {
             Some((api_version, kind)) => Expected { api_version, kind },
-            None => Expected {
-                api_version: &version,
-                kind: &resource.kind,
-            },
+            None => Expected { api_version: &version, kind: &resource.kind },
         };
         let mut patched = match patch.kind {
             PatchKind::Json => patch::json(shown, patch.value.clone())?,
@@ -57,7 +54,7 @@ impl Call<'_> {
             PatchKind::Apply => return Err(body::unsupported_patch()),
         };
         body::check_type(&mut patched, expected)?;
-        let patched = self.check_schema(patched, expected)?;
+        let patched = self.check_schema(patched, patch.duplicates.clone(), expected)?;
         let (name, namespace) = (meta::name(&patched), meta::namespace(&patched));
         let mut errors = Vec::new();
         if name != self.name() {

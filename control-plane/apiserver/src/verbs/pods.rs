@@ -23,10 +23,7 @@ impl Call<'_> {
     pub(super) fn pods(&self) -> Self {
         let mut call = self.within(&self.namespace);
         if let Some(pods) = builtin().by_path("", "v1", "pods") {
-            call.view = View {
-                resource: Arc::clone(pods),
-                stored: Arc::clone(pods),
-            };
+            call.view = View { resource: Arc::clone(pods), stored: Arc::clone(pods) };
         }
         call
     }
@@ -56,15 +53,10 @@ impl Call<'_> {
         let change = |pod: &Value| -> Result<Value, Status> {
             let name = self.name();
             if meta::deleting(pod) {
-                return Err(conflict(format!(
-                    "pod {name} is being deleted, cannot be assigned to a host"
-                )));
+                return Err(conflict(format!("pod {name} is being deleted, cannot be assigned to a host")));
             }
             if let Some(other) = pod["spec"]["nodeName"].as_str().filter(|n| !n.is_empty()) {
-                return Err(conflict(format!(
-                    "pod {name} is already assigned to node {}",
-                    Value::from(other)
-                )));
+                return Err(conflict(format!("pod {name} is already assigned to node {}", Value::from(other))));
             }
             let uid = meta::text(binding, "uid");
             if !uid.is_empty() && uid != meta::text(pod, "uid") {
@@ -74,9 +66,7 @@ impl Call<'_> {
                 )));
             }
             if pod["spec"]["schedulingGates"].as_array().is_some_and(|g| !g.is_empty()) {
-                return Err(conflict(format!(
-                    "pod {name} has non-empty .spec.schedulingGates"
-                )));
+                return Err(conflict(format!("pod {name} has non-empty .spec.schedulingGates")));
             }
             let mut pod = pod.clone();
             if let Some(annotations) = binding["metadata"]["annotations"].as_object() {
@@ -95,9 +85,7 @@ impl Call<'_> {
     pub(super) async fn evict(&self, eviction: &Value) -> Result<Response<Body>, Status> {
         let named = meta::name(eviction);
         if !named.is_empty() && named != self.name() {
-            return Err(Status::bad_request(format!(
-                "name in URL does not match name in Eviction object: {named}"
-            )));
+            return Err(Status::bad_request(format!("name in URL does not match name in Eviction object: {named}")));
         }
         let options = DeleteOptions::parse(&eviction["deleteOptions"])?;
         let pod = self.read(self.name(), None).await?;
@@ -106,10 +94,7 @@ impl Call<'_> {
         if !over && !pod.deleting {
             self.spend_disruption(&pod, &value).await?;
         }
-        let call = Self {
-            dry_run: self.dry_run || options.dry_run,
-            ..self.within(&self.namespace)
-        };
+        let call = Self { dry_run: self.dry_run || options.dry_run, ..self.within(&self.namespace) };
         call.delete_one(self.name(), &options).await?;
         Ok(respond::object(201, encode(&done(201)), self.form))
     }
@@ -136,9 +121,7 @@ impl Call<'_> {
             let Some(spent) = spend(budget, &pod.name, value)? else {
                 return Ok(());
             };
-            if self.dry_run
-                || self.core.storage.replace(budgets, &spent, budget.revision).await?.is_some()
-            {
+            if self.dry_run || self.core.storage.replace(budgets, &spent, budget.revision).await?.is_some() {
                 return Ok(());
             }
             self.core.storage.fresh().await?;
@@ -152,21 +135,11 @@ impl Call<'_> {
 fn spend(budget: &StoredObject, pod: &str, value: &Value) -> Result<Option<Value>, Status> {
     let mut new = budget.value();
     let number = |field: &str| new["status"][field].as_i64().unwrap_or(0);
-    let (healthy, desired, allowed) = (
-        number("currentHealthy"),
-        number("desiredHealthy"),
-        number("disruptionsAllowed"),
-    );
+    let (healthy, desired, allowed) =
+        (number("currentHealthy"), number("desiredHealthy"), number("disruptionsAllowed"));
     let refused = |why: String| {
-        let cause = Cause {
-            reason: "DisruptionBudget".into(),
-            message: why,
-            field: String::new(),
-        };
-        let details = Details {
-            causes: vec![cause],
-            ..Details::default()
-        };
+        let cause = Cause { reason: "DisruptionBudget".into(), message: why, field: String::new() };
+        let details = Details { causes: vec![cause], ..Details::default() };
         let message = "Cannot evict pod as it would violate the pod's disruption budget.";
         Err(Status::too_many_requests(message, 0).with_details(details))
     };
@@ -178,10 +151,7 @@ fn spend(budget: &StoredObject, pod: &str, value: &Value) -> Result<Option<Value
     }
     let observed = number("observedGeneration");
     if observed < new["metadata"]["generation"].as_i64().unwrap_or(0) {
-        return refused(format!(
-            "The disruption budget {} is still being processed by the server.",
-            budget.name
-        ));
+        return refused(format!("The disruption budget {} is still being processed by the server.", budget.name));
     }
     if allowed <= 0 {
         return refused(format!(
@@ -197,10 +167,7 @@ fn spend(budget: &StoredObject, pod: &str, value: &Value) -> Result<Option<Value
 
 fn ready(pod: &Value) -> bool {
     let conditions = pod["status"]["conditions"].as_array();
-    conditions
-        .into_iter()
-        .flatten()
-        .any(|c| c["type"] == "Ready" && c["status"] == "True")
+    conditions.into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True")
 }
 
 /// The `PodScheduled` condition that goes with a node.

@@ -46,18 +46,15 @@ impl WatchOptions {
     /// With upstream's checks (`ValidateListOptions` for watches).
     fn parse(query: &Query) -> Result<Self, Status> {
         let matching = query.text("resourceVersionMatch");
-        let initial_events = query
-            .get("sendInitialEvents")
-            .map(|_| query.flag("sendInitialEvents"));
+        let initial_events = query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
         let mut errors = Vec::new();
         let forbidden = |why: &str| FieldError::forbidden("resourceVersionMatch", why);
         match initial_events {
-            None if !matching.is_empty() => errors.push(forbidden(
-                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-            )),
-            Some(_) if matching.is_empty() => errors.push(forbidden(
-                "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-            )),
+            None if !matching.is_empty() => errors
+                .push(forbidden("resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided")),
+            Some(_) if matching.is_empty() => {
+                errors.push(forbidden("sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"))
+            }
             Some(_) if matching != "NotOlderThan" => {
                 let known = ["NotOlderThan"];
                 errors.push(FieldError::not_supported("resourceVersionMatch", matching, &known));
@@ -71,12 +68,7 @@ impl WatchOptions {
             Some(seconds) if seconds > 0 => Duration::from_secs(seconds as u64),
             _ => limits::WATCH_MIN.mul_f64(1.0 + rand::rng().random::<f64>()),
         };
-        Ok(Self {
-            revision: revision(query)?,
-            initial_events,
-            bookmarks: query.flag("allowWatchBookmarks"),
-            timeout,
-        })
+        Ok(Self { revision: revision(query)?, initial_events, bookmarks: query.flag("allowWatchBookmarks"), timeout })
     }
 }
 
@@ -137,11 +129,7 @@ impl Call<'_> {
         .await?;
         let storage = &self.core.storage;
         let snapshot = storage.snapshot(self.view.prefix(), self.namespace());
-        let from = if initial_events || wanted == 0 {
-            snapshot.revision
-        } else {
-            wanted.min(snapshot.revision)
-        };
+        let from = if initial_events || wanted == 0 { snapshot.revision } else { wanted.min(snapshot.revision) };
         let changes = match storage.watch(self.view.prefix(), self.namespace(), from) {
             Ok(changes) => changes,
             // Past authorization, upstream reports an expired start within the stream.
@@ -169,8 +157,7 @@ impl Call<'_> {
             target: self.form.target,
             changes,
             initial: initial.into_iter(),
-            closing: (options.initial_events == Some(true) && options.bookmarks)
-                .then_some(snapshot.revision),
+            closing: (options.initial_events == Some(true) && options.bookmarks).then_some(snapshot.revision),
             after: from.max(wanted),
             bookmarks: options.bookmarks.then(|| Instant::now() + limits::BOOKMARK_EVERY),
             told: from.max(wanted),
@@ -194,9 +181,7 @@ impl Call<'_> {
     }
 }
 
-fn streamed(
-    frames: impl futures::Stream<Item = Result<Frame<Bytes>, BoxError>> + Send + 'static,
-) -> Response<Body> {
+fn streamed(frames: impl futures::Stream<Item = Result<Frame<Bytes>, BoxError>> + Send + 'static) -> Response<Body> {
     respond::typed(200, "application/json", StreamBody::new(frames).boxed_unsync())
 }
 
@@ -289,11 +274,7 @@ impl Watcher {
         match self.target {
             As::Object if self.view.resource.is_storage_version() => {
                 let natural = if object.created { "ADDED" } else { "MODIFIED" };
-                if kind == natural {
-                    object.frame.clone()
-                } else {
-                    frame(kind, &object.bytes)
-                }
+                if kind == natural { object.frame.clone() } else { frame(kind, &object.bytes) }
             }
             As::Object | As::Metadata => {
                 let object = Object::Stored(Arc::clone(object));
@@ -323,10 +304,7 @@ impl Watcher {
         let (kind, version) = match self.target {
             As::Table(_) => return self.table("BOOKMARK", metadata, Vec::new()),
             As::Metadata => ("PartialObjectMetadata".into(), "meta.k8s.io/v1".into()),
-            As::Object => (
-                self.view.resource.kind.clone(),
-                self.view.resource.api_version(),
-            ),
+            As::Object => (self.view.resource.kind.clone(), self.view.resource.api_version()),
         };
         let object = json!({"kind": kind, "apiVersion": version, "metadata": metadata});
         frame("BOOKMARK", &encode(&object))

@@ -99,9 +99,7 @@ impl Call<'_> {
         let namespace = meta::namespace(object);
         if !self.view.resource.namespaced {
             if !namespace.is_empty() {
-                return Err(Status::bad_request(
-                    "namespace may not be set on a cluster-scoped object".to_owned(),
-                ));
+                return Err(Status::bad_request("namespace may not be set on a cluster-scoped object".to_owned()));
             }
             return Ok(());
         }
@@ -155,6 +153,7 @@ impl Call<'_> {
     ) -> Result<Written, Status> {
         let resource = &*self.view.resource;
         let name = self.name();
+        let _lock = self.core.storage.lock(self.view.prefix(), self.namespace(), name).await;
         let mut newest = false;
         for _ in 0..limits::WRITE_ATTEMPTS {
             let Some(current) = self.current(name) else {
@@ -175,8 +174,7 @@ impl Call<'_> {
             };
             let old = self.view.value(&current);
             let mut new = change(&old)?;
-            let wanted = meta::resource_version(&new)
-                .map_err(|text| bad_version(self, &text))?;
+            let wanted = meta::resource_version(&new).map_err(|text| bad_version(self, &text))?;
             if let Some(wanted) = wanted
                 && wanted != current.revision
             {
@@ -188,11 +186,7 @@ impl Call<'_> {
                 return Err(Status::conflict(resource, name));
             }
             if wanted.is_none() && rules::must_be_conditional(resource) && part != Part::Kept {
-                let error = FieldError::invalid(
-                    "metadata.resourceVersion",
-                    0,
-                    "must be specified for an update",
-                );
+                let error = FieldError::invalid("metadata.resourceVersion", 0, "must be specified for an update");
                 return Err(Status::invalid(resource, name, vec![error]));
             }
             let uid = meta::text(&new, "uid");
@@ -200,10 +194,7 @@ impl Call<'_> {
                 return Err(Status::conflict_because(
                     resource,
                     name,
-                    format!(
-                        "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
-                        current.uid
-                    ),
+                    format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", current.uid),
                 ));
             }
             if resource.namespaced {
@@ -268,9 +259,7 @@ impl Call<'_> {
         let storage = &self.core.storage;
         if self.finished(old, &new) {
             let namespace = &current.namespace;
-            let removed = storage
-                .remove(&self.view.stored, namespace, &current.name, current.revision)
-                .await?;
+            let removed = storage.remove(&self.view.stored, namespace, &current.name, current.revision).await?;
             return Ok(removed.map(|revision| {
                 meta::set(&mut new, "resourceVersion", revision.to_string());
                 Object::Made(new)
@@ -301,21 +290,10 @@ impl Call<'_> {
     }
 
     /// The frame of an admission request about this call's resource.
-    pub(crate) fn admit<'a>(
-        &'a self,
-        operation: Operation,
-        name: &'a str,
-        old: Option<&'a Value>,
-    ) -> Admit<'a> {
+    pub(crate) fn admit<'a>(&'a self, operation: Operation, name: &'a str, old: Option<&'a Value>) -> Admit<'a> {
         let mut attributes = self.info.attributes(self.user);
         attributes.name = name;
-        Admit {
-            attributes,
-            resource: &self.view.resource,
-            operation,
-            old,
-            dry_run: self.dry_run,
-        }
+        Admit { attributes, resource: &self.view.resource, operation, old, dry_run: self.dry_run }
     }
 }
 
@@ -323,10 +301,7 @@ fn bad_version(call: &Call<'_>, text: &str) -> Status {
     let error = FieldError::invalid(
         "metadata.resourceVersion",
         text,
-        format!(
-            "strconv.ParseUint: parsing {}: invalid syntax",
-            Value::from(text)
-        ),
+        format!("strconv.ParseUint: parsing {}: invalid syntax", Value::from(text)),
     );
     Status::invalid(&call.view.resource, call.name(), vec![error])
 }
