@@ -1,32 +1,230 @@
 //! A private containerd for machines where none runs, and for tests.
+//!
+//! It gets its own root, state, socket and a minimal configuration below one directory, so that any number of them run
+//! side by side. It outlives us: a later `spawn` finds it by its socket and adopts it.
 
-use std::path::Path;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use crate::{Error, Result};
+use nix::sys::signal::Signal;
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::unistd::Pid;
+use tokio::io::unix::AsyncFd;
+
+use crate::client::Client;
+use crate::{Error, Result, limits, sys};
+
+/// Where the programs may be beside `PATH`.
+const PROGRAM_DIRS: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A running private containerd; dropping it leaves it running.
-pub struct Containerd;
+#[derive(Debug)]
+pub struct Containerd {
+    pid: Pid,
+    ended: AsyncFd<OwnedFd>,
+}
 
 impl Containerd {
-    /// Starts containerd with root, state and configuration below `dir`, listening on `socket`; returns when it answers.
-    /// [`Error::NotInstalled`] if the programs are missing.
-    pub async fn spawn(_dir: &Path, _socket: &Path) -> Result<Self> {
-        Err(Error::NotInstalled("containerd"))
+    /// Starts containerd with root, state, configuration and log below `dir`, listening on `socket`; returns when it
+    /// answers. One that answers there already is adopted. [`Error::NotInstalled`] if the programs are missing.
+    pub async fn spawn(dir: &Path, socket: &Path) -> Result<Self> {
+        if let Some(pid) = owner(socket) {
+            ready(socket).await?;
+            return Self::adopt(pid);
+        }
+        let path = search_path();
+        for program in ["containerd", "runc"] {
+            if !installed(program, &path) {
+                return Err(Error::NotInstalled(program));
+            }
+        }
+        fs::create_dir_all(dir).map_err(Error::io(format!("making {}", dir.display())))?;
+        let config = dir.join("config.toml");
+        fs::write(&config, configuration(dir, socket)).map_err(Error::io(format!("writing {}", config.display())))?;
+        let log = dir.join("containerd.log");
+        let mut child = Command::new("containerd")
+            .arg("--config")
+            .arg(&config)
+            .env("PATH", &path)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(log_file(&log)?)
+            .stderr(log_file(&log)?)
+            .process_group_of_its_own()
+            .spawn()
+            .map_err(Error::io("starting containerd".into()))?;
+        let daemon = Self::adopt(Pid::from_raw(child.id().cast_signed()))?;
+        // Its parent has to reap it, or it stays as a zombie that looks alive.
+        std::thread::spawn(move || child.wait());
+        tokio::select! {
+            ready = ready(socket) => ready?,
+            _ = daemon.ended.readable() => {
+                return Err(Error::Unavailable {
+                    socket: socket.display().to_string(),
+                    reason: format!("it ended at once, see {}: {}", log.display(), last_line(&log)),
+                });
+            }
+        }
+        Ok(daemon)
     }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
-        0
+        self.pid.as_raw().cast_unsigned()
     }
-    /// Waits until the process ends by itself (for supervision).
-    pub async fn exited(&mut self) -> std::io::Result<std::process::ExitStatus> {
-        std::future::pending().await
+
+    /// Waits until the process has ended (for supervision).
+    pub async fn exited(&mut self) -> io::Result<()> {
+        self.ended.readable().await.map(drop)
     }
+
     /// SIGTERM, then SIGKILL; shims and containers keep running.
     pub async fn stop(&mut self) -> Result<()> {
+        signal(self.pid, Signal::SIGTERM);
+        if tokio::time::timeout(limits::DAEMON_STOP, self.exited()).await.is_err() {
+            signal(self.pid, Signal::SIGKILL);
+            self.exited().await.map_err(Error::io("waiting for containerd to end".into()))?;
+        }
         Ok(())
     }
-    /// Ends what runs below `dir`: shims, containers, mounts, then containerd itself (for `down` and tests).
-    pub async fn teardown(_dir: &Path, _socket: &Path) -> Result<()> {
-        Ok(())
+
+    /// Ends what runs below `dir`: shims with their containers, containerd, mounts. For `down` and tests; the files stay.
+    pub async fn teardown(dir: &Path, socket: &Path) -> Result<()> {
+        if let Some(pid) = owner(socket) {
+            Self::adopt(pid)?.stop().await?;
+        }
+        for pid in shims(socket) {
+            let Ok(mut shim) = Self::adopt(pid) else { continue };
+            for child in sys::children(pid) {
+                signal(child, Signal::SIGKILL);
+            }
+            signal(pid, Signal::SIGKILL);
+            shim.exited().await.map_err(Error::io("waiting for a shim to end".into()))?;
+        }
+        for target in sys::mounts_below(dir) {
+            nix::mount::umount2(&target, nix::mount::MntFlags::MNT_DETACH)
+                .map_err(|error| Error::io(format!("unmounting {}", target.display()))(error.into()))?;
+        }
+        fs::remove_file(socket).or_else(gone).map_err(Error::io(socket.display().to_string()))
     }
+
+    fn adopt(pid: Pid) -> Result<Self> {
+        let ended = sys::pidfd(pid).map_err(Error::io(format!("watching process {pid}")))?;
+        Ok(Self { pid, ended })
+    }
+}
+
+/// Waits until containerd answers on the socket.
+pub async fn ready(socket: &Path) -> Result<()> {
+    let client = Client::new(socket, "default")?;
+    let answer = async {
+        loop {
+            match client.version().version(client.endless(())).await {
+                Ok(_) => return,
+                // It is starting: there is nothing to await but its socket.
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    };
+    tokio::time::timeout(limits::DAEMON_START, answer).await.map_err(|_| Error::Unavailable {
+        socket: socket.display().to_string(),
+        reason: format!("no answer within {:?}", limits::DAEMON_START),
+    })
+}
+
+trait ProcessGroup {
+    fn process_group_of_its_own(&mut self) -> &mut Self;
+}
+
+impl ProcessGroup for Command {
+    /// Signals from the terminal are for us alone.
+    fn process_group_of_its_own(&mut self) -> &mut Self {
+        std::os::unix::process::CommandExt::process_group(self, 0)
+    }
+}
+
+/// Only what pods need: no CRI plugin, no exotic snapshotters; the OOM score is left alone.
+fn configuration(dir: &Path, socket: &Path) -> String {
+    format!(
+        r#"version = 2
+root = {root:?}
+state = {state:?}
+oom_score = 0
+disabled_plugins = [
+  "io.containerd.grpc.v1.cri",
+  "io.containerd.internal.v1.opt",
+  "io.containerd.internal.v1.restart",
+  "io.containerd.snapshotter.v1.aufs",
+  "io.containerd.snapshotter.v1.btrfs",
+  "io.containerd.snapshotter.v1.devmapper",
+  "io.containerd.snapshotter.v1.zfs",
+  "io.containerd.tracing.processor.v1.otlp",
+  "io.containerd.internal.v1.tracing",
+]
+
+[grpc]
+  address = {socket:?}
+
+[debug]
+  level = "warn"
+"#,
+        root = dir.join("root"),
+        state = dir.join("state"),
+    )
+}
+
+fn search_path() -> String {
+    match std::env::var("PATH") {
+        Ok(path) if !path.is_empty() => format!("{path}:{PROGRAM_DIRS}"),
+        _ => PROGRAM_DIRS.to_owned(),
+    }
+}
+
+fn installed(program: &str, path: &str) -> bool {
+    path.split(':').any(|dir| Path::new(dir).join(program).is_file())
+}
+
+fn log_file(path: &Path) -> Result<File> {
+    OpenOptions::new().create(true).append(true).open(path).map_err(Error::io(format!("opening {}", path.display())))
+}
+
+fn last_line(path: &Path) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().last().unwrap_or("its log is empty").to_owned()
+}
+
+/// The process that listens on the socket, if one does.
+fn owner(socket: &Path) -> Option<Pid> {
+    let stream = UnixStream::connect(socket).ok()?;
+    getsockopt(&stream, PeerCredentials).ok().map(|peer| Pid::from_raw(peer.pid()))
+}
+
+/// Shims started for the containerd of this socket, by their command line.
+fn shims(socket: &Path) -> Vec<Pid> {
+    let socket = socket.as_os_str().as_encoded_bytes();
+    sys::processes()
+        .filter(|(_, arguments)| {
+            let mut arguments = arguments.split(|byte| *byte == 0);
+            let program = arguments.next().unwrap_or_default();
+            PathBuf::from(String::from_utf8_lossy(program).as_ref())
+                .file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with("containerd-shim"))
+                && arguments.skip_while(|argument| *argument != b"-address").nth(1) == Some(socket)
+        })
+        .map(|(pid, _)| pid)
+        .collect()
+}
+
+fn signal(pid: Pid, signal: Signal) {
+    // It may have ended by itself.
+    let _ = nix::sys::signal::kill(pid, signal);
+}
+
+fn gone(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }

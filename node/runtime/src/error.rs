@@ -67,3 +67,23 @@ pub enum Error {
 
 /// Result of a runtime operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// For `map_err`: a failed local call, with what was being done.
+    pub(crate) fn io(what: String) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Io { what, source }
+    }
+
+    /// Whether it says that the thing does not exist.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::NotFound(_))
+    }
+}
+
+/// Makes an operation that removes something succeed when it is gone already.
+pub(crate) fn or_gone<T: Default>(result: Result<T>) -> Result<T> {
+    match result {
+        Err(Error::NotFound(_)) => Ok(T::default()),
+        other => other,
+    }
+}

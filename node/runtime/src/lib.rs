@@ -5,17 +5,29 @@
 //! and their exit status do not depend on the life of this process: tasks belong to containerd's shims, output goes to a
 //! logger that the shim starts.
 
+mod archive;
 pub mod cgroup;
+mod client;
+mod containers;
+mod content;
 pub mod daemon;
 mod error;
+mod events;
+mod exec;
+mod host;
+mod images;
 mod io;
+mod labels;
 pub mod limits;
 pub mod logger;
 pub mod logs;
 mod runtime;
+mod spec;
+mod sys;
 mod types;
+mod users;
 
 pub use error::{Error, Result};
-pub use io::{Input, Output, Process};
+pub use io::{Input, Output, Process, Terminal};
 pub use runtime::{Events, Runtime};
 pub use types::*;

@@ -18,3 +18,35 @@ pub const EVENTS: usize = 1024;
 pub const CALL: Duration = Duration::from_secs(120);
 /// Longest to wait for a private containerd to answer.
 pub const DAEMON_START: Duration = Duration::from_secs(30);
+/// Longest a private containerd may take to end by itself.
+pub const DAEMON_STOP: Duration = Duration::from_secs(10);
+/// Largest message accepted from containerd.
+pub const MESSAGE: usize = 64 * 1024 * 1024;
+/// Largest manifest, index or configuration of an image.
+pub const IMAGE_JSON: u64 = 4 * 1024 * 1024;
+/// Bytes sent to the content store in one message.
+pub const CONTENT_CHUNK: usize = 1024 * 1024;
+/// Image configurations kept in memory.
+pub const IMAGE_CACHE: usize = 256;
+/// Bytes of documents in one image archive.
+pub const ARCHIVE_JSON: u64 = 64 * 1024 * 1024;
+/// Life of the lease that protects a download, should we die before its end.
+pub const LEASE: Duration = Duration::from_secs(24 * 3600);
+/// Bytes read of an image's `/etc/passwd` and `/etc/group`.
+pub const USER_FILE: u64 = 1024 * 1024;
+/// Longest pause between attempts to reach a containerd that has gone.
+pub const RECONNECT: Duration = Duration::from_secs(2);
+/// Bytes held for an attached client that is slow; more and it is cut off.
+pub const ATTACH_QUEUE: usize = 1024 * 1024;
+/// Clients attached to one container.
+pub const ATTACHED: usize = 16;
+/// How long the output of an ended command is still waited for when something it left behind holds it open.
+pub const EXEC_DRAIN: Duration = Duration::from_secs(2);
+/// Bytes on their way to one attached client.
+pub const ATTACH_CHUNK: usize = 64 * 1024;
+/// Bytes the logger reads at once.
+pub const LOG_READ: usize = 64 * 1024;
+/// How long the logger of an ended container waits for an attached client to take the rest.
+pub const ATTACH_END: Duration = Duration::from_secs(2);
+/// How long the echo of our own event may take before it is sent again.
+pub const SUBSCRIBED: Duration = Duration::from_millis(20);

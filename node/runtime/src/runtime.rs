@@ -1,122 +1,175 @@
-//! The node's connection to containerd.
+//! The node's connection to containerd: everything the agent calls, and the one task that listens to events.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use containerd_client::services::v1::snapshots::StatSnapshotRequest;
+use containerd_client::services::v1::{CreateNamespaceRequest, Namespace};
+use tokio::sync::broadcast;
+
+use crate::cgroup::Cgroups;
+use crate::client::Client;
+use crate::host::Host;
+use crate::images::Images;
 use crate::{
-    Config, ContainerSpec, ContainerState, Credentials, Error, Event, ExecOutput, ExecSpec, Exit, ImageInfo, Process,
-    Progress, Result, Stats,
+    Config, Credentials, Error, Event, ExecOutput, ExecSpec, Exit, ImageInfo, Process, Progress, Result, Stats,
+    archive, events, exec,
 };
 
 /// The node's containers and images. Cheap to clone.
 #[derive(Clone)]
 pub struct Runtime {
-    config: Arc<Config>,
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) config: Config,
+    pub(crate) client: Client,
+    pub(crate) images: Arc<Images>,
+    pub(crate) cgroups: Cgroups,
+    pub(crate) host: Host,
+    pub(crate) events: broadcast::Sender<Event>,
 }
 
 /// Events in order. After a lag or a restart of containerd comes [`Event::Resync`]; the stream never ends.
 pub struct Events {
-    events: tokio::sync::broadcast::Receiver<Event>,
+    events: broadcast::Receiver<Event>,
 }
 
 impl Events {
     /// The next event.
     pub async fn next(&mut self) -> Event {
-        self.events.recv().await.unwrap_or(Event::Resync)
+        match self.events.recv().await {
+            Ok(event) => event,
+            Err(broadcast::error::RecvError::Lagged(_)) => Event::Resync,
+            // The runtime is gone, and with it whatever could happen.
+            Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+        }
     }
-}
-
-fn stub<T>() -> Result<T> {
-    Err(Error::Containerd("not built yet".into()))
 }
 
 impl Runtime {
     /// Connects, makes the containerd namespace if needed and starts listening to events.
-    pub async fn connect(config: Config) -> Result<Self> {
-        Ok(Self { config: Arc::new(config) })
+    pub async fn connect(mut config: Config) -> Result<Self> {
+        let client = Client::new(&config.socket, &config.namespace)?;
+        make_namespace(&client, &config.namespace).await?;
+        let snapshotter = match &config.snapshotter {
+            Some(snapshotter) => snapshotter.clone(),
+            None => choose_snapshotter(&client).await?,
+        };
+        config.snapshotter = Some(snapshotter.clone());
+        std::fs::create_dir_all(&config.state_dir)
+            .map_err(Error::io(format!("making {}", config.state_dir.display())))?;
+        let images = Arc::new(Images::new(client.clone(), snapshotter));
+        let cgroups = Cgroups::new(&config.cgroup_prefix);
+        let (events, _) = broadcast::channel(crate::limits::EVENTS);
+        let inner = Inner { config, client, images, cgroups, host: Host::detect(), events };
+        let runtime = Self { inner: Arc::new(inner) };
+        events::listen(&runtime).await?;
+        Ok(runtime)
     }
+
     /// The configuration in use (the snapshotter filled in).
     pub fn config(&self) -> &Config {
-        &self.config
+        &self.inner.config
     }
+
+    /// The cgroups of this node's prefix.
+    pub fn cgroups(&self) -> &Cgroups {
+        &self.inner.cgroups
+    }
+
     /// containerd's version; an error says why it does not answer.
     pub async fn version(&self) -> Result<String> {
-        stub()
+        let client = &self.inner.client;
+        let answer = client.version().version(client.call(())).await.map_err(client.failed("version"))?;
+        Ok(answer.into_inner().version)
     }
+
     /// The present image of this name (short names are completed, digests and image ids understood).
-    pub async fn image(&self, _reference: &str) -> Result<Option<ImageInfo>> {
-        stub()
+    pub async fn image(&self, reference: &str) -> Result<Option<ImageInfo>> {
+        self.inner.images.info(reference).await
     }
+
+    /// Every present image that fits this machine.
     pub async fn images(&self) -> Result<Vec<ImageInfo>> {
-        stub()
+        self.inner.images.infos().await
     }
+
     /// Downloads and unpacks. `credentials` are tried in order, then anonymously; `progress` is called now and then.
     pub async fn pull(
         &self,
-        _reference: &str,
+        reference: &str,
         _credentials: &[Credentials],
         _progress: impl Fn(Progress) + Send + Sync,
     ) -> Result<ImageInfo> {
-        stub()
+        Err(Error::Pull { image: reference.into(), reason: "not built yet".into() })
     }
+
     /// Imports a `docker save` or OCI layout archive, gzipped or not. Returns the images it named.
-    pub async fn import(&self, _archive: &Path) -> Result<Vec<ImageInfo>> {
-        stub()
+    pub async fn import(&self, archive: &Path) -> Result<Vec<ImageInfo>> {
+        archive::import(&self.inner.images, archive).await
     }
+
     /// Removes the name; containerd collects what nothing uses any more.
-    pub async fn remove_image(&self, _reference: &str) -> Result<()> {
-        stub()
+    pub async fn remove_image(&self, reference: &str) -> Result<()> {
+        self.inner.images.unname(reference).await
     }
-    /// Makes the snapshot, the container and its task (cgroup, namespaces; nothing of it runs yet). Undone on error.
-    pub async fn create(&self, _spec: &ContainerSpec) -> Result<()> {
-        stub()
-    }
-    /// Runs it. Returns the pid.
-    pub async fn start(&self, _id: &str) -> Result<u32> {
-        stub()
-    }
-    /// `signal` (`None`: the image's, else SIGTERM), then SIGKILL after `grace`. Ended already is success.
-    pub async fn stop(&self, _id: &str, _signal: Option<&str>, _grace: Duration) -> Result<Exit> {
-        stub()
-    }
-    /// Sends a signal to the container's first process, or to all of them.
-    pub async fn kill(&self, _id: &str, _signal: &str, _all: bool) -> Result<()> {
-        stub()
-    }
-    /// Waits for the end.
-    pub async fn wait(&self, _id: &str) -> Result<Exit> {
-        stub()
-    }
-    /// Removes task, container, snapshot and its run-time files (killing it if it runs); the log stays. Gone is success.
-    pub async fn remove(&self, _id: &str) -> Result<()> {
-        stub()
-    }
+
     /// Starts a command in a running container.
-    pub async fn exec(&self, _id: &str, _spec: ExecSpec) -> Result<Process> {
-        stub()
+    pub async fn exec(&self, id: &str, spec: ExecSpec) -> Result<Process> {
+        exec::start(self, id, spec).await
     }
+
     /// Runs a command to its end; killed after `timeout` with [`Error::Timeout`].
-    pub async fn exec_sync(&self, _id: &str, _argv: Vec<String>, _timeout: Option<Duration>) -> Result<ExecOutput> {
-        stub()
+    pub async fn exec_sync(&self, id: &str, argv: Vec<String>, timeout: Option<Duration>) -> Result<ExecOutput> {
+        exec::sync(self, id, argv, timeout).await
     }
+
     /// Joins the container's streams from now on; earlier output is in the log. stdin only if the container has one.
-    pub async fn attach(&self, _id: &str) -> Result<Process> {
-        stub()
+    pub async fn attach(&self, id: &str) -> Result<Process> {
+        exec::attach(self, id).await
     }
-    /// Every container of ours, of any state.
-    pub async fn containers(&self) -> Result<Vec<ContainerState>> {
-        stub()
+
+    /// Counters of a running container.
+    pub async fn stats(&self, id: &str) -> Result<Stats> {
+        let (record, _) = self.record(id).await?;
+        let path = record.labels.get(crate::labels::CGROUP).ok_or_else(|| Error::NotFound(id.to_owned()))?;
+        self.inner.cgroups.stats(path)
     }
-    pub async fn container(&self, _id: &str) -> Result<Option<ContainerState>> {
-        stub()
-    }
-    pub async fn stats(&self, _id: &str) -> Result<Stats> {
-        stub()
-    }
+
     /// Events from now on.
     pub fn events(&self) -> Events {
-        let (_, events) = tokio::sync::broadcast::channel(crate::limits::EVENTS);
-        Events { events }
+        Events { events: self.inner.events.subscribe() }
+    }
+
+    /// Waits for the end.
+    pub async fn wait(&self, id: &str) -> Result<Exit> {
+        self.await_exit(id).await
+    }
+}
+
+async fn make_namespace(client: &Client, name: &str) -> Result<()> {
+    let namespace = Namespace { name: name.to_owned(), labels: HashMap::new() };
+    let request = client.call(CreateNamespaceRequest { namespace: Some(namespace) });
+    match client.namespaces().create(request).await {
+        Err(status) if status.code() != tonic::Code::AlreadyExists => Err(client.failed(name)(status)),
+        _ => Ok(()),
+    }
+}
+
+/// overlayfs where containerd could load it, else native.
+async fn choose_snapshotter(client: &Client) -> Result<String> {
+    let request = StatSnapshotRequest { snapshotter: "overlayfs".into(), key: "sluice-probe".into() };
+    match client.snapshots().stat(client.call(request)).await {
+        Err(status) if status.code() == tonic::Code::NotFound => Ok("overlayfs".into()),
+        Err(status) if status.code() == tonic::Code::Unavailable => Err(client.failed("snapshotter")(status)),
+        Ok(_) => Ok("overlayfs".into()),
+        Err(status) => {
+            tracing::warn!(%status, "overlayfs does not work here: the native snapshotter copies every layer");
+            Ok("native".into())
+        }
     }
 }

@@ -1,0 +1,357 @@
+//! The life of a container: snapshot, record, task; and its state as containerd has it.
+//!
+//! Round trips are few: a create makes four calls, a start one. Nothing is leased: the snapshot is a root for containerd's
+//! collector from its first moment (label `containerd.io/gc.root`) and removed with its container.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use containerd_client::services::v1::container::Runtime as RuntimeName;
+use containerd_client::services::v1::snapshots::PrepareSnapshotRequest;
+use containerd_client::services::v1::{
+    Container, CreateContainerRequest, CreateTaskRequest, DeleteContainerRequest, DeleteTaskRequest,
+    GetContainerRequest, GetRequest, KillRequest, ListContainersRequest, ListTasksRequest, StartRequest,
+    UpdateContainerRequest, WaitRequest,
+};
+use containerd_client::types::v1::{Process as Task, Status as TaskStatus};
+use jiff::Timestamp;
+use prost_types::{Any, FieldMask};
+use tonic::Code;
+
+use crate::error::or_gone;
+use crate::host::{self, Layers};
+use crate::images::Unpacked;
+use crate::{ContainerSpec, ContainerState, Error, Exit, Result, Runtime, Status, exec, labels, spec, users};
+
+const RUNC: &str = "io.containerd.runc.v2";
+const SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+const SIGKILL: u32 = 9;
+
+impl Runtime {
+    /// Makes the snapshot, the container and its task (cgroup, namespaces; nothing of it runs yet). Undone on error.
+    pub async fn create(&self, spec: &ContainerSpec) -> Result<()> {
+        check(spec)?;
+        let image = self.inner.images.resolve(&spec.image).await?;
+        if let Some(dir) = spec.log_path.parent() {
+            fs::create_dir_all(dir).map_err(Error::io(format!("making {}", dir.display())))?;
+        }
+        let created = self.create_parts(spec, &image).await;
+        if created.is_err()
+            && let Err(error) = self.remove_parts(&spec.id).await
+        {
+            tracing::warn!(container = spec.id, %error, "parts of a container that could not be made are left");
+        }
+        created
+    }
+
+    async fn create_parts(&self, spec: &ContainerSpec, image: &Unpacked) -> Result<()> {
+        let (client, config) = (&self.inner.client, &self.inner.config);
+        let snapshotter = config.snapshotter.clone().unwrap_or_default();
+        let now = Timestamp::now().to_string();
+        let prepare = PrepareSnapshotRequest {
+            snapshotter: snapshotter.clone(),
+            key: spec.id.clone(),
+            parent: image.chain_id.clone(),
+            labels: HashMap::from([("containerd.io/gc.root".to_owned(), now)]),
+        };
+        let prepared = client.snapshots().prepare(client.call(prepare)).await;
+        let rootfs = prepared.map_err(client.failed(&spec.image))?.into_inner().mounts;
+        let identity = users::resolve(&spec.security, &image.config.user, &Layers::new(&rootfs))?;
+        let devices = if spec.security.privileged {
+            host::devices()
+        } else {
+            let own = spec.devices.iter();
+            own.map(|device| host::device(&device.host_path, &device.container_path)).collect::<Result<_>>()?
+        };
+        let oci = spec::build(spec, &image.config, &identity, &self.inner.host, devices)?;
+        let oci = serde_json::to_vec(&oci).map_err(|error| Error::InvalidSpec(error.to_string()))?;
+        let record = Container {
+            id: spec.id.clone(),
+            labels: labels::write(spec, &image.config_digest, image.config.stop_signal.as_deref()),
+            image: spec.image.clone(),
+            runtime: Some(RuntimeName { name: RUNC.into(), options: None }),
+            spec: Some(Any { type_url: SPEC.into(), value: oci }),
+            snapshotter,
+            snapshot_key: spec.id.clone(),
+            ..Container::default()
+        };
+        let create = client.call(CreateContainerRequest { container: Some(record) });
+        client.containers().create(create).await.map_err(client.failed(&spec.id))?;
+        let streams = exec::container_streams(config, spec)?;
+        let task = CreateTaskRequest {
+            container_id: spec.id.clone(),
+            rootfs,
+            stdin: streams.stdin,
+            stdout: streams.stdout,
+            stderr: streams.stderr,
+            terminal: spec.tty,
+            ..CreateTaskRequest::default()
+        };
+        client.tasks().create(client.call(task)).await.map_err(client.failed(&spec.id))?;
+        Ok(())
+    }
+
+    /// Runs it. Returns the pid.
+    pub async fn start(&self, id: &str) -> Result<u32> {
+        let client = &self.inner.client;
+        let request = StartRequest { container_id: id.to_owned(), exec_id: String::new() };
+        let answer = client.tasks().start(client.call(request)).await.map_err(client.failed(id))?;
+        Ok(answer.into_inner().pid)
+    }
+
+    /// `signal` (`None`: the image's, else SIGTERM), then SIGKILL after `grace`. Ended already is success.
+    pub async fn stop(&self, id: &str, signal: Option<&str>, grace: Duration) -> Result<Exit> {
+        let chosen = match signal {
+            Some(signal) => signal_number(signal)?,
+            None => {
+                let (record, _) = self.record(id).await?;
+                let own = record.labels.get(labels::STOP_SIGNAL).and_then(|signal| signal_number(signal).ok());
+                own.unwrap_or(libc::SIGTERM.cast_unsigned())
+            }
+        };
+        if !grace.is_zero() {
+            or_gone(self.signal(id, chosen, false).await)?;
+            if let Ok(exit) = tokio::time::timeout(grace, self.await_exit(id)).await {
+                return exit;
+            }
+        }
+        or_gone(self.signal(id, SIGKILL, true).await)?;
+        self.await_exit(id).await
+    }
+
+    /// Sends a signal to the container's first process, or to all of them.
+    pub async fn kill(&self, id: &str, signal: &str, all: bool) -> Result<()> {
+        self.signal(id, signal_number(signal)?, all).await
+    }
+
+    /// A process that has ended already is [`Error::NotFound`].
+    async fn signal(&self, id: &str, signal: u32, all: bool) -> Result<()> {
+        let client = &self.inner.client;
+        let request = KillRequest { container_id: id.to_owned(), signal, all, ..KillRequest::default() };
+        client.tasks().kill(client.call(request)).await.map(drop).map_err(client.failed(id))
+    }
+
+    /// Removes task, container, snapshot and its run-time files (killing it if it runs); the log stays. Gone is success.
+    pub async fn remove(&self, id: &str) -> Result<()> {
+        self.remove_parts(id).await
+    }
+
+    async fn remove_parts(&self, id: &str) -> Result<()> {
+        let client = &self.inner.client;
+        if !self.delete_task(id).await? {
+            or_gone(self.signal(id, SIGKILL, true).await)?;
+            or_gone(self.wait_task(id).await.map(drop))?;
+            self.delete_task(id).await?;
+        }
+        let delete = client.call(DeleteContainerRequest { id: id.to_owned() });
+        let deleted = client.containers().delete(delete).await;
+        or_gone(deleted.map(drop).map_err(client.failed(id)))?;
+        self.inner.images.remove_snapshot(id).await?;
+        exec::forget(&self.inner.config, id)
+    }
+
+    /// Deletes an ended task; `false`: it still runs.
+    pub(crate) async fn delete_task(&self, id: &str) -> Result<bool> {
+        let client = &self.inner.client;
+        let request = client.call(DeleteTaskRequest { container_id: id.to_owned() });
+        match client.tasks().delete(request).await {
+            Ok(_) => Ok(true),
+            Err(status) if status.code() == Code::NotFound => Ok(true),
+            Err(status) if status.code() == Code::FailedPrecondition => Ok(false),
+            Err(status) => Err(client.failed(id)(status)),
+        }
+    }
+
+    /// Every container of ours, of any state.
+    pub async fn containers(&self) -> Result<Vec<ContainerState>> {
+        let all = self.records().await?.into_iter();
+        Ok(all.map(|(record, task)| self.state(record, task)).collect())
+    }
+
+    /// Settles what ended unseen; returns the others.
+    pub(crate) async fn settle_all(&self) -> Result<Vec<ContainerState>> {
+        let mut open = Vec::new();
+        for (record, task) in self.records().await? {
+            let has_task = task.is_some();
+            let state = self.state(record, task);
+            match &state.status {
+                Status::Exited(exit) if has_task => self.settle(&state.id, exit).await?,
+                Status::Exited(_) => {}
+                _ => open.push(state),
+            }
+        }
+        Ok(open)
+    }
+
+    async fn records(&self) -> Result<Vec<(Container, Option<Task>)>> {
+        let client = &self.inner.client;
+        let filters = vec![format!("labels.\"{}\"", labels::ATTEMPT)];
+        let mut containers = client.containers();
+        let mut tasks = client.tasks();
+        let (records, tasks) = tokio::try_join!(
+            containers.list(client.call(ListContainersRequest { filters })),
+            tasks.list(client.call(ListTasksRequest::default())),
+        )
+        .map_err(client.failed("containers"))?;
+        let tasks = tasks.into_inner().tasks.into_iter();
+        let mut tasks: HashMap<String, Task> = tasks.map(|task| (task.id.clone(), task)).collect();
+        let records = records.into_inner().containers.into_iter();
+        Ok(records.map(|record| (tasks.remove(&record.id), record)).map(|(task, record)| (record, task)).collect())
+    }
+
+    /// One container of ours.
+    pub async fn container(&self, id: &str) -> Result<Option<ContainerState>> {
+        match self.record(id).await {
+            Ok((record, task)) => Ok(Some(self.state(record, task))),
+            Err(Error::NotFound(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A container's record and task.
+    pub(crate) async fn record(&self, id: &str) -> Result<(Container, Option<Task>)> {
+        let client = &self.inner.client;
+        let get = client.call(GetContainerRequest { id: id.to_owned() });
+        let answer = client.containers().get(get).await.map_err(client.failed(id))?;
+        let record = answer.into_inner().container.ok_or_else(|| Error::NotFound(id.to_owned()))?;
+        let get = client.call(GetRequest { container_id: id.to_owned(), exec_id: String::new() });
+        let task = match client.tasks().get(get).await {
+            Ok(answer) => answer.into_inner().process,
+            Err(status) if status.code() == Code::NotFound => None,
+            Err(status) => return Err(client.failed(id)(status)),
+        };
+        Ok((record, task))
+    }
+
+    fn state(&self, record: Container, task: Option<Task>) -> ContainerState {
+        let created = time(record.created_at);
+        let status = self.status(&record, task, created);
+        labels::read(record.id, created, record.labels, status)
+    }
+
+    fn status(&self, record: &Container, task: Option<Task>, created: Timestamp) -> Status {
+        if let Some(exit) = labels::read_exit(&record.labels, created) {
+            return Status::Exited(exit);
+        }
+        let Some(task) = task else { return Status::Unknown };
+        match task.status() {
+            TaskStatus::Created => Status::Created,
+            TaskStatus::Running => Status::Running { pid: task.pid, started_at: created },
+            TaskStatus::Paused | TaskStatus::Pausing => Status::Paused { pid: task.pid, started_at: created },
+            TaskStatus::Stopped => Status::Exited(self.exit(record, task.exit_status, task.exited_at)),
+            TaskStatus::Unknown => Status::Unknown,
+        }
+    }
+
+    /// The end of a container whose task is still there, so that its cgroup tells about memory.
+    pub(crate) fn exit(&self, record: &Container, code: u32, at: Option<prost_types::Timestamp>) -> Exit {
+        let cgroup = record.labels.get(labels::CGROUP);
+        Exit {
+            code: code.cast_signed(),
+            started_at: Some(time(record.created_at)),
+            finished_at: time(at),
+            oom_killed: cgroup.is_some_and(|path| self.inner.cgroups.oom_kills(path) > 0),
+        }
+    }
+
+    /// Writes the end on the container and lets its task go.
+    pub(crate) async fn settle(&self, id: &str, exit: &Exit) -> Result<()> {
+        let client = &self.inner.client;
+        let record = Container {
+            id: id.to_owned(),
+            labels: HashMap::from([(labels::EXIT.to_owned(), labels::write_exit(exit))]),
+            ..Container::default()
+        };
+        let paths = vec![format!("labels.{}", labels::EXIT)];
+        let update = UpdateContainerRequest { container: Some(record), update_mask: Some(FieldMask { paths }) };
+        or_gone(client.containers().update(client.call(update)).await.map(drop).map_err(client.failed(id)))?;
+        self.delete_task(id).await.map(drop)
+    }
+
+    async fn wait_task(&self, id: &str) -> Result<(u32, Option<prost_types::Timestamp>)> {
+        let client = &self.inner.client;
+        let request = WaitRequest { container_id: id.to_owned(), exec_id: String::new() };
+        let answer = client.tasks().wait(client.endless(request)).await.map_err(client.failed(id))?.into_inner();
+        Ok((answer.exit_status, answer.exited_at))
+    }
+
+    pub(crate) async fn await_exit(&self, id: &str) -> Result<Exit> {
+        match self.wait_task(id).await {
+            Ok((code, at)) => {
+                let (record, _) = self.record(id).await?;
+                let written = labels::read_exit(&record.labels, time(record.created_at));
+                Ok(written.unwrap_or_else(|| self.exit(&record, code, at)))
+            }
+            // Its task is settled already: the end is on the container.
+            Err(Error::NotFound(_)) => match self.container(id).await? {
+                Some(ContainerState { status: Status::Exited(exit), .. }) => Ok(exit),
+                _ => Err(Error::NotFound(id.to_owned())),
+            },
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn check(spec: &ContainerSpec) -> Result<()> {
+    let fits = (1..=64).contains(&spec.id.len())
+        && spec.id.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    if !fits {
+        return Err(Error::InvalidSpec(format!("container id {:?}: 1 to 64 of a-z and 0-9", spec.id)));
+    }
+    let absolute = |path: &PathBuf| path.is_absolute();
+    if !absolute(&spec.log_path) || !spec.cgroup_parent.starts_with('/') {
+        return Err(Error::InvalidSpec("log path and cgroup parent have to be absolute".into()));
+    }
+    match spec.mounts.iter().find(|mount| !absolute(&mount.destination)) {
+        Some(mount) => {
+            Err(Error::InvalidSpec(format!("invalid mount path: '{}' must be absolute", mount.destination.display())))
+        }
+        None => Ok(()),
+    }
+}
+
+/// `SIGTERM`, `TERM`, `15`, `SIGRTMIN+3`.
+pub(crate) fn signal_number(name: &str) -> Result<u32> {
+    let unknown = || Error::InvalidSpec(format!("unknown signal {name:?}"));
+    if let Ok(number) = name.parse::<u32>() {
+        return if (1..=64).contains(&number) { Ok(number) } else { Err(unknown()) };
+    }
+    let upper = name.to_ascii_uppercase();
+    let full = if upper.starts_with("SIG") { upper } else { format!("SIG{upper}") };
+    if let Some(offset) = full.strip_prefix("SIGRTMIN") {
+        let offset: u32 = if offset.is_empty() { 0 } else { offset.parse().map_err(|_| unknown())? };
+        return Ok(34 + offset.min(30));
+    }
+    let signal: nix::sys::signal::Signal = full.parse().map_err(|_| unknown())?;
+    Ok((signal as i32).cast_unsigned())
+}
+
+/// containerd's time as ours; none is the epoch.
+pub(crate) fn time(from: Option<prost_types::Timestamp>) -> Timestamp {
+    let from = from.unwrap_or_default();
+    Timestamp::new(from.seconds, from.nanos).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn signals_have_many_names() {
+        for (name, want) in [
+            ("SIGTERM", Some(15)),
+            ("quit", Some(3)),
+            ("9", Some(9)),
+            ("SIGRTMIN+3", Some(37)),
+            ("RTMIN", Some(34)),
+            ("0", None),
+            ("SIGNONE", None),
+            ("SIGRTMIN+x", None),
+        ] {
+            assert_eq!(signal_number(name).ok(), want, "{name}");
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! containerd's events as ours, for as long as the runtime lives; what is missed is made good by a resync.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use containerd_client::events::{TaskDelete, TaskExit, TaskOom, TaskStart};
+use containerd_client::services::v1::{PublishRequest, SubscribeRequest};
+use containerd_client::types::Envelope;
+use prost::Message;
+use tonic::Streaming;
+
+use crate::runtime::Inner;
+use crate::{Error, Event, Result, Runtime, Status, exec, limits};
+
+/// The topic of our own event.
+const READY: &str = "/sluice/ready";
+
+/// Starts the task that listens. Everything that ended while nobody listened is settled first.
+pub(crate) async fn listen(runtime: &Runtime) -> Result<()> {
+    let stream = subscribe(runtime).await?;
+    resync(runtime).await?;
+    let weak = Arc::downgrade(&runtime.inner);
+    tokio::spawn(follow(weak, stream));
+    Ok(())
+}
+
+async fn follow(weak: Weak<Inner>, mut stream: Streaming<Envelope>) {
+    loop {
+        while let Ok(Some(envelope)) = stream.message().await {
+            let Some(inner) = weak.upgrade() else { return };
+            handle(&Runtime { inner }, envelope).await;
+        }
+        let Some(next) = again(&weak).await else { return };
+        stream = next;
+    }
+}
+
+/// Subscribes anew after the stream has broken; `None` when the runtime is gone.
+async fn again(weak: &Weak<Inner>) -> Option<Streaming<Envelope>> {
+    let mut pause = Duration::from_millis(20);
+    loop {
+        let runtime = Runtime { inner: weak.upgrade()? };
+        let resumed = async {
+            let stream = subscribe(&runtime).await?;
+            resync(&runtime).await?;
+            Ok::<_, Error>(stream)
+        };
+        match resumed.await {
+            Ok(stream) => {
+                tracing::info!("containerd answers again");
+                let _ = runtime.inner.events.send(Event::Resync);
+                return Some(stream);
+            }
+            Err(error) => tracing::warn!(%error, "no events from containerd"),
+        }
+        drop(runtime);
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(limits::RECONNECT);
+    }
+}
+
+/// Subscribes, and returns only when the subscription is known to stand: containerd says nothing before its first event,
+/// so we publish one of our own.
+async fn subscribe(runtime: &Runtime) -> Result<Streaming<Envelope>> {
+    let client = &runtime.inner.client;
+    let namespace = &runtime.inner.config.namespace;
+    let tasks = format!("namespace=={namespace},topic~=\"^/tasks/(start|exit|oom|delete)$\"");
+    let ours = format!("namespace=={namespace},topic==\"{READY}\"");
+    let mut events = client.events();
+    let subscribed = events.subscribe(client.endless(SubscribeRequest { filters: vec![tasks, ours] }));
+    tokio::pin!(subscribed);
+    let mut publisher = client.events();
+    loop {
+        let event = prost_types::Any { type_url: "io.sluice.Ready".into(), value: Vec::new() };
+        let publish = client.call(PublishRequest { topic: READY.into(), event: Some(event) });
+        publisher.publish(publish).await.map_err(client.failed("events"))?;
+        if let Ok(answer) = tokio::time::timeout(limits::SUBSCRIBED, &mut subscribed).await {
+            return Ok(answer.map_err(client.failed("events"))?.into_inner());
+        }
+    }
+}
+
+/// Settles what ended unseen, and brings back loggers that died with an earlier daemon.
+async fn resync(runtime: &Runtime) -> Result<()> {
+    for state in runtime.settle_all().await? {
+        if matches!(state.status, Status::Running { .. }) {
+            exec::revive_logger(&runtime.inner.config, &state)?;
+        }
+    }
+    Ok(())
+}
+
+async fn handle(runtime: &Runtime, envelope: Envelope) {
+    let Some(any) = envelope.event else { return };
+    let event = match envelope.topic.as_str() {
+        "/tasks/start" => TaskStart::decode(any.value.as_slice())
+            .ok()
+            .map(|event| Event::Started { id: event.container_id, pid: event.pid }),
+        "/tasks/oom" => TaskOom::decode(any.value.as_slice()).ok().map(|event| Event::Oom { id: event.container_id }),
+        "/tasks/delete" => TaskDelete::decode(any.value.as_slice())
+            .ok()
+            .filter(|event| event.id.is_empty() || event.id == event.container_id)
+            .map(|event| Event::Removed { id: event.container_id }),
+        "/tasks/exit" => match TaskExit::decode(any.value.as_slice()) {
+            Ok(event) if event.id == event.container_id => exited(runtime, event).await,
+            // An exec'd process: its own waiter knows.
+            _ => None,
+        },
+        _ => None,
+    };
+    if let Some(event) = event {
+        // Nobody listening is fine.
+        let _ = runtime.inner.events.send(event);
+    }
+}
+
+async fn exited(runtime: &Runtime, event: TaskExit) -> Option<Event> {
+    let id = event.container_id;
+    let (record, _) = match runtime.record(&id).await {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::debug!(container = id, %error, "an unknown container ended");
+            return None;
+        }
+    };
+    record.labels.get(crate::labels::ATTEMPT)?;
+    let exit = runtime.exit(&record, event.exit_status, event.exited_at);
+    let (later, settled, end) = (runtime.clone(), id.clone(), exit.clone());
+    tokio::spawn(async move {
+        if let Err(error) = later.settle(&settled, &end).await {
+            tracing::warn!(container = settled, %error, "the end of a container is not written down yet");
+        }
+    });
+    Some(Event::Exited { id, exit })
+}

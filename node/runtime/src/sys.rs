@@ -1,0 +1,70 @@
+//! The few facts of processes and mounts that only the kernel has.
+#![allow(unsafe_code)]
+
+use std::fs;
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::unistd::Pid;
+use tokio::io::unix::AsyncFd;
+
+/// A descriptor that becomes readable when the process has ended.
+pub(crate) fn pidfd(pid: Pid) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: pidfd_open takes two integers and touches no memory of ours.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: an OwnedFd always tells the same descriptor and closes it only when dropped.
+    unsafe { AsyncFd::register(fd) }.map_err(Into::into)
+}
+
+/// Every process with its command line (arguments end with a zero byte).
+pub(crate) fn processes() -> impl Iterator<Item = (Pid, Vec<u8>)> {
+    fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
+        let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+        Some((Pid::from_raw(pid), fs::read(entry.path().join("cmdline")).ok()?))
+    })
+}
+
+/// The processes whose parent this is.
+pub(crate) fn children(parent: Pid) -> Vec<Pid> {
+    let tasks = fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    lists
+        .flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>())
+        .map(Pid::from_raw)
+        .collect()
+}
+
+/// Mount points at or below a directory, the innermost first.
+pub(crate) fn mounts_below(dir: &Path) -> Vec<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);
+    let mut below: Vec<_> = points.filter(|point| point.starts_with(dir)).collect();
+    below.reverse();
+    below
+}
+
+/// mountinfo writes space, tab, newline and backslash as three octal digits.
+pub(crate) fn unescape(text: &str) -> PathBuf {
+    let mut plain = text.to_owned();
+    for (escape, character) in [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")] {
+        plain = plain.replace(escape, character);
+    }
+    PathBuf::from(plain)
+}
+
+/// A descriptor that our parent left open for us.
+pub(crate) fn inherited(fd: i32) -> io::Result<fs::File> {
+    // SAFETY: fcntl with F_GETFD touches no memory; it tells whether the descriptor is open.
+    if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is open, and the logger, whose only thread asks for each number once, owns what its parent gave it.
+    Ok(unsafe { fs::File::from_raw_fd(fd) })
+}
