@@ -98,11 +98,13 @@ pub(super) const DELETE_COLLECTION: &[&str] = &[
     "timeoutSeconds",
 ];
 
+const PRETTY: Parameter = query("pretty", "string", "Whether the answer is indented for people to read ('true').");
+
 const COMMON: &[Parameter] = &[
     path("name", "Name of the object."),
     path("namespace", "Namespace of the object."),
     path("path", "The path that is requested from the proxied server."),
-    query("pretty", "string", "Whether the answer is indented for people to read ('true')."),
+    PRETTY,
     query("allowWatchBookmarks", "boolean", "Whether a watch may send BOOKMARK events."),
     query("continue", "string", "Where to go on: the token of the previous part of a list."),
     query("fieldSelector", "string", "Only objects whose fields match."),
@@ -141,6 +143,7 @@ const LOG: &[Parameter] = &[
     CONTAINER,
     query("follow", "boolean", "Whether the answer goes on as the container writes."),
     query("insecureSkipTLSVerifyBackend", "boolean", "Whether the node's certificate is not checked."),
+    PRETTY,
     query("limitBytes", "integer", "The most bytes in the answer."),
     query("previous", "boolean", "The log of the container's previous run."),
     query("sinceSeconds", "integer", "Only lines of the last so many seconds."),

@@ -86,7 +86,8 @@ pub(super) fn routes(row: &Resource) -> Vec<Route> {
         }
         let path = format!("{object}/{}", sub.name);
         let operations = |suffix: &str| -> Vec<Operation> {
-            sub.verbs.iter().map(|verb| sub_operation(row, &sub, verb, suffix)).collect()
+            let plain = if sub.name == "proxy" { &["head", "options"][..] } else { &[] };
+            sub.verbs.iter().chain(plain).map(|verb| sub_operation(row, &sub, verb, suffix)).collect()
         };
         if sub.name == "proxy" {
             let mut parameters = parameters.clone();
@@ -192,6 +193,8 @@ fn form(verb: &str) -> Form {
             parameters::DELETE_COLLECTION,
             &["200", "401"],
         ),
+        "head" => new("head", "head", "connect", "connect to", &[], &["200", "401"]),
+        "options" => new("options", "options", "connect", "connect to", &[], &["200", "401"]),
         _ => new("get", "read", "get", "read the specified", &[], &["200", "401"]),
     }
 }

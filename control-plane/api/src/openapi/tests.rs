@@ -68,6 +68,20 @@ fn paths_and_operations_are_upstreams() {
     check(&core, "/api/v1/namespaces/{namespace}/pods/{name}/log", &["get"], "readCoreV1NamespacedPodLog");
 }
 
+/// Upstream's lists, where k8s-openapi's own differ.
+#[test]
+fn required_fields_are_upstreams() {
+    let check = |doc: &str, name: &str, required: Value| {
+        let doc = v3(builtin(), doc).unwrap();
+        assert_eq!(doc["components"]["schemas"][name]["required"], required, "{name}");
+    };
+    check("api/v1", "io.k8s.api.core.v1.Pod", Value::Null);
+    check("api/v1", "io.k8s.api.core.v1.LocalObjectReference", Value::Null);
+    check("api/v1", "io.k8s.api.core.v1.Event", json!(["involvedObject", "metadata"]));
+    check("api/v1", "io.k8s.api.core.v1.ContainerPort", json!(["containerPort"]));
+    check("apis/events.k8s.io/v1", "io.k8s.api.events.v1.Event", json!(["eventTime"]));
+}
+
 #[test]
 fn schemas_carry_facts_and_kinds() {
     let doc = apps();
@@ -125,6 +139,8 @@ fn version_two_has_its_own_words() {
     let spec = &definitions["io.k8s.api.apps.v1.Deployment"]["properties"]["spec"];
     assert_eq!(spec["$ref"], "#/definitions/io.k8s.api.apps.v1.DeploymentSpec");
     assert_eq!(definitions["io.k8s.apimachinery.pkg.api.resource.Quantity"]["type"], "string");
+    let crd = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
+    assert_eq!(definitions[crd]["properties"]["oneOf"]["type"], "array");
     let create = &doc["paths"]["/api/v1/namespaces/{namespace}/pods"]["post"];
     assert_eq!(create["parameters"][0]["schema"]["$ref"], "#/definitions/io.k8s.api.core.v1.Pod");
     let text = doc.to_string();

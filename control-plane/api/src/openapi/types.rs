@@ -135,21 +135,13 @@ impl Types<'_> {
             return versions.into_iter().map(|(group, version)| kind(group, version, "DeleteOptions")).collect();
         }
         let (package, short) = name.rsplit_once('.').unwrap_or(("", name));
-        let is_kind = self.definitions.get(name).is_some_and(|d| {
-            let properties = d.get("properties");
-            properties.is_some_and(|p| p.get("apiVersion").is_some() && p.get("kind").is_some())
-        });
-        // Types with both fields that are no kinds of their own.
-        let named_only = name.ends_with("Reference") || name.ends_with("Ref");
-        if !is_kind && self.definitions.contains_key(name) || named_only {
+        let has = |field: &str| self.definitions.get(name).is_none_or(|d| d["properties"].get(field).is_some());
+        let meta = package == "io.k8s.apimachinery.pkg.apis.meta.v1";
+        if !(has("apiVersion") && has("kind") && (has("metadata") || meta)) || short == "OwnerReference" {
             return Vec::new();
         }
-        if package == "io.k8s.apimachinery.pkg.apis.meta.v1" {
-            return if short == "OwnerReference" || short == "ManagedFieldsEntry" {
-                Vec::new()
-            } else {
-                vec![kind("", "v1", short)]
-            };
+        if meta {
+            return if short == "ManagedFieldsEntry" { Vec::new() } else { vec![kind("", "v1", short)] };
         }
         let in_package =
             |row: &&std::sync::Arc<Resource>| row.schema.rsplit_once('.').is_some_and(|(p, _)| p == package);
@@ -201,8 +193,8 @@ fn extend(schema: &mut Value, facts: &Facts) {
     if let Some(strategy) = facts.patch_strategy() {
         schema["x-kubernetes-patch-strategy"] = json!(strategy);
     }
-    if facts.atomic {
-        schema["x-kubernetes-map-type"] = json!("atomic");
+    if facts.atomic || facts.granular {
+        schema["x-kubernetes-map-type"] = json!(if facts.atomic { "atomic" } else { "granular" });
     }
     if let Some(default) = &facts.default {
         schema["default"] = default.clone();

@@ -118,7 +118,7 @@ fn to_v2(schema: Value) -> Value {
                             _ => Map::new(),
                         }));
                     }
-                    ("oneOf", _) => {
+                    ("oneOf", Value::Array(_)) => {
                         out.insert("type".into(), "string".into());
                     }
                     (_, value) => {

@@ -18,7 +18,41 @@ pub(crate) fn definitions() -> Map<String, Value> {
     });
     let mut generator = settings.into_generator();
     roots::generate(&mut generator);
-    generator.take_definitions(false)
+    let mut definitions = generator.take_definitions(false);
+    correct_required(&mut definitions);
+    definitions
+}
+
+/// Types whose `name` is optional, although k8s-openapi has it as a plain string.
+const OPTIONAL_NAME: [&str; 8] = [
+    "ConfigMapEnvSource",
+    "ConfigMapKeySelector",
+    "ConfigMapProjection",
+    "ConfigMapVolumeSource",
+    "LocalObjectReference",
+    "SecretEnvSource",
+    "SecretKeySelector",
+    "SecretProjection",
+];
+
+/// k8s-openapi requires what its Rust types always have; upstream's own lists differ in these.
+fn correct_required(definitions: &mut Map<String, Value>) {
+    for (name, schema) in definitions {
+        let optional_name = name.strip_prefix("io.k8s.api.core.v1.").is_some_and(|n| OPTIONAL_NAME.contains(&n));
+        let Some(fields) = schema.as_object_mut() else { continue };
+        let mut required = match fields.shift_remove("required") {
+            Some(Value::Array(required)) => required,
+            _ => Vec::new(),
+        };
+        let core_event = name == "io.k8s.api.core.v1.Event";
+        required.retain(|field| (field != "metadata" || core_event) && !(optional_name && field == "name"));
+        if name == "io.k8s.api.events.v1.Event" {
+            required.push("eventTime".into());
+        }
+        if !required.is_empty() {
+            fields.insert("required".into(), required.into());
+        }
+    }
 }
 
 pub(super) fn builtin() -> Schemas {

@@ -22,6 +22,8 @@ pub struct Facts {
     pub merge_key: Option<Cow<'static, str>>,
     /// Server-side apply owns the map or struct as a whole.
     pub atomic: bool,
+    /// Server-side apply owns the fields of the struct one by one, although its type is atomic.
+    pub granular: bool,
     /// The value that an absent field stands for, where it is not zero.
     pub default: Option<Value>,
 }
@@ -60,6 +62,7 @@ impl Facts {
         retain_keys: false,
         merge_key: None,
         atomic: false,
+        granular: false,
         default: None,
     };
 
@@ -77,7 +80,10 @@ impl Facts {
                     facts.retain_keys = has("retainKeys");
                 }
                 "key" => facts.merge_key = Some(Cow::Borrowed(value)),
-                "map" => facts.atomic = value == "atomic",
+                "map" => {
+                    facts.atomic = value == "atomic";
+                    facts.granular = value == "granular";
+                }
                 "default" => facts.default = serde_json::from_str(value).ok(),
                 _ => {}
             }
