@@ -5,6 +5,8 @@
 //! (`control-plane/api/src/schema/facts.tsv`) is checked in: one line per field, or type (field
 //! `.`), that has any fact.
 
+mod wire;
+
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
@@ -17,17 +19,20 @@ use anyhow::{Context, Result, bail, ensure};
 /// The Kubernetes version whose facts are wanted, as k8s-openapi names its module.
 const VERSION: &str = "v1_36";
 const FACTS: &str = "control-plane/api/src/schema/facts.tsv";
+const WIRE: &str = "control-plane/api/src/wire/wire.tsv";
 
 /// Writes the table of facts anew.
 pub(crate) fn run() -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask has no parent folder")?;
     let markers = crate_dir(root, "k8s-pb")?.join("src");
     let names = crate_dir(root, "k8s-openapi")?.join("src").join(VERSION);
-    let table = facts(&json_names(&names)?, &markers)?;
-    ensure!(!table.is_empty(), "no facts found in {}", markers.display());
-    let out = root.join(FACTS);
-    fs::write(&out, &table).with_context(|| format!("writing {}", out.display()))?;
-    println!("{}: {} lines", out.display(), table.lines().count());
+    let names = json_names(&names)?;
+    for (place, table) in [(FACTS, facts(&names, &markers)?), (WIRE, wire::table(&names, &markers)?)] {
+        ensure!(!table.is_empty(), "nothing found for {place} in {}", markers.display());
+        let out = root.join(place);
+        fs::write(&out, &table).with_context(|| format!("writing {}", out.display()))?;
+        println!("{}: {} lines", out.display(), table.lines().count());
+    }
     Ok(())
 }
 
@@ -211,7 +216,13 @@ mod tests {
         };
         check(&["Words.", "+optional"], "");
         check(
-            &["+patchMergeKey=containerPort", "+patchStrategy=merge", "+listType=map", "+listMapKey=a", "+listMapKey=b"],
+            &[
+                "+patchMergeKey=containerPort",
+                "+patchStrategy=merge",
+                "+listType=map",
+                "+listMapKey=a",
+                "+listMapKey=b",
+            ],
             "list=map keys=a,b patch=merge key=containerPort",
         );
         check(&["+structType=atomic", "+default=\"TCP\""], "map=atomic default=\"TCP\"");

@@ -48,7 +48,13 @@ fn layer(echo: &[u8]) -> Result<Vec<u8>> {
         entry(&mut tar, dir, EntryType::Directory, mode, b"")?;
     }
     entry(&mut tar, "echo", EntryType::Regular, 0o755, echo)?;
-    entry(&mut tar, "etc/passwd", EntryType::Regular, 0o644, b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n")?;
+    entry(
+        &mut tar,
+        "etc/passwd",
+        EntryType::Regular,
+        0o644,
+        b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n",
+    )?;
     entry(&mut tar, "etc/group", EntryType::Regular, 0o644, b"root:x:0:\nnogroup:x:65534:\n")?;
     let busybox = fs::read("/bin/busybox").context("cannot read /bin/busybox (package busybox-static)")?;
     entry(&mut tar, "bin/busybox", EntryType::Regular, 0o755, &busybox)?;

@@ -3,6 +3,7 @@
 
 mod bench;
 mod ci;
+mod codegen;
 mod down;
 mod ebpf;
 mod image;
@@ -40,6 +41,8 @@ enum Task {
     Ebpf,
     /// Build the sample image as a tar for `sluice image import`
     Image,
+    /// Write the tables of API facts anew from the sources they come from
+    Codegen,
     /// Check the repository's own rules
     Tidy,
     /// What CI runs: formatting, clippy, all tests
@@ -59,6 +62,7 @@ fn main() -> anyhow::Result<()> {
             ebpf::build().map(|object| println!("{}", object.display()))
         }
         Task::Image => image::build().map(|tar| println!("{}", tar.display())),
+        Task::Codegen => codegen::run(),
         Task::Tidy => tidy::run(),
         Task::Ci => ci::run(),
     }

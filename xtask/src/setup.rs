@@ -31,7 +31,12 @@ struct Need {
 
 const NEEDS: &[Need] = &[
     need(Purpose::Build, Probe::Program("cc"), &["build-essential"], "links the binaries"),
-    need(Purpose::Build, Probe::Program("protoc"), &["protobuf-compiler"], "compiles containerd's and etcd's protocols"),
+    need(
+        Purpose::Build,
+        Probe::Program("protoc"),
+        &["protobuf-compiler"],
+        "compiles containerd's and etcd's protocols",
+    ),
     need(
         Purpose::Build,
         Probe::File("/usr/include/google/protobuf/descriptor.proto"),

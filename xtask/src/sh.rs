@@ -67,7 +67,9 @@ pub(crate) fn which(program: &str) -> Option<PathBuf> {
 /// Fails with one sentence unless the caller is root.
 pub(crate) fn require_root(task: &str) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
-        bail!("{task} needs root: it makes network namespaces, cgroups and eBPF programs. Run it as root or with sudo -E");
+        bail!(
+            "{task} needs root: it makes network namespaces, cgroups and eBPF programs. Run it as root or with sudo -E"
+        );
     }
     Ok(())
 }

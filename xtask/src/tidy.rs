@@ -14,11 +14,7 @@ struct Rule {
     broken: fn(path: &str, text: &str) -> Option<String>,
 }
 
-const RULES: &[Rule] = &[
-    Rule { broken: too_long },
-    Rule { broken: unfinished },
-    Rule { broken: no_module_paragraph },
-];
+const RULES: &[Rule] = &[Rule { broken: too_long }, Rule { broken: unfinished }, Rule { broken: no_module_paragraph }];
 
 /// Prints every broken rule and fails if there is one.
 pub(crate) fn run() -> Result<()> {

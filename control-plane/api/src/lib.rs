@@ -20,3 +20,4 @@ pub mod selector;
 pub mod status;
 pub mod strategy;
 pub mod table;
+pub mod wire;
