@@ -7,12 +7,14 @@
 
 mod build;
 mod facts;
+mod required;
 mod roots;
 
 use std::sync::LazyLock;
 
 pub(crate) use build::{DEFINITIONS, definitions, reference};
 pub use facts::{Facts, ListType};
+pub use required::missing;
 
 /// An immutable set of types that refer to each other.
 #[derive(Debug, Default)]

@@ -152,6 +152,7 @@ fn unescape(value: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
@@ -217,5 +218,21 @@ mod tests {
         check("v1", "Pod", "a", "invalid selector: 'a'; can't understand 'a'");
         check("v1", "Pod", "metadata.name=a=b", "invalid field selector: unescaped character in value: =");
         check("v1", "Pod", "metadata.name=a\\b", "invalid field selector: invalid escape sequence: \\b");
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_never_panics(text in "[a-z!=,.\\\\é]{0,20}|metadata.name!?=\\PC{0,20}") {
+            let _ = Fields::parse(res("v1", "Pod"), &text);
+        }
+
+        /// Any value can be asked for, once it is escaped.
+        #[test]
+        fn escaped_values_match_themselves(name in "\\PC{0,20}") {
+            let escaped = name.replace('\\', "\\\\").replace(',', "\\,").replace('=', "\\=");
+            let fields = Fields::parse(res("v1", "Pod"), &format!("metadata.name={escaped}")).unwrap();
+            let pod = json!({"metadata": {"name": name}});
+            prop_assert!(fields.matches(&pod));
+        }
     }
 }

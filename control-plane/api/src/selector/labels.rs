@@ -377,6 +377,7 @@ impl Parser {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
@@ -454,5 +455,12 @@ mod tests {
         );
         let wrong = json!({"matchExpressions": [{"key": "a", "operator": "Is"}]});
         assert_eq!(Labels::from_object(&wrong).unwrap_err(), "\"Is\" is not a valid label selector operator");
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_never_panics(text in "[a-z!=<>(), é./-]{0,20}|\\PC{0,20}") {
+            let _ = Labels::parse(&text);
+        }
     }
 }
