@@ -104,3 +104,6 @@ pub const BACKEND_ERROR_BYTES: usize = 50_000;
 
 /// How long a pod's creation waits for the default ServiceAccount of a new namespace.
 pub const DEFAULT_ACCOUNT_WAIT: Duration = Duration::from_secs(2);
+/// How long an admitted object counts against quotas before the cache has it, and how many do.
+pub const QUOTA_RESERVATION: Duration = Duration::from_secs(10);
+pub const QUOTA_RESERVATIONS: usize = 10_000;

@@ -211,11 +211,11 @@ fn compare(item: &Value, what: &str, requests: &Amounts, limits: &Amounts, error
     }
 }
 
-fn plain(value: &Value) -> String {
+pub(super) fn plain(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 /// `500m` below one and for fractions, else the plain number.
-fn show(value: f64) -> String {
+pub(super) fn show(value: f64) -> String {
     if value.fract() == 0.0 { format!("{value}") } else { format!("{}m", (value * 1000.0).round()) }
 }

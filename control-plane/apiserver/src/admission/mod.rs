@@ -8,6 +8,8 @@ mod limit_ranger;
 mod namespace;
 mod node;
 mod pod;
+mod pod_security;
+mod quota;
 mod service_account;
 mod storage;
 
@@ -26,11 +28,12 @@ use crate::{
 pub struct Admission {
     view: Arc<dyn View>,
     authorizer: Arc<Authorizer>,
+    quota: quota::Quota,
 }
 
 impl Admission {
     pub fn new(view: Arc<dyn View>, authorizer: Arc<Authorizer>) -> Self {
-        Self { view, authorizer }
+        Self { view, authorizer, quota: quota::Quota::default() }
     }
 
     /// Fills in what the cluster decides. Returns warnings for the client.
@@ -85,7 +88,9 @@ impl Admission {
             }
             _ => {}
         }
-        Ok(Vec::new())
+        let warnings = pod_security::check(view, admit, object)?;
+        self.quota.check(view, admit, object)?;
+        Ok(warnings)
     }
 }
 

@@ -303,3 +303,110 @@ async fn certificate_requests_carry_their_asker() {
     let refused = admit(&view, &jane, status, Some(mine), Some(signed)).await.unwrap_err();
     assert!(refused.contains("user not permitted to sign"), "{refused}");
 }
+
+#[tokio::test]
+async fn quotas_are_kept() {
+    let view = view();
+    view.put(
+        "",
+        "resourcequotas",
+        json!({"metadata": {"namespace": "shop", "name": "q"}, "spec": {"hard": {
+            "pods": "3", "requests.cpu": "1", "limits.memory": "1Gi", "configmaps": "1"}}}),
+    );
+    let made = |name: &str, cpu: &str, memory: &str, phase: &str| {
+        json!({"metadata": {"namespace": "shop", "name": name, "uid": name}, "status": {"phase": phase}, "spec": {"containers": [
+            {"name": "app", "resources": {"requests": {"cpu": cpu}, "limits": {"memory": memory}}}]}})
+    };
+    view.put("", "pods", made("old", "400m", "256Mi", "Running"));
+    view.put("", "pods", made("done", "900m", "1Gi", "Succeeded"));
+    let make = async |pod: Value| admit(&view, &admin(), "create core/pods shop x", None, Some(pod)).await.map(drop);
+    assert_eq!(make(made("x", "600m", "768Mi", "")).await, Ok(()));
+    assert_eq!(
+        make(made("x", "700m", "1Gi", "")).await.unwrap_err(),
+        "pods \"x\" is forbidden: exceeded quota: q, requested: limits.memory=1Gi,requests.cpu=700m, used: limits.memory=256Mi,requests.cpu=400m, limited: limits.memory=1Gi,requests.cpu=1"
+    );
+    assert_eq!(
+        make(pod(json!({})).unwrap()).await.unwrap_err(),
+        "pods \"x\" is forbidden: failed quota: q: must specify limits.memory for: app; requests.cpu for: app"
+    );
+    let map = |name: &str| Some(json!({"metadata": {"namespace": "shop", "name": name, "uid": name}}));
+    let put = async |name: &str| {
+        admit(&view, &admin(), &format!("create core/configmaps shop {name}"), None, map(name)).await
+    };
+    assert!(put("a").await.is_ok());
+    view.put("", "configmaps", map("a").unwrap());
+    assert_eq!(
+        put("b").await.unwrap_err(),
+        "configmaps \"b\" is forbidden: exceeded quota: q, requested: configmaps=1, used: configmaps=1, limited: configmaps=1"
+    );
+}
+
+#[tokio::test]
+async fn a_quota_counts_what_is_on_its_way() {
+    let view = view();
+    view.put(
+        "",
+        "resourcequotas",
+        json!({"metadata": {"namespace": "shop", "name": "q"}, "spec": {"hard": {"secrets": "1"}}}),
+    );
+    let admission = Admission::new(view.clone(), Arc::new(Authorizer::new(view.clone())));
+    let (user, row) = (admin(), builtin().by_path("", "v1", "secrets").unwrap().clone());
+    let ask = async |name: &str, dry_run: bool| {
+        let attributes = Attributes {
+            user: &user,
+            verb: "create",
+            group: "",
+            version: "v1",
+            resource: "secrets",
+            subresource: "",
+            namespace: "shop",
+            name,
+            path: "",
+            is_resource: true,
+        };
+        let frame = Admit { attributes, resource: &row, operation: Operation::Create, old: None, dry_run };
+        let object = json!({"metadata": {"namespace": "shop", "name": name, "uid": name}});
+        admission.validate(&frame, Some(&object)).await.is_ok()
+    };
+    assert!(ask("dry", true).await);
+    assert!(ask("a", false).await);
+    assert!(!ask("b", false).await);
+}
+
+#[tokio::test]
+async fn pod_security_levels() {
+    let view = view();
+    let labels = json!({"pod-security.kubernetes.io/enforce": "restricted"});
+    view.put("", "namespaces", json!({"metadata": {"name": "tight", "labels": labels}}));
+    let labels =
+        json!({"pod-security.kubernetes.io/enforce": "baseline", "pod-security.kubernetes.io/warn": "restricted"});
+    view.put("", "namespaces", json!({"metadata": {"name": "base", "labels": labels}}));
+    for namespace in ["tight", "base"] {
+        view.put("", "serviceaccounts", json!({"metadata": {"namespace": namespace, "name": "default"}}));
+    }
+    let check = async |namespace: &str, spec: Value, expected: Result<(), &str>| {
+        let mut object = pod(spec).unwrap();
+        object["metadata"]["namespace"] = json!(namespace);
+        let what = format!("create core/pods {namespace} web-0");
+        let got = admit(&view, &admin(), &what, None, Some(object)).await.map(drop);
+        assert_eq!(got, expected.map_err(|e| format!("pods \"web-0\" is forbidden: violates PodSecurity {e}")));
+    };
+    let good = json!({"securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [{"name": "app", "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}}]});
+    check("tight", good, Ok(())).await;
+    check(
+        "tight",
+        json!({}),
+        Err("\"restricted:latest\": allowPrivilegeEscalation != false (container \"app\" must set securityContext.allowPrivilegeEscalation=false), unrestricted capabilities (container \"app\" must set securityContext.capabilities.drop=[\"ALL\"]), runAsNonRoot != true (pod or container \"app\" must set securityContext.runAsNonRoot=true), seccompProfile (pod or container \"app\" must set securityContext.seccompProfile.type to \"RuntimeDefault\" or \"Localhost\")"),
+    )
+    .await;
+    check("base", json!({}), Ok(())).await;
+    check(
+        "base",
+        json!({"hostNetwork": true, "volumes": [{"name": "v", "hostPath": {"path": "/"}}],
+            "containers": [{"name": "a", "securityContext": {"privileged": true}}, {"name": "b", "ports": [{"hostPort": 80}],
+                "securityContext": {"capabilities": {"add": ["NET_ADMIN"]}}}]}),
+        Err("\"baseline:latest\": non-default capabilities (container \"b\" must not include \"NET_ADMIN\" in securityContext.capabilities.add), host namespaces (hostNetwork=true), hostPath volumes (volume \"v\"), hostPort (container \"b\" uses hostPort 80), privileged (container \"a\" must not set securityContext.privileged=true)"),
+    )
+    .await;
+}

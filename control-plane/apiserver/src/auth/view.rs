@@ -18,6 +18,16 @@ pub trait View: Send + Sync + 'static {
     /// A collection of one namespace, or of all for `""`.
     fn list(&self, group: &str, plural: &str, namespace: &str) -> Vec<Arc<StoredObject>>;
 
+    /// The newest revision seen: unchanged while nothing in the store changed.
+    fn revision(&self) -> i64;
+
+    /// How many objects a collection has and the newest revision among them: any change of the
+    /// collection moves one of the two.
+    fn stamp(&self, group: &str, plural: &str) -> (usize, i64) {
+        let objects = self.list(group, plural, "");
+        (objects.len(), objects.iter().map(|o| o.revision).max().unwrap_or(0))
+    }
+
     /// The object once it exists, waited for at most `timeout`.
     async fn appears(
         &self,
@@ -37,6 +47,18 @@ impl View for Storage {
 
     fn list(&self, group: &str, plural: &str, namespace: &str) -> Vec<Arc<StoredObject>> {
         prefix(group, plural).map_or_else(Vec::new, |p| Storage::list(self, p, namespace).items)
+    }
+
+    fn revision(&self) -> i64 {
+        Storage::revision(self)
+    }
+
+    fn stamp(&self, group: &str, plural: &str) -> (usize, i64) {
+        let Some(prefix) = prefix(group, plural) else {
+            return (0, 0);
+        };
+        let snapshot = self.snapshot(prefix, "");
+        snapshot.iter().fold((0, 0), |(count, newest), (_, object)| (count + 1, newest.max(object.revision)))
     }
 
     async fn appears(
@@ -134,7 +156,9 @@ pub(crate) mod fixed {
 
         pub(crate) fn remove(&self, group: &str, plural: &str, namespace: &str, name: &str) {
             let key = (prefix(group, plural).unwrap().to_owned(), namespace.into(), name.into());
-            assert!(self.0.write().1.remove(&key).is_some());
+            let mut state = self.0.write();
+            state.0 += 1;
+            assert!(state.1.remove(&key).is_some());
         }
     }
 
@@ -151,6 +175,10 @@ pub(crate) mod fixed {
             let of =
                 |((p, n, _), _): &(&Key, &Arc<StoredObject>)| *p == prefix && (namespace.is_empty() || n == namespace);
             state.1.iter().filter(of).map(|(_, o)| o.clone()).collect()
+        }
+
+        fn revision(&self) -> i64 {
+            self.0.read().0
         }
 
         async fn appears(

@@ -5,7 +5,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
 };
 
 use arc_swap::ArcSwap;
@@ -27,6 +30,8 @@ pub struct Rbac {
     view: Arc<dyn View>,
     index: ArcSwap<Index>,
     rebuild: Mutex<()>,
+    /// The store's revision up to which the index is known to hold.
+    checked: AtomicI64,
 }
 
 /// The number of objects and the newest revision of each kind: any change moves one of them.
@@ -109,7 +114,7 @@ pub(crate) struct RoleRef {
 
 impl Rbac {
     pub fn new(view: Arc<dyn View>) -> Self {
-        Self { view, index: ArcSwap::default(), rebuild: Mutex::new(()) }
+        Self { view, index: ArcSwap::default(), rebuild: Mutex::new(()), checked: AtomicI64::new(-1) }
     }
 
     /// `Err` carries what may explain the refusal: roles that bindings name and nobody made.
@@ -147,11 +152,19 @@ impl Rbac {
     }
 
     fn index(&self) -> Arc<Index> {
-        let stamp = self.stamp();
+        let revision = self.view.revision();
         let index = self.index.load_full();
-        if index.stamp == Some(stamp) {
+        if index.stamp.is_some() && self.checked.load(Ordering::Acquire) == revision {
             return index;
         }
+        let stamp = KINDS.map(|kind| self.view.stamp(GROUP, kind));
+        let index = if index.stamp == Some(stamp) { index } else { self.rebuilt(stamp) };
+        // What was read is at least as new as the revision asked for before.
+        self.checked.fetch_max(revision, Ordering::AcqRel);
+        index
+    }
+
+    fn rebuilt(&self, stamp: Stamp) -> Arc<Index> {
         let _one = self.rebuild.lock();
         let current = self.index.load_full();
         if current.stamp == Some(stamp) {
@@ -160,14 +173,6 @@ impl Rbac {
         let index = Arc::new(Index::compile(&*self.view, stamp));
         self.index.store(index.clone());
         index
-    }
-
-    fn stamp(&self) -> Stamp {
-        KINDS.map(|kind| {
-            let objects = self.view.list(GROUP, kind, "");
-            let newest = objects.iter().map(|o| o.revision).max().unwrap_or(0);
-            (objects.len(), newest)
-        })
     }
 }
 
