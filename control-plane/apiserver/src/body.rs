@@ -8,12 +8,21 @@ use serde_json::Value;
 use sluice_api::{
     decode::{self, Parsed},
     status::Status,
+    wire,
 };
 
 use crate::{context::Body, limits, meta};
 
 /// What bodies of objects may be written in.
-const OBJECTS: [&str; 2] = ["application/json", "application/yaml"];
+const OBJECTS: [&str; 3] = ["application/json", "application/yaml", wire::MEDIA_TYPE];
+
+/// The forms of an object's body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    Json,
+    Yaml,
+    Protobuf,
+}
 
 /// What a patch may be written in.
 const PATCHES: [&str; 3] =
@@ -65,11 +74,12 @@ fn media(headers: &HeaderMap) -> &str {
         .unwrap_or(OBJECTS[0])
 }
 
-/// Whether an object's body is YAML; 415 for what cannot be read.
-pub(crate) fn is_yaml(headers: &HeaderMap) -> Result<bool, Status> {
+/// The form of an object's body; 415 for what cannot be read.
+pub(crate) fn form(headers: &HeaderMap) -> Result<Form, Status> {
     match media(headers) {
-        "application/json" => Ok(false),
-        "application/yaml" => Ok(true),
+        "application/json" => Ok(Form::Json),
+        "application/yaml" => Ok(Form::Yaml),
+        wire::MEDIA_TYPE => Ok(Form::Protobuf),
         _ => Err(Status::unsupported_media_type(&OBJECTS)),
     }
 }
@@ -91,12 +101,13 @@ pub(crate) fn unsupported_patch() -> Status {
 }
 
 /// The body as a value, with what is wrong with it but can be read over (duplicate fields).
-pub(crate) fn parse(bytes: &Bytes, yaml: bool) -> Result<Parsed, Status> {
-    if !yaml {
-        return decode::parse(bytes);
-    }
-    let value = serde_saphyr::from_slice::<Value>(bytes)
-        .map_err(|why| Status::bad_request(format!("couldn't get version/kind; yaml parse error: {why}")))?;
+pub(crate) fn parse(bytes: &Bytes, form: Form) -> Result<Parsed, Status> {
+    let value = match form {
+        Form::Json => return decode::parse(bytes),
+        Form::Yaml => serde_saphyr::from_slice::<Value>(bytes)
+            .map_err(|why| Status::bad_request(format!("couldn't get version/kind; yaml parse error: {why}")))?,
+        Form::Protobuf => wire::decode(bytes)?,
+    };
     Ok(Parsed { value, duplicates: Vec::new() })
 }
 
@@ -157,9 +168,10 @@ mod tests {
 
     #[test]
     fn media_types() {
-        assert!(!is_yaml(&HeaderMap::new()).unwrap());
-        assert!(is_yaml(&headers("application/yaml; charset=utf-8")).unwrap());
-        assert_eq!(is_yaml(&headers("text/plain")).unwrap_err().code, 415);
+        assert_eq!(form(&HeaderMap::new()).unwrap(), Form::Json);
+        assert_eq!(form(&headers("application/yaml; charset=utf-8")).unwrap(), Form::Yaml);
+        assert_eq!(form(&headers("application/vnd.kubernetes.protobuf")).unwrap(), Form::Protobuf);
+        assert_eq!(form(&headers("text/plain")).unwrap_err().code, 415);
         assert_eq!(patch_kind(&headers("application/merge-patch+json")).unwrap(), PatchKind::Merge);
         assert_eq!(patch_kind(&headers("application/json")).unwrap_err().code, 415);
     }

@@ -1,7 +1,7 @@
 //! Content negotiation: which form of the answer `Accept` asks for. Pure.
 
 use http::{HeaderMap, header::ACCEPT};
-use sluice_api::status::Status;
+use sluice_api::{status::Status, wire};
 
 use crate::request::Query;
 
@@ -81,6 +81,8 @@ pub(crate) fn form(headers: &HeaderMap, query: &Query) -> Result<Form, Status> {
     let found = clauses(headers).iter().find_map(|clause| {
         let yaml = match clause.media {
             "application/json" | "*/*" | "application/*" => false,
+            // Whoever asks for this reads JSON as well: answers say what they are.
+            wire::MEDIA_TYPE => false,
             "application/yaml" => true,
             _ => return None,
         };

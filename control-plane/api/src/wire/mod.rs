@@ -43,6 +43,11 @@ enum Place {
     Inline(&'static str),
 }
 
+/// Whether bytes are such a body, by their prefix.
+pub fn is_body(body: &[u8]) -> bool {
+    body.starts_with(MAGIC)
+}
+
 /// Decodes a whole body: the object with its `apiVersion` and `kind`.
 ///
 /// # Errors

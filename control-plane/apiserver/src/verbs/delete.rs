@@ -7,10 +7,14 @@ use bytes::Bytes;
 use http::Response;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
-use sluice_api::status::{FieldError, Status};
+use sluice_api::{
+    status::{FieldError, Status},
+    wire,
+};
 
 use super::{Call, list::ListOptions};
 use crate::{
+    body,
     context::{Body, Operation},
     limits, meta, respond, rules,
     view::{Object, Selection, encode},
@@ -380,7 +384,9 @@ pub(crate) fn options_from_body(bytes: &Bytes) -> Result<Option<Value>, Status> 
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Ok(None);
     }
-    let value: Value = crate::body::parse(bytes, false)?.value;
+    // Clients of every age send options in the form they prefer, with or without saying so.
+    let form = if wire::is_body(bytes) { body::Form::Protobuf } else { body::Form::Json };
+    let value: Value = body::parse(bytes, form)?.value;
     match value["kind"].as_str() {
         None | Some("" | "DeleteOptions") => Ok(Some(value)),
         Some(kind) => Err(Status::bad_request(format!("decoded object cannot be converted to DeleteOptions: {kind}"))),

@@ -215,9 +215,9 @@ impl<'a> Call<'a> {
 
     /// A body of the expected type, checked against its schema.
     pub(crate) async fn decode_as(&self, body: Body, expected: Expected<'_>) -> Result<Value, Status> {
-        let yaml = body::is_yaml(self.headers)?;
+        let form = body::form(self.headers)?;
         let bytes = body::read(self.headers, body).await?;
-        let Parsed { value: mut object, duplicates } = body::parse(&bytes, yaml)?;
+        let Parsed { value: mut object, duplicates } = body::parse(&bytes, form)?;
         body::check_type(&mut object, expected)?;
         self.check_schema(object, duplicates, expected)
     }

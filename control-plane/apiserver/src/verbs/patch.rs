@@ -22,7 +22,7 @@ pub(super) struct Patch {
 
 impl Patch {
     pub(super) fn parse(kind: PatchKind, bytes: &Bytes) -> Result<Self, Status> {
-        let parsed = body::parse(bytes, false)?;
+        let parsed = body::parse(bytes, body::Form::Json)?;
         Ok(Self { kind, value: parsed.value, duplicates: parsed.duplicates })
     }
 }
