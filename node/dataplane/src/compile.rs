@@ -4,6 +4,7 @@
 //! while they terminate (KEP-1669). With a `Local` policy both steps look at this node's endpoints only.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use sluice_ebpf_common::{Backend, Frontend, FrontendKey, Scope};
@@ -39,7 +40,8 @@ pub fn compile(snapshot: &Snapshot) -> Desired {
     for (name, service) in &snapshot.services {
         let slices = slices.get(name).map_or(&[][..], Vec::as_slice);
         for port in &service.ports {
-            compile_port(&mut desired, &snapshot.node, name, service, port, slices);
+            let own = snapshot.served_here.get(name).copied();
+            compile_port(&mut desired, &snapshot.node, name, service, port, own, slices);
         }
     }
     desired
@@ -61,9 +63,11 @@ fn compile_port(
     name: &ObjectName,
     service: &Service,
     port: &ServicePort,
+    own: Option<Ipv4Addr>,
     slices: &[&Slice],
 ) {
-    let endpoints = endpoints_of(port, slices);
+    let here = Endpoint { address: own, ready: true, node: Some(node.to_owned()), ..Endpoint::default() };
+    let endpoints = if own.is_some() { vec![(&here, port.port)] } else { endpoints_of(port, slices) };
     let everywhere = Arc::new(backends(&endpoints, node, false));
     let here = Arc::new(if service.internal_local || service.external_local {
         backends(&endpoints, node, true)
@@ -79,7 +83,8 @@ fn compile_port(
             flags: if local { Frontend::LOCAL_ONLY } else { 0 },
         });
     };
-    for address in &service.cluster {
+    // A process that listens on the service's very address needs no translation.
+    for address in service.cluster.iter().filter(|address| own != Some(**address)) {
         add(wire(*address), port.port, Scope::Internal, service.internal_local);
     }
     // From inside the cluster the external addresses lead to every endpoint, whatever the external policy says.
@@ -125,8 +130,6 @@ fn backends(endpoints: &[(&Endpoint, u16)], node: &str, local_only: bool) -> Vec
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::net::Ipv4Addr;
-
     use super::*;
     use crate::model::SlicePort;
     use crate::range::unwire;
@@ -148,6 +151,7 @@ mod tests {
             services: [(("shop".to_owned(), "web".to_owned()), service)].into(),
             slices: [(("shop".to_owned(), "web-x".to_owned()), slice)].into(),
             node: "a".into(),
+            served_here: BTreeMap::new(),
         }
     }
 
@@ -221,6 +225,15 @@ mod tests {
             ];
             assert_eq!(table(&compile(&snapshot(service, list))), expected, "{endpoints:?}");
         }
+    }
+
+    #[test]
+    fn a_service_that_the_node_answers_itself() {
+        let mut snapshot = snapshot(web(), vec![]);
+        snapshot.served_here.insert(("shop".into(), "web".into()), Ipv4Addr::new(10, 244, 0, 1));
+        assert_eq!(table(&compile(&snapshot))[1], "in 10.96.0.20:80 1:80*");
+        snapshot.served_here.insert(("shop".into(), "web".into()), Ipv4Addr::new(10, 96, 0, 20));
+        assert!(!table(&compile(&snapshot)).iter().any(|line| line.contains("10.96.0.20:80")), "left alone");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The loaded data plane of a node.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::attach::{self, Link, POD_PROGRAMS, Traffic, UPLINK_PROGRAMS};
 use crate::compile::{Desired, compile};
 use crate::limits::{PROBLEMS, SOURCE_PORTS};
-use crate::model::Snapshot;
+use crate::model::{ObjectName, Snapshot};
 use crate::pins::{self, Pins};
 use crate::plan::{Tables, plan};
 use crate::range::{Range, wire};
@@ -42,6 +42,9 @@ pub struct Config {
     pub cluster_range: Option<Range>,
     /// Links that packets from outside arrive on.
     pub uplinks: Uplinks,
+    /// Services that this node answers itself, whatever slices say, and at which address: `kube-system/kube-dns` at the
+    /// address that cluster DNS listens on. With the service's own address its packets are left alone.
+    pub served_here: BTreeMap<ObjectName, Ipv4Addr>,
 }
 
 /// Links that packets from outside arrive on.

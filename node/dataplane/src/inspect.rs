@@ -101,6 +101,8 @@ pub struct ProgramRow {
     pub attached: String,
     /// Its id in the kernel.
     pub id: u32,
+    /// Instructions that the verifier walked through to prove it safe; 0 when the kernel does not tell.
+    pub verified_instructions: u32,
 }
 
 /// A map in the kernel.
@@ -210,6 +212,10 @@ fn programs(pins: &Pins, problems: &mut Vec<String>) -> Result<Vec<ProgramRow>, 
     for missing in SOCKET_PROGRAMS.iter().filter(|name| !names.iter().any(|known| known == *name)) {
         problems.push(format!("the program {missing} is not attached: restart the node daemon"));
     }
+    let verified: BTreeMap<u32, u32> = aya::programs::loaded_programs()
+        .filter_map(Result::ok)
+        .filter_map(|program| Some((program.id(), program.verified_instruction_count()?)))
+        .collect();
     let mut cgroups: BTreeMap<u64, String> = BTreeMap::new();
     for name in names {
         let path = pins.link(&name);
@@ -230,7 +236,8 @@ fn programs(pins: &Pins, problems: &mut Vec<String>) -> Result<Vec<ProgramRow>, 
         if target.link_index() == 0 {
             problems.push(format!("what {program} was attached to is gone ({name}): restart the node daemon"));
         }
-        rows.push(ProgramRow { name: program, attached, id: target.program });
+        let verified_instructions = verified.get(&target.program).copied().unwrap_or(0);
+        rows.push(ProgramRow { name: program, attached, id: target.program, verified_instructions });
     }
     Ok(rows)
 }

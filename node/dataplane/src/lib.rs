@@ -5,6 +5,9 @@
 //! restarted process takes over what it finds; programs and maps are pinned and work on while no process runs; nothing
 //! but service addresses and pods' traffic to the outside is ever touched.
 
+#[cfg(test)]
+extern crate self as sluice_dataplane;
+
 mod attach;
 pub mod compile;
 mod dataplane;
@@ -16,6 +19,7 @@ pub mod model;
 mod object;
 mod pins;
 pub mod plan;
+mod probe;
 mod range;
 mod store;
 mod sweep;
@@ -26,4 +30,5 @@ pub use attach::Traffic;
 pub use dataplane::{Config, Dataplane, PodInfo, Uplinks};
 pub use error::Error;
 pub use inspect::{BackendRow, FrontendRow, MapRow, ProgramRow, ServiceRow, Status, services, status};
+pub use probe::{Hook, Outcome, Probe};
 pub use range::Range;

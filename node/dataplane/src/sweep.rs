@@ -103,8 +103,52 @@ pub(crate) fn count(pins: &Pins) -> Result<usize, Error> {
 }
 
 #[cfg(test)]
+#[path = "../tests/common/mod.rs"]
+mod common;
+
+#[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::common::{connect, isolated, service, tcp_server};
     use super::*;
+    use crate::Dataplane;
+    use crate::model::Protocol;
+
+    #[test]
+    fn flows_of_the_kernel_are_swept_when_they_ended() {
+        isolated("sweep::tests::flows_of_the_kernel_are_swept_when_they_ended", |place| {
+            // From outside to a socket of this node, by packet.
+            let mut config = place.config();
+            config.cgroup = Some(place.elsewhere.clone());
+            config.uplinks = crate::Uplinks::Every { except: vec![] };
+            let outside = place.neighbour("outside", "up0", Some("10.1.0.1/24"), "10.1.0.2/24", None);
+            let dataplane = Dataplane::load(config).unwrap();
+            tcp_server("10.1.0.1:8080");
+            dataplane.apply(&service(Protocol::Tcp, "10.96.0.10:80", 30080, &["10.1.0.1:8080"])).unwrap();
+            let pins = Pins::new(&place.pins);
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                // With no flow the sweeper sleeps until the programs tell the first one.
+                let mut ring = sys::watch(typed::<RingBuf<MapData>>(&pins, maps::EVENTS).unwrap()).unwrap();
+                assert_eq!(sweep_aside(&pins).await.unwrap(), 0);
+                let mut open = outside.within(|| connect("10.1.0.1:30080").unwrap());
+                tokio::time::timeout(common::PATIENCE, ring.readable_mut()).await.unwrap().unwrap().clear_ready();
+                let word: Array<MapData, u32> = typed(&pins, maps::SWEEPER).unwrap();
+                assert_eq!(word.get(&0, 0).unwrap(), 1, "one event is enough");
+                let now = sys::coarse_seconds();
+                assert_eq!(sweep(&pins, now + idle::TCP_CLOSED + 2).unwrap(), 2, "established: it stays");
+                assert!(open.alive());
+                drop(open);
+                let gone = || sweep(&pins, sys::coarse_seconds() + idle::TCP_CLOSED + 2).unwrap() == 0;
+                let start = std::time::Instant::now();
+                while !gone() && start.elapsed() < common::PATIENCE {
+                    tokio::task::yield_now().await;
+                }
+                assert!(gone(), "closed by both sides: it goes");
+                assert_eq!(count(&pins).unwrap(), 0);
+            });
+        });
+    }
 
     #[test]
     fn flows_end_by_protocol_and_state() {

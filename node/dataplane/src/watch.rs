@@ -282,6 +282,7 @@ impl Dataplane {
                         services: known_services.objects.clone(),
                         slices: known_slices.objects.clone(),
                         node: self.inner.config.node.clone(),
+                        served_here: self.inner.config.served_here.clone(),
                     };
                     waiting = self.pass(snapshot).await.map(|later| (Instant::now(), Instant::now() + later));
                     false

@@ -1,1 +1,8 @@
-//! Tests.
+//! The packet logic on the host: packets in, verdict and packets out, over maps made of `BTreeMap`s.
+#![allow(clippy::unwrap_used)]
+
+mod checksums;
+mod masquerade;
+mod services;
+mod sockets;
+mod world;

@@ -106,6 +106,7 @@ impl Place {
             pod_range: None,
             cluster_range: None,
             uplinks: Uplinks::Named(vec![]),
+            served_here: std::collections::BTreeMap::new(),
         }
     }
 
@@ -247,5 +248,6 @@ pub fn service(protocol: Protocol, cluster: &str, node_port: u16, endpoints: &[&
         slices.insert(("shop".to_owned(), format!("web-{index}")), slice);
     }
     let service = Service { cluster: vec![*cluster.ip()], ports: vec![port], ..Service::default() };
-    Snapshot { services: [(("shop".to_owned(), "web".to_owned()), service)].into(), slices, node: "here".into() }
+    let services = [(("shop".to_owned(), "web".to_owned()), service)].into();
+    Snapshot { services, slices, node: "here".into(), ..Snapshot::default() }
 }

@@ -1,0 +1,103 @@
+//! Pods' traffic to the outside.
+
+use std::collections::BTreeSet;
+use std::string::ToString;
+
+use sluice_ebpf_common::{Reason, Scope};
+
+use super::world::{ACK, Frame, SYN, World};
+use crate::{Verdict, egress_uplink, ingress};
+
+const OUTSIDE: &str = "192.0.2.9:443";
+
+#[test]
+fn who_leaves_with_the_nodes_address() {
+    let cases = [
+        ("10.244.0.5:1000", OUTSIDE, true),
+        ("10.244.0.5:1000", "10.1.0.7:443", true),
+        ("10.244.0.5:1000", "10.244.7.7:80", false),
+        ("10.1.0.1:1000", OUTSIDE, false),
+        ("10.244.7.7:1000", OUTSIDE, false),
+    ];
+    for (source, destination, masqueraded) in cases {
+        let world = World::new();
+        let mut frame = Frame::tcp(source, destination, SYN, b"");
+        assert_eq!(egress_uplink(&mut frame, &world), Verdict::Pass);
+        assert_eq!(frame.ends().starts_with("10.1.0.1:6"), masqueraded, "{source} > {destination}: {}", frame.ends());
+        assert!(frame.valid());
+    }
+}
+
+#[test]
+fn answers_find_their_pod() {
+    let world = World::new();
+    let mut frames = [
+        Frame::tcp("10.244.0.5:1000", OUTSIDE, SYN, b""),
+        Frame::udp("10.244.0.5:1000", OUTSIDE, b"?"),
+        Frame::echo("10.244.0.5", "192.0.2.9", 8, 77),
+    ];
+    for frame in &mut frames {
+        egress_uplink(frame, &world);
+        assert!(frame.valid());
+    }
+    let source = |frame: &Frame| frame.ends().split_once(" > ").unwrap().0.to_string();
+    let identifier = source(&frames[2]).split_once(':').unwrap().1.parse().unwrap();
+    let answers = [
+        (Frame::tcp(OUTSIDE, &source(&frames[0]), ACK, b"yes"), "192.0.2.9:443 > 10.244.0.5:1000"),
+        (Frame::udp(OUTSIDE, &source(&frames[1]), b"!"), "192.0.2.9:443 > 10.244.0.5:1000"),
+        (Frame::echo("192.0.2.9", "10.1.0.1", 0, identifier), "192.0.2.9:77 > 10.244.0.5:77"),
+    ];
+    for (mut answer, expected) in answers {
+        assert_eq!(ingress(&mut answer, &world, Scope::External), Verdict::Pass);
+        assert_eq!(answer.ends(), expected);
+        assert!(answer.valid(), "{expected}");
+    }
+    // A stranger on the same port is not let through to the pod.
+    let stranger = source(&frames[0]);
+    let mut frame = Frame::tcp("192.0.2.66:443", &stranger, ACK, b"");
+    ingress(&mut frame, &world, Scope::External);
+    assert!(frame.ends().ends_with(&stranger));
+}
+
+#[test]
+fn an_error_about_a_masqueraded_packet_finds_its_pod() {
+    for mut sent in [Frame::udp("10.244.0.5:1000", OUTSIDE, b"?"), Frame::tcp("10.244.0.5:1000", OUTSIDE, SYN, b"")] {
+        let world = World::new();
+        let original = sent.clone();
+        egress_uplink(&mut sent, &world);
+        let mut error = Frame::error("192.0.2.1", "10.1.0.1", &sent);
+        assert_eq!(ingress(&mut error, &world, Scope::External), Verdict::Pass);
+        assert!(error.valid());
+        assert!(error.ends().contains("> 10.244.0.5"));
+        let quoted = &error.bytes[42..42 + 24];
+        assert_eq!(quoted, &original.bytes[14..14 + 24], "the quote is what the pod sent, checksum and ports included");
+    }
+}
+
+#[test]
+fn ports_end_and_are_shared_between_destinations() {
+    let mut world = World::new();
+    (world.settings.source_port_first, world.settings.source_port_last) = (61000, 61001);
+    world.random = [0, u32::MAX].into();
+    let send = |from: u16, to: &str| {
+        let mut frame = Frame::udp(&std::format!("10.244.0.5:{from}"), to, b"?");
+        let verdict = egress_uplink(&mut frame, &world);
+        (verdict, frame.ends().split_once(" > ").unwrap().0.to_string())
+    };
+    let used: BTreeSet<_> = (1..=2).map(|from| send(from, OUTSIDE).1).collect();
+    assert_eq!(used, ["10.1.0.1:61000".to_string(), "10.1.0.1:61001".to_string()].into());
+    assert_eq!(send(3, OUTSIDE).0, Verdict::Drop(Reason::PortsExhausted));
+    assert_eq!(send(3, "192.0.2.10:443").0, Verdict::Pass);
+    assert_eq!(send(1, OUTSIDE).0, Verdict::Pass, "the old ones go on");
+}
+
+#[test]
+fn what_cannot_be_masqueraded_does_not_leak() {
+    let world = World::new();
+    let mut fragment = Frame::udp("10.244.0.5:1000", OUTSIDE, b"?");
+    fragment.bytes[21] = 8;
+    assert_eq!(egress_uplink(&mut fragment, &world), Verdict::Drop(Reason::Fragment));
+    let mut other = Frame::udp("10.244.0.5:1000", OUTSIDE, b"?");
+    other.bytes[23] = 132;
+    assert_eq!(egress_uplink(&mut other, &world), Verdict::Drop(Reason::Protocol));
+}

@@ -1,0 +1,76 @@
+//! Running the real programs on the live maps with a made-up packet: what `explain` and the tests are built on.
+
+use std::time::Duration;
+
+use aya::{TestRun, TestRunOptions};
+
+use crate::attach::traffic_program;
+use crate::{Dataplane, Error};
+
+/// What a translated packet may be longer than the original: nothing is added yet.
+const ROOM: usize = 64;
+const DROPPED: u32 = 2;
+
+/// Where a packet is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// Comes in from outside.
+    UplinkIn,
+    /// Goes outside.
+    UplinkOut,
+    /// Comes from a pod.
+    PodIn,
+    /// Goes to a pod.
+    PodOut,
+}
+
+impl Hook {
+    fn program(self) -> &'static str {
+        match self {
+            Hook::UplinkIn => "uplink_in",
+            Hook::UplinkOut => "uplink_out",
+            Hook::PodIn => "pod_in",
+            Hook::PodOut => "pod_out",
+        }
+    }
+}
+
+/// What became of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It goes on.
+    Passed,
+    /// It was dropped.
+    Dropped,
+}
+
+/// The result of a run.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    /// What became of the packet.
+    pub outcome: Outcome,
+    /// The frame afterwards.
+    pub frame: Vec<u8>,
+    /// Time per run.
+    pub time: Duration,
+}
+
+impl Dataplane {
+    /// Runs a program `repeat` times on a frame (Ethernet header first), each run on the previous one's result. It
+    /// counts, and it creates flows, as a real packet would.
+    pub fn probe(&self, hook: Hook, frame: &[u8], repeat: u32) -> Result<Probe, Error> {
+        let mut ebpf = self.inner.ebpf.lock();
+        let program = traffic_program(&mut ebpf, hook.program())?;
+        let mut out = vec![0; frame.len() + ROOM];
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.data_out = Some(&mut out);
+        options.repeat = repeat;
+        let result = program
+            .test_run(options)
+            .map_err(|error| Error::ebpf(format!("run {} on a packet", hook.program()), error))?;
+        out.truncate(result.data_size_out as usize);
+        let outcome = if result.return_value == DROPPED { Outcome::Dropped } else { Outcome::Passed };
+        Ok(Probe { outcome, frame: out, time: result.duration })
+    }
+}

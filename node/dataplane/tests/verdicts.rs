@@ -1,0 +1,198 @@
+//! The same packets through the library on the host and through the programs in the kernel (`BPF_PROG_TEST_RUN`): both
+//! have to do the same to every byte.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+#[path = "../../../ebpf/packet/src/tests/world.rs"]
+#[allow(dead_code, clippy::unwrap_used)]
+mod world;
+
+use common::{Place, isolated, run};
+use sluice_dataplane::model::{Protocol, Service, ServicePort, Slice, SlicePort, Snapshot};
+use sluice_dataplane::{Config, Dataplane, Hook, Outcome, Uplinks};
+use sluice_ebpf_common::{Scope, protocol};
+use sluice_packet::{ETHERNET, InsertError, Maps, Packet, Verdict, egress_pod, egress_uplink, ingress};
+use world::{ACK, FIN, Frame, SYN, World};
+
+const CLIENT: &str = "192.0.2.9:5000";
+
+/// The same services in the kernel and in a host world: one backend each, so that no choice is random.
+fn both(place: &Place) -> (Dataplane, World) {
+    run("ip", &["address", "add", "10.1.0.1/32", "dev", "lo"]);
+    run("ip", &["link", "add", "up0", "type", "veth", "peer", "name", "slc0"]);
+    let config = Config {
+        uplinks: Uplinks::Every { except: vec!["slc".into()] },
+        cgroup: Some(place.elsewhere.clone()),
+        pod_range: Some("10.244.0.0/24".parse().unwrap()),
+        cluster_range: Some("10.244.0.0/16".parse().unwrap()),
+        ..place.config()
+    };
+    let dataplane = Dataplane::load(config).unwrap();
+    let mut snapshot = Snapshot { node: "here".into(), ..Snapshot::default() };
+    let mut world = World::new();
+    let services = [
+        ("web", Protocol::Tcp, "10.96.0.10:80", 30080, Some("10.244.0.5:8080")),
+        ("dns", Protocol::Udp, "10.96.0.11:53", 30053, Some("10.244.0.6:5353")),
+        ("far", Protocol::Tcp, "10.96.0.12:80", 30090, Some("~10.244.9.9:80")),
+        ("none", Protocol::Tcp, "10.96.0.13:80", 30070, None),
+    ];
+    for (name, kind, cluster, node_port, backend) in services {
+        let backends: Vec<&str> = backend.into_iter().collect();
+        for scope in [Scope::Internal, Scope::External] {
+            world.serve(kind.number(), scope, &format!("*:{node_port}"), &backends);
+        }
+        world.serve(kind.number(), Scope::Internal, cluster, &backends);
+        let one = common::service(kind, cluster, node_port, &backends);
+        let service = one.services.into_values().next().unwrap();
+        snapshot.services.insert(("n".into(), name.into()), service);
+        for slice in one.slices.into_values() {
+            snapshot.slices.insert(("n".into(), name.into()), Slice { service: name.into(), ..slice });
+        }
+    }
+    assert_eq!(dataplane.apply(&snapshot).unwrap(), Vec::<String>::new());
+    (dataplane, world)
+}
+
+fn host(world: &World, hook: Hook, frame: &mut Frame) -> Outcome {
+    let verdict = match hook {
+        Hook::UplinkIn => ingress(frame, world, Scope::External),
+        Hook::UplinkOut => egress_uplink(frame, world),
+        Hook::PodIn => ingress(frame, world, Scope::Internal),
+        Hook::PodOut => egress_pod(frame, world),
+    };
+    if verdict == Verdict::Pass { Outcome::Passed } else { Outcome::Dropped }
+}
+
+#[test]
+fn host_and_kernel_agree() {
+    isolated("host_and_kernel_agree", |place| {
+        let (dataplane, world) = both(place);
+        let mut no_checksum = Frame::udp("10.244.0.9:7", "10.96.0.11:53", b"odd");
+        no_checksum.bytes[40..42].fill(0);
+        let mut options = Frame::tcp(CLIENT, "10.1.0.1:30080", SYN, &[0; 8]);
+        options.bytes[14] = 0x46;
+        let mut truncated = Frame::tcp(CLIENT, "10.1.0.1:30080", SYN, b"");
+        truncated.bytes.truncate(40);
+        let mut fragment = Frame::udp("10.244.0.9:7", "10.96.0.11:53", b"x");
+        fragment.bytes[20] = 0x20;
+        let mut later_fragment = fragment.clone();
+        later_fragment.bytes[21] = 8;
+        let mut not_ip = Frame::udp("10.244.0.9:7", "10.96.0.11:53", b"x");
+        not_ip.bytes[12..14].copy_from_slice(&[0x08, 0x06]);
+        let error = Frame::error("192.0.2.1", "10.1.0.1", &Frame::udp("10.1.0.1:61000", CLIENT, b"x"));
+        // In order: flows of earlier packets matter to later ones.
+        let packets = [
+            (Hook::UplinkIn, Frame::tcp(CLIENT, "10.1.0.1:30080", SYN, b"")),
+            (Hook::UplinkIn, Frame::tcp(CLIENT, "10.1.0.1:30080", ACK, b"some payload")),
+            (Hook::UplinkOut, Frame::tcp("10.244.0.5:8080", CLIENT, ACK, b"odd")),
+            (Hook::UplinkIn, Frame::tcp(CLIENT, "10.1.0.1:30080", ACK | FIN, b"")),
+            (Hook::UplinkIn, Frame::tcp(CLIENT, "10.1.0.1:30080", SYN, b"")),
+            (Hook::UplinkIn, Frame::tcp(CLIENT, "10.1.0.1:30081", SYN, b"")),
+            (Hook::UplinkIn, Frame::tcp(CLIENT, "10.1.0.9:30080", SYN, b"")),
+            (Hook::UplinkIn, Frame::tcp(CLIENT, "10.1.0.1:30070", SYN, b"")),
+            (Hook::UplinkIn, Frame::tcp(CLIENT, "10.1.0.1:30090", SYN, b"")),
+            (Hook::UplinkIn, Frame::udp(CLIENT, "10.1.0.1:30053", b"?")),
+            (Hook::UplinkIn, options),
+            (Hook::UplinkIn, truncated),
+            (Hook::UplinkIn, error),
+            (Hook::UplinkIn, Frame::echo("192.0.2.9", "10.1.0.1", 8, 61000)),
+            (Hook::PodIn, Frame::tcp("10.244.0.9:7", "10.96.0.10:80", SYN, b"")),
+            (Hook::PodOut, Frame::tcp("10.244.0.5:8080", "10.244.0.9:7", SYN | ACK, b"")),
+            (Hook::PodOut, Frame::tcp("10.244.0.5:8080", "10.244.0.9:8", ACK, b"")),
+            (Hook::PodIn, Frame::udp("10.244.0.9:7", "10.96.0.11:53", b"?")),
+            (Hook::PodOut, Frame::udp("10.244.0.6:5353", "10.244.0.9:7", b"!")),
+            (Hook::PodIn, Frame::udp("10.244.0.6:7", "10.96.0.11:53", b"myself")),
+            (Hook::PodIn, no_checksum),
+            (Hook::PodIn, fragment),
+            (Hook::PodIn, later_fragment),
+            (Hook::PodIn, not_ip),
+            (Hook::PodIn, Frame::echo("10.244.0.9", "10.96.0.10", 8, 1)),
+            (Hook::UplinkOut, Frame::tcp("10.244.0.5:1000", "10.244.7.7:80", SYN, b"")),
+            (Hook::UplinkOut, Frame::tcp("10.1.0.1:1000", CLIENT, SYN, b"")),
+        ];
+        for (number, (hook, frame)) in packets.into_iter().enumerate() {
+            let kernel = dataplane.probe(hook, &frame.bytes, 1).unwrap();
+            let mut ours = frame.clone();
+            let outcome = host(&world, hook, &mut ours);
+            assert_eq!(kernel.outcome, outcome, "packet {number}: {hook:?} {}", frame.ends());
+            assert_eq!(kernel.frame, ours.bytes, "packet {number}: {hook:?} {}", frame.ends());
+        }
+    });
+}
+
+#[test]
+fn masquerade_in_the_kernel_and_back() {
+    isolated("masquerade_in_the_kernel_and_back", |place| {
+        let (dataplane, _) = both(place);
+        let frame = |bytes: Vec<u8>| Frame { bytes, mark: 0 };
+        for sent in [
+            Frame::tcp("10.244.0.5:1000", CLIENT, SYN, b""),
+            Frame::udp("10.244.0.5:1000", CLIENT, b"odd"),
+            Frame::echo("10.244.0.5", "192.0.2.9", 8, 77),
+        ] {
+            let out = frame(dataplane.probe(Hook::UplinkOut, &sent.bytes, 1).unwrap().frame);
+            let ends = out.ends();
+            assert!(ends.starts_with("10.1.0.1:6") && out.valid(), "{ends}");
+            let again = dataplane.probe(Hook::UplinkOut, &sent.bytes, 1).unwrap();
+            assert_eq!(frame(again.frame).ends(), ends, "the port stays");
+            let source = ends.split_once(" > ").unwrap().0;
+            let (answer, expected) = match sent.bytes[23] {
+                protocol::TCP => (Frame::tcp(CLIENT, source, ACK, b"odd"), "192.0.2.9:5000 > 10.244.0.5:1000"),
+                protocol::UDP => (Frame::udp(CLIENT, source, b"x"), "192.0.2.9:5000 > 10.244.0.5:1000"),
+                _ => {
+                    let identifier = source.split_once(':').unwrap().1.parse().unwrap();
+                    (Frame::echo("192.0.2.9", "10.1.0.1", 0, identifier), "192.0.2.9:77 > 10.244.0.5:77")
+                }
+            };
+            let back = frame(dataplane.probe(Hook::UplinkIn, &answer.bytes, 1).unwrap().frame);
+            assert_eq!(back.ends(), expected);
+            assert!(back.valid());
+            if sent.bytes[23] != protocol::ICMP {
+                let error = Frame::error("192.0.2.1", "10.1.0.1", &out);
+                let back = frame(dataplane.probe(Hook::UplinkIn, &error.bytes, 1).unwrap().frame);
+                assert!(back.valid() && back.ends().contains("> 10.244.0.5"), "{}", back.ends());
+                assert_eq!(back.bytes[42..66], sent.bytes[14..38]);
+            }
+        }
+    });
+}
+
+/// Prints what a packet costs. Ratios matter, not the numbers: the machine is shared.
+#[test]
+fn the_verifier_stays_far_from_its_limit() {
+    isolated("the_verifier_stays_far_from_its_limit", |place| {
+        let (dataplane, _) = both(place);
+        // Two services that lead to each other: every run of a repeated probe translates.
+        let names = ["a", "b"];
+        let addresses = [[10, 97, 0, 1], [10, 97, 0, 2]].map(std::net::Ipv4Addr::from);
+        let mut snapshot = Snapshot { node: "here".into(), ..Snapshot::default() };
+        for at in 0..2 {
+            let port = ServicePort { name: String::new(), protocol: Protocol::Tcp, port: 80, node_port: 0 };
+            let service = Service { cluster: vec![addresses[at]], ports: vec![port], ..Service::default() };
+            snapshot.services.insert(("n".into(), names[at].into()), service);
+            let endpoint = sluice_dataplane::model::Endpoint {
+                address: Some(addresses[1 - at]),
+                ready: true,
+                ..Default::default()
+            };
+            let ports = vec![SlicePort { name: String::new(), protocol: Protocol::Tcp, port: 80 }];
+            let slice = Slice { service: names[at].into(), ports, endpoints: vec![endpoint] };
+            snapshot.slices.insert(("n".into(), names[at].into()), slice);
+        }
+        dataplane.apply(&snapshot).unwrap();
+        let best = |hook: Hook, frame: &Frame| {
+            (0..9).map(|_| dataplane.probe(hook, &frame.bytes, 100_000).unwrap().time).min().unwrap()
+        };
+        println!("established service packet: {:?}", best(Hook::PodIn, &Frame::tcp("10.244.0.9:7", "10.97.0.1:80", ACK, b"")));
+        println!("packet not for a service: {:?}", best(Hook::UplinkIn, &Frame::tcp(CLIENT, "10.1.0.1:22", ACK, b"")));
+        println!("egress, not translated: {:?}", best(Hook::UplinkOut, &Frame::tcp("10.1.0.1:22", CLIENT, ACK, b"")));
+        println!("not IP: {:?}", best(Hook::UplinkIn, &Frame { bytes: vec![0; 60], mark: 0 }));
+        let index = nix::net::if_::if_nametoindex("slc0").unwrap();
+        let pod = sluice_dataplane::PodInfo { namespace: "n".into(), name: "p".into() };
+        dataplane.attach_pod(index, &pod).unwrap();
+        for row in dataplane.status().unwrap().programs {
+            println!("{}: {} instructions verified", row.name, row.verified_instructions);
+            assert!((1..20_000).contains(&row.verified_instructions), "{row:?}");
+        }
+    });
+}
