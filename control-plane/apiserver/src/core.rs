@@ -8,7 +8,7 @@ use sluice_api::resource::Registry;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admission::Admission, auth::Authenticator, authz::Authorizer, connect::Connect, metrics::Metrics,
+    admission::Admission, auth::Authenticator, authz::Authorizer, connect::Connect, metrics::Metrics, openapi::Documents,
     services::Services, storage::Storage,
 };
 
@@ -23,6 +23,7 @@ pub(crate) struct Core {
     pub(crate) connect: Connect,
     pub(crate) services: Services,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) openapi: Documents,
     /// Ends the watches.
     pub(crate) shutdown: CancellationToken,
     /// `host:port` for clients that were given no better address.

@@ -14,6 +14,7 @@ use crate::{
     context::{Body, RequestInfo, full},
     core::Core,
     negotiate::{self, Form},
+    openapi,
     request::Query,
     respond, view,
 };
@@ -40,6 +41,7 @@ pub(crate) async fn answer(
         ["version"] => Some(version()),
         ["healthz" | "livez" | "readyz", ref rest @ ..] => return health(core, segments[0], rest, query).await,
         ["metrics"] => return metrics(core).await,
+        ["openapi", ref below @ ..] => return openapi::answer(core, &parts.headers, query, below).await,
         ["api"] | ["apis"] => return Ok(discovery_root(core, &registry, segments[0], parts, form?)),
         ["api", version] => discovery::resource_list(&registry, "", version),
         ["apis", group] => discovery::group(&registry, group),
@@ -111,7 +113,7 @@ fn discovery_root(core: &Core, registry: &Registry, which: &str, parts: &Parts, 
                 "v2" => "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
                 _ => "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList",
             };
-            let mut response = tagged(&parts.headers, bytes, media);
+            let mut response = tag(&parts.headers, bytes, media);
             let vary = HeaderValue::from_static("Accept");
             response.headers_mut().insert(header::VARY, vary);
             response
@@ -127,21 +129,28 @@ fn discovery_root(core: &Core, registry: &Registry, which: &str, parts: &Parts, 
 }
 
 /// An answer with an ETag; 304 without a body for a client that has it.
-pub(crate) fn tagged(headers: &HeaderMap, bytes: Bytes, media: &'static str) -> Response<Body> {
+pub(crate) fn tag(headers: &HeaderMap, bytes: Bytes, media: &'static str) -> Response<Body> {
     let digest = Sha256::digest(&bytes);
-    let hex: String = digest[..16].iter().map(|b| format!("{b:02X}")).collect();
-    let tag = format!("\"{hex}\"");
-    let known = headers
-        .get_all(header::IF_NONE_MATCH)
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .any(|v| v.split(',').any(|v| v.trim().trim_start_matches("W/") == tag));
-    let mut response =
-        if known { respond::typed(304, media, full(Bytes::new())) } else { respond::typed(200, media, full(bytes)) };
-    if let Ok(tag) = HeaderValue::from_str(&tag) {
+    let tag: String = digest[..16].iter().map(|b| format!("{b:02X}")).collect();
+    let mut response = if is_known(headers, &tag) {
+        respond::typed(304, media, full(Bytes::new()))
+    } else {
+        respond::typed(200, media, full(bytes))
+    };
+    if let Ok(tag) = HeaderValue::from_str(&format!("\"{tag}\"")) {
         response.headers_mut().insert(header::ETAG, tag);
     }
     response
+}
+
+/// Whether the client has the version with this tag.
+pub(crate) fn is_known(headers: &HeaderMap, tag: &str) -> bool {
+    headers
+        .get_all(header::IF_NONE_MATCH)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','))
+        .any(|v| v.trim().trim_start_matches("W/").trim_matches('"') == tag)
 }
 
 /// `/healthz`, `/livez`, `/readyz`: the store answers (and, for readiness, no shutdown has begun).

@@ -17,6 +17,7 @@ pub mod limits;
 pub mod meta;
 mod metrics;
 mod negotiate;
+mod openapi;
 mod pipeline;
 pub mod request;
 mod respond;
@@ -125,6 +126,7 @@ impl ApiServer {
             connect,
             services: Services::new(range),
             metrics: Arc::new(Metrics::default()),
+            openapi: Default::default(),
             shutdown: CancellationToken::new(),
             address: SocketAddr::new(host, config.bind.port()).to_string(),
             storage,

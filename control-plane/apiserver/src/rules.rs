@@ -149,13 +149,6 @@ pub(crate) fn check(
     }
 }
 
-/// From one version of a kind to another.
-pub(crate) fn convert(from: &Resource, to: &Resource, mut object: Value) -> Value {
-    let _ = from;
-    meta::map(&mut object).insert("apiVersion".into(), to.api_version().into());
-    object
-}
-
 /// 422 when there are errors.
 pub(crate) fn invalid(resource: &Resource, object: &Value, errors: Vec<FieldError>) -> Result<(), Status> {
     if errors.is_empty() {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::{Value, json};
 use sluice_api::{
+    convert,
     resource::{Registry, Resource},
     selector::{Fields, Labels},
     status::Status,
@@ -16,7 +17,6 @@ use crate::{
     fields,
     negotiate::{As, IncludeObject},
     request::Query,
-    rules,
     storage::StoredObject,
 };
 
@@ -81,7 +81,7 @@ impl View {
         if self.resource.is_storage_version() {
             return value;
         }
-        rules::convert(&self.stored, &self.resource, value)
+        convert::convert(&self.stored, &self.resource, value)
     }
 
     /// From the served to the stored version.
@@ -89,7 +89,7 @@ impl View {
         if self.resource.is_storage_version() {
             return value;
         }
-        rules::convert(&self.resource, &self.stored, value)
+        convert::convert(&self.resource, &self.stored, value)
     }
 
     /// A stored object's JSON in the served version: the shared bytes where no conversion is due.

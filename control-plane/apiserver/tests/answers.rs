@@ -228,3 +228,49 @@ async fn a_pod_is_bound_once() {
     let mine = http.get("/api/v1/pods?fieldSelector=spec.nodeName%3Dn1").await.ok();
     assert_eq!(mine["items"].as_array().unwrap().len(), 1);
 }
+
+#[tokio::test]
+async fn openapi_documents_are_tagged() {
+    let server = Server::start().await;
+    let http = &server.admin;
+    let index = http.get("/openapi/v3").await.ok();
+    let url = index["paths"]["apis/apps/v1"]["serverRelativeURL"].as_str().unwrap();
+    let answer = http.get(url).await;
+    assert_eq!(answer.headers["cache-control"], "public, immutable");
+    let tag = answer.headers["etag"].to_str().unwrap().to_owned();
+    let document = answer.ok();
+    assert_eq!(document["openapi"], "3.0.0");
+    assert!(document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments"].is_object());
+    let known = http.send(Method::GET, "/openapi/v3/apis/apps/v1", &[("if-none-match", &tag)], "").await;
+    assert_eq!((known.code, known.text.as_str()), (304, ""));
+    assert_eq!(http.get("/openapi/v3/apis/none/v1").await.code, 404);
+    assert_eq!(http.get("/openapi/v2").await.ok()["swagger"], "2.0");
+}
+
+#[tokio::test]
+async fn events_and_autoscalers_have_two_faces() {
+    let server = Server::start().await;
+    let http = &server.admin;
+    let core = "/api/v1/namespaces/default/events";
+    let event = json!({"metadata": {"name": "e"}, "involvedObject": {"kind": "Pod", "name": "p", "namespace": "default"},
+        "reason": "Started", "message": "hello", "type": "Normal", "source": {"component": "kubelet"},
+        "firstTimestamp": "2026-01-01T00:00:00Z", "lastTimestamp": "2026-01-01T00:00:00Z"});
+    http.create(core, event).await;
+    let new = http.get("/apis/events.k8s.io/v1/namespaces/default/events").await.ok();
+    let item = &new["items"][0];
+    assert_eq!((&item["apiVersion"], &item["note"]), (&json!("events.k8s.io/v1"), &json!("hello")));
+    assert_eq!(item["regarding"]["name"], "p");
+    let mine = http.get(&format!("{core}?fieldSelector=involvedObject.name%3Dp,reason%3DStarted")).await.ok();
+    assert_eq!(mine["items"].as_array().unwrap().len(), 1);
+    let mut watch = http.watch("/apis/events.k8s.io/v1/namespaces/default/events?watch=1").await;
+    assert_eq!(watch.next().await.unwrap()["object"]["kind"], "Event");
+
+    let v1 = "/apis/autoscaling/v1/namespaces/default/horizontalpodautoscalers";
+    let target = json!({"kind": "Deployment", "name": "d", "apiVersion": "apps/v1"});
+    let made = http
+        .create(v1, json!({"metadata": {"name": "h"}, "spec": {"maxReplicas": 3, "scaleTargetRef": target, "targetCPUUtilizationPercentage": 50}}))
+        .await;
+    assert_eq!(made["spec"]["targetCPUUtilizationPercentage"], 50);
+    let v2 = http.get("/apis/autoscaling/v2/namespaces/default/horizontalpodautoscalers/h").await.ok();
+    assert_eq!(v2["spec"]["metrics"][0]["resource"]["target"]["averageUtilization"], 50);
+}

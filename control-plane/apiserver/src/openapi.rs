@@ -1,0 +1,140 @@
+//! `/openapi/v2` and `/openapi/v3`: documents are made when they are first asked for, off the
+//! request's thread, and kept compressed, since they are large and wanted rarely.
+
+use std::{collections::HashMap, io::Read as _, io::Write as _, sync::Arc};
+
+use bytes::Bytes;
+use flate2::{Compression, read::GzDecoder, write::GzEncoder};
+use http::{HeaderMap, HeaderValue, Response, header};
+use serde_json::Value;
+use sluice_api::{openapi, resource::Registry, status::Status};
+use tokio::sync::Mutex;
+
+use crate::{
+    context::{Body, full},
+    core::Core,
+    documents::{is_known, tag},
+    negotiate,
+    request::Query,
+    respond, view,
+};
+
+/// Compressed documents by path, with the ETag they were made for. As many as there are groups and
+/// versions, and one.
+#[derive(Default)]
+pub(crate) struct Documents(Mutex<HashMap<String, (String, Bytes)>>);
+
+/// `below` is what follows `/openapi/`.
+pub(crate) async fn answer(
+    core: &Core,
+    headers: &HeaderMap,
+    query: &Query,
+    below: &[&str],
+) -> Result<Response<Body>, Status> {
+    let acceptable = negotiate::clauses(headers)
+        .iter()
+        .any(|clause| matches!(clause.media, "application/json" | "*/*" | "application/*"));
+    if !acceptable {
+        return Err(Status::not_acceptable(&["application/json"]));
+    }
+    let registry = core.registry.load_full();
+    let path = below.join("/");
+    let hash = match below {
+        ["v2"] => all_hash(&registry),
+        ["v3"] => {
+            let index = view::encode(&openapi::v3_index(&registry));
+            return Ok(tag(headers, index, "application/json"));
+        }
+        ["v3", "api", version] => hash(&registry, "", version),
+        ["v3", "apis", group, version] => hash(&registry, group, version),
+        _ => None,
+    };
+    let Some(hash) = hash else {
+        return Ok(respond::text(404, "404 page not found\n"));
+    };
+    let mut response = if is_known(headers, &hash) {
+        respond::typed(304, "application/json", full(Bytes::new()))
+    } else {
+        let compressed = core.openapi.get(&registry, path, &hash).await?;
+        document(headers, compressed)?
+    };
+    let out = response.headers_mut();
+    if let Ok(tag) = HeaderValue::from_str(&format!("\"{hash}\"")) {
+        out.insert(header::ETAG, tag);
+    }
+    // The index names each document with its hash: under that address it never changes.
+    if query.get("hash").is_some() {
+        let for_ever = HeaderValue::from_static("public, immutable");
+        out.insert(header::CACHE_CONTROL, for_ever);
+    }
+    Ok(response)
+}
+
+fn hash(registry: &Registry, group: &str, version: &str) -> Option<String> {
+    let served = registry.in_version(group, version).next().is_some();
+    served.then(|| openapi::document_hash(registry, group, version))
+}
+
+/// One hash over those of all documents.
+fn all_hash(registry: &Registry) -> Option<String> {
+    use sha2::Digest as _;
+    let mut digest = sha2::Sha256::new();
+    for (group, versions) in registry.groups() {
+        for version in versions {
+            digest.update(openapi::document_hash(registry, group, version));
+        }
+    }
+    Some(digest.finalize()[..8].iter().map(|b| format!("{b:02X}")).collect())
+}
+
+impl Documents {
+    /// The compressed document; made by one request while others wait for it.
+    async fn get(&self, registry: &Arc<Registry>, path: String, hash: &str) -> Result<Bytes, Status> {
+        let mut kept = self.0.lock().await;
+        if let Some((made_for, bytes)) = kept.get(&path)
+            && made_for == hash
+        {
+            return Ok(bytes.clone());
+        }
+        let (registry, wanted) = (Arc::clone(registry), path.clone());
+        let made = tokio::task::spawn_blocking(move || {
+            let value = match wanted.strip_prefix("v3/") {
+                None => openapi::v2(&registry),
+                Some(path) => openapi::v3(&registry, path).unwrap_or(Value::Null),
+            };
+            compress(&view::encode(&value))
+        });
+        let bytes = made.await.map_err(Status::internal)?.map_err(Status::internal)?;
+        kept.insert(path, (hash.to_owned(), bytes.clone()));
+        Ok(bytes)
+    }
+}
+
+fn compress(bytes: &[u8]) -> std::io::Result<Bytes> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(bytes)?;
+    Ok(encoder.finish()?.into())
+}
+
+/// The document as it is for those who take gzip, else as plain JSON.
+fn document(headers: &HeaderMap, compressed: Bytes) -> Result<Response<Body>, Status> {
+    let takes_gzip = headers
+        .get_all(header::ACCEPT_ENCODING)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','))
+        .any(|v| v.split(';').next().is_some_and(|coding| coding.trim() == "gzip"));
+    let mut response = if takes_gzip {
+        let mut response = respond::typed(200, "application/json", full(compressed));
+        let gzip = HeaderValue::from_static("gzip");
+        response.headers_mut().insert(header::CONTENT_ENCODING, gzip);
+        response
+    } else {
+        let mut plain = Vec::new();
+        GzDecoder::new(&compressed[..]).read_to_end(&mut plain).map_err(Status::internal)?;
+        respond::typed(200, "application/json", full(plain))
+    };
+    let vary = HeaderValue::from_static("Accept-Encoding");
+    response.headers_mut().insert(header::VARY, vary);
+    Ok(response)
+}
