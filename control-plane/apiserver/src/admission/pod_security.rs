@@ -327,7 +327,7 @@ fn volumes(spec: &Value) -> Option<Violation> {
     ];
     let kind = |volume: &Value| {
         let fields = volume.as_object()?;
-        fields.keys().find(|key| !ALLOWED.contains(&key.as_str())).map(String::clone)
+        fields.keys().find(|key| !ALLOWED.contains(&key.as_str())).cloned()
     };
     let bad: Vec<&Value> = list(&spec["volumes"]).iter().filter(|v| kind(v).is_some()).collect();
     let mut kinds: Vec<String> = bad.iter().filter_map(|v| kind(v)).map(|k| format!("{k:?}")).collect();

@@ -41,6 +41,14 @@ struct Reservation {
     at: Instant,
 }
 
+/// One limit that a creation would break.
+struct Exceeded<'a> {
+    key: &'a str,
+    wanted: f64,
+    used: f64,
+    most: String,
+}
+
 impl Quota {
     pub(super) fn check(&self, view: &dyn View, admit: &Admit<'_>, object: &Value) -> Result<(), Status> {
         let a = &admit.attributes;
@@ -105,29 +113,28 @@ fn judge(quota: &Value, admit: &Admit<'_>, object: &Value, others: &[Value]) -> 
             *used.entry(key).or_default() += value;
         }
     }
-    let exceeded: Vec<(&String, f64, f64, String)> = hard
+    let mut exceeded: Vec<Exceeded<'_>> = hard
         .as_object()
         .into_iter()
         .flatten()
         .filter_map(|(key, most)| {
-            let want = *wanted.get(key).filter(|w| **w > 0.0)?;
-            let have = used.get(key).copied().unwrap_or_default();
-            (have + want > number(most)?).then(|| (key, want, have, plain(most)))
+            let wanted = *wanted.get(key).filter(|w| **w > 0.0)?;
+            let used = used.get(key).copied().unwrap_or_default();
+            (used + wanted > number(most)?).then(|| Exceeded { key, wanted, used, most: plain(most) })
         })
         .collect();
     if exceeded.is_empty() {
         return Ok(());
     }
-    let mut exceeded = exceeded;
-    exceeded.sort_by(|x, y| x.0.cmp(y.0));
-    let show = |of: &dyn Fn(&(&String, f64, f64, String)) -> String| -> String {
-        exceeded.iter().map(|e| format!("{}={}", e.0, of(e))).collect::<Vec<_>>().join(",")
+    exceeded.sort_by_key(|e| e.key);
+    let show = |of: fn(&Exceeded<'_>) -> String| -> String {
+        exceeded.iter().map(|e| format!("{}={}", e.key, of(e))).collect::<Vec<_>>().join(",")
     };
     let why = format!(
         "exceeded quota: {name}, requested: {}, used: {}, limited: {}",
-        show(&|e| amount(e.0, e.1)),
-        show(&|e| amount(e.0, e.2)),
-        show(&|e| e.3.clone())
+        show(|e| amount(e.key, e.wanted)),
+        show(|e| amount(e.key, e.used)),
+        show(|e| e.most.clone())
     );
     Err(forbid(admit, Some(object), why))
 }
