@@ -43,7 +43,7 @@ pub(crate) fn start(
 ) {
     let controller = Arc::new(Controller {
         client: context.client.clone(),
-        bundle: context.options.root_ca.clone(),
+        bundle: context.options.ca_bundle.clone(),
         namespaces: namespaces.store.clone(),
         accounts: accounts.store.clone(),
         maps: maps.store.clone(),

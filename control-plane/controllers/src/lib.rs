@@ -5,6 +5,7 @@
 //! here opens the store. Nothing polls: timers exist only for deadlines.
 
 mod accounts;
+mod certificates;
 mod claim;
 mod context;
 mod deployment;
@@ -12,16 +13,20 @@ mod discovery;
 mod endpoints;
 mod events;
 mod expectations;
+mod gc;
 mod informer;
 mod limits;
 mod namespaces;
+mod nodes;
 mod object;
 mod queue;
 mod replicaset;
 mod rest;
+mod tokens;
 mod types;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::Client;
@@ -32,8 +37,8 @@ use context::Context;
 use events::Recorder;
 use informer::Informer;
 use types::{
-    ConfigMap, Deployment, Endpoints, Namespace, Node, Pod, ReplicaSet, ReplicationController, Service, ServiceAccount,
-    Slice,
+    Certificate, ConfigMap, Deployment, Endpoints, Lease, Namespace, Node, Pod, ReplicaSet, ReplicationController,
+    Secret, Service, ServiceAccount, Slice,
 };
 
 /// A source of the current time.
@@ -42,22 +47,37 @@ pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 /// How the controllers run.
 #[derive(Clone)]
 pub struct Options {
+    /// Certificate and key of the authority that signs nodes' certificates, in PEM. Without it nothing is signed.
+    pub cluster_ca: Option<(String, String)>,
     /// The bundle published as `kube-root-ca.crt`, in PEM.
-    pub root_ca: String,
+    pub ca_bundle: String,
+    /// Domain of Services.
+    pub cluster_domain: String,
+    /// The cluster's pod ranges, one per address family; every node gets a part of each. Empty: nodes get none.
+    pub pod_cidrs: Vec<String>,
+    /// How long a node may be silent before it counts as lost.
+    pub node_grace: Duration,
     /// The time.
     pub clock: Clock,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { root_ca: String::new(), clock: Arc::new(Timestamp::now) }
+        Self {
+            cluster_ca: None,
+            ca_bundle: String::new(),
+            cluster_domain: "cluster.local".into(),
+            pod_cidrs: Vec::new(),
+            node_grace: Duration::from_secs(40),
+            clock: Arc::new(Timestamp::now),
+        }
     }
 }
 
 /// Runs all controllers until `shutdown`. May be called again afterwards.
 ///
 /// # Errors
-/// None at present: an API server that cannot be reached is tried again for ever.
+/// When an option makes no sense. An API server that cannot be reached is tried again for ever.
 pub async fn run(client: Client, options: Options, shutdown: CancellationToken) -> anyhow::Result<()> {
     let context = Context {
         events: Recorder::start(client.clone(), shutdown.clone()),
@@ -65,13 +85,13 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
         options: Arc::new(options),
         shutdown: shutdown.clone(),
     };
-    start(&context);
+    start(&context).map_err(anyhow::Error::msg)?;
     shutdown.cancelled().await;
     Ok(())
 }
 
 /// Wires every controller to the informers, then starts the informers.
-fn start(context: &Context) {
+fn start(context: &Context) -> Result<(), String> {
     let pods: Informer<Pod> = Informer::new(Config::default());
     let sets: Informer<ReplicaSet> = Informer::new(Config::default());
     let replications: Informer<ReplicationController> = Informer::new(Config::default());
@@ -80,6 +100,9 @@ fn start(context: &Context) {
     let slices: Informer<Slice> = Informer::new(Config::default());
     let classic: Informer<Endpoints> = Informer::new(Config::default());
     let nodes: Informer<Node> = Informer::new(Config::default());
+    let leases: Informer<Lease> = Informer::new(Config::default());
+    let requests: Informer<Certificate> = Informer::new(Config::default());
+    let tokens: Informer<Secret> = Informer::new(Config::default().fields(tokens::FIELDS));
     let namespaces: Informer<Namespace> = Informer::new(Config::default());
     let accounts: Informer<ServiceAccount> = Informer::new(Config::default());
     let maps: Informer<ConfigMap> =
@@ -90,7 +113,14 @@ fn start(context: &Context) {
     deployment::start(context, &deployments, &sets, &pods);
     endpoints::start(context, &services, &pods, &nodes, &slices, &classic);
     accounts::start(context, &namespaces, &accounts, &maps);
-    namespaces::start(context, &namespaces);
+    let emptied = namespaces::start(context, &namespaces);
+    gc::start(context, emptied);
+    nodes::start(context, &nodes, &leases, &pods);
+    nodes::evict::start(context, &nodes, &pods);
+    nodes::podgc::start(context, &nodes, &pods);
+    nodes::ipam::start(context, &nodes)?;
+    certificates::start(context, &requests, &nodes)?;
+    tokens::start(context, &tokens);
 
     let (client, shutdown) = (&context.client, &context.shutdown);
     pods.start(client.clone(), shutdown.clone());
@@ -104,4 +134,8 @@ fn start(context: &Context) {
     namespaces.start(client.clone(), shutdown.clone());
     accounts.start(client.clone(), shutdown.clone());
     maps.start(client.clone(), shutdown.clone());
+    leases.start(client.clone(), shutdown.clone());
+    requests.start(client.clone(), shutdown.clone());
+    tokens.start(client.clone(), shutdown.clone());
+    Ok(())
 }

@@ -32,3 +32,11 @@ pub(crate) const GC_WORKERS: usize = 20;
 pub(crate) const TERMINATED_PODS: usize = 12_500;
 /// Certificates signed are valid for a year at most.
 pub(crate) const CERTIFICATE_DAYS: i64 = 365;
+/// Nodes of a zone tainted for eviction one after the other, so far apart (upstream's node-eviction-rate 0.1/s).
+pub(crate) const EVICTION_INTERVAL: Duration = Duration::from_secs(10);
+/// The same in a large zone of which most nodes are lost (upstream's secondary rate 0.01/s).
+pub(crate) const EVICTION_INTERVAL_DISRUPTED: Duration = Duration::from_secs(100);
+/// Zones up to this size stop evictions while most of their nodes are lost.
+pub(crate) const LARGE_ZONE: usize = 50;
+/// A pod whose node is gone is deleted after this time (upstream's quarantine).
+pub(crate) const ORPHAN_QUARANTINE: Duration = Duration::from_secs(40);

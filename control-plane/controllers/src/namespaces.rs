@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::Client;
+use kube::Resource;
 use kube::api::{DeleteParams, ListParams, PostParams, PropagationPolicy};
 use kube::core::{DynamicObject, ObjectList, PartialObjectMeta};
-use kube::Resource;
 use serde_json::{Value, json};
 
 use crate::context::Context;

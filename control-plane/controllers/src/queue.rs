@@ -182,8 +182,13 @@ impl<K: Clone + Eq + Hash + Ord> State<K> {
 }
 
 /// Works on a queue's keys, `workers` at once, until `shutdown`. Errors are logged and the key is tried again later.
-pub(crate) async fn work<K, F, Fut>(name: &'static str, queue: Queue<K>, workers: usize, shutdown: CancellationToken, sync: F)
-where
+pub(crate) async fn work<K, F, Fut>(
+    name: &'static str,
+    queue: Queue<K>,
+    workers: usize,
+    shutdown: CancellationToken,
+    sync: F,
+) where
     K: Clone + Eq + Hash + Ord + std::fmt::Display + Send + 'static,
     F: Fn(K) -> Fut,
     Fut: Future<Output = anyhow::Result<()>> + Send + 'static,

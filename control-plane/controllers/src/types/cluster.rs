@@ -48,9 +48,20 @@ pub(crate) struct NodeSpec {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct NodeStatus {
+    /// Names and addresses.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) addresses: Vec<NodeAddress>,
     /// Conditions.
     #[serde(deserialize_with = "nullable")]
     pub(crate) conditions: Vec<NodeCondition>,
+}
+
+/// A name or address of a node.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(crate) struct NodeAddress {
+    /// The name or address.
+    pub(crate) address: String,
 }
 
 /// A condition of a node.

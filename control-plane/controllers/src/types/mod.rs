@@ -6,9 +6,11 @@ mod network;
 mod pod;
 mod workload;
 
-pub(crate) use cluster::{Certificate, ConfigMap, Lease, Namespace, Node, NodeCondition, Secret, ServiceAccount};
+pub(crate) use cluster::{
+    Certificate, CertificateSpec, ConfigMap, Lease, Namespace, Node, NodeCondition, Secret, ServiceAccount,
+};
 pub(crate) use network::{Endpoints, SERVICE_NAME, Service, ServicePort, Slice};
-pub(crate) use pod::{Condition, DELETION_COST, Pod};
+pub(crate) use pod::{DELETION_COST, Pod};
 pub(crate) use workload::{
     Deployment, DeploymentCondition, DeploymentStatus, ReplicaSet, ReplicaSetCondition, ReplicaSetStatus,
     ReplicationController, Selectable, Template,

@@ -1,0 +1,160 @@
+//! Taint eviction: pods leave a node with NoExecute taints they do not tolerate, at once or when their toleration ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Taint, Toleration};
+use kube::Client;
+use serde_json::json;
+
+use super::patch_strategic;
+use crate::context::Context;
+use crate::events::Recorder;
+use crate::informer::{Informer, Store};
+use crate::limits;
+use crate::object::Object;
+use crate::queue::{self, Key, Queue};
+use crate::rest;
+use crate::types::{Node, Pod};
+
+const NAME: &str = "taint-eviction-controller";
+
+struct Controller {
+    client: Client,
+    context: Context,
+    events: Recorder,
+    nodes: Arc<Store<Node>>,
+    pods: Arc<Store<Pod>>,
+    queue: Queue<Key>,
+}
+
+/// Starts the controller.
+pub(crate) fn start(context: &Context, nodes: &Informer<Node>, pods: &Informer<Pod>) {
+    let controller = Arc::new(Controller {
+        client: context.client.clone(),
+        context: context.clone(),
+        events: context.events.of(NAME),
+        nodes: nodes.store.clone(),
+        pods: pods.store.clone(),
+        queue: Queue::default(),
+    });
+    let watching = controller.clone();
+    nodes.on_change(move |old, new| {
+        let taints = |node: Option<&Arc<Node>>| node.map(|n| no_execute(&n.spec.taints)).unwrap_or_default();
+        if let Some(node) = new.filter(|_| taints(old) != taints(new)) {
+            let pods = watching.pods.indexed(&format!("node/{}", node.name()));
+            pods.iter().for_each(|pod| watching.queue.add(pod.key()));
+        }
+    });
+    let watching = controller.clone();
+    pods.on_change(move |old, new| {
+        let wishes = |pod: Option<&Arc<Pod>>| pod.map(|p| (p.spec.node_name.clone(), p.spec.tolerations.clone()));
+        if let Some(pod) = new.filter(|pod| pod.spec.node_name.is_some() && wishes(old) != wishes(new)) {
+            watching.queue.add(pod.key());
+        }
+    });
+    let (queue, shutdown) = (controller.queue.clone(), context.shutdown.clone());
+    tokio::spawn(async move {
+        controller.nodes.synced().await;
+        controller.pods.synced().await;
+        queue::work(NAME, queue, limits::WORKERS, shutdown, |key| {
+            let controller = controller.clone();
+            async move { controller.sync(&key).await }
+        })
+        .await;
+    });
+}
+
+impl Controller {
+    async fn sync(&self, key: &Key) -> anyhow::Result<()> {
+        let Some(pod) = self.pods.get(key).filter(|pod| pod.active()) else { return Ok(()) };
+        let Some(node) = pod.spec.node_name.as_deref().and_then(|node| self.nodes.get(&Key::new("", node))) else {
+            return Ok(());
+        };
+        let now = self.context.now();
+        let Some(at) = deadline(&no_execute(&node.spec.taints), &pod.spec.tolerations, now) else { return Ok(()) };
+        let wait = at.as_second() - now.as_second();
+        if wait > 0 {
+            self.queue.add_after(key.clone(), Duration::from_secs(wait.unsigned_abs()));
+            return Ok(());
+        }
+        self.events.normal(&*pod, "TaintManagerEviction", format!("Marking for deletion Pod {key}"));
+        let condition = json!({
+            "type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager",
+            "message": "Taint manager: deleting due to NoExecute taint", "lastTransitionTime": format!("{now:.0}"),
+        });
+        patch_strategic(&self.client, &*pod, json!({"conditions": [condition]})).await?;
+        Ok(rest::delete(&self.client, &*pod).await?)
+    }
+}
+
+fn no_execute(taints: &[Taint]) -> Vec<Taint> {
+    taints.iter().filter(|t| t.effect == "NoExecute").cloned().collect()
+}
+
+/// When a pod has to leave; `None` when it may stay.
+pub(super) fn deadline(taints: &[Taint], tolerations: &[Toleration], now: Timestamp) -> Option<Timestamp> {
+    let ends = taints.iter().filter_map(|taint| {
+        let matching: Vec<_> = tolerations.iter().filter(|t| tolerates(t, taint)).collect();
+        if matching.is_empty() {
+            return Some(now);
+        }
+        let since = taint.time_added.as_ref().map_or(now, |t| t.0);
+        // The shortest of the tolerations that end; those without an end hold for ever.
+        let seconds = matching.iter().filter_map(|t| t.toleration_seconds).min()?;
+        Some(since.checked_add(Duration::from_secs(seconds.max(0).unsigned_abs())).unwrap_or(Timestamp::MAX))
+    });
+    ends.min()
+}
+
+fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+    let given = |field: &Option<String>| field.clone().filter(|s| !s.is_empty());
+    let exists = toleration.operator.as_deref() == Some("Exists");
+    given(&toleration.effect).is_none_or(|effect| effect == taint.effect)
+        && match given(&toleration.key) {
+            None => exists,
+            Some(key) => {
+                let equal =
+                    || toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default();
+                key == taint.key && (exists || equal())
+            }
+        }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn deadlines() {
+        let at = |s| Timestamp::from_second(s).unwrap();
+        let taint = |key: &str| Taint {
+            key: key.into(),
+            effect: "NoExecute".into(),
+            value: None,
+            time_added: Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(1000))),
+        };
+        let tolerate = |key: &str, seconds: Option<i64>| Toleration {
+            key: Some(key.into()),
+            operator: Some("Exists".into()),
+            effect: Some("NoExecute".into()),
+            toleration_seconds: seconds,
+            value: None,
+        };
+        let now = at(1100);
+        for (taints, tolerations, expected) in [
+            (vec![], vec![], None),
+            (vec![taint("a")], vec![], Some(1100)),
+            (vec![taint("a")], vec![tolerate("b", None)], Some(1100)),
+            (vec![taint("a")], vec![tolerate("a", None)], None),
+            (vec![taint("a")], vec![tolerate("a", Some(300))], Some(1300)),
+            (vec![taint("a")], vec![tolerate("a", Some(300)), tolerate("a", Some(60))], Some(1060)),
+            (vec![taint("a"), taint("b")], vec![tolerate("a", Some(300)), tolerate("b", None)], Some(1300)),
+            (vec![taint("a"), taint("b")], vec![tolerate("a", Some(300))], Some(1100)),
+        ] {
+            assert_eq!(deadline(&taints, &tolerations, now).map(Timestamp::as_second), expected);
+        }
+    }
+}
