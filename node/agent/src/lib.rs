@@ -3,20 +3,29 @@
 //! through `kube::Client`, and keeps no file of its own about pods: a restarted daemon reads everything back from
 //! containerd, the kernel and the API server.
 
+mod agent;
+pub mod api;
 pub mod container;
 pub mod credentials;
+pub mod dispatch;
+pub mod dns;
 pub mod env;
 pub mod etc;
 pub mod events;
 pub mod fields;
+pub mod informers;
 pub mod limits;
 pub mod model;
+pub mod node;
 pub mod node_context;
 pub mod pod;
 pub mod probes;
 pub mod quantity;
+mod real;
 pub mod references;
 pub mod seams;
 #[cfg(test)]
 mod sim;
 pub mod volumes;
+
+pub use agent::{Agent, Config};

@@ -78,3 +78,7 @@ pub const STATUS_RETRY: Duration = Duration::from_secs(2);
 pub const PULL_ERROR_SHOWN: Duration = Duration::from_secs(3);
 /// Wait before a container whose configuration could not be made is tried again without a change of its objects.
 pub const CONFIG_RETRY: Duration = Duration::from_secs(60);
+/// Memory that is kept free: below it the node is under memory pressure and evicts.
+pub const EVICTION_MEMORY: u64 = 100 * 1024 * 1024;
+/// Time a client of the node's API gets for its TLS handshake.
+pub const HANDSHAKE: Duration = Duration::from_secs(10);

@@ -1,0 +1,359 @@
+//! Puts the node together: network, data plane, runtime, the Node object, pods, DNS, the HTTPS API; and runs all of it
+//! until the shutdown. What runs in containers is left running.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use kube::Client;
+use sluice_dataplane::Dataplane;
+use sluice_network::{Network, PeerPath};
+use sluice_runtime::{Event, Runtime};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::api;
+use crate::dispatch::{self, Workers};
+use crate::dns;
+use crate::etc::{DnsSettings, ResolvConf};
+use crate::events::{self, Note, Recorder};
+use crate::informers::{self, NodesView};
+use crate::node::machine::Machine;
+use crate::node::object::Observed;
+use crate::node::Keeper;
+use crate::node_context::{Identity, NodeContext};
+use crate::pod::worker::Message;
+use crate::real::{RealApi, RealNetwork};
+use crate::references::{ApiSource, References};
+
+/// Everything a node is told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub node_name: String,
+    /// The node's addresses, the primary one first; empty: those of the default route's link.
+    pub node_ips: Vec<IpAddr>,
+    /// `/var/lib/sluice`; pods' volumes are below it.
+    pub dir: PathBuf,
+    /// `/var/log/pods`.
+    pub logs: PathBuf,
+    pub runtime: sluice_runtime::Config,
+    pub network: sluice_network::Config,
+    /// Without one, Services do not work; its `pod_range` and `cluster_range` are filled in here.
+    pub dataplane: Option<sluice_dataplane::Config>,
+    pub peer_path: PeerPath,
+    /// `cluster.local`.
+    pub cluster_domain: String,
+    /// Addresses of the kube-dns Service.
+    pub cluster_dns: Vec<IpAddr>,
+    /// Serve cluster DNS on this node.
+    pub serve_dns: bool,
+    /// Servers for names outside the cluster; `None`: those of the host's resolv.conf.
+    pub dns_upstreams: Option<Vec<SocketAddr>>,
+    /// The host's resolv.conf, which pods with `dnsPolicy: Default` get.
+    pub resolv_conf: PathBuf,
+    /// The node's HTTPS API; `None`: not served.
+    pub api: Option<api::Config>,
+}
+
+/// A node that is ready to run pods.
+pub struct Agent {
+    config: Config,
+    client: Client,
+    node: Arc<NodeContext>,
+    network: Network,
+    dataplane: Option<Dataplane>,
+    runtime: Runtime,
+    keeper: Keeper,
+    workers: Workers,
+    nodes: watch::Sender<NodesView>,
+    services: watch::Sender<Option<Arc<Vec<crate::env::ServiceLink>>>>,
+    network_ready: watch::Sender<bool>,
+    notes: mpsc::Receiver<Note>,
+    images_changed: Arc<Notify>,
+}
+
+impl Agent {
+    /// Connects to everything and registers the node. Routes that keep service and pod addresses on the machine are
+    /// set before anything else.
+    ///
+    /// # Errors
+    /// What is missing (containerd, a kernel feature, the right to do it), in a sentence that says so.
+    pub async fn start(config: Config, client: Client) -> Result<Agent> {
+        std::fs::create_dir_all(&config.dir).with_context(|| format!("cannot make {}", config.dir.display()))?;
+        let network = Network::new(config.network.clone()).await.context("the pod network")?;
+        network.setup_node().await.context("the pod network")?;
+        let ips = if config.node_ips.is_empty() {
+            network.node_ips().await.context("the node's addresses")?
+        } else {
+            config.node_ips.clone()
+        };
+        let dataplane = match &config.dataplane {
+            Some(c) => {
+                let mut c = c.clone();
+                if c.node_addresses.is_empty() {
+                    c.node_addresses = ips.iter().filter_map(v4).collect();
+                }
+                let loaded = tokio::task::spawn_blocking(move || Dataplane::load(c)).await?;
+                Some(loaded.context("the data plane")?)
+            }
+            None => None,
+        };
+        let runtime = Runtime::connect(config.runtime.clone()).await.context("the container runtime")?;
+        let machine = Machine::read(&config.dir);
+        let host = std::fs::read_to_string(&config.resolv_conf).unwrap_or_default();
+        let identity = Identity {
+            name: config.node_name.clone(),
+            dir: config.dir.clone(),
+            logs: config.logs.clone(),
+            ips: ips.clone(),
+            dns: DnsSettings {
+                cluster_dns: config.cluster_dns.clone(),
+                cluster_domain: config.cluster_domain.clone(),
+                host: ResolvConf::parse(&host),
+            },
+            memory: machine.memory.into(),
+            allocatable: machine.allocatable(),
+        };
+        let (network_ready, ready) = watch::channel(false);
+        let (services, links) = watch::channel(None);
+        let (recorder, notes) = Recorder::new();
+        let real =
+            RealNetwork { network: network.clone(), dataplane: dataplane.clone(), ready: ready.clone() };
+        let node = Arc::new(NodeContext::new(
+            identity,
+            Arc::new(runtime.clone()),
+            Arc::new(real),
+            Arc::new(RealApi(client.clone())),
+            References::new(ApiSource(client.clone())),
+            recorder,
+            links,
+        ));
+        let observed = Observed {
+            name: config.node_name.clone(),
+            ips,
+            api_port: config.api.as_ref().map_or(10250, |a| a.bind.port()),
+            machine,
+            ..Observed::default()
+        };
+        let images_changed = Arc::new(Notify::new());
+        let mut keeper = Keeper {
+            client: client.clone(),
+            runtime: Arc::new(runtime.clone()),
+            observed,
+            network: ready,
+            changed: images_changed.clone(),
+        };
+        keeper.register().await.context("the node could not be registered at the API server")?;
+        let (nodes, _) = watch::channel(NodesView::default());
+        Ok(Agent {
+            config,
+            client,
+            node,
+            network,
+            dataplane,
+            runtime,
+            keeper,
+            workers: Workers::default(),
+            nodes,
+            services,
+            network_ready,
+            notes,
+            images_changed,
+        })
+    }
+
+    /// The node's pods, for inspection.
+    pub fn workers(&self) -> &Workers {
+        &self.workers
+    }
+
+    /// Runs until the shutdown.
+    ///
+    /// # Errors
+    /// When the HTTPS API cannot be served.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<()> {
+        let tasks = TaskTracker::new();
+        let own = self.config.node_name.clone();
+        let (client, stop) = (self.client.clone(), shutdown.clone());
+        tasks.spawn(until(stop.clone(), events::write(client.clone(), own.clone(), self.notes)));
+        tasks.spawn(informers::services(client.clone(), self.services, stop.clone()));
+        let labels = labels(&self.nodes, &tasks, &stop);
+        let ranges = self.nodes.subscribe();
+        tasks.spawn(informers::nodes(client.clone(), own, self.config.peer_path, self.nodes, stop.clone()));
+        let routes = Routes {
+            client: client.clone(),
+            config: self.config.clone(),
+            network: self.network,
+            dataplane: self.dataplane.clone(),
+            ready: self.network_ready,
+        };
+        tasks.spawn(routes.run(ranges, tasks.clone(), stop.clone()));
+        tasks.spawn(self.keeper.run(stop.clone()));
+        tasks.spawn(follow_runtime(self.runtime.clone(), self.node.clone(), self.images_changed, stop.clone()));
+        if let Some(dataplane) = self.dataplane {
+            let (client, stop) = (client.clone(), stop.clone());
+            tasks.spawn(async move {
+                if let Err(error) = dataplane.run(client, stop).await {
+                    tracing::error!(%error, "the data plane no longer follows the Services");
+                }
+            });
+        }
+        tasks.spawn(dispatch::run(client.clone(), self.node.clone(), self.workers.clone(), labels, stop.clone()));
+        if let Some(config) = self.config.api.clone() {
+            let server = api::Server::new(config, self.node.clone(), self.workers, client, stop.clone())?;
+            let served = server.run().await;
+            if served.is_err() {
+                shutdown.cancel();
+            }
+            tasks.close();
+            tasks.wait().await;
+            return served;
+        }
+        stop.cancelled().await;
+        tasks.close();
+        tasks.wait().await;
+        Ok(())
+    }
+}
+
+async fn until(shutdown: CancellationToken, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = work => {}
+    }
+}
+
+fn v4(ip: &IpAddr) -> Option<Ipv4Addr> {
+    match ip {
+        IpAddr::V4(ip) => Some(*ip),
+        IpAddr::V6(_) => None,
+    }
+}
+
+/// This node's labels as a channel of their own.
+fn labels(
+    nodes: &watch::Sender<NodesView>,
+    tasks: &TaskTracker,
+    shutdown: &CancellationToken,
+) -> watch::Receiver<Option<std::collections::BTreeMap<String, String>>> {
+    let (out, labels) = watch::channel(None);
+    let mut views = nodes.subscribe();
+    tasks.spawn(until(shutdown.clone(), async move {
+        while views.changed().await.is_ok() {
+            let labels = views.borrow_and_update().labels.clone();
+            out.send_if_modified(|old| {
+                let differs = *old != labels;
+                *old = labels;
+                differs
+            });
+        }
+    }));
+    labels
+}
+
+/// Gives containers' ends to their pods' workers.
+async fn follow_runtime(
+    runtime: Runtime,
+    node: Arc<NodeContext>,
+    changed: Arc<Notify>,
+    shutdown: CancellationToken,
+) {
+    let mut events = runtime.events();
+    loop {
+        let event = tokio::select! {
+            () = shutdown.cancelled() => return,
+            event = events.next() => event,
+        };
+        match event {
+            Event::Exited { id, exit } => {
+                if let Some((index, worker)) = node.owner(&id) {
+                    // A worker that ended meanwhile needs no news.
+                    let _ = worker.send(Message::Exited { index, id, exit }).await;
+                }
+            }
+            Event::Resync => {
+                dispatch::resync(&node).await;
+                changed.notify_one();
+            }
+            Event::Started { .. } | Event::Oom { .. } | Event::Removed { .. } => {}
+        }
+    }
+}
+
+/// The node's part of the cluster's routes, and what can only begin once they are there.
+struct Routes {
+    client: Client,
+    config: Config,
+    network: Network,
+    dataplane: Option<Dataplane>,
+    ready: watch::Sender<bool>,
+}
+
+impl Routes {
+    async fn run(self, mut views: watch::Receiver<NodesView>, tasks: TaskTracker, shutdown: CancellationToken) {
+        let mut ranges = Vec::new();
+        let mut peers = Vec::new();
+        let mut dns = false;
+        loop {
+            let view = views.borrow_and_update().clone();
+            if view.ranges != ranges && !view.ranges.is_empty() {
+                match self.set_ranges(&view).await {
+                    Ok(()) => {
+                        ranges.clone_from(&view.ranges);
+                        self.ready.send_replace(true);
+                        if self.config.serve_dns && !dns {
+                            dns = true;
+                            tasks.spawn(serve_dns(self.dns(&view), self.client.clone(), shutdown.clone()));
+                        }
+                    }
+                    Err(error) => tracing::error!(error = format!("{error:#}"), "the pod range could not be set"),
+                }
+            }
+            if view.peers != peers {
+                match self.network.set_peers(view.peers.clone()).await {
+                    Ok(()) => peers = view.peers,
+                    Err(error) => tracing::error!(%error, "routes to other nodes' pods could not be set"),
+                }
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                changed = views.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    async fn set_ranges(&self, view: &NodesView) -> Result<()> {
+        self.network.set_pod_cidrs(view.ranges.clone()).await?;
+        if let Some(dataplane) = &self.dataplane {
+            let parse = |list: &[sluice_network::Cidr]| list.iter().find_map(|c| c.to_string().parse().ok());
+            if let (Some(pods), Some(cluster)) = (parse(&view.ranges), parse(&self.config.network.cluster_cidrs)) {
+                dataplane.set_pod_ranges(pods, cluster)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn dns(&self, view: &NodesView) -> dns::Settings {
+        let upstreams = self.config.dns_upstreams.clone().unwrap_or_else(|| {
+            let host = std::fs::read_to_string(&self.config.resolv_conf).unwrap_or_default();
+            sluice_dns::upstreams_from(&host, &self.config.cluster_dns)
+        });
+        dns::Settings {
+            node: self.config.node_name.clone(),
+            node_uid: view.uid.clone(),
+            domain: self.config.cluster_domain.clone(),
+            listen: self.network.gateways(),
+            upstreams,
+        }
+    }
+}
+
+async fn serve_dns(settings: dns::Settings, client: Client, shutdown: CancellationToken) {
+    let listen = settings.listen.clone();
+    if let Err(error) = dns::run(client, settings, shutdown).await {
+        tracing::error!(error = format!("{error:#}"), ?listen, "cluster DNS is not served on this node");
+    }
+}
+

@@ -1,0 +1,98 @@
+//! The channel protocol of exec and attach (`v5.channel.k8s.io`, `v4.channel.k8s.io`): the first byte of a message says
+//! which stream it belongs to. Encoding and decoding are pure.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use serde_json::{Value, json};
+use sluice_runtime::TerminalSize;
+
+pub(super) const STDIN: u8 = 0;
+pub(super) const STDOUT: u8 = 1;
+pub(super) const STDERR: u8 = 2;
+pub(super) const ERROR: u8 = 3;
+const RESIZE: u8 = 4;
+const CLOSE: u8 = 255;
+
+/// Subprotocols, the best first.
+pub(super) const PROTOCOLS: [&str; 3] = ["v5.channel.k8s.io", "v4.channel.k8s.io", "channel.k8s.io"];
+
+/// What a client says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Input {
+    Stdin(Bytes),
+    /// Standard input ends (version 5 only).
+    EndStdin,
+    Resize(TerminalSize),
+    /// Nothing we know; ignored.
+    Other,
+}
+
+/// Reads a client's message.
+pub(super) fn decode(message: &Bytes) -> Input {
+    match message.first() {
+        Some(&STDIN) => Input::Stdin(message.slice(1..)),
+        Some(&RESIZE) => resize(&message[1..]).map_or(Input::Other, Input::Resize),
+        Some(&CLOSE) if message.get(1) == Some(&STDIN) => Input::EndStdin,
+        _ => Input::Other,
+    }
+}
+
+/// A message of a stream.
+pub(super) fn encode(channel: u8, data: &[u8]) -> Bytes {
+    let mut out = BytesMut::with_capacity(data.len() + 1);
+    out.put_u8(channel);
+    out.put_slice(data);
+    out.freeze()
+}
+
+/// The end of a command, for the error channel: success, or the exit code as upstream's Status says it.
+pub(super) fn exit_status(code: i32) -> Value {
+    if code == 0 {
+        return json!({"metadata": {}, "status": "Success"});
+    }
+    json!({
+        "metadata": {}, "status": "Failure", "reason": "NonZeroExitCode",
+        "message": format!("command terminated with non-zero exit code: exit status {code}"),
+        "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]},
+    })
+}
+
+/// A failure to run the command at all.
+pub(super) fn failure_status(message: &str) -> Value {
+    json!({"metadata": {}, "status": "Failure", "reason": "InternalError", "message": message, "code": 500})
+}
+
+fn resize(data: &[u8]) -> Option<TerminalSize> {
+    let value: Value = serde_json::from_slice(data).ok()?;
+    let get = |name: &str| value.get(name)?.as_u64().and_then(|n| u16::try_from(n).ok());
+    Some(TerminalSize { columns: get("Width")?, rows: get("Height")? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages() {
+        for (bytes, expected) in [
+            (&b"\x00hello"[..], Input::Stdin(Bytes::from_static(b"hello"))),
+            (b"\x00", Input::Stdin(Bytes::new())),
+            (b"\xff\x00", Input::EndStdin),
+            (b"\xff\x01", Input::Other),
+            (b"\x04{\"Width\":80,\"Height\":24}", Input::Resize(TerminalSize { columns: 80, rows: 24 })),
+            (b"\x04{}", Input::Other),
+            (b"\x09x", Input::Other),
+            (b"", Input::Other),
+        ] {
+            assert_eq!(decode(&Bytes::copy_from_slice(bytes)), expected, "{bytes:?}");
+        }
+        assert_eq!(&encode(STDOUT, b"x")[..], b"\x01x");
+    }
+
+    #[test]
+    fn statuses() {
+        assert_eq!(exit_status(0)["status"], "Success");
+        let status = exit_status(3);
+        assert_eq!(status["reason"], "NonZeroExitCode");
+        assert_eq!(status["details"]["causes"][0], json!({"reason": "ExitCode", "message": "3"}));
+    }
+}

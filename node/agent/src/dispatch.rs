@@ -1,0 +1,329 @@
+//! Gives every pod bound to this node its worker: follows the API server's pods of the node, finds the containers an
+//! earlier daemon left, refuses what does not fit, and removes what belongs to no pod any more.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use futures::StreamExt;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client};
+use parking_lot::RwLock;
+use sluice_runtime::{ContainerState, Status};
+use tokio_util::sync::CancellationToken;
+
+use crate::limits;
+use crate::model::Pod;
+use crate::node_context::NodeContext;
+use crate::pod::adopt::{Found, FoundState};
+use crate::pod::state::Failure;
+use crate::pod::worker::{self, Beginning, Handle, Message};
+use crate::quantity;
+
+/// The workers of a node, by pod uid.
+#[derive(Clone, Default)]
+pub struct Workers(Arc<RwLock<HashMap<String, Handle>>>);
+
+impl Workers {
+    /// The worker of the pod of that name.
+    pub fn by_name(&self, namespace: &str, name: &str) -> Option<Handle> {
+        let workers = self.0.read();
+        let is = |h: &&Handle| {
+            let view = h.view.borrow();
+            view.pod.namespace() == namespace && view.pod.name() == name
+        };
+        workers.values().find(is).cloned()
+    }
+
+    /// Every worker.
+    pub fn all(&self) -> Vec<Handle> {
+        self.0.read().values().cloned().collect()
+    }
+
+    fn get(&self, uid: &str) -> Option<Handle> {
+        self.0.read().get(uid).cloned()
+    }
+}
+
+/// Follows the node's pods until the shutdown. Containers keep running afterwards.
+pub async fn run(
+    client: Client,
+    node: Arc<NodeContext>,
+    workers: Workers,
+    labels: tokio::sync::watch::Receiver<Option<BTreeMap<String, String>>>,
+    shutdown: CancellationToken,
+) {
+    let mut dispatcher = Dispatcher { node: node.clone(), workers, labels, left: HashMap::new(), seen: HashSet::new() };
+    // Events are followed before the list is read, so that no exit falls between the two.
+    let mut containers = node.runtime.containers().await;
+    while let Err(error) = &containers {
+        tracing::warn!(%error, "containerd's containers cannot be listed; pods wait for it");
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(limits::STATUS_RETRY) => {}
+        }
+        containers = node.runtime.containers().await;
+    }
+    for c in containers.unwrap_or_default() {
+        dispatcher.left.entry(c.pod_uid.clone()).or_default().push(c);
+    }
+    let api: Api<Pod> = Api::all(client);
+    let config = watcher::Config::default().fields(&format!("spec.nodeName={}", node.identity.name));
+    let stream = watcher(api, config).default_backoff();
+    futures::pin_mut!(stream);
+    loop {
+        let item = tokio::select! {
+            () = shutdown.cancelled() => return,
+            item = stream.next() => item,
+        };
+        match item {
+            None => return,
+            Some(Err(error)) => tracing::debug!(%error, "watch of the node's pods"),
+            Some(Ok(event)) => dispatcher.take(event).await,
+        }
+    }
+}
+
+struct Dispatcher {
+    node: Arc<NodeContext>,
+    workers: Workers,
+    labels: tokio::sync::watch::Receiver<Option<BTreeMap<String, String>>>,
+    /// Containers found at the start whose pod was not seen yet, by pod uid.
+    left: HashMap<String, Vec<ContainerState>>,
+    seen: HashSet<String>,
+}
+
+impl Dispatcher {
+    async fn take(&mut self, event: watcher::Event<Pod>) {
+        match event {
+            watcher::Event::Init => self.seen.clear(),
+            watcher::Event::InitApply(pod) => {
+                self.seen.insert(pod.uid().to_owned());
+                self.apply(pod).await;
+            }
+            watcher::Event::InitDone => {
+                let gone: Vec<Handle> =
+                    self.workers.all().into_iter().filter(|h| !self.seen.contains(&h.uid)).collect();
+                for handle in gone {
+                    tell(&handle, Message::Gone).await;
+                }
+                self.seen = HashSet::new();
+                self.remove_orphans().await;
+                resync(&self.node).await;
+            }
+            watcher::Event::Apply(pod) => self.apply(pod).await,
+            watcher::Event::Delete(pod) => {
+                if let Some(handle) = self.workers.get(pod.uid()) {
+                    tell(&handle, Message::Gone).await;
+                }
+            }
+        }
+    }
+
+    async fn apply(&mut self, mut pod: Pod) {
+        pod.shrink();
+        let pod = Arc::new(pod);
+        if let Some(handle) = self.workers.get(pod.uid()) {
+            tell(&handle, Message::Updated(pod)).await;
+            return;
+        }
+        let found: Vec<Found> = self.left.remove(pod.uid()).unwrap_or_default().into_iter().map(found).collect();
+        let beginning = match self.refusal(&pod) {
+            Some(failure) if found.is_empty() => Beginning::Rejected(failure),
+            _ => Beginning::Normal { found },
+        };
+        let workers = self.workers.clone();
+        let uid = pod.uid().to_owned();
+        let mut map = self.workers.0.write();
+        let handle = worker::spawn(self.node.clone(), pod, beginning, move |uid| {
+            workers.0.write().remove(uid);
+        });
+        map.insert(uid, handle);
+    }
+
+    /// Why this node does not take the pod, in upstream's words.
+    fn refusal(&self, pod: &Pod) -> Option<Failure> {
+        if pod.is_terminal() || pod.status.start_time.is_some() {
+            return None;
+        }
+        let others: Vec<Arc<Pod>> = self
+            .workers
+            .all()
+            .iter()
+            .map(|h| h.view.borrow().clone())
+            .filter(|v| !matches!(v.status.phase.as_deref(), Some("Succeeded" | "Failed")))
+            .map(|v| v.pod)
+            .collect();
+        let labels = self.labels.borrow().clone();
+        refusal(pod, &others, &self.node.identity.allocatable, labels.as_ref())
+    }
+
+    async fn remove_orphans(&mut self) {
+        for (uid, containers) in std::mem::take(&mut self.left) {
+            tracing::info!(pod = uid, "a pod is gone that an earlier daemon ran; its containers are removed");
+            for c in containers {
+                if let Err(error) = self.node.runtime.remove(&c.id).await {
+                    tracing::warn!(%error, id = c.id, "container of a pod that is gone not removed");
+                }
+            }
+            if let Err(error) = self.node.network.delete(&uid).await {
+                tracing::warn!(error, pod = uid, "network of a pod that is gone not removed");
+            }
+            let dir = self.node.dir(&uid);
+            let removed = tokio::task::spawn_blocking(move || crate::volumes::tear_down(&dir)).await;
+            if let Ok(Err(error)) = removed {
+                tracing::warn!(%error, pod = uid, "directory of a pod that is gone not removed");
+            }
+        }
+    }
+}
+
+/// Compares what containerd has with what the workers think, and tells them what they missed.
+pub async fn resync(node: &NodeContext) {
+    match node.runtime.containers().await {
+        Err(error) => tracing::warn!(%error, "containerd's containers cannot be listed"),
+        Ok(list) => {
+            for c in list {
+                if let (Status::Exited(exit), Some((index, worker))) = (c.status, node.owner(&c.id)) {
+                    // A worker that ended meanwhile needs no news.
+                    let _ = worker.send(Message::Exited { index, id: c.id, exit }).await;
+                }
+            }
+        }
+    }
+}
+
+async fn tell(handle: &Handle, message: Message) {
+    // The worker ended: it was told before.
+    let _ = handle.queue.send(message).await;
+}
+
+/// A container of containerd as the state machine's adoption wants it.
+fn found(c: ContainerState) -> Found {
+    let state = match c.status {
+        Status::Running { started_at, .. } | Status::Paused { started_at, .. } => {
+            FoundState::Running { at: started_at }
+        }
+        Status::Created | Status::Unknown => FoundState::Created,
+        Status::Exited(exit) => FoundState::Exited(worker::exit_of(c.id.clone(), &exit, None)),
+    };
+    Found { id: c.id, name: c.name, attempt: c.attempt, image: c.image, image_id: c.image_id, state }
+}
+
+/// Requests of a pod in thousandths of a processor and bytes: the larger of what runs together and what the init
+/// containers need one after the other, plus overhead.
+pub fn requests(pod: &Pod) -> (i128, i128) {
+    let amount = |map: &BTreeMap<String, String>, name: &str| -> i128 {
+        let read = if name == "cpu" { quantity::milli } else { quantity::value };
+        map.get(name).and_then(|q| read(q)).unwrap_or(0)
+    };
+    let total = |name: &str| {
+        let main: i128 = pod.spec.containers.iter().map(|c| amount(&c.resources.requests, name)).sum();
+        let (mut sidecars, mut peak) = (0, 0);
+        for c in &pod.spec.init_containers {
+            let own = amount(&c.resources.requests, name);
+            if c.restart_policy.as_deref() == Some("Always") {
+                sidecars += own;
+                peak = peak.max(sidecars);
+            } else {
+                peak = peak.max(sidecars + own);
+            }
+        }
+        (main + sidecars).max(peak) + amount(&pod.spec.overhead, name)
+    };
+    (total("cpu"), total("memory"))
+}
+
+fn refusal(
+    pod: &Pod,
+    others: &[Arc<Pod>],
+    allocatable: &BTreeMap<String, String>,
+    labels: Option<&BTreeMap<String, String>>,
+) -> Option<Failure> {
+    let failure = |reason: &str, message: String| Some(Failure { reason: reason.to_owned(), message });
+    if let Some(labels) = labels
+        && pod.spec.node_selector.iter().any(|(k, v)| labels.get(k) != Some(v))
+    {
+        let message = "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
+        return failure("NodeAffinity", message.to_owned());
+    }
+    let short = |what: &str, requested: i128, used: i128, capacity: i128| {
+        format!(
+            "Pod was rejected: Node didn't have enough resource: {what}, requested: {requested}, used: {used}, \
+             capacity: {capacity}"
+        )
+    };
+    let pods = allocatable.get("pods").and_then(|q| quantity::value(q)).unwrap_or(limits::MAX_PODS as i128);
+    let running = others.len() as i128;
+    if running + 1 > pods {
+        return failure("OutOfpods", short("pods", 1, running, pods));
+    }
+    let (cpu, memory) = requests(pod);
+    let used = others.iter().map(|p| requests(p)).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+    let capacity = |name: &str, read: fn(&str) -> Option<i128>| allocatable.get(name).and_then(|q| read(q));
+    if let Some(capacity) = capacity("cpu", quantity::milli)
+        && cpu > 0
+        && used.0 + cpu > capacity
+    {
+        return failure("OutOfcpu", short("cpu", cpu, used.0, capacity));
+    }
+    if let Some(capacity) = capacity("memory", quantity::value)
+        && memory > 0
+        && used.1 + memory > capacity
+    {
+        return failure("OutOfmemory", short("memory", memory, used.1, capacity));
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(spec: serde_json::Value) -> Pod {
+        serde_json::from_value(json!({"spec": spec})).unwrap()
+    }
+
+    #[test]
+    fn sums() {
+        let r = |cpu: &str| json!({"requests": {"cpu": cpu, "memory": "1Mi"}});
+        let p = pod(json!({
+            "initContainers": [
+                {"name": "s", "restartPolicy": "Always", "resources": r("100m")},
+                {"name": "i", "resources": r("1")},
+            ],
+            "containers": [{"name": "a", "resources": r("200m")}, {"name": "b", "resources": r("300m")}],
+            "overhead": {"cpu": "10m"},
+        }));
+        assert_eq!(requests(&p), (1110, 3 << 20));
+    }
+
+    #[test]
+    fn refusals() {
+        let allocatable: BTreeMap<String, String> =
+            [("cpu", "1"), ("memory", "1Gi"), ("pods", "2")].map(|(k, v)| (k.into(), v.into())).into();
+        let labels = BTreeMap::from([("disk".to_owned(), "ssd".to_owned())]);
+        let ask = |cpu: &str, memory: &str| {
+            pod(json!({"containers": [{"name": "a", "resources": {"requests": {"cpu": cpu, "memory": memory}}}]}))
+        };
+        let other = Arc::new(ask("600m", "600Mi"));
+        for (p, others, reason) in [
+            (ask("400m", "100Mi"), vec![other.clone()], None),
+            (ask("500m", "100Mi"), vec![other.clone()], Some("OutOfcpu")),
+            (ask("100m", "500Mi"), vec![other.clone()], Some("OutOfmemory")),
+            (ask("0", "0"), vec![other.clone(), other.clone()], Some("OutOfpods")),
+            (pod(json!({"nodeSelector": {"disk": "ssd"}})), vec![], None),
+            (pod(json!({"nodeSelector": {"disk": "hdd"}})), vec![], Some("NodeAffinity")),
+        ] {
+            let actual = refusal(&p, &others, &allocatable, Some(&labels));
+            assert_eq!(actual.as_ref().map(|f| f.reason.as_str()), reason, "{actual:?}");
+        }
+        let f = refusal(&ask("500m", "0"), &[other], &allocatable, None).unwrap();
+        assert_eq!(
+            f.message,
+            "Pod was rejected: Node didn't have enough resource: cpu, requested: 500, used: 600, capacity: 1000"
+        );
+    }
+}

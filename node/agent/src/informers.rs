@@ -1,0 +1,248 @@
+//! The two cluster-wide views a node keeps besides its pods: nodes (its own pod range and labels, routes to the
+//! others) and Services (environment variables). Narrow, event-driven.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use futures::StreamExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client};
+use serde::Deserialize;
+use sluice_network::{Cidr, Peer, PeerPath};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::env::ServiceLink;
+
+/// A Node as far as routes need it.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Node {
+    pub metadata: ObjectMeta,
+    pub spec: NodeSpec,
+    pub status: NodeStatus,
+}
+
+/// See [`Node`].
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct NodeSpec {
+    #[serde(rename = "podCIDR")]
+    pub pod_cidr: String,
+    #[serde(rename = "podCIDRs")]
+    pub pod_cidrs: Vec<String>,
+}
+
+/// See [`Node`].
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct NodeStatus {
+    pub addresses: Vec<NodeAddress>,
+}
+
+/// See [`Node`].
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct NodeAddress {
+    #[serde(rename = "type")]
+    pub type_: String,
+    pub address: String,
+}
+
+/// A Service as environment variables need it.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Service {
+    pub metadata: ObjectMeta,
+    pub spec: ServiceSpec,
+}
+
+/// See [`Service`].
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ServiceSpec {
+    #[serde(rename = "clusterIP")]
+    pub cluster_ip: String,
+    pub ports: Vec<ServicePort>,
+}
+
+/// See [`Service`].
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ServicePort {
+    pub name: String,
+    pub port: u16,
+    pub protocol: String,
+}
+
+macro_rules! core_resource {
+    ($type:ty, $kind:literal, $plural:literal, $scope:ty) => {
+        impl kube::Resource for $type {
+            type DynamicType = ();
+            type Scope = $scope;
+            fn kind(_: &()) -> Cow<'_, str> {
+                $kind.into()
+            }
+            fn group(_: &()) -> Cow<'_, str> {
+                "".into()
+            }
+            fn version(_: &()) -> Cow<'_, str> {
+                "v1".into()
+            }
+            fn plural(_: &()) -> Cow<'_, str> {
+                $plural.into()
+            }
+            fn meta(&self) -> &ObjectMeta {
+                &self.metadata
+            }
+            fn meta_mut(&mut self) -> &mut ObjectMeta {
+                &mut self.metadata
+            }
+        }
+    };
+}
+
+core_resource!(Node, "Node", "nodes", k8s_openapi::ClusterResourceScope);
+core_resource!(Service, "Service", "services", k8s_openapi::NamespaceResourceScope);
+
+impl Node {
+    /// The pod ranges the controllers assigned.
+    pub fn ranges(&self) -> Vec<Cidr> {
+        let many = self.spec.pod_cidrs.iter().filter_map(|c| c.parse().ok());
+        let list: Vec<Cidr> = many.collect();
+        if list.is_empty() { self.spec.pod_cidr.parse().ok().into_iter().collect() } else { list }
+    }
+
+    fn internal_ip(&self) -> Option<IpAddr> {
+        self.status.addresses.iter().find(|a| a.type_ == "InternalIP")?.address.parse().ok()
+    }
+
+    /// As another node's network needs it; `None` while it has no pod range or address.
+    pub fn peer(&self, path: PeerPath) -> Option<Peer> {
+        let pod_cidrs = self.ranges();
+        let node_ip = self.internal_ip()?;
+        let node = self.metadata.name.clone()?;
+        (!pod_cidrs.is_empty()).then_some(Peer { node, pod_cidrs, node_ip, path })
+    }
+}
+
+/// What is known of the cluster's nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodesView {
+    /// Of this node.
+    pub ranges: Vec<Cidr>,
+    /// Of this node; none before it was seen.
+    pub labels: Option<BTreeMap<String, String>>,
+    pub uid: Option<String>,
+    /// The others, by name.
+    pub peers: Vec<Peer>,
+}
+
+/// Follows the nodes until the shutdown.
+pub async fn nodes(
+    client: Client,
+    own: String,
+    path: PeerPath,
+    out: watch::Sender<NodesView>,
+    shutdown: CancellationToken,
+) {
+    let mut all: HashMap<String, Node> = HashMap::new();
+    let stream = watcher(Api::<Node>::all(client), watcher::Config::default()).default_backoff();
+    follow(stream, &mut all, shutdown, |all| {
+        let me = all.get(&own);
+        let mut peers: Vec<Peer> =
+            all.iter().filter(|(n, _)| **n != own).filter_map(|(_, n)| n.peer(path)).collect();
+        peers.sort_by(|a, b| a.node.cmp(&b.node));
+        let view = NodesView {
+            ranges: me.map(Node::ranges).unwrap_or_default(),
+            labels: me.map(|n| n.metadata.labels.clone().unwrap_or_default()),
+            uid: me.and_then(|n| n.metadata.uid.clone()),
+            peers,
+        };
+        out.send_if_modified(|old| {
+            let differs = *old != view;
+            *old = view;
+            differs
+        });
+    })
+    .await;
+}
+
+/// Follows the Services until the shutdown.
+pub async fn services(
+    client: Client,
+    out: watch::Sender<Option<Arc<Vec<ServiceLink>>>>,
+    shutdown: CancellationToken,
+) {
+    let mut all: HashMap<String, Service> = HashMap::new();
+    let stream = watcher(Api::<Service>::all(client), watcher::Config::default()).default_backoff();
+    follow(stream, &mut all, shutdown, |all| {
+        let mut list: Vec<ServiceLink> = all.values().map(link).collect();
+        list.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        out.send_replace(Some(Arc::new(list)));
+    })
+    .await;
+}
+
+fn link(s: &Service) -> ServiceLink {
+    let port = |p: &ServicePort| {
+        let protocol = if p.protocol.is_empty() { "TCP".to_owned() } else { p.protocol.clone() };
+        (p.name.clone(), p.port, protocol)
+    };
+    ServiceLink {
+        name: s.metadata.name.clone().unwrap_or_default(),
+        namespace: s.metadata.namespace.clone().unwrap_or_default(),
+        cluster_ip: s.spec.cluster_ip.clone(),
+        ports: s.spec.ports.iter().map(port).collect(),
+    }
+}
+
+/// Keeps `all` equal to the stream and calls `changed` after the first list and each change.
+async fn follow<K: kube::Resource>(
+    stream: impl futures::Stream<Item = watcher::Result<watcher::Event<K>>>,
+    all: &mut HashMap<String, K>,
+    shutdown: CancellationToken,
+    mut changed: impl FnMut(&HashMap<String, K>),
+) {
+    futures::pin_mut!(stream);
+    let key = |k: &K| {
+        let meta = k.meta();
+        let name = meta.name.clone().unwrap_or_default();
+        meta.namespace.as_ref().map_or(name.clone(), |ns| format!("{ns}/{name}"))
+    };
+    let mut fresh: HashMap<String, K> = HashMap::new();
+    loop {
+        let item = tokio::select! {
+            () = shutdown.cancelled() => return,
+            item = stream.next() => item,
+        };
+        match item {
+            None => return,
+            Some(Err(error)) => {
+                tracing::debug!(%error, "watch");
+                continue;
+            }
+            Some(Ok(watcher::Event::Init)) => {
+                fresh.clear();
+                continue;
+            }
+            Some(Ok(watcher::Event::InitApply(mut k))) => {
+                k.meta_mut().managed_fields = None;
+                fresh.insert(key(&k), k);
+                continue;
+            }
+            Some(Ok(watcher::Event::InitDone)) => *all = std::mem::take(&mut fresh),
+            Some(Ok(watcher::Event::Apply(mut k))) => {
+                k.meta_mut().managed_fields = None;
+                all.insert(key(&k), k);
+            }
+            Some(Ok(watcher::Event::Delete(k))) => {
+                all.remove(&key(&k));
+            }
+        }
+        changed(all);
+    }
+}

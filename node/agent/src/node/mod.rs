@@ -1,0 +1,163 @@
+//! The node's own objects: the Node with its status, and the lease that says it lives. The lease is renewed every ten
+//! seconds; the status is written when it changes and every five minutes.
+
+pub mod machine;
+pub mod object;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Node;
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::{Client, Error};
+use serde_json::{Value, json};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::limits;
+use crate::seams::Containers;
+use object::Observed;
+
+const LEASES: &str = "kube-node-lease";
+
+/// A time as the API writes it.
+pub fn time(t: Timestamp) -> String {
+    t.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+fn micro_time(t: Timestamp) -> String {
+    t.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string()
+}
+
+/// Keeps the Node and its lease alive.
+pub struct Keeper {
+    pub client: Client,
+    pub runtime: Arc<dyn Containers>,
+    pub observed: Observed,
+    /// True once pods can have addresses.
+    pub network: watch::Receiver<bool>,
+    /// Told when images or the runtime may have changed.
+    pub changed: Arc<Notify>,
+}
+
+impl Keeper {
+    /// Creates the Node, or brings an existing one's labels and status up to date.
+    pub async fn register(&mut self) -> Result<(), Error> {
+        self.observe(true).await;
+        let api: Api<Node> = Api::all(self.client.clone());
+        let object = object::node(&self.observed, Timestamp::now());
+        let node: Node = serde_json::from_value(object.clone()).map_err(Error::SerdeError)?;
+        match api.create(&PostParams::default(), &node).await {
+            Ok(_) => {}
+            Err(Error::Api(s)) if s.code == 409 => {
+                let labels = json!({"metadata": {"labels": object["metadata"]["labels"]}});
+                api.patch(&self.observed.name, &PatchParams::default(), &Patch::Merge(labels)).await?;
+            }
+            Err(e) => return Err(e),
+        }
+        self.write(&Value::Null).await.map(|_| ())
+    }
+
+    /// Renews the lease and writes the status until the shutdown.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let mut written = Value::Null;
+        let mut written_at = None;
+        let mut beat = tokio::time::interval(limits::LEASE_RENEW);
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let images = tokio::select! {
+                () = shutdown.cancelled() => return,
+                _ = beat.tick() => {
+                    self.renew_lease().await;
+                    written_at.is_none()
+                }
+                changed = self.network.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    false
+                }
+                () = self.changed.notified() => true,
+            };
+            self.observe(images).await;
+            let now = Timestamp::now();
+            let status = object::status(&self.observed, &written, now);
+            let old = written_at.is_none_or(|t: std::time::Instant| t.elapsed() >= limits::NODE_STATUS);
+            if !old && !object::differs(&written, &status) {
+                continue;
+            }
+            match self.write(&written).await {
+                Ok(status) => {
+                    written = status;
+                    written_at = Some(std::time::Instant::now());
+                }
+                Err(Error::Api(s)) if s.code == 404 => {
+                    tracing::warn!(node = self.observed.name, "the Node object is gone; registering again");
+                    if let Err(error) = self.register().await {
+                        tracing::warn!(%error, "registration failed; trying again in ten seconds");
+                    }
+                    written_at = None;
+                }
+                Err(error) => tracing::warn!(%error, "the Node's status was not written; trying again in ten seconds"),
+            }
+        }
+    }
+
+    async fn observe(&mut self, images: bool) {
+        self.observed.network = *self.network.borrow_and_update();
+        let version = tokio::time::timeout(Duration::from_secs(5), self.runtime.version()).await;
+        self.observed.runtime = Some(match version {
+            Ok(Ok(version)) => Ok(version),
+            Ok(Err(e)) => Err(e.to_string()),
+            Err(_) => Err("no answer within 5 s".to_owned()),
+        });
+        if images && let Ok(list) = self.runtime.images().await {
+            self.observed.images = object::images(list);
+        }
+        let available = machine::available_memory();
+        self.observed.memory_pressure = available > 0 && available < limits::EVICTION_MEMORY;
+    }
+
+    async fn write(&self, old: &Value) -> Result<Value, Error> {
+        let status = object::status(&self.observed, old, Timestamp::now());
+        let api: Api<Node> = Api::all(self.client.clone());
+        let patch = json!({"status": status});
+        api.patch_status(&self.observed.name, &PatchParams::default(), &Patch::Strategic(&patch)).await?;
+        Ok(status)
+    }
+
+    async fn renew_lease(&self) {
+        let api: Api<Lease> = Api::namespaced(self.client.clone(), LEASES);
+        let name = &self.observed.name;
+        let now = micro_time(Timestamp::now());
+        let patch = json!({"spec": {
+            "holderIdentity": name, "leaseDurationSeconds": limits::LEASE_DURATION.as_secs(), "renewTime": now,
+        }});
+        let result = match api.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+            Err(Error::Api(s)) if s.code == 404 => self.create_lease(&api, &patch).await,
+            other => other.map(|_| ()),
+        };
+        if let Err(error) = result {
+            tracing::warn!(%error, "the node's lease was not renewed");
+        }
+    }
+
+    async fn create_lease(&self, api: &Api<Lease>, spec: &Value) -> Result<(), Error> {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let node = nodes.get(&self.observed.name).await?;
+        let lease = json!({
+            "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+            "metadata": {
+                "name": self.observed.name, "namespace": LEASES,
+                "ownerReferences": [{
+                    "apiVersion": "v1", "kind": "Node", "name": self.observed.name, "uid": node.metadata.uid,
+                }],
+            },
+            "spec": spec["spec"],
+        });
+        let lease: Lease = serde_json::from_value(lease).map_err(Error::SerdeError)?;
+        api.create(&PostParams::default(), &lease).await.map(|_| ())
+    }
+}
