@@ -20,7 +20,7 @@ const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 const INPUTS: [&str; 4] = ["ebpf/common", "ebpf/packet", "ebpf/programs", "Cargo.lock"];
 
 /// Builds `target/ebpf/sluice-ebpf` unless its inputs are unchanged, and returns its path.
-pub fn build() -> anyhow::Result<PathBuf> {
+pub(crate) fn build() -> anyhow::Result<PathBuf> {
     let root = workspace()?;
     let object = root.join("target/ebpf/sluice-ebpf");
     let stamp = root.join("target/ebpf/inputs.sha256");

@@ -98,8 +98,7 @@ fn to_service<P: Packet, M: Maps>(
     if header.protocol == protocol::ICMP {
         return Ok(());
     }
-    let frontend =
-        service::find(maps, settings, header.destination, header.destination_port, header.protocol, scope);
+    let frontend = service::find(maps, settings, header.destination, header.destination_port, header.protocol, scope);
     let Some(frontend) = frontend else { return Ok(()) };
     let target = match known(maps, header, packet.length()) {
         Some(target) => target,

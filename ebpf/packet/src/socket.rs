@@ -30,13 +30,7 @@ pub fn send<M: Maps>(maps: &M, address: u32, port: u16, protocol: u8, state: Opt
 }
 
 #[inline(always)]
-fn translate<M: Maps>(
-    maps: &M,
-    address: u32,
-    port: u16,
-    protocol: u8,
-    state: Option<&SocketState>,
-) -> SocketVerdict {
+fn translate<M: Maps>(maps: &M, address: u32, port: u16, protocol: u8, state: Option<&SocketState>) -> SocketVerdict {
     let Some(settings) = maps.settings() else { return SocketVerdict::Untouched };
     let Some(frontend) = service::find(maps, &settings, address, port, protocol, Scope::Internal) else {
         return SocketVerdict::Untouched;

@@ -5,7 +5,8 @@ use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, RingBuf, SkStorage};
 use aya_ebpf::macros::btf_map;
 use sluice_ebpf_common::{
-    Backend, Counters, Event, Flow, FlowKey, Frontend, FrontendKey, Reason, SLAB_LINE, ServiceName, Settings, SocketState, limits,
+    Backend, Counters, Event, Flow, FlowKey, Frontend, FrontendKey, Reason, SLAB_LINE, ServiceName, Settings,
+    SocketState, limits,
 };
 
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;

@@ -8,8 +8,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use aya::Ebpf;
-use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::links::FdLink;
+use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, LinkOrder, SchedClassifier, TcAttachType, TcError};
 use aya::util::KernelVersion;
 
@@ -17,9 +17,8 @@ use crate::pins::Pins;
 use crate::{Error, sys};
 
 /// Programs on socket addresses, all attached to one cgroup.
-pub(crate) const SOCKET_PROGRAMS: [&str; 8] = [
-    "connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6",
-];
+pub(crate) const SOCKET_PROGRAMS: [&str; 8] =
+    ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
 
 /// Programs on packets of uplinks: ingress, egress.
 pub(crate) const UPLINK_PROGRAMS: [(&str, TcAttachType); 2] =
@@ -81,7 +80,11 @@ pub(crate) fn attach_sockets(ebpf: &mut Ebpf, pins: &Pins, cgroup: &Path) -> Res
     for name in SOCKET_PROGRAMS {
         let program = socket_program(ebpf, name)?;
         let pin = pins.link(name);
-        if replace(&pin, |target| target.cgroup() == id, program.fd().map_err(|error| Error::ebpf(what(name), error))?.as_fd())? {
+        if replace(
+            &pin,
+            |target| target.cgroup() == id,
+            program.fd().map_err(|error| Error::ebpf(what(name), error))?.as_fd(),
+        )? {
             continue;
         }
         let link = program
@@ -164,7 +167,8 @@ pub(crate) fn detach_traffic(
             Traffic::Tcx => unpin(&pins.link(&format!("{name}-{}", link.index)))?,
             Traffic::Clsact => {
                 // A link that is gone took its filters with it.
-                if let Ok(place) = SchedClassifierLink::attached(&link.name, side, FILTER_PRIORITY, FILTER_HANDLE, None) {
+                if let Ok(place) = SchedClassifierLink::attached(&link.name, side, FILTER_PRIORITY, FILTER_HANDLE, None)
+                {
                     drop(place);
                 }
             }

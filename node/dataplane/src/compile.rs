@@ -4,7 +4,6 @@
 //! while they terminate (KEP-1669). With a `Local` policy both steps look at this node's endpoints only.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use sluice_ebpf_common::{Backend, Frontend, FrontendKey, Scope};
@@ -40,8 +39,7 @@ pub fn compile(snapshot: &Snapshot) -> Desired {
     for (name, service) in &snapshot.services {
         let slices = slices.get(name).map_or(&[][..], Vec::as_slice);
         for port in &service.ports {
-            let own = snapshot.served_here.get(name).copied();
-            compile_port(&mut desired, &snapshot.node, name, service, port, own, slices);
+            compile_port(&mut desired, &snapshot.node, name, service, port, slices);
         }
     }
     desired
@@ -63,12 +61,11 @@ fn compile_port(
     name: &ObjectName,
     service: &Service,
     port: &ServicePort,
-    own: Option<Ipv4Addr>,
     slices: &[&Slice],
 ) {
-    let here = Endpoint { address: own, ready: true, node: Some(node.to_owned()), ..Endpoint::default() };
-    let endpoints = if own.is_some() { vec![(&here, port.port)] } else { endpoints_of(port, slices) };
-    let everywhere = Arc::new(backends(&endpoints, node, false));
+    let endpoints = endpoints_of(port, slices);
+    let everywhere =
+        Arc::new(if service.prefer_local { preferred(&endpoints, node) } else { backends(&endpoints, node, false) });
     let here = Arc::new(if service.internal_local || service.external_local {
         backends(&endpoints, node, true)
     } else {
@@ -83,8 +80,7 @@ fn compile_port(
             flags: if local { Frontend::LOCAL_ONLY } else { 0 },
         });
     };
-    // A process that listens on the service's very address needs no translation.
-    for address in service.cluster.iter().filter(|address| own != Some(**address)) {
+    for address in &service.cluster {
         add(wire(*address), port.port, Scope::Internal, service.internal_local);
     }
     // From inside the cluster the external addresses lead to every endpoint, whatever the external policy says.
@@ -110,6 +106,13 @@ fn endpoints_of<'a>(port: &ServicePort, slices: &[&'a Slice]) -> Vec<(&'a Endpoi
     found
 }
 
+/// This node's ready endpoints if it has any (KEP-3015), else all.
+fn preferred(endpoints: &[(&Endpoint, u16)], node: &str) -> Vec<Backend> {
+    let is_here = |endpoint: &Endpoint| endpoint.ready && endpoint.node.as_deref() == Some(node);
+    let here: Vec<_> = endpoints.iter().filter(|(endpoint, _)| is_here(endpoint)).copied().collect();
+    backends(if here.is_empty() { endpoints } else { &here }, node, false)
+}
+
 fn backends(endpoints: &[(&Endpoint, u16)], node: &str, local_only: bool) -> Vec<Backend> {
     let pick = |wanted: fn(&Endpoint) -> bool| -> Vec<Backend> {
         let mut set = BTreeSet::new();
@@ -130,6 +133,8 @@ fn backends(endpoints: &[(&Endpoint, u16)], node: &str, local_only: bool) -> Vec
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::net::Ipv4Addr;
+
     use super::*;
     use crate::model::SlicePort;
     use crate::range::unwire;
@@ -151,7 +156,6 @@ mod tests {
             services: [(("shop".to_owned(), "web".to_owned()), service)].into(),
             slices: [(("shop".to_owned(), "web-x".to_owned()), slice)].into(),
             node: "a".into(),
-            served_here: BTreeMap::new(),
         }
     }
 
@@ -203,9 +207,10 @@ mod tests {
     fn endpoints_by_state_and_policy() {
         let local = |service: &mut Service| service.external_local = true;
         let inner = |service: &mut Service| service.internal_local = true;
+        let near = |service: &mut Service| service.prefer_local = true;
         let none = |_: &mut Service| {};
-        type Change = fn(&mut Service);
-        let cases: [(Change, &[(u8, &str, &str)], [&str; 3]); 7] = [
+        type Case = (fn(&mut Service), &'static [(u8, &'static str, &'static str)], [&'static str; 3]);
+        let cases: [Case; 10] = [
             (none, &[(1, "ready", "a"), (2, "draining", "a")], ["1:8080*", "1:8080*", "1:8080*"]),
             (none, &[(1, "no", "a"), (2, "draining", "b")], ["2:8080", "2:8080", "2:8080"]),
             (none, &[(1, "no", "a")], ["", "", ""]),
@@ -213,6 +218,9 @@ mod tests {
             (local, &[(1, "ready", "a"), (2, "ready", "b")], ["1:8080*,2:8080", "1:8080*,2:8080", "1:8080*"]),
             (local, &[(1, "draining", "a"), (2, "ready", "b")], ["2:8080", "2:8080", "1:8080*"]),
             (inner, &[(2, "ready", "b")], ["2:8080", "", "2:8080"]),
+            (near, &[(1, "ready", "a"), (2, "ready", "b")], ["1:8080*", "1:8080*", "1:8080*"]),
+            (near, &[(1, "draining", "a"), (2, "ready", "b")], ["2:8080", "2:8080", "2:8080"]),
+            (near, &[(1, "draining", "a")], ["1:8080*", "1:8080*", "1:8080*"]),
         ];
         for (change, endpoints, [node_in, cluster, node_out]) in cases {
             let mut service = web();
@@ -225,15 +233,6 @@ mod tests {
             ];
             assert_eq!(table(&compile(&snapshot(service, list))), expected, "{endpoints:?}");
         }
-    }
-
-    #[test]
-    fn a_service_that_the_node_answers_itself() {
-        let mut snapshot = snapshot(web(), vec![]);
-        snapshot.served_here.insert(("shop".into(), "web".into()), Ipv4Addr::new(10, 244, 0, 1));
-        assert_eq!(table(&compile(&snapshot))[1], "in 10.96.0.20:80 1:80*");
-        snapshot.served_here.insert(("shop".into(), "web".into()), Ipv4Addr::new(10, 96, 0, 20));
-        assert!(!table(&compile(&snapshot)).iter().any(|line| line.contains("10.96.0.20:80")), "left alone");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The loaded data plane of a node.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::attach::{self, Link, POD_PROGRAMS, Traffic, UPLINK_PROGRAMS};
 use crate::compile::{Desired, compile};
 use crate::limits::{PROBLEMS, SOURCE_PORTS};
-use crate::model::{ObjectName, Snapshot};
+use crate::model::Snapshot;
 use crate::pins::{self, Pins};
 use crate::plan::{Tables, plan};
 use crate::range::{Range, wire};
@@ -42,9 +42,6 @@ pub struct Config {
     pub cluster_range: Option<Range>,
     /// Links that packets from outside arrive on.
     pub uplinks: Uplinks,
-    /// Services that this node answers itself, whatever slices say, and at which address: `kube-system/kube-dns` at the
-    /// address that cluster DNS listens on. With the service's own address its packets are left alone.
-    pub served_here: BTreeMap<ObjectName, Ipv4Addr>,
 }
 
 /// Links that packets from outside arrive on.
@@ -184,6 +181,13 @@ impl Dataplane {
         attach::detach_traffic(&inner.pins, inner.traffic, POD_PROGRAMS, &Link { index, name })
     }
 
+    /// Forgets the programs of a link that is gone; they went with it.
+    pub(crate) fn forget_link(&self, index: u32) -> Result<(), Error> {
+        let gone = Link { index, name: String::new() };
+        attach::detach_traffic(&self.inner.pins, Traffic::Tcx, POD_PROGRAMS, &gone)?;
+        attach::detach_traffic(&self.inner.pins, Traffic::Tcx, UPLINK_PROGRAMS, &gone)
+    }
+
     pub(crate) fn attach_uplink(&self, link: &Link) -> Result<(), Error> {
         let inner = &self.inner;
         let mut ebpf = inner.ebpf.lock();
@@ -233,7 +237,8 @@ impl Dataplane {
 
 fn settings(config: &Config) -> Result<Settings, Error> {
     let (pod_network, pod_mask) = config.pod_range.map(Range::wire).unwrap_or_default();
-    let (cluster_network, cluster_mask) = config.cluster_range.or(config.pod_range).map(Range::wire).unwrap_or_default();
+    let (cluster_network, cluster_mask) =
+        config.cluster_range.or(config.pod_range).map(Range::wire).unwrap_or_default();
     Ok(Settings {
         node_address: config.node_addresses.first().copied().map_or(0, wire),
         pod_network,

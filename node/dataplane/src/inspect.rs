@@ -220,8 +220,8 @@ fn programs(pins: &Pins, problems: &mut Vec<String>) -> Result<Vec<ProgramRow>, 
     for name in names {
         let path = pins.link(&name);
         let link = sys::open_pinned(&path).map_err(|error| Error::system(format!("open {}", path.display()), error))?;
-        let target = sys::link_target(link.as_fd())
-            .map_err(|error| Error::system(format!("read {}", path.display()), error))?;
+        let target =
+            sys::link_target(link.as_fd()).map_err(|error| Error::system(format!("read {}", path.display()), error))?;
         let (program, attached) = match name.rsplit_once('-') {
             Some((program, _)) => {
                 let index = target.link_index();
@@ -254,7 +254,8 @@ fn find(path: &Path, id: u64, depth: usize) -> Option<PathBuf> {
     if depth == 0 {
         return None;
     }
-    let below = std::fs::read_dir(path).ok()?.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let below =
+        std::fs::read_dir(path).ok()?.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     below.map(|entry| entry.path()).find_map(|path| find(&path, id, depth - 1))
 }
 

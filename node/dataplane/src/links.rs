@@ -7,16 +7,16 @@ use std::net::Ipv4Addr;
 use aya::maps::{HashMap, MapData};
 use futures::StreamExt;
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::LinkAttribute;
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use nix::sys::socket::{AddressFamily, SockaddrLike};
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use tokio_util::sync::CancellationToken;
 
+use crate::Error;
 use crate::attach::Link;
 use crate::dataplane::{Dataplane, Uplinks};
 use crate::range::wire;
-use crate::Error;
 
 const ETHERNET: u16 = 1;
 
@@ -107,9 +107,9 @@ impl Dataplane {
                 () = shutdown.cancelled() => break,
                 message = messages.next() => {
                     let Some((message, _)) = message else { break };
-                    let mut matters = concerns(&message, &except);
+                    let mut matters = self.notice(&message, &except);
                     while let Ok((message, _)) = messages.try_recv() {
-                        matters |= concerns(&message, &except);
+                        matters |= self.notice(&message, &except);
                     }
                     if matters && let Err(error) = self.reconcile_links() {
                         tracing::warn!(%error, "the node's links could not be read");
@@ -120,15 +120,28 @@ impl Dataplane {
         listener.abort();
         Ok(())
     }
+
+    /// Do the links have to be read anew after this message?
+    fn notice(&self, message: &NetlinkMessage<RouteNetlinkMessage>, except: &[String]) -> bool {
+        match &message.payload {
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => concerns(link, except),
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => {
+                // A bridge says the same of a port that it lets go.
+                let index = link.header.index;
+                if Link::by_index(index).is_err()
+                    && let Err(error) = self.forget_link(index)
+                {
+                    tracing::warn!(%error, "the programs of a link that is gone could not be unpinned");
+                }
+                concerns(link, except)
+            }
+            _ => true,
+        }
+    }
 }
 
 /// Pods' links come and go all the time and change nothing here.
-fn concerns(message: &NetlinkMessage<RouteNetlinkMessage>, except: &[String]) -> bool {
-    let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link)) =
-        &message.payload
-    else {
-        return true;
-    };
+fn concerns(link: &LinkMessage, except: &[String]) -> bool {
     !link.attributes.iter().any(|attribute| {
         matches!(attribute, LinkAttribute::IfName(name) if except.iter().any(|prefix| name.starts_with(prefix.as_str())))
     })

@@ -17,9 +17,6 @@ pub struct Snapshot {
     pub slices: BTreeMap<ObjectName, Slice>,
     /// This node's name, to tell local endpoints.
     pub node: String,
-    /// Services that a process of this node answers, whatever slices say, and its address: cluster DNS. It listens on the
-    /// service's own port numbers.
-    pub served_here: BTreeMap<ObjectName, Ipv4Addr>,
 }
 
 /// Transport protocols that services have here.
@@ -63,6 +60,8 @@ pub struct Service {
     pub internal_local: bool,
     /// `externalTrafficPolicy: Local`.
     pub external_local: bool,
+    /// `trafficDistribution: PreferSameNode`.
+    pub prefer_local: bool,
 }
 
 /// A port of a Service.

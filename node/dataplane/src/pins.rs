@@ -67,9 +67,10 @@ impl Pins {
         let current = self.current();
         for entry in std::fs::read_dir(&self.root).into_iter().flatten().flatten() {
             let path = entry.path();
-            let versioned = entry.file_name().to_str().is_some_and(|name| {
-                name.strip_prefix('v').is_some_and(|number| number.parse::<u32>().is_ok())
-            });
+            let versioned = entry
+                .file_name()
+                .to_str()
+                .is_some_and(|name| name.strip_prefix('v').is_some_and(|number| number.parse::<u32>().is_ok()));
             if versioned && path != current {
                 remove(&path)?;
             }
@@ -104,12 +105,13 @@ fn mount_point(root: &Path) -> PathBuf {
 }
 
 fn is_bpf(path: &Path) -> bool {
-    nix::sys::statfs::statfs(path).is_ok_and(|fs| fs.filesystem_type().0 as i64 == BPF_FS_MAGIC)
+    nix::sys::statfs::statfs(path).is_ok_and(|fs| fs.filesystem_type().0 == BPF_FS_MAGIC)
 }
 
 /// The mount of the cgroup v2 tree, also in the hybrid layout.
 pub(crate) fn cgroup_root() -> Result<PathBuf, Error> {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").map_err(|error| Error::system("read /proc/self/mounts", error))?;
+    let mounts =
+        std::fs::read_to_string("/proc/self/mounts").map_err(|error| Error::system("read /proc/self/mounts", error))?;
     cgroup_in(&mounts).ok_or(Error::NoCgroup)
 }
 

@@ -101,17 +101,7 @@ impl<'a> Planner<'a> {
         let names = tables.names.iter().map(|(id, name)| (name.clone(), *id)).collect();
         let backends = tables.backends.iter().map(|(id, backend)| (*backend, *id)).collect();
         let lists = tables.lists.iter().map(|(base, list)| (list.clone(), *base)).collect();
-        Planner {
-            tables,
-            capacity,
-            now,
-            plan: Plan::default(),
-            names,
-            backends,
-            lists,
-            next_backend: 1,
-            next_name: 1,
-        }
+        Planner { tables, capacity, now, plan: Plan::default(), names, backends, lists, next_backend: 1, next_name: 1 }
     }
 
     fn place(&mut self, desired: &Desired) {
@@ -160,8 +150,13 @@ impl<'a> Planner<'a> {
             self.tables.frontends.remove(&key);
             self.plan.writes.push(Write::RemoveFrontend(key));
         }
-        let bases: BTreeSet<u32> =
-            self.tables.frontends.values().filter(|frontend| frontend.count > 0).map(|frontend| frontend.base).collect();
+        let bases: BTreeSet<u32> = self
+            .tables
+            .frontends
+            .values()
+            .filter(|frontend| frontend.count > 0)
+            .map(|frontend| frontend.base)
+            .collect();
         let resting_runs = &mut self.tables.resting_runs;
         self.tables.lists.retain(|base, list| {
             let kept = bases.contains(base);
@@ -246,7 +241,11 @@ impl<'a> Planner<'a> {
             return Some(*base);
         }
         let Some(base) = self.free_run(ids.len() as u32) else {
-            self.problem(format!("{service}: the slab has no room for {} backends ({})", ids.len(), self.capacity.slab));
+            self.problem(format!(
+                "{service}: the slab has no room for {} backends ({})",
+                ids.len(),
+                self.capacity.slab
+            ));
             return None;
         };
         self.lists.insert(ids.clone(), base);

@@ -119,8 +119,9 @@ impl Store {
         let result = match write {
             Write::Name(id, name) => zero(&mut self.service_counters, *id, self.cpus)
                 .and_then(|()| self.names.insert(*id, encode_name(name), 0)),
-            Write::Backend(id, backend) => zero(&mut self.backend_counters, *id, self.cpus)
-                .and_then(|()| self.backends.set(*id, *backend, 0)),
+            Write::Backend(id, backend) => {
+                zero(&mut self.backend_counters, *id, self.cpus).and_then(|()| self.backends.set(*id, *backend, 0))
+            }
             Write::RetireBackend(id, backend) => self.backends.set(*id, *backend, 0),
             Write::List(base, ids) => {
                 for (id, at) in ids.iter().zip(*base..) {

@@ -25,9 +25,7 @@ struct Attributes([u64; ATTRIBUTES]);
 
 fn bpf(command: libc::c_long, attributes: &mut Attributes) -> io::Result<i32> {
     // SAFETY: the attributes are 128 initialised bytes, all pointers in them are to live buffers of the callers.
-    let result = unsafe {
-        libc::syscall(libc::SYS_bpf, command, attributes.0.as_mut_ptr(), size_of::<Attributes>())
-    };
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes.0.as_mut_ptr(), size_of::<Attributes>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
 }
 
@@ -94,9 +92,8 @@ impl Words {
     pub(crate) fn map(fd: BorrowedFd<'_>, words: usize, writable: bool) -> io::Result<Words> {
         let protection = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
         // SAFETY: a fresh shared mapping of a descriptor that we hold; the result is checked.
-        let start = unsafe {
-            libc::mmap(std::ptr::null_mut(), words * 4, protection, libc::MAP_SHARED, fd.as_raw_fd(), 0)
-        };
+        let start =
+            unsafe { libc::mmap(std::ptr::null_mut(), words * 4, protection, libc::MAP_SHARED, fd.as_raw_fd(), 0) };
         if start == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Words { start, words }) }
     }
 

@@ -78,6 +78,7 @@ struct ServiceSpecView {
     ports: Vec<PortView>,
     internal_traffic_policy: Option<String>,
     external_traffic_policy: Option<String>,
+    traffic_distribution: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -167,6 +168,7 @@ impl From<ServiceView> for Option<Service> {
             ports: ports.collect(),
             internal_local: is_local(&spec.internal_traffic_policy),
             external_local: is_local(&spec.external_traffic_policy),
+            prefer_local: spec.traffic_distribution.as_deref() == Some("PreferSameNode"),
         })
     }
 }
@@ -265,7 +267,11 @@ where
 impl Dataplane {
     /// Feeds the kernel from the API until the shutdown. What an earlier process left stays in effect until both kinds
     /// have been listed.
-    pub(crate) async fn follow_services(&self, client: kube::Client, shutdown: &CancellationToken) -> Result<(), Error> {
+    pub(crate) async fn follow_services(
+        &self,
+        client: kube::Client,
+        shutdown: &CancellationToken,
+    ) -> Result<(), Error> {
         let mut services = pin!(events::<ServiceView>(&client));
         let mut slices = pin!(events::<SliceView>(&client));
         let (mut known_services, mut known_slices) = (Mirror::<Service>::new(), Mirror::<Slice>::new());
@@ -282,7 +288,6 @@ impl Dataplane {
                         services: known_services.objects.clone(),
                         slices: known_slices.objects.clone(),
                         node: self.inner.config.node.clone(),
-                        served_here: self.inner.config.served_here.clone(),
                     };
                     waiting = self.pass(snapshot).await.map(|later| (Instant::now(), Instant::now() + later));
                     false
@@ -363,7 +368,8 @@ mod tests {
         for spec in [json!({"clusterIP": "None"}), json!({"type": "ExternalName", "externalName": "x"})] {
             assert_eq!(service(json!({"metadata": {"name": "x"}, "spec": spec})), None);
         }
-        let other = json!({"metadata": {"name": "x", "labels": {OTHER_PROXY: "y"}}, "spec": {"clusterIP": "10.96.0.9"}});
+        let other =
+            json!({"metadata": {"name": "x", "labels": {OTHER_PROXY: "y"}}, "spec": {"clusterIP": "10.96.0.9"}});
         assert_eq!(service(other), None);
     }
 
@@ -381,11 +387,8 @@ mod tests {
         .unwrap()
         .into();
         let slice = slice.unwrap();
-        let states: Vec<_> = slice
-            .endpoints
-            .iter()
-            .map(|endpoint| (endpoint.ready, endpoint.serving, endpoint.terminating))
-            .collect();
+        let states: Vec<_> =
+            slice.endpoints.iter().map(|endpoint| (endpoint.ready, endpoint.serving, endpoint.terminating)).collect();
         assert_eq!(states, [(true, true, false), (false, true, true)]);
         assert_eq!(slice.endpoints[1].node.as_deref(), Some("a"));
         let empty = json!({"metadata": {"labels": {SERVICE_NAME: "web"}}, "addressType": "IPv4", "endpoints": null, "ports": null});

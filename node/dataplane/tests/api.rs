@@ -39,7 +39,8 @@ impl Api {
             StreamBody::new(futures::stream::pending::<Result<Frame<bytes::Bytes>, Infallible>>()).boxed_unsync()
         } else {
             let items = if services { &self.services } else { &self.slices };
-            let list = json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "1"}, "items": items});
+            let list =
+                json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "1"}, "items": items});
             Full::new(bytes::Bytes::from(list.to_string())).boxed_unsync()
         };
         Response::new(body)

@@ -43,7 +43,8 @@ fn world(place: &Place, traffic: Traffic) -> World {
     let gateway = "169.254.1.1";
     let pods = ["10.244.0.5", "10.244.0.6"].map(|address| {
         let link = format!("slc{}", &address[9..]);
-        let pod = place.neighbour(&link, &link, Some(&format!("{gateway}/32")), &format!("{address}/32"), Some(gateway));
+        let pod =
+            place.neighbour(&link, &link, Some(&format!("{gateway}/32")), &format!("{address}/32"), Some(gateway));
         run("ip", &["route", "add", address, "dev", &link]);
         pod
     });
@@ -258,7 +259,8 @@ fn connections_live_through_a_restart() {
         world.outside.within(|| assert!(connect(NODE).unwrap().alive()));
         let status = next.status().unwrap();
         assert_eq!(status.problems, Vec::<String>::new());
-        let attached: BTreeSet<_> = status.programs.iter().map(|row| format!("{}@{}", row.name, row.attached)).collect();
+        let attached: BTreeSet<_> =
+            status.programs.iter().map(|row| format!("{}@{}", row.name, row.attached)).collect();
         for expected in ["uplink_in@up0", "uplink_out@up1", "pod_in@slc5", "pod_out@slc6"] {
             assert!(attached.contains(expected), "{attached:?}");
         }
@@ -282,6 +284,13 @@ fn node_ports_answer_on_links_that_come_later() {
         late.within(|| while connect("10.9.0.1:30080").is_err() && start.elapsed() < PATIENCE {});
         assert_eq!(attached(), 2);
         late.within(|| assert!(connect("10.9.0.1:30080").unwrap().alive()));
+        // A pod's link that goes takes its programs along, and nothing of them stays.
+        run("ip", &["link", "delete", "slc6"]);
+        let start = std::time::Instant::now();
+        let pods =
+            || world.dataplane.status().unwrap().programs.iter().filter(|row| row.name.starts_with("pod")).count();
+        while pods() > 2 && start.elapsed() < PATIENCE {}
+        assert_eq!(pods(), 2);
         shutdown.cancel();
         runtime.block_on(follower).unwrap().unwrap();
     });

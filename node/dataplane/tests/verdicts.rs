@@ -183,7 +183,10 @@ fn the_verifier_stays_far_from_its_limit() {
         let best = |hook: Hook, frame: &Frame| {
             (0..9).map(|_| dataplane.probe(hook, &frame.bytes, 100_000).unwrap().time).min().unwrap()
         };
-        println!("established service packet: {:?}", best(Hook::PodIn, &Frame::tcp("10.244.0.9:7", "10.97.0.1:80", ACK, b"")));
+        println!(
+            "established service packet: {:?}",
+            best(Hook::PodIn, &Frame::tcp("10.244.0.9:7", "10.97.0.1:80", ACK, b""))
+        );
         println!("packet not for a service: {:?}", best(Hook::UplinkIn, &Frame::tcp(CLIENT, "10.1.0.1:22", ACK, b"")));
         println!("egress, not translated: {:?}", best(Hook::UplinkOut, &Frame::tcp("10.1.0.1:22", CLIENT, ACK, b"")));
         println!("not IP: {:?}", best(Hook::UplinkIn, &Frame { bytes: vec![0; 60], mark: 0 }));

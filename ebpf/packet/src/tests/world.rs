@@ -6,9 +6,7 @@ use std::net::Ipv4Addr;
 use std::vec;
 use std::vec::Vec;
 
-use sluice_ebpf_common::{
-    Backend, Counters, Flow, FlowKey, Frontend, FrontendKey, Reason, Scope, Settings, protocol,
-};
+use sluice_ebpf_common::{Backend, Counters, Flow, FlowKey, Frontend, FrontendKey, Reason, Scope, Settings, protocol};
 
 use crate::{ETHERNET, InsertError, Maps, Packet};
 

@@ -106,7 +106,6 @@ impl Place {
             pod_range: None,
             cluster_range: None,
             uplinks: Uplinks::Named(vec![]),
-            served_here: std::collections::BTreeMap::new(),
         }
     }
 
@@ -249,5 +248,5 @@ pub fn service(protocol: Protocol, cluster: &str, node_port: u16, endpoints: &[&
     }
     let service = Service { cluster: vec![*cluster.ip()], ports: vec![port], ..Service::default() };
     let services = [(("shop".to_owned(), "web".to_owned()), service)].into();
-    Snapshot { services, slices, node: "here".into(), ..Snapshot::default() }
+    Snapshot { services, slices, node: "here".into() }
 }
