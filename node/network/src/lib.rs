@@ -7,8 +7,22 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+
+use ipam::Ipam;
+use netns::Netns;
+use nl::Netlink;
 
 pub mod cidr;
+mod ipam;
+pub mod limits;
+mod netns;
+mod nl;
+mod node;
+mod peers;
+mod pods;
 
 pub use cidr::Cidr;
 
@@ -104,62 +118,33 @@ pub enum Error {
 /// The node's network. Cheap to clone. Belongs to the network namespace of the thread that called [`Network::new`].
 #[derive(Clone)]
 pub struct Network {
-    config: std::sync::Arc<Config>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: Config,
+    netns: Netns,
+    netlink: Netlink,
+    /// The node's pod ranges.
+    ranges: RwLock<Vec<Cidr>>,
+    ipam: Mutex<Ipam>,
+    /// Held from the choice of an address until the kernel has its route.
+    pods: tokio::sync::Mutex<()>,
+    peers: tokio::sync::Mutex<()>,
 }
 
 impl Network {
     /// Opens netlink in the calling thread's network namespace; changes nothing yet.
     pub async fn new(config: Config) -> Result<Self, Error> {
-        Ok(Self { config: std::sync::Arc::new(config) })
-    }
-
-    /// Prepares the node: unreachable routes for the cluster's ranges first, then forwarding. Idempotent.
-    pub async fn setup_node(&self) -> Result<(), Error> {
-        Err(Error::Invalid(format!("not built yet: {:?}", self.config.netns_dir)))
-    }
-
-    /// Tells the node's pod ranges once they are known. Idempotent; pods keep the addresses they have.
-    pub async fn set_pod_cidrs(&self, _ranges: Vec<Cidr>) -> Result<(), Error> {
-        Err(Error::NoPodCidr)
-    }
-
-    /// Gives the pod a namespace, a link and addresses; returns what is there if it has them already.
-    pub async fn create_pod(&self, _uid: &str) -> Result<PodNet, Error> {
-        Err(Error::NoPodCidr)
-    }
-
-    /// Removes the pod's link, routes and namespace; nothing there is success.
-    pub async fn delete_pod(&self, _uid: &str) -> Result<(), Error> {
-        Err(Error::NoPodCidr)
-    }
-
-    /// Every pod's network, read from the kernel.
-    pub async fn pods(&self) -> Result<Vec<PodNet>, Error> {
-        Err(Error::NoPodCidr)
-    }
-
-    /// Makes the routes to other nodes' pods exactly these.
-    pub async fn set_peers(&self, _peers: Vec<Peer>) -> Result<(), Error> {
-        Err(Error::NoPodCidr)
-    }
-
-    /// The node's address inside its pod range (the first one, on `lo`): the source of node-to-pod traffic.
-    pub fn gateways(&self) -> Vec<IpAddr> {
-        Vec::new()
-    }
-
-    /// The node's addresses: as configured, else those of the link with the default route.
-    pub async fn node_ips(&self) -> Result<Vec<IpAddr>, Error> {
-        Err(Error::NoPodCidr)
-    }
-
-    /// Names of the links that packets from outside arrive on (default route, routes to peers).
-    pub async fn uplinks(&self) -> Result<Vec<String>, Error> {
-        Err(Error::NoPodCidr)
-    }
-
-    /// Removes everything of ours: links, routes, addresses, pinned namespaces.
-    pub async fn teardown(&self) -> Result<(), Error> {
-        Err(Error::NoPodCidr)
+        let inner = Inner {
+            netns: Netns::current()?,
+            netlink: Netlink::open()?,
+            ranges: RwLock::new(config.pod_cidrs.clone()),
+            ipam: Mutex::default(),
+            pods: tokio::sync::Mutex::default(),
+            peers: tokio::sync::Mutex::default(),
+            config,
+        };
+        Ok(Self { inner: Arc::new(inner) })
     }
 }

@@ -159,7 +159,7 @@ impl Runtime {
         match client.tasks().delete(request).await {
             Ok(_) => Ok(true),
             Err(status) if status.code() == Code::NotFound => Ok(true),
-            Err(status) if status.code() == Code::FailedPrecondition => Ok(false),
+            Err(status) if still_runs(&status) => Ok(false),
             Err(status) => Err(client.failed(id)(status)),
         }
     }
@@ -292,6 +292,11 @@ impl Runtime {
             Err(error) => Err(error),
         }
     }
+}
+
+/// containerd 1.6 passes the shim's refusal on without a code of its own.
+fn still_runs(status: &tonic::Status) -> bool {
+    status.code() == Code::FailedPrecondition || status.message().contains("cannot delete a running process")
 }
 
 fn check(spec: &ContainerSpec) -> Result<()> {

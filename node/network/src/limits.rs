@@ -1,0 +1,22 @@
+//! Every bound and fixed number of this crate.
+
+use std::time::Duration;
+
+/// A released address is not given to another pod for so long, as long as others are free.
+pub const COOL_DOWN: Duration = Duration::from_secs(60);
+/// Released addresses remembered.
+pub const COOLING: usize = 4096;
+/// Marks our routes in the kernel (`proto 92`): what has it is ours to remove.
+pub const ROUTE_PROTOCOL: u8 = 92;
+/// The tunnel's network identifier.
+pub const VXLAN_VNI: u32 = 1;
+/// The tunnel's UDP port (RFC 7348).
+pub const VXLAN_PORT: u16 = 4789;
+/// Bytes that the tunnel adds to a packet: outer IPv6 (the larger), UDP, VXLAN and inner Ethernet headers.
+pub const VXLAN_OVERHEAD: u32 = 70;
+/// MTU where no uplink tells one.
+pub const DEFAULT_MTU: u32 = 1500;
+/// First part of pod links' names on the node.
+pub const LINK_PREFIX: &str = "slc";
+/// Name of the tunnel's link.
+pub const VXLAN_LINK: &str = "sluice.vxlan";

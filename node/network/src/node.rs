@@ -1,0 +1,139 @@
+//! The node's own side: refused ranges, forwarding, its address among the pods, and the removal of all that.
+
+use std::net::IpAddr;
+
+use crate::nl::{Hop, Route};
+use crate::{Cidr, Error, Network, limits, netns};
+
+impl Network {
+    /// Prepares the node: unreachable routes for the cluster's ranges first, so that no packet for an address that nobody
+    /// serves leaves the machine, then forwarding. Idempotent.
+    pub async fn setup_node(&self) -> Result<(), Error> {
+        let config = &self.inner.config;
+        for range in config.cluster_cidrs.iter().chain(&config.service_cidrs) {
+            self.refuse(*range).await?;
+        }
+        if let Some(lo) = self.inner.netlink.link("lo").await? {
+            self.inner.netlink.set_up(lo.index, None).await?;
+        }
+        let v6 = config.cluster_cidrs.iter().any(|range| !range.addr().is_ipv4());
+        let mut sysctls = vec![("net/ipv4/ip_forward".to_owned(), "1")];
+        if v6 {
+            sysctls.push(("net/ipv6/conf/all/forwarding".to_owned(), "1"));
+        }
+        self.inner.netns.sysctls(sysctls).await?;
+        self.set_pod_cidrs(config.pod_cidrs.clone()).await
+    }
+
+    /// Tells the node's pod ranges once they are known. Idempotent; pods keep the addresses they have.
+    pub async fn set_pod_cidrs(&self, ranges: Vec<Cidr>) -> Result<(), Error> {
+        if let Some(small) = ranges.iter().find(|range| range.size() < 4) {
+            return Err(Error::Invalid(format!("the pod range {small} has no room for pods: at least a /30")));
+        }
+        let lo = self.inner.netlink.link("lo").await?;
+        let lo = lo.ok_or_else(|| Error::Invalid("the node has no loopback link".into()))?;
+        for range in &ranges {
+            self.refuse(*range).await?;
+            if let Some(gateway) = range.nth(1) {
+                self.inner.netlink.add_address(lo.index, gateway).await?;
+            }
+        }
+        *self.inner.ranges.write() = ranges;
+        Ok(())
+    }
+
+    /// The node's address inside each pod range (the first one, on `lo`): the source of node-to-pod traffic, so that a pod's
+    /// answer to a node takes the way of pods wherever the node's own address is.
+    pub fn gateways(&self) -> Vec<IpAddr> {
+        self.inner.ranges.read().iter().filter_map(|range| range.nth(1)).collect()
+    }
+
+    /// The node's addresses: as configured, else those of the links with a default route.
+    pub async fn node_ips(&self) -> Result<Vec<IpAddr>, Error> {
+        if !self.inner.config.node_ips.is_empty() {
+            return Ok(self.inner.config.node_ips.clone());
+        }
+        let links = self.inner.netlink.default_links().await?;
+        let mut addresses = self.inner.netlink.addresses().await?;
+        addresses.retain(|(link, ip)| links.contains(link) && !is_link_local(*ip));
+        Ok(addresses.into_iter().map(|(_, ip)| ip).collect())
+    }
+
+    /// Names of the links that packets from outside arrive on: those of default routes and of routes to peers.
+    pub async fn uplinks(&self) -> Result<Vec<String>, Error> {
+        let node = &self.inner.netlink;
+        let mut indexes = node.default_links().await?;
+        for route in node.routes().await? {
+            if let Hop::Gateway(link, _) = route.via {
+                indexes.push(link);
+            }
+        }
+        let own = self.node_ips().await?;
+        let addresses = node.addresses().await?;
+        indexes.extend(addresses.iter().filter(|(_, ip)| own.contains(ip)).map(|(link, _)| *link));
+        let links = node.links().await?.into_iter();
+        Ok(links.filter(|link| link.name != "lo" && indexes.contains(&link.index)).map(|link| link.name).collect())
+    }
+
+    /// Largest packet of a pod: as configured, else the uplink's, less what a tunnel adds where there is one.
+    pub(crate) async fn pod_mtu(&self) -> Result<u32, Error> {
+        if let Some(mtu) = self.inner.config.mtu {
+            return Ok(mtu);
+        }
+        match self.inner.netlink.link(limits::VXLAN_LINK).await? {
+            Some(tunnel) => Ok(tunnel.mtu),
+            None => self.uplink_mtu().await,
+        }
+    }
+
+    pub(crate) async fn uplink_mtu(&self) -> Result<u32, Error> {
+        let uplinks = self.uplinks().await?;
+        let links = self.inner.netlink.links().await?;
+        let mtus = links.iter().filter(|link| uplinks.contains(&link.name) && link.name != limits::VXLAN_LINK);
+        Ok(mtus.map(|link| link.mtu).min().unwrap_or(limits::DEFAULT_MTU))
+    }
+
+    /// Removes everything of ours: links, routes, addresses, pinned namespaces.
+    pub async fn teardown(&self) -> Result<(), Error> {
+        let node = &self.inner.netlink;
+        let links = node.links().await?;
+        for link in &links {
+            let pod = link.name.starts_with(limits::LINK_PREFIX) && crate::pods::link_name(&link.alias) == link.name;
+            if pod || link.name == limits::VXLAN_LINK {
+                node.delete_link(link.index).await?;
+            }
+        }
+        let routes = node.routes().await?;
+        let ranges: Vec<Cidr> =
+            routes.iter().filter(|route| route.via == Hop::Unreachable).map(|route| route.to).collect();
+        if let Some(lo) = links.iter().find(|link| link.name == "lo") {
+            for (link, ip) in node.addresses().await? {
+                let gateway = ranges.iter().any(|range| range.nth(1) == Some(ip));
+                if link == lo.index && gateway {
+                    node.delete_address(link, ip).await?;
+                }
+            }
+        }
+        for route in &routes {
+            node.delete_route(route).await?;
+        }
+        for path in netns::pinned(&self.inner.config.netns_dir) {
+            netns::unpin(&path)?;
+        }
+        // Not empty or not there: nothing more of ours.
+        let _ = std::fs::remove_dir(&self.inner.config.netns_dir);
+        self.inner.ranges.write().clear();
+        Ok(())
+    }
+
+    async fn refuse(&self, range: Cidr) -> Result<(), Error> {
+        self.inner.netlink.replace_route(&Route { to: range, via: Hop::Unreachable, source: None }).await
+    }
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
+}

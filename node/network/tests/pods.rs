@@ -1,0 +1,90 @@
+//! One node: pods, the node and nothing reach each other as they should.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use common::{Namespace, Node};
+use sluice_network::Error;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_talk_to_each_other_and_to_the_node() {
+    let mut node = Node::new(Namespace::new(), "10.244.1.0/24");
+    node.network.setup_node().await.unwrap();
+    node.network.setup_node().await.unwrap();
+    let a = node.network.create_pod("pod-a").await.unwrap();
+    let b = node.network.create_pod("pod-b").await.unwrap();
+    assert_eq!((a.ips[0].to_string(), b.ips[0].to_string()), ("10.244.1.2".into(), "10.244.1.3".into()));
+    assert_eq!(node.network.create_pod("pod-a").await.unwrap(), a);
+
+    let (in_a, in_b) = (Namespace::open(&a.netns), Namespace::open(&b.netns));
+    let gateway = node.network.gateways()[0];
+    assert_eq!(in_a.asks(&in_b, b.ips[0]).unwrap(), a.ips[0]);
+    assert_eq!(in_a.asks(&in_a, a.ips[0]).unwrap(), a.ips[0]);
+    assert_eq!(in_a.asks(&in_a, "127.0.0.1".parse().unwrap()).unwrap().to_string(), "127.0.0.1");
+    assert_eq!(node.namespace.asks(&in_a, a.ips[0]).unwrap(), gateway);
+    assert_eq!(in_b.asks(&node.namespace, gateway).unwrap(), b.ips[0]);
+
+    // Nobody's addresses are refused at once, in pods and on the node.
+    for (from, to) in [(&in_a, "10.96.0.10:53"), (&in_a, "10.244.7.7:80"), (&node.namespace, "10.96.0.10:53")] {
+        let began = Instant::now();
+        let to: SocketAddr = to.parse().unwrap();
+        let error = from.enter(|| TcpStream::connect_timeout(&to, Duration::from_secs(5))).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::HostUnreachable, "{to}: {error}");
+        assert!(began.elapsed() < Duration::from_secs(1));
+    }
+
+    // A daemon that starts again finds everything in the kernel.
+    node.reopen();
+    node.network.setup_node().await.unwrap();
+    let mut found = node.network.pods().await.unwrap();
+    found.sort_by(|x, y| x.uid.cmp(&y.uid));
+    assert_eq!(found, [a.clone(), b.clone()]);
+    assert_eq!(node.network.create_pod("pod-b").await.unwrap(), b);
+    assert_eq!(in_a.asks(&in_b, b.ips[0]).unwrap(), a.ips[0]);
+
+    node.network.delete_pod("pod-a").await.unwrap();
+    node.network.delete_pod("pod-a").await.unwrap();
+    assert_eq!(node.network.pods().await.unwrap(), [b]);
+    let c = node.network.create_pod("pod-c").await.unwrap();
+    assert_eq!(c.ips[0].to_string(), "10.244.1.4", "a released address rests");
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_range_says_so() {
+    let node = Node::new(Namespace::new(), "10.244.1.0/30");
+    node.network.setup_node().await.unwrap();
+    let a = node.network.create_pod("a").await.unwrap();
+    let error = node.network.create_pod("b").await.unwrap_err();
+    assert!(matches!(error, Error::Exhausted { used: 1, .. }), "{error}");
+    assert!(error.to_string().starts_with("no free pod address in 10.244.1.0/30: 1 are in use"), "{error}");
+    node.network.delete_pod("a").await.unwrap();
+    assert_eq!(node.network.create_pod("b").await.unwrap().ips, a.ips);
+    assert!(node.network.create_pod("../x").await.is_err());
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_pods_at_once_get_different_addresses() {
+    let node = Node::new(Namespace::new(), "10.244.1.0/24");
+    node.network.setup_node().await.unwrap();
+    let began = Instant::now();
+    let pods = (0..30).map(|at| {
+        let network = node.network.clone();
+        tokio::spawn(async move { network.create_pod(&format!("pod-{at}")).await.unwrap() })
+    });
+    let mut ips = Vec::new();
+    for pod in pods.collect::<Vec<_>>() {
+        ips.push(pod.await.unwrap().ips[0]);
+    }
+    println!("30 pods' networks in {:?}", began.elapsed());
+    ips.sort();
+    ips.dedup();
+    assert_eq!(ips.len(), 30);
+    assert_eq!(node.network.pods().await.unwrap().len(), 30);
+    node.end().await;
+}
