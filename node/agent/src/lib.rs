@@ -5,6 +5,7 @@
 
 mod agent;
 pub mod api;
+pub mod bootstrap;
 pub mod container;
 pub mod credentials;
 pub mod dispatch;
