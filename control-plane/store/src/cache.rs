@@ -8,7 +8,13 @@ mod driver;
 mod state;
 mod watcher;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use parking_lot::RwLock;
@@ -66,6 +72,7 @@ pub struct Cache<D: Decode> {
     engine: DynEngine,
     /// Serializes barrier writes, so that many waiting readers share few of them.
     barrier: tokio::sync::Mutex<()>,
+    newest: Newest,
     _driver: AbortOnDropHandle<()>,
 }
 
@@ -103,6 +110,7 @@ impl<D: Decode> Cache<D> {
             inner,
             engine,
             barrier: tokio::sync::Mutex::new(()),
+            newest: Newest::default(),
             _driver: AbortOnDropHandle::new(task),
         }))
     }
@@ -147,7 +155,7 @@ impl<D: Decode> Cache<D> {
     /// # Errors
     /// [`Error::Unavailable`] when the engine does not answer or the cache cannot catch up in time.
     pub async fn fresh(&self) -> Result<Revision, Error> {
-        let newest = self.engine.revision().await?;
+        let newest = self.newest.ask(&self.engine).await?;
         if self.revision() >= newest || self.wait_for(newest, self.inner.limits.fresh_patience).await.is_ok() {
             return Ok(self.revision());
         }
@@ -189,6 +197,29 @@ impl<D: Decode> Cache<D> {
             }],
             ..Txn::default()
         }
+    }
+}
+
+/// Asks the engine for its newest revision, one question for all who wait for it.
+#[derive(Default)]
+struct Newest {
+    /// How many have asked.
+    arrived: AtomicU64,
+    /// How many had asked when the last question was put, and its answer.
+    answered: tokio::sync::Mutex<(u64, Revision)>,
+}
+
+impl Newest {
+    /// The newest revision at some moment after this call began, which is what makes a read fresh:
+    /// an answer to a question put earlier will not do.
+    async fn ask(&self, engine: &DynEngine) -> Result<Revision, Error> {
+        let mine = self.arrived.fetch_add(1, Ordering::SeqCst) + 1;
+        let mut answered = self.answered.lock().await;
+        if answered.0 < mine {
+            let asking = self.arrived.load(Ordering::SeqCst);
+            *answered = (asking, engine.revision().await?);
+        }
+        Ok(answered.1)
     }
 }
 

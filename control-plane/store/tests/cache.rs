@@ -6,7 +6,7 @@ mod common;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -296,6 +296,20 @@ struct Cuttable {
     held: AtomicBool,
     changed: Notify,
     cut: Arc<Notify>,
+    /// Makes the engine take its time to tell its revision.
+    slow: AtomicBool,
+    asked: AtomicU64,
+}
+
+fn cuttable(f: &Fixture) -> Arc<Cuttable> {
+    Arc::new(Cuttable {
+        engine: f.engine.clone(),
+        held: AtomicBool::new(false),
+        changed: Notify::new(),
+        cut: Arc::new(Notify::new()),
+        slow: AtomicBool::new(false),
+        asked: AtomicU64::new(0),
+    })
 }
 
 #[async_trait]
@@ -315,6 +329,10 @@ impl Engine for Cuttable {
         Ok(Box::pin(stream.take_until(async move { cut.notified().await })))
     }
     async fn revision(&self) -> Result<Revision, Error> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        if self.slow.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         self.engine.revision().await
     }
     async fn compact(&self, revision: Revision) -> Result<(), Error> {
@@ -337,12 +355,7 @@ impl Engine for Cuttable {
 #[tokio::test]
 async fn a_cut_watch_is_resumed_and_a_lost_history_reloaded() {
     let f = common::embedded().await;
-    let cuttable = Arc::new(Cuttable {
-        engine: f.engine.clone(),
-        held: AtomicBool::new(false),
-        changed: Notify::new(),
-        cut: Arc::new(Notify::new()),
-    });
+    let cuttable = cuttable(&f);
     let engine: DynEngine = cuttable.clone();
     write(&engine, vec![put("/registry/x/1", "1"), put("/registry/x/2", "1")]).await; // 2
     let cache = start(&engine).await;
@@ -373,6 +386,32 @@ async fn a_cut_watch_is_resumed_and_a_lost_history_reloaded() {
     drop(watch);
     write(&engine, vec![put("/registry/x/1", "4")]).await; // 7
     assert_eq!(next(&mut anew).await, "7 modified /registry/x/1=4@7 was 3@4");
+}
+
+/// Readers that wait together ask the engine together, and each still sees what was written before.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_fresh_reads_share_the_question() {
+    let f = common::embedded().await;
+    let cuttable = cuttable(&f);
+    let engine: DynEngine = cuttable.clone();
+    let cache = start(&engine).await;
+    cuttable.slow.store(true, Ordering::SeqCst);
+    let readers: Vec<_> = (0..200)
+        .map(|n| {
+            let (cache, engine) = (Arc::clone(&cache), engine.clone());
+            tokio::spawn(async move {
+                let key = format!("/registry/x/{n}");
+                let written = write(&engine, vec![put(&key, "1")]).await.revision;
+                assert!(cache.fresh().await.unwrap() >= written);
+                assert!(cache.get(&key).is_some());
+            })
+        })
+        .collect();
+    for reader in readers {
+        reader.await.unwrap();
+    }
+    let asked = cuttable.asked.load(Ordering::SeqCst);
+    assert!((1..100).contains(&asked), "200 readers asked {asked} times");
 }
 
 /// The engine's watch and the cache over it outlive a restart of etcd.

@@ -4,8 +4,8 @@
 mod common;
 
 use bytes::Bytes;
-use common::{Fixture, delete, list, next_events, put, range, show, write};
-use sluice_store::{Compare, DynEngine, Error, EventKind, Op, OpResult, Range, Txn, Watch};
+use common::{Fixture, TlsFiles, delete, list, next_events, put, range, show, write};
+use sluice_store::{Compare, DynEngine, Error, EventKind, Op, OpResult, Range, Txn, Watch, etcd::Tls};
 
 /// Runs each story on each engine.
 macro_rules! stories {
@@ -370,4 +370,42 @@ async fn status_tells_where_it_stands(f: Fixture) {
     assert_eq!((status.revision, status.compacted), (3, 2));
     assert!(status.size_bytes > 0 && !status.version.is_empty());
     assert_eq!(status.engine == "etcd", f.etcd.is_some());
+}
+
+/// etcd that asks for client certificates: ours is taken, none or a stranger's is refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn etcd_over_mutual_tls() {
+    let (files, stranger) = (tls_files(), tls_files());
+    let tls = |ca: &TlsFiles, identity: Option<&TlsFiles>| {
+        let pem = |text: &String| text.clone().into_bytes();
+        Tls { ca: pem(&ca.ca), identity: identity.map(|i| (pem(&i.certificate), pem(&i.key))), server_name: None }
+    };
+    let (good, anonymous) = (tls(&files, Some(&files)), tls(&files, None));
+    let (unknown_client, unknown_server) = (tls(&files, Some(&stranger)), tls(&stranger, Some(&files)));
+    let server = common::EtcdServer::start_with(Some(files));
+    let engine: DynEngine = server.connect_with(Some(good)).await;
+    let mut stream = engine.watch(watch("/a", "", 0)).await.unwrap();
+    write(&engine, vec![put("/a", "1")]).await;
+    expect(&mut stream, &[(2, &["put /a=1 was -"])]).await;
+    let refused = async |tls| sluice_store::etcd::Etcd::connect(&[server.endpoint()], Some(tls)).await.err().unwrap();
+    let (a, b, c) = tokio::join!(refused(anonymous), refused(unknown_client), refused(unknown_server));
+    for error in [a, b, c] {
+        assert!(matches!(error, Error::Unavailable(_)), "{error}");
+        assert!(error.to_string().contains(&server.endpoint()), "{error}");
+    }
+}
+
+fn tls_files() -> TlsFiles {
+    let ca_key = rcgen::KeyPair::generate().unwrap();
+    let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    ca.distinguished_name.push(rcgen::DnType::CommonName, "test authority");
+    let ca_pem = ca.self_signed(&ca_key).unwrap().pem();
+    let issuer = rcgen::Issuer::new(ca, ca_key);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut both = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    both.extended_key_usages =
+        vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth, rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+    let certificate = both.signed_by(&key, &issuer).unwrap().pem();
+    TlsFiles { ca: ca_pem, certificate, key: key.serialize_pem() }
 }

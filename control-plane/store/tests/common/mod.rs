@@ -13,7 +13,7 @@ use futures::StreamExt;
 use sluice_store::{
     DynEngine, Error, Op, Range, Revision, Txn, TxnResult, WatchItem, WatchStream,
     embedded::{Embedded, Options},
-    etcd::Etcd,
+    etcd::{Etcd, Tls},
 };
 
 /// How long anything a test waits for may take.
@@ -42,20 +42,42 @@ pub struct EtcdServer {
     client: u16,
     peer: u16,
     dir: tempfile::TempDir,
+    /// Files for TLS, when clients must use it.
+    tls: Option<TlsFiles>,
+}
+
+/// PEM: an authority, and a certificate and key of it for both sides.
+pub struct TlsFiles {
+    pub ca: String,
+    pub certificate: String,
+    pub key: String,
 }
 
 impl EtcdServer {
     pub fn start() -> Self {
+        Self::start_with(None)
+    }
+
+    pub fn start_with(tls: Option<TlsFiles>) -> Self {
         let (client, peer) = (free_port(), free_port());
         let dir = tempfile::tempdir().unwrap();
-        EtcdServer { child: spawn_etcd(dir.path(), client, peer), client, peer, dir }
+        EtcdServer { child: spawn_etcd(dir.path(), client, peer, tls.as_ref()), client, peer, dir, tls }
+    }
+
+    pub fn endpoint(&self) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://127.0.0.1:{}", self.client)
     }
 
     pub async fn connect(&self) -> Arc<Etcd> {
-        let endpoint = format!("http://127.0.0.1:{}", self.client);
+        self.connect_with(None).await
+    }
+
+    pub async fn connect_with(&self, tls: Option<Tls>) -> Arc<Etcd> {
+        let endpoint = self.endpoint();
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
-            match Etcd::connect(std::slice::from_ref(&endpoint), None).await {
+            match Etcd::connect(std::slice::from_ref(&endpoint), tls.clone()).await {
                 Ok(etcd) => return etcd,
                 Err(e) if tokio::time::Instant::now() > deadline => panic!("etcd: {e}"),
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
@@ -71,7 +93,7 @@ impl EtcdServer {
 
     /// Starts it again on what it left.
     pub fn restart(&mut self) {
-        self.child = spawn_etcd(self.dir.path(), self.client, self.peer);
+        self.child = spawn_etcd(self.dir.path(), self.client, self.peer, self.tls.as_ref());
     }
 }
 
@@ -82,10 +104,24 @@ impl Drop for EtcdServer {
     }
 }
 
-fn spawn_etcd(dir: &std::path::Path, client: u16, peer: u16) -> Child {
-    let client = format!("http://127.0.0.1:{client}");
+fn spawn_etcd(dir: &std::path::Path, client: u16, peer: u16, tls: Option<&TlsFiles>) -> Child {
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let client = format!("{scheme}://127.0.0.1:{client}");
     let peer = format!("http://127.0.0.1:{peer}");
-    Command::new("/usr/bin/etcd")
+    let mut command = Command::new("/usr/bin/etcd");
+    if let Some(tls) = tls {
+        for (option, name, pem) in [
+            ("--trusted-ca-file", "ca", &tls.ca),
+            ("--cert-file", "certificate", &tls.certificate),
+            ("--key-file", "key", &tls.key),
+        ] {
+            let path = dir.join(name);
+            std::fs::write(&path, pem).unwrap();
+            command.arg(option).arg(path);
+        }
+        command.arg("--client-cert-auth");
+    }
+    command
         .args(["--name", "test", "--unsafe-no-fsync", "--log-level", "error"])
         .arg("--data-dir")
         .arg(dir.join("data"))
