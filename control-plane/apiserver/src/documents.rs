@@ -39,6 +39,10 @@ pub(crate) async fn answer(
     let found = match segments[..] {
         [] | [""] => Some(root(&registry)),
         ["version"] => Some(version()),
+        ["openid", "v1", "jwks"] => Some(core.authenticator.service_account_tokens().jwks()),
+        [".well-known", "openid-configuration"] => {
+            Some(core.authenticator.service_account_tokens().openid_configuration(&core.address))
+        }
         ["healthz" | "livez" | "readyz", ref rest @ ..] => return health(core, segments[0], rest, query).await,
         ["metrics"] => return metrics(core).await,
         ["openapi", ref below @ ..] => return openapi::answer(core, &parts.headers, query, below).await,
@@ -65,7 +69,18 @@ fn root(registry: &Registry) -> Value {
         }
     }
     paths.extend(
-        ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"].map(str::to_owned),
+        [
+            "/.well-known/openid-configuration",
+            "/healthz",
+            "/livez",
+            "/metrics",
+            "/openapi/v2",
+            "/openapi/v3",
+            "/openid/v1/jwks",
+            "/readyz",
+            "/version",
+        ]
+        .map(str::to_owned),
     );
     paths.sort();
     json!({ "paths": paths })

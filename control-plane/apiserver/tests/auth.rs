@@ -83,6 +83,10 @@ async fn a_pods_token_lives_as_long_as_the_pod() {
     let message = web.get("/api/v1/namespaces/shop/pods").await.failed().2;
     assert!(message.contains("User \"system:serviceaccount:shop:default\" cannot list"), "{message}");
     assert_eq!(web.get("/apis").await.code, 200);
+    let found = web.get("/.well-known/openid-configuration").await.ok();
+    assert_eq!(found["issuer"], "https://kubernetes.default.svc.cluster.local");
+    let keys = web.get("/openid/v1/jwks").await.ok();
+    assert_eq!(keys["keys"][0]["alg"], "ES256");
     let gone = json!({"gracePeriodSeconds": 0});
     server.admin.delete("/api/v1/namespaces/shop/pods/web", gone).await.ok();
     assert_eq!(web.get("/apis").await.code, 401);

@@ -97,7 +97,13 @@ async fn exec_reaches_the_node_and_back() {
     web["spec"]["nodeName"] = json!("n1");
     server.admin.create("/api/v1/namespaces/shop/pods", web).await;
 
-    // Upstream asks for `create` on pods/exec, whatever the method.
+    // Reading is not enough for a stream, although it comes as GET.
+    let role = json!({"metadata": {"name": "reads"}, "rules": [{"apiGroups": [""], "resources": ["pods/exec"], "verbs": ["get"]}]});
+    let binding = json!({"metadata": {"name": "reads"}, "subjects": [{"kind": "User", "name": "jane"}],
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "reads"}});
+    let rbac = "/apis/rbac.authorization.k8s.io/v1/namespaces/shop";
+    server.admin.create(&format!("{rbac}/roles"), role).await;
+    server.admin.create(&format!("{rbac}/rolebindings"), binding).await;
     let mut stranger = connect(&server, "jane", &[]).await;
     stranger.write_all(EXEC.as_bytes()).await.unwrap();
     let head = read_head(&mut stranger).await;

@@ -77,10 +77,14 @@ impl Authenticator {
     /// The reason in words, which is for logs and TokenReview, not for the bearer.
     pub fn authenticate_token(&self, token: &str, audiences: &[String]) -> Result<(UserInfo, Vec<String>), String> {
         let own = [self.tokens.issuer().to_owned()];
-        let audiences = if audiences.is_empty() { &own } else { audiences };
+        let audiences = if audiences.is_empty() { &own[..] } else { audiences };
         if bootstrap_token::looks_like(token) {
             let user = bootstrap_token::authenticate(&*self.view, token, jiff::Timestamp::now())?;
-            return Ok((authenticated(user), own.to_vec()));
+            let shared: Vec<String> = audiences.iter().filter(|a| own.contains(a)).cloned().collect();
+            if shared.is_empty() {
+                return Err(format!("a bootstrap token is not for the audiences {audiences:?}"));
+            }
+            return Ok((authenticated(user), shared));
         }
         let (user, shared) = self.tokens.authenticate(token, audiences)?;
         Ok((authenticated(user), shared))

@@ -1,7 +1,7 @@
 //! RBAC: bindings compiled into grants per subject, made again when a role or binding changes.
 //!
-//! A ClusterRole with an aggregation rule holds its own rules and those of the roles it selects,
-//! found here at compile time, so that it never lags behind the controller that writes them out.
+//! A ClusterRole with an aggregation rule holds the rules of the roles it selects, found here at
+//! compile time, so that it never lags behind the controller that writes them out.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -182,7 +182,9 @@ impl Index {
         let cluster_roles: Vec<(Arc<StoredObject>, RoleObject)> = parsed(view, "clusterroles");
         for (object, role) in &cluster_roles {
             let mut seen = HashSet::from([&*object.name]);
-            let mut rules = role.rules.clone();
+            // An aggregated role's own rules are what a controller last wrote there; what it selects
+            // now is what counts.
+            let mut rules = if role.aggregation.is_some() { Vec::new() } else { role.rules.clone() };
             gather(role, &cluster_roles, &mut seen, &mut rules);
             index.cluster_roles.insert(object.name.to_string(), rules.into());
         }
@@ -262,7 +264,8 @@ fn gather<'a>(
     for (object, other) in all {
         let selected = aggregation.selectors.iter().any(|s| s.matches(object));
         if selected && seen.insert(&*object.name) {
-            for rule in &other.rules {
+            let own = if other.aggregation.is_some() { &[][..] } else { &other.rules };
+            for rule in own {
                 if !into.contains(rule) {
                     into.push(rule.clone());
                 }

@@ -31,7 +31,30 @@ pub fn defaults() -> Vec<Default> {
         role = out.len();
         open(&words, &mut out);
     }
+    aggregate(&mut out);
     out
+}
+
+/// Writes out the rules of aggregated roles, so that they read well from the start.
+fn aggregate(all: &mut [Default]) {
+    let label_of = |d: &Default| -> Option<String> {
+        let selector = &d.object["aggregationRule"]["clusterRoleSelectors"][0]["matchLabels"];
+        selector.as_object()?.keys().next().cloned()
+    };
+    // `admin` takes in `edit`, and that `view`: the narrowest first.
+    for name in ["view", "edit", "admin"] {
+        let is_it = |d: &Default| d.plural == "clusterroles" && d.object["metadata"]["name"] == name;
+        let Some(at) = all.iter().position(is_it) else { continue };
+        let Some(label) = label_of(&all[at]) else { continue };
+        let selected = all.iter().filter(|d| d.object["metadata"]["labels"][&label] == "true");
+        let mut rules: Vec<Value> = Vec::new();
+        for rule in selected.flat_map(|d| d.object["rules"].as_array().into_iter().flatten()) {
+            if !rules.contains(rule) {
+                rules.push(rule.clone());
+            }
+        }
+        all[at].object["rules"] = rules.into();
+    }
 }
 
 /// The rules of one default ClusterRole, without aggregated ones.
@@ -175,6 +198,19 @@ mod tests {
                 assert!(exists, "{}", default.object);
             }
         }
+    }
+
+    #[test]
+    fn aggregated_roles_are_written_out() {
+        let rules = |name: &str| json!(cluster_role_rules(name));
+        let holds = |outer: &str, inner: &str| {
+            let (outer, inner) = (rules(outer), rules(inner));
+            inner
+                .as_array()
+                .is_some_and(|i| !i.is_empty() && i.iter().all(|r| outer.as_array().is_some_and(|o| o.contains(r))))
+        };
+        assert!(holds("admin", "edit") && holds("edit", "view") && holds("view", "system:aggregate-to-view"));
+        assert!(!holds("view", "edit"));
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::{
     auth::{Authenticator, view::View},
     authz::Authorizer,
     bootstrap::pki::Pki,
-    context::{Body, ConnectRequest, ReviewRequest},
+    context::{Attributes, Body, ConnectRequest, ReviewRequest},
     limits,
 };
 
@@ -62,13 +62,26 @@ impl Connect {
         let (resource, subresource) = (request.info.resource.clone(), request.info.subresource.clone());
         match (resource.as_str(), subresource.as_str()) {
             ("pods", "log") => self.log(request).await,
-            ("pods", "exec" | "attach") => self.exec(request).await,
-            ("pods", "portforward") => self.port_forward(request).await,
+            ("pods", "exec" | "attach") => {
+                self.may_create(&request)?;
+                self.exec(request).await
+            }
+            ("pods", "portforward") => {
+                self.may_create(&request)?;
+                self.port_forward(request).await
+            }
             ("nodes", "proxy") => self.node_proxy(request).await,
             ("pods", "proxy") => self.pod_proxy(request).await,
             ("services", "proxy") => self.service_proxy(request).await,
             _ => Err(Status::not_found_path()),
         }
+    }
+
+    /// A stream into a pod takes the verb `create`, also when a WebSocket comes as GET (upstream's
+    /// `AuthorizePodWebsocketUpgradeCreatePermission`, on since 1.35).
+    fn may_create(&self, request: &ConnectRequest) -> Result<(), Status> {
+        let attributes = request.info.attributes(&request.user);
+        self.authorizer.check(&Attributes { verb: "create", ..attributes })
     }
 
     /// TokenReview, the access reviews, SelfSubjectReview and `serviceaccounts/token`: the object

@@ -170,7 +170,7 @@ fn connect_request(parts: http::request::Parts, body: Body) -> ConnectRequest {
         ..RequestInfo::default()
     };
     let resource = builtin().by_path("", "v1", rest[0]).unwrap().clone();
-    ConnectRequest { info, user: Arc::new(UserInfo::new("jane", &[])), resource, parts, body }
+    ConnectRequest { info, user: Arc::new(UserInfo::new("root", &["system:masters"])), resource, parts, body }
 }
 
 fn put_node(view: &Fixed, at: SocketAddr) {
