@@ -146,6 +146,7 @@ impl<K: Clone + Eq + Hash + Ord> Queue<K> {
     }
 
     /// Keys due or being worked on.
+    #[cfg(test)]
     pub(crate) fn busy(&self) -> usize {
         let state = self.shared.0.lock();
         state.due.len() + state.active.len()

@@ -346,7 +346,7 @@ mod tests {
             "metadata": {"name": "a", "namespace": "n", "uid": "u", "labels": {"app": "x", "pod-template-hash": "h"},
                 "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "owner", "controller": true}]},
             "spec": {
-                "priority": 7,
+                "priority": 7, "initContainers": null, "tolerations": null,
                 "containers": [{"name": "c", "image": "echo", "ports": [{"containerPort": 80, "hostPort": 8080}],
                     "resources": {"requests": {"cpu": "250m", "memory": "64Mi"}}}],
                 "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule",

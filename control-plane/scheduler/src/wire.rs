@@ -8,6 +8,15 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::ObjectMeta;
 use serde::Deserialize;
 
+/// A value that may also arrive as `null`.
+fn nullable<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
 macro_rules! resource {
     ($type:ident, $kind:literal, $plural:literal, $scope:ty) => {
         impl kube::Resource for $type {
@@ -41,6 +50,7 @@ macro_rules! resource {
 pub struct Pod {
     pub metadata: ObjectMeta,
     pub spec: PodSpec,
+    #[serde(deserialize_with = "nullable")]
     pub status: PodStatus,
 }
 resource!(Pod, "Pod", "pods", kube::core::NamespaceResourceScope);
@@ -50,16 +60,23 @@ resource!(Pod, "Pod", "pods", kube::core::NamespaceResourceScope);
 pub struct PodSpec {
     pub node_name: Option<String>,
     pub scheduler_name: Option<String>,
+    #[serde(deserialize_with = "nullable")]
     pub scheduling_gates: Vec<core::PodSchedulingGate>,
     pub priority: Option<i32>,
     pub preemption_policy: Option<String>,
+    #[serde(deserialize_with = "nullable")]
     pub node_selector: BTreeMap<String, String>,
     pub affinity: Option<core::Affinity>,
+    #[serde(deserialize_with = "nullable")]
     pub tolerations: Vec<core::Toleration>,
+    #[serde(deserialize_with = "nullable")]
     pub topology_spread_constraints: Vec<core::TopologySpreadConstraint>,
+    #[serde(deserialize_with = "nullable")]
     pub overhead: BTreeMap<String, Quantity>,
     pub resources: Option<Requests>,
+    #[serde(deserialize_with = "nullable")]
     pub containers: Vec<Container>,
+    #[serde(deserialize_with = "nullable")]
     pub init_containers: Vec<Container>,
 }
 
@@ -67,7 +84,9 @@ pub struct PodSpec {
 #[serde(default, rename_all = "camelCase")]
 pub struct Container {
     pub image: Option<String>,
+    #[serde(deserialize_with = "nullable")]
     pub resources: Requests,
+    #[serde(deserialize_with = "nullable")]
     pub ports: Vec<Port>,
     pub restart_policy: Option<String>,
 }
@@ -75,6 +94,7 @@ pub struct Container {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Requests {
+    #[serde(deserialize_with = "nullable")]
     pub requests: BTreeMap<String, Quantity>,
 }
 
@@ -93,6 +113,7 @@ pub struct PodStatus {
     pub phase: Option<String>,
     pub nominated_node_name: Option<String>,
     pub start_time: Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::Time>,
+    #[serde(deserialize_with = "nullable")]
     pub conditions: Vec<core::PodCondition>,
 }
 
@@ -101,7 +122,9 @@ pub struct PodStatus {
 #[serde(default)]
 pub struct Node {
     pub metadata: ObjectMeta,
+    #[serde(deserialize_with = "nullable")]
     pub spec: NodeSpec,
+    #[serde(deserialize_with = "nullable")]
     pub status: NodeStatus,
 }
 resource!(Node, "Node", "nodes", kube::core::ClusterResourceScope);
@@ -110,20 +133,25 @@ resource!(Node, "Node", "nodes", kube::core::ClusterResourceScope);
 #[serde(default, rename_all = "camelCase")]
 pub struct NodeSpec {
     pub unschedulable: Option<bool>,
+    #[serde(deserialize_with = "nullable")]
     pub taints: Vec<core::Taint>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct NodeStatus {
+    #[serde(deserialize_with = "nullable")]
     pub allocatable: BTreeMap<String, Quantity>,
+    #[serde(deserialize_with = "nullable")]
     pub capacity: BTreeMap<String, Quantity>,
+    #[serde(deserialize_with = "nullable")]
     pub images: Vec<NodeImage>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct NodeImage {
+    #[serde(deserialize_with = "nullable")]
     pub names: Vec<String>,
     pub size_bytes: i64,
 }

@@ -30,6 +30,7 @@ impl Template {
     }
 
     /// A template from a tree.
+    #[cfg(test)]
     pub(crate) fn from_value(value: &Value) -> Self {
         Self(value.to_string().into())
     }

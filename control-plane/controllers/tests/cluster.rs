@@ -1,0 +1,207 @@
+//! Stories of the whole control plane: what users do, and what becomes of it.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Cluster, condition, deployment, rolled_out};
+use kube::api::{DeleteParams, Patch, PatchParams};
+use serde_json::{Value, json};
+
+fn ready_endpoints(slices: &std::collections::BTreeMap<String, Value>) -> Vec<String> {
+    let endpoints = slices.values().flat_map(|s| s["endpoints"].as_array().cloned().unwrap_or_default());
+    let ready = endpoints.filter(|e| e["conditions"]["ready"] == json!(true));
+    let mut names: Vec<String> = ready.map(|e| e["targetRef"]["name"].as_str().unwrap().to_owned()).collect();
+    names.sort();
+    names
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deployment_comes_changes_and_goes() {
+    let cluster = Cluster::start().await;
+    let _nodes = (cluster.node("a").await, cluster.node("b").await);
+    cluster.namespace("shop").await;
+    cluster
+        .until("ConfigMap", "shop", |all| all.get("kube-root-ca.crt").is_some_and(|m| m["data"]["ca.crt"].is_string()))
+        .await;
+    let service = json!({"metadata": {"name": "web", "namespace": "shop"},
+        "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": "http"}]}});
+    cluster.create("Service", service).await;
+    cluster.create("Deployment", deployment("shop", "web", 3)).await;
+
+    let all = cluster.until("Deployment", "shop", |all| all.get("web").is_some_and(rolled_out)).await;
+    assert_eq!(all["web"]["metadata"]["annotations"]["deployment.kubernetes.io/revision"], "1");
+    let pods = cluster.until("Pod", "shop", |all| all.len() == 3).await;
+    let nodes: std::collections::BTreeSet<&str> =
+        pods.values().map(|p| p["spec"]["nodeName"].as_str().unwrap()).collect();
+    assert_eq!(nodes.len(), 2, "pods are spread");
+    let slices = cluster.until("EndpointSlice", "shop", |all| ready_endpoints(all).len() == 3).await;
+    assert_eq!(ready_endpoints(&slices), pods.keys().cloned().collect::<Vec<_>>());
+    assert_eq!(slices.values().next().unwrap()["ports"][0]["port"], 8080);
+    cluster
+        .until("Endpoints", "shop", |all| {
+            all.get("web").is_some_and(|e| e["subsets"][0]["addresses"].as_array().is_some_and(|a| a.len() == 3))
+        })
+        .await;
+
+    // A new image: all pods are replaced.
+    let image = json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": "echo:v2",
+        "ports": [{"name": "http", "containerPort": 8080}]}]}}}});
+    cluster.patch("Deployment", "shop", "web", image).await;
+    cluster.until("Deployment", "shop", |all| rolled_out(&all["web"])).await;
+    let renewed =
+        cluster.until("Pod", "shop", |all| all.len() == 3 && all.keys().all(|name| !pods.contains_key(name))).await;
+    let slices = cluster
+        .until("EndpointSlice", "shop", |all| {
+            ready_endpoints(all).len() == 3 && !ready_endpoints(all).iter().any(|n| pods.contains_key(n))
+        })
+        .await;
+    assert_eq!(ready_endpoints(&slices), renewed.keys().cloned().collect::<Vec<_>>());
+    let sets = cluster.until("ReplicaSet", "shop", |all| all.len() == 2).await;
+    let mut sizes: Vec<_> = sets.values().map(|s| s["spec"]["replicas"].as_i64().unwrap()).collect();
+    sizes.sort_unstable();
+    assert_eq!(sizes, [0, 3]);
+
+    // Scaled.
+    cluster.patch("Deployment", "shop", "web", json!({"spec": {"replicas": 1}})).await;
+    cluster.until("Pod", "shop", |all| all.len() == 1).await;
+    let events = cluster.until("Event", "shop", |all| all.values().any(|e| e["reason"] == "ScalingReplicaSet")).await;
+    assert!(
+        events
+            .values()
+            .any(|e| e["reason"] == "SuccessfulCreate" && e["source"]["component"] == "replicaset-controller")
+    );
+
+    // Deleted: the garbage collector takes the rest.
+    cluster.delete("Deployment", "shop", "web", DeleteParams::default()).await;
+    cluster.until("ReplicaSet", "shop", |all| all.is_empty()).await;
+    cluster.until("Pod", "shop", |all| all.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn foreground_and_orphan() {
+    let cluster = Cluster::start().await;
+    let _node = cluster.node("a").await;
+    cluster.namespace("n").await;
+    for name in ["front", "keep"] {
+        cluster.create("Deployment", deployment("n", name, 1)).await;
+    }
+    cluster.until("Deployment", "n", |all| ["front", "keep"].iter().all(|n| all.get(*n).is_some_and(rolled_out))).await;
+    cluster.delete("Deployment", "n", "front", DeleteParams::foreground()).await;
+    cluster.until("Deployment", "n", |all| !all.contains_key("front")).await;
+    let sets = cluster.until("ReplicaSet", "n", |_| true).await;
+    assert_eq!(sets.len(), 1, "a foreground deletion ends after the dependents are gone");
+
+    cluster.delete("Deployment", "n", "keep", DeleteParams::orphan()).await;
+    cluster.until("Deployment", "n", |all| all.is_empty()).await;
+    let sets = cluster
+        .until("ReplicaSet", "n", |all| {
+            all.values().all(|s| s["metadata"]["ownerReferences"].as_array().is_none_or(Vec::is_empty))
+        })
+        .await;
+    assert_eq!(sets.len(), 1);
+    // A new Deployment of the same selector takes the orphan over.
+    let again = cluster.create("Deployment", deployment("n", "keep", 1)).await;
+    cluster
+        .until("ReplicaSet", "n", |all| {
+            all.len() == 1
+                && all.values().all(|s| s["metadata"]["ownerReferences"][0]["uid"] == again["metadata"]["uid"])
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_takes_everything_with_it() {
+    let cluster = Cluster::start().await;
+    let _node = cluster.node("a").await;
+    cluster.namespace("n").await;
+    cluster.create("Deployment", deployment("n", "web", 2)).await;
+    cluster
+        .create(
+            "ConfigMap",
+            json!({"metadata": {"name": "held", "namespace": "n", "finalizers": ["example.com/hold"]}}),
+        )
+        .await;
+    cluster.until("Deployment", "n", |all| all.get("web").is_some_and(rolled_out)).await;
+    cluster.all("Namespace").delete("n", &DeleteParams::default()).await.unwrap();
+    let all = cluster
+        .until("Namespace", "", |all| condition(&all["n"], "NamespaceFinalizersRemaining")["status"] == "True")
+        .await;
+    assert_eq!(all["n"]["status"]["phase"], "Terminating");
+    cluster.until("Pod", "n", |all| all.is_empty()).await;
+    cluster.patch("ConfigMap", "n", "held", json!({"metadata": {"finalizers": null}})).await;
+    cluster.until("Namespace", "", |all| !all.contains_key("n")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_node() {
+    let cluster =
+        Cluster::with(|options| sluice_controllers::Options { node_grace: Duration::from_secs(2), ..options }).await;
+    let (lost, _stays) = (cluster.node("lost").await, cluster.node("stays").await);
+    cluster.until("Node", "", |all| all.values().all(|n| n["spec"]["podCIDR"].is_string())).await;
+    cluster.namespace("n").await;
+    let mut web = deployment("n", "web", 2);
+    web["spec"]["template"]["spec"]["tolerations"] = json!([
+        {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 1}]);
+    cluster.create("Deployment", web).await;
+    cluster.create("Service", json!({"metadata": {"name": "web", "namespace": "n"}, "spec": {"selector": {"app": "web"}, "ports": [{"port": 80}]}})).await;
+    cluster.until("EndpointSlice", "n", |all| ready_endpoints(all).len() == 2).await;
+    lost.die();
+    // The other one goes on renewing its lease.
+    let leases = cluster.namespaced("Lease", "kube-node-lease");
+    let renewing = tokio::spawn(async move {
+        let mut tick = tokio::time::interval(Duration::from_millis(500));
+        loop {
+            tick.tick().await;
+            let now = format!("{:.6}", jiff::Timestamp::now());
+            let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "stays", "namespace": "kube-node-lease"},
+                "spec": {"holderIdentity": "stays", "renewTime": now}});
+            if leases.patch("stays", &PatchParams::default(), &Patch::Merge(&lease)).await.is_err() {
+                let _ = leases.create(&Default::default(), &serde_json::from_value(lease).unwrap()).await;
+            }
+        }
+    });
+    let nodes = cluster.until("Node", "", |all| condition(&all["lost"], "Ready")["status"] == "Unknown").await;
+    assert_eq!(condition(&nodes["lost"], "Ready")["reason"], "NodeStatusUnknown");
+    cluster
+        .until("Node", "", |all| {
+            let taints = all["lost"]["spec"]["taints"].as_array().cloned().unwrap_or_default();
+            taints.iter().filter(|t| t["key"] == "node.kubernetes.io/unreachable").count() == 2
+        })
+        .await;
+    // Its pod is no endpoint any more, and another one runs elsewhere.
+    cluster
+        .until("EndpointSlice", "n", |all| {
+            let names = ready_endpoints(all);
+            let endpoints: Vec<_> =
+                all.values().flat_map(|s| s["endpoints"].as_array().cloned().unwrap_or_default()).collect();
+            names.len() == 2
+                && endpoints.iter().filter(|e| e["conditions"]["ready"] == true).all(|e| e["nodeName"] == "stays")
+        })
+        .await;
+    // The node object goes: what was left of its pods is cleared away (after the quarantine in production).
+    renewing.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reasons_are_told() {
+    let cluster = Cluster::start().await;
+    let _node = cluster.node("a").await;
+    cluster.namespace("n").await;
+    let spec = json!({"containers": [{"name": "c", "image": "x", "resources": {"requests": {"cpu": "64"}}}]});
+    cluster.create("Pod", json!({"metadata": {"name": "big", "namespace": "n"}, "spec": spec})).await;
+    let expected = "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: 1 No preemption victims found for incoming pod.";
+    let pods = cluster.until("Pod", "n", |all| condition(&all["big"], "PodScheduled")["message"] == expected).await;
+    assert_eq!(condition(&pods["big"], "PodScheduled")["reason"], "Unschedulable");
+    // Room comes: it is scheduled without anybody asking.
+    let more = json!({"status": {"allocatable": {"cpu": "128"}}});
+    cluster.all("Node").patch_status("a", &PatchParams::default(), &Patch::Merge(more)).await.unwrap();
+    cluster.until("Pod", "n", |all| all["big"]["status"]["phase"] == "Running").await;
+    cluster
+        .until("Event", "n", |all| {
+            let has = |reason: &str| all.values().any(|e| e["reason"] == reason);
+            has("FailedScheduling") && has("Scheduled")
+        })
+        .await;
+}
