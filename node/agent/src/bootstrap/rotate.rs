@@ -17,7 +17,9 @@ pub(super) async fn forever(member: &Membership, purpose: Purpose) {
     let mut delay = limits::SETUP_RETRY_FIRST;
     loop {
         let pem = current(&member.place, purpose);
-        tokio::time::sleep(nap(&pem, SystemTime::now(), rand::rng().random_range(0.7..0.9))).await;
+        // The generator must not live across the wait: it belongs to its thread.
+        let share = rand::rng().random_range(0.7..0.9);
+        tokio::time::sleep(nap(&pem, SystemTime::now(), share)).await;
         let fresh = request::certificate(&member.client(), &member.place, purpose).await;
         let result = match fresh {
             Ok(pem) => member.adopt(purpose, &pem).await,

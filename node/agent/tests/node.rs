@@ -1,0 +1,78 @@
+//! A real node: containerd, the kernel's network, the API server and stock kubectl.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{IMAGE, World, in_namespace, mounts_below};
+use serde_json::json;
+
+#[test]
+fn a_pod_from_create_to_gone() {
+    in_namespace(|| async {
+        let mut w = World::start("pod").await;
+        let begun = Instant::now();
+        w.pod(
+            "web",
+            json!({
+                "terminationGracePeriodSeconds": 5,
+                "initContainers": [{"name": "init", "image": IMAGE, "command": ["sh", "-c", "echo made > /data/index.html"],
+                    "volumeMounts": [{"name": "data", "mountPath": "/data"}]}],
+                "containers": [{
+                    "name": "web", "image": IMAGE,
+                    "command": ["sh", "-c", "trap 'exit 0' TERM; echo hello $POD; httpd -p 8080 -h /data; while true; do sleep 1 & wait $!; done"],
+                    "env": [{"name": "POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
+                    "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+                    "readinessProbe": {"httpGet": {"path": "/index.html", "port": 8080}, "periodSeconds": 1},
+                    "resources": {"limits": {"memory": "64Mi", "cpu": "500m"}},
+                }],
+                "volumes": [{"name": "data", "emptyDir": {}}],
+            }),
+        )
+        .await;
+        let status = w.ready("web").await;
+        println!("create to ready: {:?}\n{status:#}", begun.elapsed());
+        assert_eq!(status["phase"], "Running");
+        assert_eq!(status["qosClass"], "Burstable");
+        assert_eq!(status["initContainerStatuses"][0]["state"]["terminated"]["reason"], "Completed");
+
+        let (code, out, err) = w.kubectl(&["logs", "web", "-c", "web"]);
+        assert_eq!((code, out.as_str()), (0, "hello web\n"), "{err}");
+        let (code, out, err) = w.kubectl(&["exec", "web", "-c", "web", "--", "sh", "-c", "cat /data/index.html; exit 3"]);
+        assert_eq!((code, out.as_str()), (3, "made\n"), "{err}");
+        assert!(err.contains("command terminated with exit code 3"), "{err}");
+        let token = ["exec", "web", "-c", "web", "--", "sh", "-c", "cat /var/run/secrets/kubernetes.io/serviceaccount/ca.crt"];
+        assert_eq!(w.kubectl(&token).1, "authority");
+        let (_, hosts, _) = w.kubectl(&["exec", "web", "-c", "web", "--", "cat", "/etc/hosts", "/etc/resolv.conf"]);
+        assert!(hosts.contains("\tweb\n") && hosts.contains("nameserver 10.96.0.10"), "{hosts}");
+
+        // A daemon that comes back leaves the pod alone.
+        let before = w.status("web").await;
+        w.stop_agent().await;
+        w.start_agent().await;
+        w.until("web", "seen again", |s| s["containerStatuses"][0]["ready"] == true).await;
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        assert_eq!(before, w.status("web").await, "a restart changes nothing");
+
+        let begun = Instant::now();
+        let (code, _, err) = w.kubectl(&["delete", "pod", "web"]);
+        assert_eq!(code, 0, "{err}");
+        println!("delete to gone: {:?}", begun.elapsed());
+        w.until("web", "gone", serde_json::Value::is_null).await;
+        let (_, events, _) = w.kubectl(&["get", "events", "-o", "custom-columns=R:.reason,M:.message"]);
+        println!("{events}");
+        for reason in ["Pulled", "Created", "Started", "Killing"] {
+            assert!(events.contains(reason), "{reason}");
+        }
+        let left = async {
+            while !w.runtime.containers().await.unwrap().is_empty() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), left).await.expect("no container is left");
+        let lib = w.dir.path().join("lib");
+        assert_eq!(mounts_below(&lib), Vec::<std::path::PathBuf>::new());
+        w.end().await;
+    });
+}
