@@ -99,8 +99,19 @@ impl Dataplane {
         Self::load_with(config, Traffic::best())
     }
 
-    /// As [`Self::load`], with a chosen kind of attachment for packet programs.
+    /// As [`Self::load`], with a chosen kind of attachment for packet programs. When it fails on a fresh machine, nothing
+    /// is left behind; what an earlier process had attached stays in effect.
     pub fn load_with(config: Config, traffic: Traffic) -> Result<Dataplane, Error> {
+        let pins = Pins::new(&config.pin_dir);
+        let taken = pins.taken();
+        Self::start(config, traffic).inspect_err(|_| {
+            if !taken && let Err(error) = pins.remove_all() {
+                tracing::warn!(%error, "pinned maps were left behind");
+            }
+        })
+    }
+
+    fn start(config: Config, traffic: Traffic) -> Result<Dataplane, Error> {
         let cgroup = match &config.cgroup {
             Some(cgroup) => cgroup.clone(),
             None => pins::cgroup_root()?,

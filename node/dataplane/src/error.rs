@@ -55,7 +55,7 @@ pub enum Error {
 impl Error {
     /// A failed system call.
     pub(crate) fn system(what: impl Into<String>, source: io::Error) -> Error {
-        if source.raw_os_error() == Some(libc::EPERM) {
+        if matches!(source.raw_os_error(), Some(libc::EPERM | libc::EACCES)) {
             return Error::Permission;
         }
         Error::System { what: what.into(), source }

@@ -45,6 +45,11 @@ impl Pins {
         names
     }
 
+    /// Has an earlier process left its maps here?
+    pub(crate) fn taken(&self) -> bool {
+        self.links().exists()
+    }
+
     /// Makes the folders, mounting the BPF file system when it is missing.
     pub(crate) fn prepare(&self) -> Result<(), Error> {
         let mount_point = mount_point(&self.root);
@@ -53,7 +58,7 @@ impl Pins {
                 .map_err(|source| Error::NoBpffs { path: mount_point.clone(), source })?;
             mount(Some("bpf"), &mount_point, Some("bpf"), MsFlags::empty(), None::<&str>).map_err(|errno| {
                 match io::Error::from(errno) {
-                    source if source.raw_os_error() == Some(libc::EPERM) => Error::Permission,
+                    source if source.kind() == io::ErrorKind::PermissionDenied => Error::Permission,
                     source => Error::NoBpffs { path: mount_point, source },
                 }
             })?;

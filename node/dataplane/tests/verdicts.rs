@@ -27,7 +27,9 @@ fn both(place: &Place) -> (Dataplane, World) {
         cluster_range: Some("10.244.0.0/16".parse().unwrap()),
         ..place.config()
     };
+    let start = std::time::Instant::now();
     let dataplane = Dataplane::load(config).unwrap();
+    println!("loaded and attached in {:?}", start.elapsed());
     let mut snapshot = Snapshot { node: "here".into(), ..Snapshot::default() };
     let mut world = World::new();
     let services = [
