@@ -73,11 +73,7 @@ impl View {
 
     /// A stored object's value in the served version.
     pub(crate) fn value(&self, object: &StoredObject) -> Value {
-        self.from_stored(object.value())
-    }
-
-    /// From the stored to the served version.
-    pub(crate) fn from_stored(&self, value: Value) -> Value {
+        let value = object.value();
         if self.resource.is_storage_version() {
             return value;
         }

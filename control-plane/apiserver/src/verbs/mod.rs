@@ -2,6 +2,7 @@
 //! resource, and [`Call::run`] the table of verbs and subresources.
 
 mod delete;
+mod deletion;
 mod faces;
 mod list;
 mod patch;
@@ -60,7 +61,7 @@ impl<'a> Call<'a> {
     pub(crate) fn new(incoming: Incoming<'a>, view: View) -> Result<Self, Status> {
         let Incoming { core, info, query, headers, user, form, warnings } = incoming;
         let mut errors = Vec::new();
-        let dry_run = delete::dry_run(query.all("dryRun"), &mut errors);
+        let dry_run = deletion::dry_run(query.all("dryRun"), &mut errors);
         if !errors.is_empty() {
             let kind = match info.verb.as_str() {
                 "create" => "CreateOptions",
@@ -135,11 +136,11 @@ impl<'a> Call<'a> {
             "patch" => self.patched(&faces::MAIN, body).await,
             "delete" | "deletecollection" => {
                 let bytes = body::read(self.headers, body).await?;
-                let given = match delete::options_from_body(&bytes)? {
+                let given = match deletion::options_from_body(&bytes)? {
                     Some(given) => given,
-                    None => delete::options_from_query(self.query)?,
+                    None => deletion::options_from_query(self.query)?,
                 };
-                let options = delete::DeleteOptions::parse(&given)?;
+                let options = deletion::DeleteOptions::parse(&given)?;
                 self.dry_run |= options.dry_run;
                 if verb == "delete" { self.delete(&options).await } else { self.delete_collection(&options).await }
             }

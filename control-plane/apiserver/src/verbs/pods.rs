@@ -10,7 +10,7 @@ use sluice_api::{
     status::{Cause, Details, Status},
 };
 
-use super::{Call, delete::DeleteOptions, write::Part};
+use super::{Call, deletion::DeleteOptions, write::Part};
 use crate::{
     context::Body,
     limits, meta, respond,

@@ -50,6 +50,10 @@ impl Call<'_> {
     pub(crate) async fn store_new(&self, mut object: Value) -> Result<Object, Status> {
         let resource = &*self.view.resource;
         self.place(&mut object)?;
+        if !matches!(meta::text(&object, "resourceVersion"), "" | "0") {
+            let why = "resourceVersion should not be set on objects to be created";
+            return Err(Status::new(500, "", why));
+        }
         let base = match meta::name(&object) {
             "" => Some(meta::text(&object, "generateName").to_owned()).filter(|b| !b.is_empty()),
             _ => None,
