@@ -7,7 +7,7 @@ use sluice_api::status::Status;
 use super::{forbid, list, text};
 use crate::{
     auth::view::View,
-    authz::node::{node_name, on_node},
+    authz::node::{is_dns_slice, node_name, on_node},
     context::{Admit, Operation},
 };
 
@@ -41,6 +41,7 @@ pub(super) fn restrict(view: &dyn View, admit: &Admit<'_>, object: Option<&Value
             (!own).then(|| format!("node {node} can only evict pods with spec.nodeName set to itself"))
         }
         ("", "nodes", _) => own_node(admit, node, object),
+        ("discovery.k8s.io", "endpointslices", "") => dns_slice(admit, node, object),
         ("coordination.k8s.io", "leases", "") => {
             named(admit, object, node, "can only access node lease with the same name as the requesting node")
         }
@@ -158,6 +159,20 @@ fn label_allowed(key: &str) -> bool {
     }
     let free = under("kubelet.kubernetes.io") || under("node.kubernetes.io");
     free || OWN.contains(&key)
+}
+
+/// A node publishes itself as a backend of kube-dns, and of no other Service.
+fn dns_slice(admit: &Admit<'_>, node: &str, object: Option<&Value>) -> Option<String> {
+    let object = object?;
+    let name = match admit.attributes.name {
+        "" => text(&object["metadata"], "name"),
+        name => name,
+    };
+    if !is_dns_slice(name, node) {
+        return Some(format!("node {node:?} can only write the EndpointSlice of its own cluster DNS"));
+    }
+    (object["metadata"]["labels"]["kubernetes.io/service-name"] != "kube-dns")
+        .then(|| format!("node {node:?} can only publish a backend of the Service kube-dns"))
 }
 
 fn named(admit: &Admit<'_>, object: Option<&Value>, node: &str, why: &str) -> Option<String> {

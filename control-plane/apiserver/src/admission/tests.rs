@@ -275,6 +275,13 @@ async fn nodes_write_what_is_theirs() {
         Err("is not allowed to modify node \"n2\""),
     )
     .await;
+    let slice = |service: &str| Some(json!({"metadata": {"labels": {"kubernetes.io/service-name": service}}}));
+    view.put("", "namespaces", json!({"metadata": {"name": "kube-system"}}));
+    let dns = "create discovery.k8s.io/endpointslices kube-system";
+    check(&format!("{dns} kube-dns-n1"), None, slice("kube-dns"), Ok(())).await;
+    check(&format!("{dns} kube-dns-n1"), None, slice("web"), Err("can only publish a backend of the Service kube-dns"))
+        .await;
+    check(&format!("{dns} kube-dns-n2"), None, slice("kube-dns"), Err("of its own cluster DNS")).await;
     let mut tainted = this(json!({}));
     tainted["spec"]["taints"] = json!([{"key": "a"}]);
     check("update core/nodes - n1", Some(tainted), Some(this(json!({}))), Err("is not allowed to modify taints")).await;

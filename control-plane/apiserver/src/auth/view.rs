@@ -28,6 +28,9 @@ pub trait View: Send + Sync + 'static {
         (objects.len(), objects.iter().map(|o| o.revision).max().unwrap_or(0))
     }
 
+    /// The pods bound to a node, in one namespace or in all for `""`.
+    fn pods_on(&self, node: &str, namespace: &str) -> Vec<Arc<StoredObject>>;
+
     /// The object once it exists, waited for at most `timeout`.
     async fn appears(
         &self,
@@ -59,6 +62,18 @@ impl View for Storage {
         };
         let snapshot = self.snapshot(prefix, "");
         snapshot.iter().fold((0, 0), |(count, newest), (_, object)| (count + 1, newest.max(object.revision)))
+    }
+
+    fn pods_on(&self, node: &str, namespace: &str) -> Vec<Arc<StoredObject>> {
+        let Some(row) = builtin().by_path("", "v1", "pods") else {
+            return Vec::new();
+        };
+        let Some(at) = row.selectable.iter().position(|field| *field == "spec.nodeName") else {
+            return Vec::new();
+        };
+        let snapshot = self.snapshot(row.store_prefix(), namespace);
+        let bound = |object: &&Arc<StoredObject>| object.fields.get(at).is_some_and(|name| **name == *node);
+        snapshot.iter().map(|(_, object)| object).filter(bound).cloned().collect()
     }
 
     async fn appears(
@@ -179,6 +194,12 @@ pub(crate) mod fixed {
 
         fn revision(&self) -> i64 {
             self.0.read().0
+        }
+
+        fn pods_on(&self, node: &str, namespace: &str) -> Vec<Arc<StoredObject>> {
+            let mut pods = self.list("", "pods", namespace);
+            pods.retain(|pod| pod.value()["spec"]["nodeName"] == node);
+            pods
         }
 
         async fn appears(

@@ -1,8 +1,8 @@
 //! The Node authorizer: a node reads the secrets, config maps, claims and tokens of the pods that
 //! are bound to it and of no others, and writes its own node, leases and pods' statuses.
 //!
-//! Upstream keeps a graph; here each question is answered from the cached pods of one namespace,
-//! which first are sieved by the bytes of the node's name. Facts: upstream's `node_authorizer.go`.
+//! Upstream keeps a graph; here each question is answered from the cached pods of one namespace that
+//! are bound to the node. Facts: upstream's `node_authorizer.go`.
 
 use std::sync::Arc;
 
@@ -73,6 +73,7 @@ impl NodeAuthorizer {
             ("", "persistentvolumes", "") if request.verb == "get" => self.volume(request, node),
             ("storage.k8s.io", "volumeattachments", "") if request.verb == "get" => self.attachment(request, node),
             ("coordination.k8s.io", "leases", "") => own_lease(request, node),
+            ("discovery.k8s.io", "endpointslices", "") if !read => own_dns(request, node),
             ("storage.k8s.io", "csinodes", "") => own(request, node, "CSINode"),
             ("", "nodes", "" | "status") if !read => own(request, node, "node"),
             ("", "pods", "") if request.verb == "get" => self.own_pod(request, node),
@@ -119,17 +120,8 @@ impl NodeAuthorizer {
     /// The pods bound to the node, in one namespace or in all. Mirror pods are the node's own
     /// claims and prove nothing.
     fn pods(&self, node: &str, namespace: &str) -> impl Iterator<Item = Value> {
-        let quoted = format!("\"{node}\"");
-        let node = node.to_owned();
-        self.view
-            .list("", "pods", namespace)
-            .into_iter()
-            .filter(move |pod| contains(&pod.bytes, quoted.as_bytes()))
-            .map(|pod| pod.value())
-            .filter(move |pod| {
-                pod["spec"]["nodeName"] == node.as_str()
-                    && pod["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_null()
-            })
+        let pods = self.view.pods_on(node, namespace).into_iter().map(|pod| pod.value());
+        pods.filter(|pod| pod["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_null())
     }
 
     /// A volume is reached through its claim, used by a pod on the node.
@@ -168,7 +160,7 @@ impl NodeAuthorizer {
 
 /// True if the pod is bound to the node.
 pub fn on_node(pod: &StoredObject, node: &str) -> bool {
-    contains(&pod.bytes, format!("\"{node}\"").as_bytes()) && pod.value()["spec"]["nodeName"] == node
+    pod.value()["spec"]["nodeName"] == node
 }
 
 fn own(request: &Attributes<'_>, node: &str, what: &str) -> Opinion {
@@ -196,26 +188,27 @@ fn own_lease(request: &Attributes<'_>, node: &str) -> Opinion {
     Opinion::Allow
 }
 
+/// Sluice's own: each node answers cluster DNS and publishes itself as a backend of kube-dns.
+fn own_dns(request: &Attributes<'_>, node: &str) -> Opinion {
+    let named = request.verb == "create" || is_dns_slice(request.name, node);
+    if request.namespace == "kube-system" && matches!(request.verb, "create" | "update" | "patch" | "delete") && named {
+        Opinion::Allow
+    } else {
+        no("can only write the EndpointSlice of the requesting node's cluster DNS")
+    }
+}
+
+/// True for the names under which a node publishes its DNS.
+pub fn is_dns_slice(name: &str, node: &str) -> bool {
+    name.strip_prefix("kube-dns-").is_some_and(|rest| rest == node || rest.strip_suffix("-v6") == Some(node))
+}
+
 fn no(reason: &str) -> Opinion {
     Opinion::None(Some(reason.to_owned()))
 }
 
 fn unrelated(node: &str) -> Opinion {
     no(&format!("no relationship found between node '{node}' and this object"))
-}
-
-fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    let Some(&first) = needle.first() else {
-        return true;
-    };
-    let mut from = 0;
-    while let Some(at) = haystack[from..].iter().position(|&b| b == first) {
-        if haystack[from + at..].starts_with(needle) {
-            return true;
-        }
-        from += at + 1;
-    }
-    false
 }
 
 fn refers(pod: &Value, wanted: Wanted<'_>) -> bool {
