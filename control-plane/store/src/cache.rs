@@ -22,8 +22,8 @@ use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{DynEngine, Error, Kv, Op, Revision, Txn, cow::CowMap, limits};
-pub use state::Kind;
 use state::State;
+pub use state::{Filter, Kind};
 pub use watcher::{CacheItem, CacheWatch};
 
 /// Turns stored bytes into what the cache holds.
@@ -180,7 +180,24 @@ impl<D: Decode> Cache<D> {
     /// [`Error::Compacted`] when the cache no longer knows every change since `from`;
     /// [`Error::Unavailable`] when there are too many watchers.
     pub fn watch(&self, prefix: &str, from: Revision) -> Result<CacheWatch<D::Object>, Error> {
-        CacheWatch::open(Arc::clone(&self.inner), prefix, from)
+        CacheWatch::open(Arc::clone(&self.inner), prefix, from, None)
+    }
+
+    /// As [`Cache::watch`], of the changes for which `filter` holds only. A change it turns down costs
+    /// its watcher nothing, not even a wake-up: thousands of nodes can each watch their own pods.
+    ///
+    /// The filter sees the object and what it was before, runs under the cache's lock and must be
+    /// quick.
+    ///
+    /// # Errors
+    /// As [`Cache::watch`].
+    pub fn watch_where(
+        &self,
+        prefix: &str,
+        from: Revision,
+        filter: Filter<D::Object>,
+    ) -> Result<CacheWatch<D::Object>, Error> {
+        CacheWatch::open(Arc::clone(&self.inner), prefix, from, Some(filter))
     }
 
     /// How many watchers are open.

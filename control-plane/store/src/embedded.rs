@@ -13,6 +13,7 @@ mod writer;
 
 use std::{
     fs,
+    io::ErrorKind,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
@@ -21,7 +22,7 @@ use std::{
 
 use async_trait::async_trait;
 use parking_lot::RwLock;
-use redb::{Database, DatabaseError, ReadableDatabase, backends::FileBackend};
+use redb::{Database, DatabaseError, ReadableDatabase, StorageError, backends::FileBackend};
 use tokio::sync::{Semaphore, oneshot, watch as newest};
 
 use crate::{Engine, Error, Range, RangeResult, Revision, Status, Txn, TxnResult, Watch, WatchStream, check, limits};
@@ -265,8 +266,18 @@ fn open_file(path: &Path, options: &Options) -> Result<Database, Error> {
         DatabaseError::DatabaseAlreadyOpen => {
             Error::Unavailable(format!("{} is open in another process; stop that one first", path.display()))
         }
+        DatabaseError::Storage(StorageError::Io(e)) if e.kind() == ErrorKind::InvalidData => damaged(path, &e),
+        DatabaseError::Storage(StorageError::Corrupted(why)) => damaged(path, &why),
+        e @ (DatabaseError::UpgradeRequired(_) | DatabaseError::RepairAborted) => damaged(path, &e),
         e => error(e),
     })
+}
+
+fn damaged(path: &Path, why: &dyn std::fmt::Display) -> Error {
+    Error::Corrupt(format!(
+        "{}: {why}; put a copy of it back, or move it away to start with an empty cluster",
+        path.display()
+    ))
 }
 
 /// The newest and the compacted revision.

@@ -26,7 +26,7 @@ pub const CONCURRENT_READS: usize = 4;
 /// Revisions (and their bytes) kept in memory for watchers of the embedded engine; one that is
 /// further behind reads the log on disk.
 pub const RECENT_REVISIONS: usize = 1024;
-pub const RECENT_BYTES: usize = 4 * 1024 * 1024;
+pub const RECENT_BYTES: usize = 1024 * 1024;
 /// Revisions a lagging watcher reads from the log at once.
 pub const REPLAY_REVISIONS: usize = 256;
 /// Log entries removed by one write transaction of a compaction.

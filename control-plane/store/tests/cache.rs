@@ -16,7 +16,7 @@ use common::{Fixture, PATIENCE, delete, next_events, put, range, write};
 use futures::StreamExt;
 use sluice_store::{
     DynEngine, Engine, Error, Kv, Range, RangeResult, Revision, Status, Txn, TxnResult, Watch, WatchStream,
-    cache::{Cache, CacheItem, CacheLimits, CacheWatch, Decode, Kind},
+    cache::{Cache, CacheItem, CacheLimits, CacheWatch, Decode, Filter, Kind},
 };
 use tokio::sync::Notify;
 
@@ -265,6 +265,33 @@ async fn a_watcher_that_does_not_keep_up_lags_and_others_do_not() {
     write(&f.engine, vec![put("/registry/y/1", "1")]).await;
     assert!(next(&mut elsewhere).await.starts_with("7 added"));
     assert_eq!(cache.watchers(), 1);
+}
+
+#[tokio::test]
+async fn a_filter_keeps_away_what_a_watcher_does_not_want() {
+    let f = common::embedded().await;
+    let limits = CacheLimits { watcher_queue: 2, ..CacheLimits::default() };
+    let cache = start_with(&f.engine, limits).await;
+    for text in ["red", "blue"] {
+        write(&f.engine, vec![put("/registry/x/1", text)]).await; // 2, 3
+    }
+    cache.wait_for(3, PATIENCE).await.unwrap();
+    let red = || -> Filter<String> {
+        Box::new(|now, before| now.starts_with("red") || before.is_some_and(|b| b.starts_with("red")))
+    };
+    let mut late = cache.watch_where("/registry/x/", 1, red()).unwrap();
+    let mut watch = cache.watch_where("/registry/", 0, red()).unwrap();
+    for n in 0..50 {
+        write(&f.engine, vec![put("/registry/x/2", &format!("blue{n}"))]).await; // 4..53
+    }
+    write(&f.engine, vec![put("/registry/x/1", "red")]).await; // 54
+    cache.wait_for(54, PATIENCE).await.unwrap();
+    assert_eq!(next(&mut late).await, "2 added /registry/x/1=red@2 was -");
+    assert_eq!(next(&mut late).await, "3 modified /registry/x/1=blue@3 was red@2");
+    for watch in [&mut late, &mut watch] {
+        assert_eq!(next(watch).await, "54 modified /registry/x/1=red@54 was blue@3");
+        assert_eq!(watch.progress(), Some(54));
+    }
 }
 
 #[tokio::test]

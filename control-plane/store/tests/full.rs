@@ -1,4 +1,5 @@
-//! No space left: writes are refused with the reason, reads go on, and room made is found again.
+//! What can be wrong with the disk: no space left (writes are refused with the reason, reads go on, and
+//! room made is found again), a file that is in use, damaged, or readable by others.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -62,6 +63,33 @@ async fn a_write_that_the_kernel_refuses_harms_nothing() {
     let got = engine.range(range("/full/", "/full0")).await.unwrap();
     assert!(got.count >= acknowledged.parse().unwrap());
     try_put(&engine, "/after", "1").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_store_that_cannot_be_opened_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("deep/store");
+    let open = || Embedded::open(&path, Options::default());
+    let engine: DynEngine = open().unwrap();
+    write(&engine, vec![put("/a", "1")]).await;
+    let mode = |p: &Path| std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(p).unwrap().permissions()) & 0o777;
+    let file = path.join("store.redb");
+    assert_eq!((mode(&path), mode(&file)), (0o700, 0o600), "it holds secrets");
+
+    let error = open().err().unwrap();
+    assert!(matches!(error, Error::Unavailable(_)), "{error}");
+    assert!(error.to_string().contains("store.redb is open in another process"), "{error}");
+    drop(engine);
+    drop(open().unwrap());
+
+    std::fs::write(&file, "no store at all, but text".repeat(1000)).unwrap();
+    let error = open().err().unwrap();
+    assert!(matches!(error, Error::Corrupt(_)), "{error}");
+    assert!(error.to_string().contains("move it away"), "{error}");
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    let error = open().err().unwrap();
+    assert!(error.to_string().contains(file.to_str().unwrap()), "{error}");
 }
 
 /// The child: fills the file up to its limit.

@@ -19,6 +19,9 @@ pub enum Kind {
     Deleted,
 }
 
+/// Whether a watcher wants a change, by the object and what it was before.
+pub type Filter<O> = Box<dyn Fn(&O, Option<&O>) -> bool + Send + Sync>;
+
 /// One change, shared by the ring and every queue it waits in.
 pub(super) struct Change<O> {
     pub(super) revision: Revision,
@@ -64,7 +67,15 @@ struct Bucket<O> {
 struct Subscriber<O> {
     id: u64,
     prefix: Arc<str>,
+    filter: Option<Filter<O>>,
     queue: mpsc::Sender<Arc<Change<O>>>,
+}
+
+impl<O> Subscriber<O> {
+    fn wants(&self, change: &Change<O>) -> bool {
+        let filter = |filter: &Filter<O>| filter(&change.object, change.previous.as_deref());
+        change.key.starts_with(&*self.prefix) && self.filter.as_ref().is_none_or(filter)
+    }
 }
 
 /// A new watcher's start: what it missed, and where its queue begins.
@@ -194,6 +205,7 @@ impl<O> State<O> {
         &mut self,
         prefix: &str,
         from: Revision,
+        filter: Option<Filter<O>>,
         limits: &CacheLimits,
     ) -> Result<Subscription<O>, Error> {
         if self.watchers >= limits.max_watchers {
@@ -203,11 +215,12 @@ impl<O> State<O> {
             )));
         }
         let from = if from == 0 { self.revision } else { from };
-        let backlog = self.replay(prefix, from)?;
+        let mut backlog = self.replay(prefix, from)?;
         let (sender, queue) = mpsc::channel(limits.watcher_queue);
         self.next_id += 1;
         let id = self.next_id;
-        let subscriber = Subscriber { id, prefix: prefix.into(), queue: sender };
+        let subscriber = Subscriber { id, prefix: prefix.into(), filter, queue: sender };
+        backlog.retain(|change| subscriber.wants(change));
         self.subscribers(prefix).push(subscriber);
         self.watchers += 1;
         Ok(Subscription { id, backlog, queue })
@@ -278,7 +291,7 @@ impl<O> State<O> {
 /// end of the queue. Returns how many ended.
 fn send<O>(subscribers: &mut Vec<Subscriber<O>>, change: &Arc<Change<O>>) -> usize {
     let before = subscribers.len();
-    subscribers.retain(|s| !change.key.starts_with(&*s.prefix) || s.queue.try_send(Arc::clone(change)).is_ok());
+    subscribers.retain(|s| !s.wants(change) || s.queue.try_send(Arc::clone(change)).is_ok());
     before - subscribers.len()
 }
 

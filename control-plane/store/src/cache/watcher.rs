@@ -9,7 +9,7 @@ use tokio::{
 
 use super::{
     Decode, Inner,
-    state::{Change, Kind, State},
+    state::{Change, Filter, Kind, State},
 };
 use crate::{Error, Revision};
 
@@ -70,10 +70,11 @@ impl<O: Send + Sync + 'static> CacheWatch<O> {
         inner: Arc<Inner<D>>,
         prefix: &str,
         from: Revision,
+        filter: Option<Filter<O>>,
     ) -> Result<Self, Error> {
         let (subscription, applied) = {
             let mut state = inner.state.write();
-            (state.subscribe(prefix, from, &inner.limits)?, state.revision())
+            (state.subscribe(prefix, from, filter, &inner.limits)?, state.revision())
         };
         Ok(CacheWatch {
             prefix: prefix.into(),
