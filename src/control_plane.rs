@@ -11,8 +11,7 @@ use crate::{config::Config, daemon::Parts, machine};
 
 /// Starts everything and returns when the API server answers.
 pub(crate) async fn start(config: &Config, parts: &mut Parts) -> Result<ApiServer> {
-    std::fs::create_dir_all(&config.data_dir)
-        .with_context(|| format!("cannot make {}", config.data_dir.display()))?;
+    std::fs::create_dir_all(&config.data_dir).with_context(|| format!("cannot make {}", config.data_dir.display()))?;
     let listener = TcpListener::bind(config.bind)
         .await
         .with_context(|| format!("cannot listen on {}; another API server may run there (--bind)", config.bind))?;

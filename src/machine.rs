@@ -60,7 +60,10 @@ pub(crate) fn take_pid_file(path: &Path) -> Result<PidFile> {
         }
         Err(_) => {
             let pid = fs::read_to_string(path).unwrap_or_default();
-            bail!("sluice runs already with this run directory (pid {}); stop it first, or choose --run-dir", pid.trim())
+            bail!(
+                "sluice runs already with this run directory (pid {}); stop it first, or choose --run-dir",
+                pid.trim()
+            )
         }
     }
 }
@@ -105,4 +108,10 @@ pub(crate) fn own_address() -> Option<IpAddr> {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
     socket.connect("203.0.113.1:9").ok()?;
     Some(socket.local_addr().ok()?.ip())
+}
+
+/// The cgroup v2 tree: all of /sys/fs/cgroup, or its `unified` part in the hybrid layout.
+pub(crate) fn cgroup_root() -> &'static Path {
+    let hybrid = Path::new("/sys/fs/cgroup/unified");
+    if hybrid.is_dir() { hybrid } else { Path::new("/sys/fs/cgroup") }
 }

@@ -128,7 +128,8 @@ fn files(config: &Config) -> Result<String> {
 /// Unmounts everything below a directory, the newest mount first.
 fn unmount_below(dir: &Path) -> Result<()> {
     let mounts = fs::read_to_string("/proc/self/mounts").context("cannot read the mounts")?;
-    let targets = mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|target| Path::new(target).starts_with(dir));
+    let targets =
+        mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|target| Path::new(target).starts_with(dir));
     let mut targets: Vec<&str> = targets.collect();
     targets.reverse();
     for target in targets {

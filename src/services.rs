@@ -31,7 +31,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
 }
 
 fn table(services: &[ServiceRow]) -> String {
-    let mut out = format!("{:<38} {:<6} {:<24} {:>11} {:>9} {:>8}\n", "SERVICE", "PROTO", "ADDRESS", "CONNECTIONS", "PACKETS", "REFUSED");
+    let mut out = format!(
+        "{:<38} {:<6} {:<24} {:>11} {:>9} {:>8}\n",
+        "SERVICE", "PROTO", "ADDRESS", "CONNECTIONS", "PACKETS", "REFUSED"
+    );
     for row in services {
         // Writing to a String cannot fail.
         let _ = writeln!(

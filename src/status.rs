@@ -131,9 +131,11 @@ async fn control_plane(config: &Config) -> Vec<Part> {
     };
     let nodes = match nodes(config).await {
         Ok((ready, all)) if ready == all && all > 0 => good("nodes", format!("{ready} of {all} ready")),
-        Ok((ready, all)) => {
-            bad("nodes", format!("{ready} of {all} ready"), "kubectl describe node says why; is `sluice node` running there?")
-        }
+        Ok((ready, all)) => bad(
+            "nodes",
+            format!("{ready} of {all} ready"),
+            "kubectl describe node says why; is `sluice node` running there?",
+        ),
         Err(error) => bad("nodes", format!("{error:#}"), "the API server must answer first"),
     };
     vec![server, nodes]
@@ -156,8 +158,16 @@ async fn containerd(config: &Config) -> Part {
     let version = async { Runtime::connect(node::runtime_config(config, socket.clone())).await?.version().await };
     match tokio::time::timeout(PATIENCE, version).await {
         Ok(Ok(version)) => good("containerd", format!("{version}, {} (namespace k8s.io)", socket.display())),
-        Ok(Err(error)) => bad("containerd", format!("{}: {error}", socket.display()), "apt-get install containerd runc; then start the node again"),
-        Err(_) => bad("containerd", format!("{} does not answer", socket.display()), "end the process that holds the socket; the node starts containerd again"),
+        Ok(Err(error)) => bad(
+            "containerd",
+            format!("{}: {error}", socket.display()),
+            "apt-get install containerd runc; then start the node again",
+        ),
+        Err(_) => bad(
+            "containerd",
+            format!("{} does not answer", socket.display()),
+            "end the process that holds the socket; the node starts containerd again",
+        ),
     }
 }
 
@@ -168,11 +178,13 @@ fn data_plane(pins: &Path) -> (Option<sluice_dataplane::Status>, Part) {
             (Some(status), good("data plane", detail))
         }
         Ok(status) => {
-            let part = bad("data plane", status.problems.join("; "), "restart the node daemon: it attaches what is missing");
+            let part =
+                bad("data plane", status.problems.join("; "), "restart the node daemon: it attaches what is missing");
             (Some(status), part)
         }
         Err(error) => {
-            let part = bad("data plane", format!("{error}"), "start the node as root; its log says what the kernel refused");
+            let part =
+                bad("data plane", format!("{error}"), "start the node as root; its log says what the kernel refused");
             (None, part)
         }
     }

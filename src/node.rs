@@ -1,0 +1,192 @@
+//! The node's part: which containerd, which directories, and what the agent is told.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use sluice_agent::{
+    Agent, api,
+    bootstrap::{Join, Membership, Place, Trust},
+};
+use sluice_apiserver::{ApiServer, bootstrap::pki::Usage, context::UserInfo};
+use sluice_network::{Cidr, Network, PeerPath};
+use sluice_runtime::daemon::Containerd;
+
+use crate::{
+    config::{self, Config, Overlay, SocketHooks},
+    daemon::{NodeOptions, Parts},
+};
+
+/// Where a machine's own containerd listens.
+const MACHINE_CONTAINERD: &str = "/run/containerd/containerd.sock";
+/// Prefixes of the names of pods' links and of the tunnel: not uplinks.
+const OWN_LINKS: [&str; 2] = ["slc", "sluice"];
+/// How long the serving certificate of a node beside the control plane lasts; every start makes a new one.
+const SERVING_TTL: std::time::Duration = std::time::Duration::from_secs(365 * 24 * 3600);
+
+/// Starts the node in the control plane's process: its client needs no socket and no certificate.
+pub(crate) async fn start_beside(config: &Config, server: &ApiServer, parts: &mut Parts) -> Result<()> {
+    let user = format!("system:node:{}", config.node_name);
+    let client = server.client(UserInfo::new(&user, &["system:nodes", "system:authenticated"]));
+    let pki = server.pki();
+    let mut sans = vec![config.node_name.clone()];
+    sans.extend(config.node_ip.or_else(crate::machine::own_address).map(|ip| ip.to_string()));
+    let identity = pki.issue(&user, &["system:nodes"], &sans, Usage::Both, SERVING_TTL)?;
+    let bind = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), config.node_port);
+    let api = api::Config::fixed(bind, pki.ca_pem().to_owned(), identity.cert_pem, identity.key_pem);
+    start(config, client, api, parts).await
+}
+
+/// Starts the node with the identity that it joined with, joining first if it has none.
+pub(crate) async fn start_joined(config: &Config, options: &NodeOptions, parts: &mut Parts) -> Result<()> {
+    let place = Place {
+        node_name: config.node_name.clone(),
+        node_ips: config.node_ip.or_else(crate::machine::own_address).into_iter().collect(),
+        dir: config.data_dir.join("node-pki"),
+    };
+    let membership = if place.has_joined() {
+        Membership::open(place).await?
+    } else {
+        Membership::join(place, &join(options)?).await?
+    };
+    let identity = membership.serving().await?;
+    let bind = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), config.node_port);
+    let api = api::Config { bind, client_ca_pem: membership.ca_pem().to_owned(), identity };
+    let client = membership.client();
+    let shutdown = parts.shutdown.clone();
+    parts.tasks.spawn(async move {
+        membership.renew(shutdown).await;
+        Ok(())
+    });
+    start(config, client, api, parts).await
+}
+
+/// What the first start needs; each missing setting is named.
+fn join(options: &NodeOptions) -> Result<Join> {
+    let need = |value: &Option<String>, flag: &str| {
+        let what = "this node has not joined a cluster yet";
+        value
+            .clone()
+            .with_context(|| format!("{what}: {flag} is missing; `sluice token create` prints the whole command"))
+    };
+    Ok(Join {
+        server: need(&options.server, "--server")?,
+        token: need(&options.token, "--token")?,
+        trust: Trust::Hash(need(&options.ca_hash, "--ca-hash")?),
+    })
+}
+
+async fn start(config: &Config, client: kube::Client, api: api::Config, parts: &mut Parts) -> Result<()> {
+    let socket = containerd_socket(config).await;
+    if socket == config.own_containerd_socket() {
+        let mut containerd = Containerd::spawn(&config.own_containerd_dir(), &socket).await.context("containerd")?;
+        let (dir, shutdown) = (config.own_containerd_dir(), parts.shutdown.clone());
+        parts.tasks.spawn(async move {
+            loop {
+                tokio::select! {
+                    () = shutdown.cancelled() => return Ok(()),
+                    ended = containerd.exited() => ended?,
+                }
+                tracing::warn!("containerd ended; starting it again");
+                containerd = Containerd::spawn(&dir, &socket).await.context("containerd")?;
+            }
+        });
+    }
+    let agent = Agent::start(agent_config(config, api).await?, client).await?;
+    parts.tasks.spawn(agent.run(parts.shutdown.clone()));
+    Ok(())
+}
+
+/// The socket of the containerd that this node uses, as the settings say.
+pub(crate) async fn containerd_socket(config: &Config) -> PathBuf {
+    match &config.containerd {
+        config::Containerd::At(socket) => socket.clone(),
+        config::Containerd::Own => config.own_containerd_socket(),
+        // Once started, our own stays the choice, whatever is installed later.
+        config::Containerd::Auto if config.own_containerd_dir().exists() => config.own_containerd_socket(),
+        config::Containerd::Auto => match tokio::net::UnixStream::connect(MACHINE_CONTAINERD).await {
+            Ok(_) => MACHINE_CONTAINERD.into(),
+            Err(_) => config.own_containerd_socket(),
+        },
+    }
+}
+
+/// How this node's containers are found and run.
+pub(crate) fn runtime_config(config: &Config, socket: PathBuf) -> sluice_runtime::Config {
+    sluice_runtime::Config {
+        socket,
+        namespace: "k8s.io".into(),
+        cgroup_prefix: config.instance.clone(),
+        state_dir: config.run_dir.clone(),
+        snapshotter: None,
+        logger: std::env::current_exe().unwrap_or_else(|_| Path::new("/usr/bin/sluice").into()),
+        plain_http: Vec::new(),
+    }
+}
+
+/// This node's pod network as the kernel has it, for `reset`.
+pub(crate) async fn network(config: &Config) -> Result<Network> {
+    Ok(Network::new(network_config(config)?).await?)
+}
+
+fn network_config(config: &Config) -> Result<sluice_network::Config> {
+    let range = |text: &str| text.parse::<Cidr>().map_err(|e| anyhow::anyhow!("{text}: {e}"));
+    Ok(sluice_network::Config {
+        cluster_cidrs: vec![range(&config.pod_cidr)?],
+        service_cidrs: vec![range(&config.service_cidr)?],
+        pod_cidrs: Vec::new(),
+        node_ips: config.node_ip.into_iter().collect(),
+        mtu: None,
+        netns_dir: config.run_dir.join("netns"),
+    })
+}
+
+async fn agent_config(config: &Config, api: api::Config) -> Result<sluice_agent::Config> {
+    let service = config.service_cidr.parse::<Cidr>().map_err(|e| anyhow::anyhow!("serviceCidr: {e}"))?;
+    // Upstream's convention: the tenth address of the service range.
+    let dns: Vec<IpAddr> = service.nth(10).into_iter().collect();
+    Ok(sluice_agent::Config {
+        node_name: config.node_name.clone(),
+        node_ips: config.node_ip.into_iter().collect(),
+        dir: config.data_dir.clone(),
+        logs: config.pod_logs(),
+        runtime: runtime_config(config, containerd_socket(config).await),
+        network: network_config(config)?,
+        dataplane: Some(dataplane_config(config)?),
+        peer_path: match config.overlay {
+            Overlay::Auto => PeerPath::Auto,
+            Overlay::Direct => PeerPath::Direct,
+            Overlay::Vxlan => PeerPath::Tunnel,
+        },
+        cluster_domain: config.cluster_domain.clone(),
+        cluster_dns: dns,
+        serve_dns: true,
+        dns_upstreams: Some(config.dns_upstreams.clone()),
+        resolv_conf: "/etc/resolv.conf".into(),
+        api: Some(api),
+    })
+}
+
+fn dataplane_config(config: &Config) -> Result<sluice_dataplane::Config> {
+    let cgroup = match config.socket_hooks {
+        SocketHooks::Root => None,
+        SocketHooks::Instance => {
+            let group = crate::machine::cgroup_root().join(&config.instance);
+            std::fs::create_dir_all(&group).with_context(|| format!("cannot make the cgroup {}", group.display()))?;
+            Some(group)
+        }
+    };
+    Ok(sluice_dataplane::Config {
+        node: config.node_name.clone(),
+        cgroup,
+        pin_dir: config.pin_dir(),
+        // Filled in by the agent, which knows the node's links.
+        node_addresses: Vec::new(),
+        node_ports: 30000..=32767,
+        pod_range: None,
+        cluster_range: None,
+        uplinks: sluice_dataplane::Uplinks::Every { except: OWN_LINKS.map(String::from).to_vec() },
+    })
+}
