@@ -60,6 +60,8 @@ pub(crate) struct Incoming<'a> {
 impl<'a> Call<'a> {
     pub(crate) fn new(incoming: Incoming<'a>, view: View) -> Result<Self, Status> {
         let Incoming { core, info, query, headers, user, form, warnings } = incoming;
+        check_segment("Name", &info.name)?;
+        check_segment("Namespace", &info.namespace)?;
         let mut errors = Vec::new();
         let dry_run = deletion::dry_run(query.all("dryRun"), &mut errors);
         if !errors.is_empty() {
@@ -319,4 +321,17 @@ impl<'a> Call<'a> {
         let shown = (face.show)(&self.view.resource, &value)?;
         Ok(respond::object(code, crate::view::encode(&shown), self.form))
     }
+}
+
+/// Names become parts of keys: upstream's `IsValidPathSegmentName`.
+fn check_segment(what: &str, name: &str) -> Result<(), Status> {
+    let why = match name {
+        "." => "may not be '.'",
+        ".." => "may not be '..'",
+        name if name.contains('/') => "may not contain '/'",
+        name if name.contains('%') => "may not contain '%'",
+        _ => return Ok(()),
+    };
+    let name = Value::from(name);
+    Err(Status::bad_request(format!("{what} parameter invalid: {name}: {why}")))
 }
