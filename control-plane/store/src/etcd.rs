@@ -18,6 +18,7 @@ use std::{
 
 use async_trait::async_trait;
 use etcd_client::{Certificate, Client, ConnectOptions, GetOptions, Identity, TlsOptions};
+use tonic::transport::Endpoint;
 
 use crate::{Engine, Error, Range, RangeResult, Revision, Status, Txn, TxnResult, Watch, WatchStream, check, limits};
 
@@ -45,6 +46,19 @@ struct Seen {
     compacted: AtomicI64,
 }
 
+impl Tls {
+    fn options(self) -> TlsOptions {
+        let mut options = TlsOptions::new().ca_certificate(Certificate::from_pem(self.ca));
+        if let Some((certificate, key)) = self.identity {
+            options = options.identity(Identity::from_pem(certificate, key));
+        }
+        match self.server_name {
+            Some(name) => options.domain_name(name),
+            None => options,
+        }
+    }
+}
+
 impl Etcd {
     /// Connects to the cluster at `endpoints` (`http://` or `https://` URLs).
     ///
@@ -58,25 +72,24 @@ impl Etcd {
             .with_keep_alive_while_idle(true)
             // A member cut off from its cluster then ends its watches instead of going silent.
             .with_require_leader(true);
-        if let Some(tls) = tls {
-            let mut config = TlsOptions::new().ca_certificate(Certificate::from_pem(tls.ca));
-            if let Some((certificate, key)) = tls.identity {
-                config = config.identity(Identity::from_pem(certificate, key));
-            }
-            if let Some(name) = tls.server_name {
-                config = config.domain_name(name);
-            }
-            options = options.with_tls(config);
+        let tls = tls.map(Tls::options);
+        if let Some(tls) = &tls {
+            options = options.with_tls(tls.clone());
         }
         let client = Client::connect(endpoints, Some(options)).await;
         let etcd = Arc::new(Etcd {
             client: client.map_err(|e| Error::Invalid(format!("etcd endpoints: {e}")))?,
             seen: Arc::default(),
         });
-        etcd.revision().await.map_err(|e| match e {
-            Error::Unavailable(why) => Error::Unavailable(format!("etcd at {}: {why}", endpoints.join(", "))),
-            e => e,
-        })?;
+        if let Err(error) = etcd.revision().await {
+            let Error::Unavailable(mut why) = error else {
+                return Err(error);
+            };
+            if let Some(reason) = diagnose(endpoints, tls).await {
+                why = reason;
+            }
+            return Err(Error::Unavailable(format!("etcd at {}: {why}", endpoints.join(", "))));
+        }
         Ok(etcd)
     }
 
@@ -234,6 +247,26 @@ impl Seen {
     fn compacted(&self, revision: Revision) {
         self.compacted.fetch_max(revision, Ordering::Relaxed);
     }
+}
+
+/// Why no connection comes about: the client's balanced channel tries for ever and keeps it to itself.
+async fn diagnose(endpoints: &[String], tls: Option<TlsOptions>) -> Option<String> {
+    let url = endpoints.first()?;
+    let mut endpoint = Endpoint::from_shared(url.clone()).ok()?.connect_timeout(limits::ETCD_CONNECT_TIMEOUT);
+    if let Some(tls) = tls {
+        endpoint = endpoint.tls_config(tls).ok()?;
+    }
+    let error = endpoint.connect().await.err()?;
+    let mut reasons = Vec::new();
+    let mut next: Option<&dyn std::error::Error> = Some(&error);
+    while let Some(error) = next {
+        let reason = error.to_string();
+        if !reasons.contains(&reason) {
+            reasons.push(reason);
+        }
+        next = error.source();
+    }
+    Some(reasons.join(": "))
 }
 
 fn unanswered(limit: Duration) -> Error {

@@ -389,9 +389,24 @@ async fn etcd_over_mutual_tls() {
     expect(&mut stream, &[(2, &["put /a=1 was -"])]).await;
     let refused = async |tls| sluice_store::etcd::Etcd::connect(&[server.endpoint()], Some(tls)).await.err().unwrap();
     let (a, b, c) = tokio::join!(refused(anonymous), refused(unknown_client), refused(unknown_server));
-    for error in [a, b, c] {
+    for error in [&a, &b, &c] {
         assert!(matches!(error, Error::Unavailable(_)), "{error}");
         assert!(error.to_string().contains(&server.endpoint()), "{error}");
+    }
+    assert!(c.to_string().contains("certificate"), "{c}");
+}
+
+#[tokio::test]
+async fn an_etcd_that_is_not_there_is_named_with_the_reason() {
+    // A port that was free a moment ago.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let endpoint = format!("http://127.0.0.1:{port}");
+    let error = sluice_store::etcd::Etcd::connect(std::slice::from_ref(&endpoint), None).await.err().unwrap();
+    assert!(matches!(error, Error::Unavailable(_)), "{error}");
+    assert!(error.to_string().contains(&endpoint) && error.to_string().contains("refused"), "{error}");
+    for (endpoints, word) in [(vec![], "endpoints"), (vec!["http://a b".to_owned()], "endpoints")] {
+        let error = sluice_store::etcd::Etcd::connect(&endpoints, None).await.err().unwrap();
+        assert!(matches!(error, Error::Invalid(_)) && error.to_string().contains(word), "{error}");
     }
 }
 
