@@ -1,4 +1,4 @@
-//! Everything below no resource: discovery, OpenAPI, version, health and metrics.
+//! Everything below no resource: discovery, version, health, metrics and the token issuer's keys.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Response, header, request::Parts};
@@ -39,11 +39,11 @@ pub(crate) async fn answer(
     let found = match segments[..] {
         [] | [""] => Some(root(&registry)),
         ["version"] => Some(version()),
-        ["openid", "v1", "jwks"] => Some(core.authenticator.service_account_tokens().jwks()),
+        ["healthz" | "livez" | "readyz", ref rest @ ..] => return health(core, segments[0], rest, query).await,
         [".well-known", "openid-configuration"] => {
             Some(core.authenticator.service_account_tokens().openid_configuration(&core.address))
         }
-        ["healthz" | "livez" | "readyz", ref rest @ ..] => return health(core, segments[0], rest, query).await,
+        ["openid", "v1", "jwks"] => Some(core.authenticator.service_account_tokens().jwks()),
         ["metrics"] => return metrics(core).await,
         ["openapi", ref below @ ..] => return openapi::answer(core, &parts.headers, query, below).await,
         ["api"] | ["apis"] => return Ok(discovery_root(core, &registry, segments[0], parts, form?)),

@@ -16,7 +16,7 @@ use serde_json::Value;
 use sluice_api::{resource::Resource, status::Status};
 use sluice_store::{
     Compare, DynEngine, Error, Kv, Op, Range, Revision, Txn,
-    cache::{Cache, CacheLimits, CacheWatch, Decode, Snapshot},
+    cache::{Cache, CacheLimits, CacheWatch, Decode, Filter, Snapshot},
     compactor, prefix_end,
 };
 use tokio::sync::{Mutex, MutexGuard};
@@ -145,10 +145,18 @@ impl Storage {
 
     /// Changes after `from` (0: from now on) under a collection.
     pub fn watch(&self, prefix: &str, namespace: &str, from: Revision) -> Result<CacheWatch<StoredObject>, Status> {
-        self.cache.watch(&collection(prefix, namespace), from).map_err(|error| match error {
-            Error::Compacted { requested, oldest } => Status::too_old(requested, (oldest - 1).max(0)),
-            other => failed(other),
-        })
+        self.cache.watch(&collection(prefix, namespace), from).map_err(cannot_watch)
+    }
+
+    /// As [`Storage::watch`], of the changes that `filter` lets through; see [`Cache::watch_where`].
+    pub(crate) fn watch_where(
+        &self,
+        prefix: &str,
+        namespace: &str,
+        from: Revision,
+        filter: Filter<StoredObject>,
+    ) -> Result<CacheWatch<StoredObject>, Status> {
+        self.cache.watch_where(&collection(prefix, namespace), from, filter).map_err(cannot_watch)
     }
 
     /// How many watches are open.
@@ -293,6 +301,13 @@ fn encode(object: &Value) -> Result<Bytes, Status> {
         serde_json::to_vec(object)
     };
     bytes.map(Bytes::from).map_err(Status::internal)
+}
+
+fn cannot_watch(error: Error) -> Status {
+    match error {
+        Error::Compacted { requested, oldest } => Status::too_old(requested, (oldest - 1).max(0)),
+        other => failed(other),
+    }
 }
 
 /// A failure of the store as the client is told of it.

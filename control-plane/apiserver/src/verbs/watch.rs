@@ -130,7 +130,7 @@ impl Call<'_> {
         let storage = &self.core.storage;
         let snapshot = storage.snapshot(self.view.prefix(), self.namespace());
         let from = if initial_events || wanted == 0 { snapshot.revision } else { wanted.min(snapshot.revision) };
-        let changes = match storage.watch(self.view.prefix(), self.namespace(), from) {
+        let changes = match self.changes(&selection, from) {
             Ok(changes) => changes,
             // Past authorization, upstream reports an expired start within the stream.
             Err(status) if status.code == 410 => {
@@ -178,6 +178,21 @@ impl Call<'_> {
             metrics.watch_events.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             Some((Ok(Frame::data(bytes)), watcher))
         })))
+    }
+}
+
+impl Call<'_> {
+    /// The changes that concern a selection: those of objects that match or did so before.
+    fn changes(&self, selection: &Selection, from: Revision) -> Result<CacheWatch<StoredObject>, Status> {
+        let (storage, prefix, namespace) = (&self.core.storage, self.view.prefix(), self.namespace());
+        if selection.is_empty() {
+            return storage.watch(prefix, namespace, from);
+        }
+        let (selection, view) = (selection.clone(), self.view.clone());
+        let concerns = move |object: &StoredObject, previous: Option<&StoredObject>| {
+            selection.matches(&view, object) || previous.is_some_and(|p| selection.matches(&view, p))
+        };
+        storage.watch_where(prefix, namespace, from, Box::new(concerns))
     }
 }
 
