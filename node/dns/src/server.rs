@@ -92,9 +92,8 @@ impl Server {
                     Err(_) => continue,
                 },
             };
-            let request = &buffer[..length];
-            let limit = udp_limit(request);
-            match self.step(request) {
+            let (step, limit) = self.step(&buffer[..length]);
+            match step {
                 Step::Silence => {}
                 Step::Reply(reply) => {
                     let _ = socket.send_to(&encode(reply, limit), peer).await;
@@ -157,7 +156,7 @@ impl Server {
                 Ok(request) => request?,
                 Err(_) => return Ok(()),
             };
-            let reply = match self.step(&request) {
+            let reply = match self.step(&request).0 {
                 Step::Silence => return Ok(()),
                 Step::Reply(reply) => reply,
                 Step::Ask { reply, query, dnssec } => self.ask(reply, query, dnssec).await,
@@ -176,18 +175,27 @@ impl Server {
     /// What can be said without waiting.
     #[cfg(test)]
     pub(crate) fn reply(&self, request: &[u8]) -> Option<Message> {
-        match self.step(request) {
+        match self.step(request).0 {
             Step::Reply(reply) => Some(reply),
             _ => None,
         }
     }
 
-    fn step(&self, request: &[u8]) -> Step {
+    /// What a request comes to, and how many bytes a UDP answer to it may have: what its EDNS record
+    /// offers, within our bounds.
+    fn step(&self, request: &[u8]) -> (Step, usize) {
         self.stats.requests.fetch_add(1, Ordering::Relaxed);
-        let message = match Message::from_vec(request) {
-            Ok(message) => message,
-            Err(_) => return self.malformed(request),
-        };
+        let (plain, most) = (limits::UDP_ANSWER_PLAIN, limits::UDP_ANSWER);
+        match Message::from_vec(request) {
+            Ok(message) => {
+                let offered = message.edns.as_ref().map(|e| usize::from(e.max_payload()));
+                (self.message(message), offered.map_or(plain, |n| n.clamp(plain, most)))
+            }
+            Err(_) => (self.malformed(request), plain),
+        }
+    }
+
+    fn message(&self, message: Message) -> Step {
         // An answer to an answer would never end.
         if message.metadata.message_type != MessageType::Query {
             return Step::Silence;
@@ -345,12 +353,6 @@ async fn read_request(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
     let mut request = vec![0; usize::from(length)];
     stream.read_exact(&mut request).await?;
     Ok(request)
-}
-
-/// Bytes a UDP client takes: what its EDNS record says, within our bounds.
-fn udp_limit(request: &[u8]) -> usize {
-    let offered = Message::from_vec(request).ok().and_then(|m| m.edns.map(|e| usize::from(e.max_payload())));
-    offered.map_or(limits::UDP_ANSWER_PLAIN, |n| n.clamp(limits::UDP_ANSWER_PLAIN, limits::UDP_ANSWER))
 }
 
 /// The reply in at most `limit` bytes: first the additional records go, then as many answers as must,

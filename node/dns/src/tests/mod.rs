@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod api;
+mod noise;
 mod questions;
 mod sockets;
 
