@@ -23,7 +23,7 @@ use tonic::Code;
 use crate::error::or_gone;
 use crate::host::{self, Layers};
 use crate::images::Unpacked;
-use crate::{ContainerSpec, ContainerState, Error, Exit, Result, Runtime, Status, exec, labels, spec, users};
+use crate::{Config, ContainerSpec, ContainerState, Error, Exit, Result, Runtime, Status, exec, labels, spec, users};
 
 const RUNC: &str = "io.containerd.runc.v2";
 const SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
@@ -71,7 +71,7 @@ impl Runtime {
             id: spec.id.clone(),
             labels: labels::write(spec, &image.config_digest, image.config.stop_signal.as_deref()),
             image: spec.image.clone(),
-            runtime: Some(RuntimeName { name: RUNC.into(), options: None }),
+            runtime: Some(RuntimeName { name: RUNC.into(), options: Some(runc_options(config)) }),
             spec: Some(Any { type_url: SPEC.into(), value: oci }),
             snapshotter,
             snapshot_key: spec.id.clone(),
@@ -154,6 +154,8 @@ impl Runtime {
 
     /// Deletes an ended task; `false`: it still runs.
     pub(crate) async fn delete_task(&self, id: &str) -> Result<bool> {
+        // A shim that is deleting its task hangs up on whoever asks for the same.
+        let _turn = self.inner.turns.take(id).await;
         let client = &self.inner.client;
         let request = client.call(DeleteTaskRequest { container_id: id.to_owned() });
         match client.tasks().delete(request).await {
@@ -297,6 +299,20 @@ impl Runtime {
 /// containerd 1.6 passes the shim's refusal on without a code of its own.
 fn still_runs(status: &tonic::Status) -> bool {
     status.code() == Code::FailedPrecondition || status.message().contains("cannot delete a running process")
+}
+
+/// The shim's options (`containerd.runc.v1.Options`); the client crate does not have them.
+#[derive(Clone, PartialEq, prost::Message)]
+struct RuncOptions {
+    /// runc's state: its default is one for all containerd instances of the machine.
+    #[prost(string, tag = "7")]
+    root: String,
+}
+
+fn runc_options(config: &Config) -> Any {
+    let root = config.state_dir.join("runc").to_string_lossy().into_owned();
+    let value = prost::Message::encode_to_vec(&RuncOptions { root });
+    Any { type_url: "containerd.runc.v1.Options".into(), value }
 }
 
 fn check(spec: &ContainerSpec) -> Result<()> {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use containerd_client::services::v1::{
-    AbortRequest, Info, ReadContentRequest, UpdateRequest, WriteAction, WriteContentRequest,
+    AbortRequest, Info, InfoRequest, ReadContentRequest, StatusRequest, UpdateRequest, WriteAction, WriteContentRequest,
 };
 use futures::channel::mpsc;
 use futures::{SinkExt, StreamExt};
@@ -73,6 +73,26 @@ pub(crate) fn hex_digest(hash: &[u8]) -> String {
 }
 
 impl Client {
+    /// Whether the blob is there, and whole.
+    pub(crate) async fn has_blob(&self, digest: &str) -> Result<bool> {
+        let request = self.call(InfoRequest { digest: digest.to_owned() });
+        match self.content().info(request).await {
+            Ok(_) => Ok(true),
+            Err(status) if status.code() == tonic::Code::NotFound => Ok(false),
+            Err(status) => Err(self.failed(digest)(status)),
+        }
+    }
+
+    /// How much of an unfinished upload is there already.
+    pub(crate) async fn upload_offset(&self, name: &str) -> Result<u64> {
+        let request = self.call(StatusRequest { r#ref: name.to_owned() });
+        match self.content().status(request).await {
+            Ok(answer) => Ok(answer.into_inner().status.unwrap_or_default().offset.max(0).cast_unsigned()),
+            Err(status) if status.code() == tonic::Code::NotFound => Ok(0),
+            Err(status) => Err(self.failed(name)(status)),
+        }
+    }
+
     /// Reads a small blob (manifest, configuration).
     pub(crate) async fn read_blob(&self, digest: &str) -> Result<Vec<u8>> {
         let limit = limits::IMAGE_JSON.cast_signed();
@@ -150,6 +170,12 @@ impl Upload {
             Ok(())
         });
         Self { client: client.clone(), name, total, expected, offset: 0, hash: Sha256::new(), messages, answers }
+    }
+
+    /// Goes on where an earlier upload of this name stopped; the digest is then checked by containerd alone.
+    pub(crate) fn from(mut self, offset: u64) -> Self {
+        self.offset = offset;
+        self
     }
 
     /// Sends the next bytes; an error says that containerd has ended the upload: ask [`Upload::commit`] why.

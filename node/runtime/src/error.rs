@@ -3,19 +3,20 @@
 /// A failed runtime operation.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The image is in no registry we may ask, or the registry does not have it (`ErrImagePull`).
-    #[error("failed to pull image \"{image}\": {image}: not found")]
+    /// The registry does not have the image (`ErrImagePull`).
+    #[error("failed to pull and unpack image \"{image}\": failed to resolve reference \"{image}\": {image}: not found")]
     ImageNotFound { image: String },
     /// The registry wants other credentials.
     #[error(
-        "failed to pull image \"{image}\": pull access denied, repository does not exist or may require authorization: {reason}"
+        "failed to pull and unpack image \"{image}\": failed to resolve reference \"{image}\": pull access denied, \
+         repository does not exist or may require authorization: {reason}"
     )]
     ImageUnauthorized { image: String, reason: String },
     /// The registry cannot be reached.
-    #[error("failed to pull image \"{image}\": {reason}")]
+    #[error("failed to pull and unpack image \"{image}\": failed to resolve reference \"{image}\": {reason}")]
     RegistryUnreachable { image: String, reason: String },
     /// The pull failed in another way.
-    #[error("failed to pull image \"{image}\": {reason}")]
+    #[error("failed to pull and unpack image \"{image}\": {reason}")]
     Pull { image: String, reason: String },
     /// The reference is no image name (`InvalidImageName`).
     #[error("couldn't parse image name \"{image}\": {reason}")]

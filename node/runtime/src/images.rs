@@ -76,8 +76,12 @@ struct RootFs {
 
 /// Completes a name as every client does: `nginx` is `docker.io/library/nginx:latest`.
 pub(crate) fn normalise(name: &str) -> Result<Reference> {
-    Reference::try_from(name)
-        .map_err(|error| Error::InvalidImageName { image: name.to_owned(), reason: error.to_string() })
+    let invalid = |reason: String| Error::InvalidImageName { image: name.to_owned(), reason };
+    let reference = Reference::try_from(name).map_err(|error| invalid(format!("invalid reference format: {error}")))?;
+    if reference.repository().bytes().any(|byte| byte.is_ascii_uppercase()) {
+        return Err(invalid("invalid reference format: repository name must be lowercase".into()));
+    }
+    Ok(reference)
 }
 
 impl ImageConfig {

@@ -50,3 +50,9 @@ pub const LOG_READ: usize = 64 * 1024;
 pub const ATTACH_END: Duration = Duration::from_secs(2);
 /// How long the echo of our own event may take before it is sent again.
 pub const SUBSCRIBED: Duration = Duration::from_millis(20);
+/// Times that a broken download is taken up again.
+pub const PULL_ATTEMPTS: u32 = 5;
+/// Longest to wait for a registry to accept a connection.
+pub const REGISTRY_CONNECT: Duration = Duration::from_secs(30);
+/// Longest that a registry may say nothing.
+pub const REGISTRY_SILENCE: Duration = Duration::from_secs(60);

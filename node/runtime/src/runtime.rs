@@ -13,9 +13,10 @@ use crate::cgroup::Cgroups;
 use crate::client::Client;
 use crate::host::Host;
 use crate::images::Images;
+use crate::turns::Turns;
 use crate::{
     Config, Credentials, Error, Event, ExecOutput, ExecSpec, Exit, ImageInfo, Process, Progress, Result, Stats,
-    archive, events, exec,
+    archive, events, exec, registry,
 };
 
 /// The node's containers and images. Cheap to clone.
@@ -28,6 +29,8 @@ pub(crate) struct Inner {
     pub(crate) config: Config,
     pub(crate) client: Client,
     pub(crate) images: Arc<Images>,
+    /// Of blobs and containers.
+    pub(crate) turns: Turns,
     pub(crate) cgroups: Cgroups,
     pub(crate) host: Host,
     pub(crate) events: broadcast::Sender<Event>,
@@ -65,7 +68,8 @@ impl Runtime {
         let images = Arc::new(Images::new(client.clone(), snapshotter));
         let cgroups = Cgroups::new(&config.cgroup_prefix);
         let (events, _) = broadcast::channel(crate::limits::EVENTS);
-        let inner = Inner { config, client, images, cgroups, host: Host::detect(), events };
+        let turns = Turns::default();
+        let inner = Inner { config, client, images, turns, cgroups, host: Host::detect(), events };
         let runtime = Self { inner: Arc::new(inner) };
         events::listen(&runtime).await?;
         Ok(runtime)
@@ -98,14 +102,17 @@ impl Runtime {
         self.inner.images.infos().await
     }
 
-    /// Downloads and unpacks. `credentials` are tried in order, then anonymously; `progress` is called now and then.
+    /// Downloads and unpacks. `credentials` are tried in order, then anonymously; `progress` is called at every blob.
     pub async fn pull(
         &self,
         reference: &str,
-        _credentials: &[Credentials],
-        _progress: impl Fn(Progress) + Send + Sync,
+        credentials: &[Credentials],
+        progress: impl Fn(Progress) + Send + Sync,
     ) -> Result<ImageInfo> {
-        Err(Error::Pull { image: reference.into(), reason: "not built yet".into() })
+        let Inner { images, turns, config, .. } = &*self.inner;
+        registry::pull(images, turns, &config.plain_http, reference, credentials, &progress).await?;
+        let present = images.info(reference).await?;
+        present.ok_or_else(|| Error::ImageMissing(reference.to_owned()))
     }
 
     /// Imports a `docker save` or OCI layout archive, gzipped or not. Returns the images it named.

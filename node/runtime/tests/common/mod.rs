@@ -12,13 +12,13 @@ use tempfile::TempDir;
 
 /// Everything of one test; [`World::end`] leaves nothing behind.
 pub struct World {
+    _guard: Guard,
     pub dir: TempDir,
     pub socket: PathBuf,
     pub runtime: Runtime,
     pub daemon: Containerd,
     pub pod_cgroup: String,
     next: u32,
-    _guard: Guard,
 }
 
 /// Cleans up after a test that has failed.
@@ -56,7 +56,7 @@ impl World {
         let runtime = connect(dir.path(), &socket, &prefix).await;
         let pod_cgroup = runtime.cgroups().pod(Qos::BestEffort, "pod1");
         runtime.cgroups().create(&pod_cgroup, &Resources::default()).unwrap();
-        Self { dir, socket, runtime, daemon, pod_cgroup, next: 0, _guard: guard }
+        Self { _guard: guard, dir, socket, runtime, daemon, pod_cgroup, next: 0 }
     }
 
     /// As a daemon that has just been started again.
@@ -73,7 +73,7 @@ impl World {
     pub fn spec(&mut self, script: &str) -> ContainerSpec {
         self.next += 1;
         ContainerSpec {
-            id: format!("c{}x{}", self.next, std::process::id()),
+            id: format!("{:032x}", rand::random::<u128>()),
             pod_uid: "pod1".into(),
             pod_name: "web".into(),
             namespace: "default".into(),
