@@ -1,9 +1,18 @@
 //! `nodes/proxy`, `pods/proxy`, `services/proxy`: a reverse proxy to a node's API or to a port of a
 //! pod or Service. Names are `name`, `name:port` or `scheme:name:port`, as upstream splits them.
 
-use std::net::IpAddr;
+use std::{
+    net::IpAddr,
+    sync::{Arc, LazyLock},
+};
 
 use http::Response;
+use rustls::{
+    ClientConfig, DigitallySignedStruct, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
+    pki_types::{CertificateDer, ServerName, UnixTime},
+};
 use serde_json::Value;
 use sluice_api::status::Status;
 
@@ -20,12 +29,12 @@ impl Connect {
     pub(super) async fn node_proxy(&self, request: ConnectRequest) -> Result<Response<Body>, Status> {
         let (_, name, _) = split(&request.info.name);
         let target = self.node_target(name)?;
-        self.proxy(request, target, true).await
+        self.proxy(request, target, Some(&self.tls)).await
     }
 
     pub(super) async fn pod_proxy(&self, request: ConnectRequest) -> Result<Response<Body>, Status> {
         let (scheme, name, port) = split(&request.info.name);
-        plain_only(scheme)?;
+        let tls = backend_tls(scheme)?;
         let pod = self
             .view
             .get("", "pods", &request.info.namespace, name)
@@ -37,12 +46,12 @@ impl Connect {
             text => named_port(&pod, text),
         };
         let target = reachable(host, port, format!("pod {name}"))?;
-        self.proxy(request, target, false).await
+        self.proxy(request, target, tls.as_ref()).await
     }
 
     pub(super) async fn service_proxy(&self, request: ConnectRequest) -> Result<Response<Body>, Status> {
         let (scheme, name, port) = split(&request.info.name);
-        plain_only(scheme)?;
+        let tls = backend_tls(scheme)?;
         let namespace = &request.info.namespace;
         let service = self
             .view
@@ -62,7 +71,7 @@ impl Connect {
             .endpoint(namespace, name, port_name)
             .ok_or_else(|| Status::unavailable(format!("no endpoints available for service {name:?}")))
             .and_then(|(ip, port)| reachable(&ip, Some(port), format!("service {name}")))?;
-        self.proxy(request, target, false).await
+        self.proxy(request, target, tls.as_ref()).await
     }
 
     /// One of the Service's ready endpoints, at random.
@@ -90,8 +99,13 @@ impl Connect {
         found.into_iter().nth(at)
     }
 
-    async fn proxy(&self, mut request: ConnectRequest, target: Target, tls: bool) -> Result<Response<Body>, Status> {
-        let path = rest(&request);
+    async fn proxy(
+        &self,
+        mut request: ConnectRequest,
+        target: Target,
+        tls: Option<&Arc<ClientConfig>>,
+    ) -> Result<Response<Body>, Status> {
+        let path = rest(&request.parts.uri, !request.info.namespace.is_empty());
         let headers = forward::proxied_headers(&request.parts.headers);
         let upgrade = forward::is_upgrade(&request.parts.headers);
         let client = request.parts.extensions.remove::<hyper::upgrade::OnUpgrade>().filter(|_| upgrade);
@@ -100,7 +114,7 @@ impl Connect {
             .clone()
             .try_acquire_owned()
             .map_err(|_| Status::too_many_requests("too many streams are open through this server", 1))?;
-        let stream = forward::dial(&target, tls.then_some(&self.tls)).await?;
+        let stream = forward::dial(&target, tls).await?;
         let outgoing = Outgoing { method: request.parts.method, path, headers, body: request.body };
         match client {
             Some(client) => forward::upgrade(&target, stream, outgoing, client, permit).await,
@@ -110,17 +124,13 @@ impl Connect {
 }
 
 /// What follows `.../proxy` in the request's path, still encoded, with its query.
-fn rest(request: &ConnectRequest) -> String {
-    let path = request.parts.uri.path();
-    let own = "/proxy";
-    let after = path
-        .find(&format!("/{}/", request.info.resource))
-        .and_then(|at| path[at..].find(own).map(|p| &path[at + p + own.len()..]))
-        .unwrap_or_default();
-    let after = if after.is_empty() { "/" } else { after };
-    match request.parts.uri.query() {
-        Some(query) => format!("{after}?{query}"),
-        None => after.to_owned(),
+fn rest(uri: &http::Uri, namespaced: bool) -> String {
+    // /api/v1/nodes/NAME/proxy or /api/v1/namespaces/NAMESPACE/pods/NAME/proxy
+    let own = if namespaced { 7 } else { 5 };
+    let after = uri.path().splitn(own + 2, '/').nth(own + 1).unwrap_or_default();
+    match uri.query() {
+        Some(query) => format!("/{after}?{query}"),
+        None => format!("/{after}"),
     }
 }
 
@@ -133,10 +143,66 @@ fn split(text: &str) -> (&str, &str, &str) {
     }
 }
 
-fn plain_only(scheme: &str) -> Result<(), Status> {
+/// TLS for a backend that is asked for as `https:name:port`. Upstream does not verify these
+/// certificates either: nobody says which authority a pod uses.
+fn backend_tls(scheme: &str) -> Result<Option<Arc<ClientConfig>>, Status> {
     match scheme {
-        "" | "http" => Ok(()),
-        other => Err(Status::bad_request(format!("scheme {other:?} is not proxied to pods and services: use http"))),
+        "" | "http" => Ok(None),
+        "https" => Ok(Some(unverified())),
+        other => Err(Status::bad_request(format!("invalid proxy scheme {other:?}: use http or https"))),
+    }
+}
+
+fn unverified() -> Arc<ClientConfig> {
+    static CONFIG: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(rustls::DEFAULT_VERSIONS)
+            .expect("ring supports the default versions")
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+            .with_no_client_auth();
+        Arc::new(config)
+    });
+    CONFIG.clone()
+}
+
+/// Takes any certificate; the handshake's signature is still checked against it.
+#[derive(Debug)]
+struct AnyCertificate(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -187,6 +253,26 @@ mod tests {
         assert_eq!(split("web"), ("", "web", ""));
         assert_eq!(split("web:80"), ("", "web", "80"));
         assert_eq!(split("http:web:"), ("http", "web", ""));
+    }
+
+    #[test]
+    fn the_backend_gets_what_follows_proxy() {
+        let check = |path: &str, namespaced: bool, expected: &str| {
+            assert_eq!(rest(&path.parse().unwrap(), namespaced), expected, "{path}");
+        };
+        check("/api/v1/nodes/n1/proxy", false, "/");
+        check("/api/v1/nodes/n1/proxy/", false, "/");
+        check("/api/v1/nodes/n1/proxy/a%20b/c?x=1&y", false, "/a%20b/c?x=1&y");
+        check("/api/v1/namespaces/services/services/proxy/proxy/proxy/", true, "/proxy/");
+        check("/api/v1/namespaces/shop/pods/web:80/proxy?x", true, "/?x");
+    }
+
+    #[test]
+    fn schemes_are_known() {
+        assert!(backend_tls("").unwrap().is_none());
+        assert!(backend_tls("http").unwrap().is_none());
+        assert!(backend_tls("https").unwrap().is_some());
+        assert!(backend_tls("ftp").is_err());
     }
 
     #[test]
