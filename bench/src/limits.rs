@@ -1,0 +1,46 @@
+//! Every size and bound of the benches.
+
+use std::time::Duration;
+
+/// Starts of each kind in `startup`.
+pub(crate) const STARTS: usize = 5;
+/// Pods created one after the other in `pods`, and containers started by `ctr` between them.
+pub(crate) const SEQUENTIAL: usize = 20;
+/// Not counted before those: the first start of an image unpacks it and fills caches.
+pub(crate) const WARM_UP: usize = 2;
+/// Pods created at once.
+pub(crate) const BURST: usize = 30;
+/// How often that is done.
+pub(crate) const BURSTS: usize = 3;
+/// Pairs of load on the pod's address and on the Service's, for each kind of connection.
+pub(crate) const TRAFFIC_ROUNDS: usize = 20;
+/// How long each load of a pair lasts.
+pub(crate) const TRAFFIC_SLICE: Duration = Duration::from_millis(400);
+/// Connections at the same time, a thread each.
+pub(crate) const TRAFFIC_THREADS: usize = 4;
+/// Requests kept per load: more are not sent.
+pub(crate) const TRAFFIC_REQUESTS: usize = 1_000_000;
+/// A load gives up after so many failed requests.
+pub(crate) const TRAFFIC_FAILURES: usize = 100;
+/// Longest one request may take.
+pub(crate) const REQUEST: Duration = Duration::from_secs(2);
+/// Longest answer that the load generator reads.
+pub(crate) const ANSWER: usize = 16 * 1024;
+/// Longest until a pod is in the state that is waited for.
+pub(crate) const POD: Duration = Duration::from_secs(60);
+/// Longest until a new Service answers.
+pub(crate) const SERVICE: Duration = Duration::from_secs(20);
+/// Longest for containerd to say what it did.
+pub(crate) const CONTAINERD_EVENT: Duration = Duration::from_secs(5);
+/// Events of pods and of containerd that wait to be looked at.
+pub(crate) const EVENTS: usize = 4096;
+/// How long the daemon's work after the last pod is Ready counts for that burst's CPU time.
+pub(crate) const BURST_TAIL: Duration = Duration::from_secs(1);
+/// How long the cluster is left alone before it counts as idle.
+pub(crate) const SETTLE: Duration = Duration::from_secs(30);
+/// How long the idle cluster is looked at.
+pub(crate) const IDLE: Duration = Duration::from_secs(60);
+/// How often the memory is read meanwhile.
+pub(crate) const IDLE_READINGS: u32 = 6;
+/// Longest that all measures in the cluster may take together.
+pub(crate) const WHOLE: Duration = Duration::from_secs(20 * 60);
