@@ -77,7 +77,7 @@ pub async fn run(
         };
         match item {
             None => return,
-            Some(Err(error)) => tracing::debug!(%error, "watch of the node's pods"),
+            Some(Err(error)) => tracing::warn!(%error, "the watch of the node's pods broke; it starts again"),
             Some(Ok(event)) => dispatcher.take(event).await,
         }
     }

@@ -59,8 +59,9 @@ impl Admission {
             (("certificates.k8s.io", "certificatesigningrequests", ""), Operation::Create) => {
                 certificates::stamp_requester(admit, object);
             }
-            _ => {}
+            _ => return Ok(Vec::new()),
         }
+        canonical(admit, object)?;
         Ok(Vec::new())
     }
 
@@ -118,6 +119,15 @@ fn text<'a>(value: &'a Value, field: &str) -> &'a str {
 /// Every container of a pod's spec, with the list it stands in.
 fn containers(spec: &Value) -> impl Iterator<Item = (&'static str, &Value)> {
     ["initContainers", "containers"].into_iter().flat_map(|of| list(&spec[of]).iter().map(move |c| (of, c)))
+}
+
+/// Looking a field up for writing leaves a null behind where there was none, which typed clients
+/// cannot read: the object is brought into its canonical form again.
+fn canonical(admit: &Admit<'_>, object: &mut Value) -> Result<(), Status> {
+    if let Some(schema) = sluice_api::schema::builtin().get(&admit.resource.schema) {
+        *object = sluice_api::decode::strict(schema, object.take())?.0;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -114,6 +114,12 @@ async fn namespaces_hold_and_stay() {
 }
 
 #[tokio::test]
+async fn admission_leaves_no_nulls() {
+    let made = admit(&view(), &admin(), "create core/pods shop web-0", None, pod(json!({}))).await.unwrap();
+    assert!(!made.to_string().contains("null"), "{made}");
+}
+
+#[tokio::test]
 async fn a_pod_gets_its_account_and_token() {
     let view = view();
     let made =
