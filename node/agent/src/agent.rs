@@ -19,6 +19,7 @@ use crate::dispatch::{self, Workers};
 use crate::dns;
 use crate::etc::{DnsSettings, ResolvConf};
 use crate::events::{self, Note, Recorder};
+use crate::eviction;
 use crate::informers::{self, NodesView};
 use crate::node::machine::Machine;
 use crate::node::object::Observed;
@@ -144,6 +145,7 @@ impl Agent {
             observed,
             network: ready,
             changed: images_changed.clone(),
+            pressure: watch::channel(false).0,
         };
         keeper.register().await.context("the node could not be registered at the API server")?;
         let (nodes, _) = watch::channel(NodesView::default());
@@ -190,7 +192,10 @@ impl Agent {
             ready: self.network_ready,
         };
         tasks.spawn(routes.run(ranges, tasks.clone(), stop.clone()));
+        let pressure = self.keeper.pressure.subscribe();
+        tasks.spawn(eviction::run(self.node.clone(), self.workers.clone(), pressure, stop.clone()));
         tasks.spawn(self.keeper.run(stop.clone()));
+        self.node.recorder.node(&self.config.node_name, false, "Starting", "Starting kubelet.");
         tasks.spawn(follow_runtime(self.runtime.clone(), self.node.clone(), self.images_changed, stop.clone()));
         if let Some(dataplane) = self.dataplane {
             let (client, stop) = (client.clone(), stop.clone());

@@ -13,6 +13,7 @@ pub mod dns;
 pub mod env;
 pub mod etc;
 pub mod events;
+pub mod eviction;
 pub mod fields;
 pub mod informers;
 pub mod limits;
@@ -27,6 +28,7 @@ pub mod references;
 pub mod seams;
 #[cfg(test)]
 mod sim;
+pub mod spdy;
 pub mod volumes;
 
 pub use agent::{Agent, Config};

@@ -82,3 +82,5 @@ pub const CONFIG_RETRY: Duration = Duration::from_secs(60);
 pub const EVICTION_MEMORY: u64 = 100 * 1024 * 1024;
 /// Time a client of the node's API gets for its TLS handshake.
 pub const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Longest header block of a SPDY stream, unpacked.
+pub const SPDY_HEADERS: usize = 64 * 1024;

@@ -37,8 +37,6 @@ fn a_pod_from_create_to_gone() {
         assert_eq!(status["qosClass"], "Burstable");
         assert_eq!(status["initContainerStatuses"][0]["state"]["terminated"]["reason"], "Completed");
 
-        let (code, out, err) = w.kubectl(&["logs", "web", "-c", "web"]);
-        assert_eq!((code, out.as_str()), (0, "hello web\n"), "{err}");
         let (code, out, err) = w.kubectl(&["exec", "web", "-c", "web", "--", "sh", "-c", "cat /data/index.html; exit 3"]);
         assert_eq!((code, out.as_str()), (3, "made\n"), "{err}");
         assert!(err.contains("command terminated with exit code 3"), "{err}");
@@ -73,6 +71,40 @@ fn a_pod_from_create_to_gone() {
         tokio::time::timeout(Duration::from_secs(5), left).await.expect("no container is left");
         let lib = w.dir.path().join("lib");
         assert_eq!(mounts_below(&lib), Vec::<std::path::PathBuf>::new());
+        w.end().await;
+    });
+}
+
+#[test]
+fn logs_as_kubectl_shows_them() {
+    in_namespace(|| async {
+        let w = World::start("logs").await;
+        w.pod(
+            "talk",
+            json!({
+                "restartPolicy": "Always",
+                "containers": [{"name": "a", "image": IMAGE,
+                    "command": ["sh", "-c", "echo first; echo second >&2; sleep 1; echo third; exit 4"]}],
+            }),
+        )
+        .await;
+        w.until("talk", "restarted", |s| s["containerStatuses"][0]["restartCount"] == 1).await;
+        let (code, out, err) = w.kubectl(&["logs", "talk", "--previous"]);
+        assert_eq!((code, out.as_str()), (0, "first\nsecond\nthird\n"), "{err}");
+        assert_eq!(w.kubectl(&["logs", "talk", "--previous", "--tail=1"]).1, "third\n");
+        // Following ends when the container does.
+        let (code, out, err) = w.kubectl(&["logs", "-f", "talk"]);
+        assert_eq!((code, out.as_str()), (0, "first\nsecond\nthird\n"), "{err}");
+        let status = w
+            .until("talk", "in a crash loop", |s| {
+                s["containerStatuses"][0]["state"]["waiting"]["reason"] == "CrashLoopBackOff"
+            })
+            .await;
+        assert_eq!(status["containerStatuses"][0]["lastState"]["terminated"]["exitCode"], 4);
+        let (code, _, err) = w.kubectl(&["logs", "talk", "-c", "nobody"]);
+        assert!(code != 0 && err.contains("nobody"), "{err}");
+        w.kubectl(&["delete", "pod", "talk", "--wait=false"]);
+        w.until("talk", "gone", serde_json::Value::is_null).await;
         w.end().await;
     });
 }

@@ -18,9 +18,9 @@ use super::dial::dial;
 use super::exec::view;
 use super::reply::{Reply, error};
 use super::upgrade::{Socket, websocket};
-use super::{Shared, query};
+use super::{Shared, query, tunnel};
 
-const PLAIN: [&str; 2] = ["v4.channel.k8s.io", "portforward.k8s.io"];
+const PROTOCOLS: [&str; 3] = [tunnel::PROTOCOL, "v4.channel.k8s.io", "portforward.k8s.io"];
 /// Messages waiting for one connection.
 const QUEUE: usize = 16;
 
@@ -40,7 +40,13 @@ pub(super) fn serve(shared: &Arc<Shared>, namespace: &str, pod: &str, request: R
     let Ok(ports) = ports else {
         return error(StatusCode::BAD_REQUEST, "a port is a number from 1 to 65535");
     };
-    websocket(request, &PLAIN, move |socket, _| plain(socket, netns, ports))
+    websocket(request, &PROTOCOLS, move |socket, protocol| async move {
+        if protocol == tunnel::PROTOCOL {
+            tunnel::serve(socket, netns).await;
+        } else {
+            plain(socket, netns, ports).await;
+        }
+    })
 }
 
 /// Every port has a data and an error channel, and says its number first on both.

@@ -10,6 +10,7 @@ mod logs;
 mod reply;
 mod stats;
 mod tls;
+mod tunnel;
 mod upgrade;
 
 use std::net::SocketAddr;

@@ -40,6 +40,8 @@ pub struct Keeper {
     pub network: watch::Receiver<bool>,
     /// Told when images or the runtime may have changed.
     pub changed: Arc<Notify>,
+    /// Tells of memory pressure.
+    pub pressure: watch::Sender<bool>,
 }
 
 impl Keeper {
@@ -118,6 +120,8 @@ impl Keeper {
         }
         let available = machine::available_memory();
         self.observed.memory_pressure = available > 0 && available < limits::EVICTION_MEMORY;
+        let pressure = self.observed.memory_pressure;
+        self.pressure.send_if_modified(|old| std::mem::replace(old, pressure) != pressure);
     }
 
     async fn write(&self, old: &Value) -> Result<Value, Error> {
