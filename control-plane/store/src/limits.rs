@@ -29,8 +29,9 @@ pub const RECENT_REVISIONS: usize = 1024;
 pub const RECENT_BYTES: usize = 1024 * 1024;
 /// Revisions a lagging watcher reads from the log at once.
 pub const REPLAY_REVISIONS: usize = 256;
-/// Log entries removed by one write transaction of a compaction.
-pub const COMPACT_BATCH: usize = 2000;
+/// Log entries removed by one write transaction of a compaction: writers wait no longer than that takes
+/// (about 5 ms).
+pub const COMPACT_BATCH: usize = 200;
 /// Leases that may exist at once in the embedded engine.
 pub const MAX_LEASES: usize = 100_000;
 /// Shortest and longest time to live of a lease, in seconds.
