@@ -56,6 +56,8 @@ pub const EVENT_TTL_SECONDS: i64 = 3600;
 pub const EVENT_LEASE_SHARED: Duration = Duration::from_secs(5 * 60);
 /// Label sets of one metric; further ones are counted together.
 pub const METRIC_SERIES: usize = 2048;
+/// How soon a CustomResourceDefinition that waits for its objects to go is looked at again.
+pub const CRD_RETRY: Duration = Duration::from_secs(2);
 /// Node ports handed out and accepted.
 pub const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 
@@ -107,3 +109,9 @@ pub const DEFAULT_ACCOUNT_WAIT: Duration = Duration::from_secs(2);
 /// How long an admitted object counts against quotas before the cache has it, and how many do.
 pub const QUOTA_RESERVATION: Duration = Duration::from_secs(10);
 pub const QUOTA_RESERVATIONS: usize = 10_000;
+/// How long a webhook may take by default and at most (upstream's), in seconds.
+pub const WEBHOOK_TIMEOUT_SECONDS: u64 = 10;
+pub const WEBHOOK_MOST_SECONDS: u64 = 30;
+/// Warnings taken from one webhook, and their length.
+pub const WEBHOOK_WARNINGS: usize = 16;
+pub const WEBHOOK_WARNING_CHARS: usize = 256;

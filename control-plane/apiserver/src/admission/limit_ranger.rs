@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use sluice_api::{quantity::Quantity, status::Status};
 
-use super::{containers, forbid, list, text};
+use super::{containers, forbid, list, list_mut, text};
 use crate::{auth::view::View, context::Admit};
 
 type Amounts = BTreeMap<String, f64>;
@@ -29,13 +29,13 @@ pub(super) fn defaults(view: &dyn View, admit: &Admit<'_>, pod: &mut Value) {
         let requests = merged(&[&item["defaultRequest"], &item["default"], &item["max"], &item["min"]]);
         for kind in ["initContainers", "containers"] {
             let what = if kind == "containers" { "container" } else { "init container" };
-            for container in pod["spec"][kind].as_array_mut().into_iter().flatten() {
+            for container in list_mut(&mut pod["spec"], kind) {
                 let name = text(container, "name").to_owned();
                 // A request that is left out follows the limit that is given.
                 let own = merged(&[&container["resources"]["limits"]]);
                 let requests = merged(&[&json!(own), &json!(requests)]);
                 for (field, word, from) in [("requests", "request", &requests), ("limits", "limit", &limits)] {
-                    let set = fill(&mut container["resources"], field, from);
+                    let set = fill(container, field, from);
                     if !set.is_empty() {
                         said.push(format!("{} {word} for {what} {name}", set.join(", ")));
                     }
@@ -58,8 +58,12 @@ fn merged(sources: &[&Value]) -> BTreeMap<String, Value> {
     out
 }
 
-fn fill(resources: &mut Value, field: &str, from: &BTreeMap<String, Value>) -> Vec<String> {
+fn fill(container: &mut Value, field: &str, from: &BTreeMap<String, Value>) -> Vec<String> {
     let mut set = Vec::new();
+    if from.is_empty() {
+        return set;
+    }
+    let resources = &mut container["resources"];
     for (key, value) in from {
         if resources[field][key].is_null() {
             resources[field][key] = value.clone();

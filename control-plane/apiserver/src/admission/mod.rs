@@ -12,6 +12,7 @@ mod pod_security;
 mod quota;
 mod service_account;
 mod storage;
+mod webhook;
 
 use std::sync::Arc;
 
@@ -59,10 +60,9 @@ impl Admission {
             (("certificates.k8s.io", "certificatesigningrequests", ""), Operation::Create) => {
                 certificates::stamp_requester(admit, object);
             }
-            _ => return Ok(Vec::new()),
+            _ => {}
         }
-        canonical(admit, object)?;
-        Ok(Vec::new())
+        webhook::mutate(view, admit, object).await
     }
 
     /// Judges the object in its final form; `None` on delete.
@@ -71,7 +71,7 @@ impl Admission {
         namespace::check_delete(admit)?;
         node::restrict(view, admit, object)?;
         let Some(object) = object else {
-            return Ok(Vec::new());
+            return webhook::validate(view, admit, None).await;
         };
         match (target(admit), admit.operation) {
             (("", "pods", ""), Operation::Create) => limit_ranger::check_pod(view, admit, object)?,
@@ -89,7 +89,8 @@ impl Admission {
             }
             _ => {}
         }
-        let warnings = pod_security::check(view, admit, object)?;
+        let mut warnings = pod_security::check(view, admit, object)?;
+        warnings.extend(webhook::validate(view, admit, Some(object)).await?);
         self.quota.check(view, admit, object)?;
         Ok(warnings)
     }
@@ -116,18 +117,15 @@ fn text<'a>(value: &'a Value, field: &str) -> &'a str {
     value[field].as_str().unwrap_or_default()
 }
 
+/// The items of a list that may be absent. Indexing for writing would leave a null behind.
+fn list_mut<'a>(value: &'a mut Value, field: &str) -> std::slice::IterMut<'a, Value> {
+    let list = value.get_mut(field).and_then(Value::as_array_mut);
+    list.map(Vec::as_mut_slice).unwrap_or_default().iter_mut()
+}
+
 /// Every container of a pod's spec, with the list it stands in.
 fn containers(spec: &Value) -> impl Iterator<Item = (&'static str, &Value)> {
     ["initContainers", "containers"].into_iter().flat_map(|of| list(&spec[of]).iter().map(move |c| (of, c)))
-}
-
-/// Looking a field up for writing leaves a null behind where there was none, which typed clients
-/// cannot read: the object is brought into its canonical form again.
-fn canonical(admit: &Admit<'_>, object: &mut Value) -> Result<(), Status> {
-    if let Some(schema) = sluice_api::schema::builtin().get(&admit.resource.schema) {
-        *object = sluice_api::decode::strict(schema, object.take())?.0;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

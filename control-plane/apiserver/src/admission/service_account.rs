@@ -5,7 +5,7 @@ use rand::seq::IndexedRandom as _;
 use serde_json::{Value, json};
 use sluice_api::status::Status;
 
-use super::{forbid, list, text};
+use super::{forbid, list, list_mut, text};
 use crate::{auth::view::View, context::Admit, limits};
 
 const DEFAULT: &str = "default";
@@ -61,7 +61,7 @@ fn mount_token(spec: &mut Value) {
     let volume = own.clone().unwrap_or_else(|| format!("{VOLUME}-{}", suffix()));
     let mut used = false;
     for kind in ["initContainers", "containers"] {
-        for container in spec[kind].as_array_mut().into_iter().flatten() {
+        for container in list_mut(spec, kind) {
             let taken = list(&container["volumeMounts"]).iter().any(|mount| text(mount, "mountPath") == MOUNT_PATH);
             if !taken {
                 push(

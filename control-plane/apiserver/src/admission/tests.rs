@@ -72,6 +72,7 @@ async fn admit(
         return Ok(Value::Null);
     };
     admission.mutate(&frame, &mut object).await.map_err(text)?;
+    assert!(!object.to_string().contains("null"), "{object}");
     admission.validate(&frame, Some(&object)).await.map_err(text)?;
     Ok(object)
 }

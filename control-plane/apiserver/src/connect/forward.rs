@@ -22,31 +22,33 @@ use crate::{
 
 /// Where a request goes.
 #[derive(Clone, Debug)]
-pub(super) struct Target {
+pub(crate) struct Target {
     /// An IP address, or a host name.
-    pub(super) host: String,
-    pub(super) port: u16,
+    pub(crate) host: String,
+    pub(crate) port: u16,
     /// What messages call it: `node n1`, `pod web-0`.
-    pub(super) name: String,
+    pub(crate) name: String,
+    /// The name that its certificate must carry, when that is not the host.
+    pub(crate) server_name: Option<String>,
 }
 
 /// Any byte stream.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// What is sent: the path with its query, and the client's headers as filtered by the caller.
-pub(super) struct Outgoing {
-    pub(super) method: Method,
-    pub(super) path: String,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Body,
+pub(crate) struct Outgoing {
+    pub(crate) method: Method,
+    pub(crate) path: String,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Body,
 }
 
 /// Connects, with TLS when a configuration is given.
 ///
 /// # Errors
 /// 503 with the target's name and the reason.
-pub(super) async fn dial(target: &Target, tls: Option<&Arc<ClientConfig>>) -> Result<Box<dyn Stream>, Status> {
+pub(crate) async fn dial(target: &Target, tls: Option<&Arc<ClientConfig>>) -> Result<Box<dyn Stream>, Status> {
     let unreachable = |why: String| {
         Status::unavailable(format!("error dialing {} at {}:{}: {why}", target.name, target.host, target.port))
     };
@@ -56,7 +58,8 @@ pub(super) async fn dial(target: &Target, tls: Option<&Arc<ClientConfig>>) -> Re
         let Some(tls) = tls else {
             return Ok(Box::new(tcp) as Box<dyn Stream>);
         };
-        let name = ServerName::try_from(target.host.clone()).map_err(std::io::Error::other)?;
+        let name = ServerName::try_from(target.server_name.clone().unwrap_or_else(|| target.host.clone()))
+            .map_err(std::io::Error::other)?;
         let stream = TlsConnector::from(tls.clone()).connect(name, tcp).await?;
         Ok::<_, std::io::Error>(Box::new(stream) as Box<dyn Stream>)
     };
@@ -68,7 +71,7 @@ pub(super) async fn dial(target: &Target, tls: Option<&Arc<ClientConfig>>) -> Re
 }
 
 /// Sends a request over a fresh connection and returns the answer with its body streaming.
-pub(super) async fn send(
+pub(crate) async fn send(
     target: &Target,
     stream: Box<dyn Stream>,
     outgoing: Outgoing,
@@ -98,7 +101,7 @@ pub(super) async fn send(
 
 /// Sends an upgrade request; on 101 both sides are joined in the background, and the client gets
 /// the backend's 101 as it is. Another answer is passed on.
-pub(super) async fn upgrade(
+pub(crate) async fn upgrade(
     target: &Target,
     stream: Box<dyn Stream>,
     outgoing: Outgoing,
@@ -135,7 +138,7 @@ pub(super) async fn upgrade(
 }
 
 /// The backend's answer without the headers of its connection.
-pub(super) fn plain(response: Response<hyper::body::Incoming>) -> Response<Body> {
+pub(crate) fn plain(response: Response<hyper::body::Incoming>) -> Response<Body> {
     let (mut parts, body) = response.into_parts();
     strip_hop_by_hop(&mut parts.headers);
     let mut out = Response::new(body.map_err(Into::into).boxed_unsync());
@@ -145,7 +148,7 @@ pub(super) fn plain(response: Response<hyper::body::Incoming>) -> Response<Body>
 }
 
 /// The whole of a short body, as text; longer ones are cut.
-pub(super) async fn text(body: hyper::body::Incoming) -> String {
+pub(crate) async fn text(body: hyper::body::Incoming) -> String {
     let limited = Limited::new(body, limits::BACKEND_ERROR_BYTES);
     match limited.collect().await {
         Ok(body) => String::from_utf8_lossy(&body.to_bytes()).into_owned(),
@@ -154,7 +157,7 @@ pub(super) async fn text(body: hyper::body::Incoming) -> String {
 }
 
 /// True if the client asks for another protocol.
-pub(super) fn is_upgrade(headers: &HeaderMap) -> bool {
+pub(crate) fn is_upgrade(headers: &HeaderMap) -> bool {
     headers.contains_key(header::UPGRADE)
         && headers
             .get_all(header::CONNECTION)
@@ -165,7 +168,7 @@ pub(super) fn is_upgrade(headers: &HeaderMap) -> bool {
 }
 
 /// The headers of an upgrade, and nothing that tells the backend who the client is.
-pub(super) fn upgrade_headers(headers: &HeaderMap) -> HeaderMap {
+pub(crate) fn upgrade_headers(headers: &HeaderMap) -> HeaderMap {
     let passed = |name: &HeaderName| {
         *name == header::CONNECTION
             || *name == header::UPGRADE
@@ -178,7 +181,7 @@ pub(super) fn upgrade_headers(headers: &HeaderMap) -> HeaderMap {
 }
 
 /// A proxied request's headers: the client's but for those of its connection and credentials.
-pub(super) fn proxied_headers(headers: &HeaderMap) -> HeaderMap {
+pub(crate) fn proxied_headers(headers: &HeaderMap) -> HeaderMap {
     let upgrade = is_upgrade(headers);
     let mut out = headers.clone();
     let kept = upgrade.then(|| upgrade_headers(headers));

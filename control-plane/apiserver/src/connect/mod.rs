@@ -5,10 +5,10 @@
 //! upgrade (WebSocket in every subprotocol, SPDY from old clients) is passed as it is: the two
 //! ends speak, and here bytes are copied. Requests come here authorized.
 
-mod forward;
+pub(crate) mod forward;
 mod node;
 mod pod;
-mod proxy;
+pub(crate) mod proxy;
 mod review;
 mod token;
 

@@ -54,6 +54,6 @@ impl Connect {
                 Status::internal(format!("node {name} has not reported an address yet: is its daemon running?"))
             })?;
         let port = node.status.daemon_endpoints.and_then(|d| d.kubelet_endpoint).map_or(KUBELET_PORT, |e| e.port);
-        Ok(Target { host, port, name: format!("node {name}") })
+        Ok(Target { host, port, name: format!("node {name}"), server_name: None })
     }
 }

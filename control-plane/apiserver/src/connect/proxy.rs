@@ -21,7 +21,7 @@ use super::{
     forward::{self, Outgoing, Target},
 };
 use crate::{
-    auth::refusal,
+    auth::{refusal, view::View},
     context::{Body, ConnectRequest},
 };
 
@@ -67,36 +67,10 @@ impl Connect {
             })
             .ok_or_else(|| Status::unavailable(format!("no service port {port:?} found for service {name:?}")))?;
         let port_name = chosen["name"].as_str().unwrap_or_default();
-        let target = self
-            .endpoint(namespace, name, port_name)
+        let target = endpoint(&*self.view, namespace, name, port_name)
             .ok_or_else(|| Status::unavailable(format!("no endpoints available for service {name:?}")))
             .and_then(|(ip, port)| reachable(&ip, Some(port), format!("service {name}")))?;
         self.proxy(request, target, tls.as_ref()).await
-    }
-
-    /// One of the Service's ready endpoints, at random.
-    fn endpoint(&self, namespace: &str, service: &str, port_name: &str) -> Option<(String, u16)> {
-        let mut found = Vec::new();
-        for slice in self.view.list("discovery.k8s.io", "endpointslices", namespace) {
-            if slice.label("kubernetes.io/service-name") != Some(service) {
-                continue;
-            }
-            let slice = slice.value();
-            let port = list(&slice["ports"])
-                .iter()
-                .find(|p| p["name"].as_str().unwrap_or_default() == port_name)
-                .and_then(|p| u16::try_from(p["port"].as_u64()?).ok());
-            let Some(port) = port else { continue };
-            for endpoint in list(&slice["endpoints"]) {
-                if endpoint["conditions"]["ready"] != false
-                    && let Some(ip) = endpoint["addresses"][0].as_str()
-                {
-                    found.push((ip.to_owned(), port));
-                }
-            }
-        }
-        let at = rand::random_range(0..found.len().max(1));
-        found.into_iter().nth(at)
     }
 
     async fn proxy(
@@ -121,6 +95,31 @@ impl Connect {
             None => forward::send(&target, stream, outgoing).await.map(forward::plain),
         }
     }
+}
+
+/// One of a Service's ready endpoints for a named port, at random.
+pub(crate) fn endpoint(view: &dyn View, namespace: &str, service: &str, port_name: &str) -> Option<(String, u16)> {
+    let mut found = Vec::new();
+    for slice in view.list("discovery.k8s.io", "endpointslices", namespace) {
+        if slice.label("kubernetes.io/service-name") != Some(service) {
+            continue;
+        }
+        let slice = slice.value();
+        let port = list(&slice["ports"])
+            .iter()
+            .find(|p| p["name"].as_str().unwrap_or_default() == port_name)
+            .and_then(|p| u16::try_from(p["port"].as_u64()?).ok());
+        let Some(port) = port else { continue };
+        for endpoint in list(&slice["endpoints"]) {
+            if endpoint["conditions"]["ready"] != false
+                && let Some(ip) = endpoint["addresses"][0].as_str()
+            {
+                found.push((ip.to_owned(), port));
+            }
+        }
+    }
+    let at = rand::random_range(0..found.len().max(1));
+    found.into_iter().nth(at)
 }
 
 /// What follows `.../proxy` in the request's path, still encoded, with its query.
@@ -220,7 +219,7 @@ fn reachable(host: &str, port: Option<u16>, name: String) -> Result<Target, Stat
         return Err(Status::bad_request("address not allowed"));
     }
     let port = port.ok_or_else(|| Status::bad_request(format!("{name} has no such port")))?;
-    Ok(Target { host: host.to_owned(), port, name })
+    Ok(Target { host: host.to_owned(), port, name, server_name: None })
 }
 
 fn first_port(pod: &Value) -> Option<u16> {
