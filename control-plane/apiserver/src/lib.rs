@@ -11,6 +11,7 @@ pub mod bootstrap;
 pub mod connect;
 pub mod context;
 mod core;
+mod crds;
 mod documents;
 mod fields;
 pub mod limits;
@@ -37,7 +38,6 @@ use std::{
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use sluice_api::resource;
 use sluice_store::DynEngine;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -83,7 +83,7 @@ pub struct ApiServer {
     pipeline: Arc<Pipeline>,
     pki: Arc<Pki>,
     config: Arc<Config>,
-    _renewal: Arc<AbortOnDropHandle<()>>,
+    _tasks: Arc<[AbortOnDropHandle<()>; 2]>,
 }
 
 impl ApiServer {
@@ -118,9 +118,9 @@ impl ApiServer {
         let authorizer = Arc::new(Authorizer::new(storage.clone()));
         let connect = Connect::new(&pki, storage.clone(), Arc::clone(&authenticator), Arc::clone(&authorizer))?;
         let host = config.advertise.first().copied().unwrap_or(config.bind.ip());
-        let pipeline = Pipeline::new(Core {
+        let pipeline = Arc::new(Pipeline::new(Core {
             admission: Admission::new(storage.clone(), Arc::clone(&authorizer)),
-            registry: ArcSwap::from_pointee(resource::builtin().clone()),
+            registry: ArcSwap::from_pointee(crds::registry(&storage)),
             authenticator,
             authorizer,
             connect,
@@ -130,16 +130,17 @@ impl ApiServer {
             shutdown: CancellationToken::new(),
             address: SocketAddr::new(host, config.bind.port()).to_string(),
             storage,
-        });
+        }));
         let renewal = {
             let pki = Arc::clone(&pki);
             tokio::spawn(async move { pki.run_renewal(CancellationToken::new()).await })
         };
+        let definitions = tokio::spawn(crds::follow(Arc::clone(&pipeline)));
         Ok(Self {
-            pipeline: Arc::new(pipeline),
+            pipeline,
             pki,
             config: Arc::new(config),
-            _renewal: Arc::new(AbortOnDropHandle::new(renewal)),
+            _tasks: Arc::new([renewal, definitions].map(AbortOnDropHandle::new)),
         })
     }
 

@@ -1,0 +1,224 @@
+//! CustomResourceDefinitions: each makes rows in the table of served resources, is told so in its
+//! status, and takes its objects along when it is deleted. Objects of custom resources then go the
+//! way of every other. Their schemas are not enforced yet.
+
+use std::{sync::Arc, time::Duration};
+
+use serde_json::{Value, json};
+use sluice_api::{
+    resource::{self, Registry, Resource, Storage as Place, Subresources, Verbs, builtin, custom_store_prefix},
+    status::Status,
+};
+use sluice_store::cache::CacheItem;
+
+use crate::{limits, meta, pipeline::Pipeline, storage::Storage};
+
+const FINALIZER: &str = "customresourcecleanup.apiextensions.k8s.io";
+
+fn definitions() -> Option<&'static Resource> {
+    let row = builtin().by_path("apiextensions.k8s.io", "v1", "customresourcedefinitions");
+    row.map(|row| &**row)
+}
+
+/// The table with the rows of every definition that is stored.
+pub(crate) fn registry(storage: &Storage) -> Registry {
+    let stored = definitions().map(|row| storage.list(row.store_prefix(), "").items);
+    let custom = stored.into_iter().flatten().flat_map(|object| rows(&object.value()));
+    Registry::new(resource::builtin().iter().cloned().chain(custom.map(Arc::new)))
+}
+
+/// The rows of one definition: one per served version.
+fn rows(definition: &Value) -> Vec<Resource> {
+    let spec = &definition["spec"];
+    let names = &spec["names"];
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let list = |value: &Value| meta::strings(value).into_iter().map(|s| s.to_owned().into()).collect();
+    let (group, plural, kind) = (text(&spec["group"]), text(&names["plural"]), text(&names["kind"]));
+    let versions = spec["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let stored = versions.iter().find(|v| v["storage"] == true).map(|v| text(&v["name"]));
+    let (Some(stored), false) = (stored, group.is_empty() || plural.is_empty() || kind.is_empty()) else {
+        return Vec::new();
+    };
+    let or = |value: &Value, default: String| value.as_str().map_or(default, str::to_owned);
+    let row = |version: &Value| Resource {
+        group: group.clone().into(),
+        version: text(&version["name"]).into(),
+        kind: kind.clone().into(),
+        list_kind: or(&names["listKind"], format!("{kind}List")).into(),
+        plural: plural.clone().into(),
+        singular: or(&names["singular"], kind.to_lowercase()).into(),
+        short_names: list(&names["shortNames"]),
+        categories: list(&names["categories"]),
+        namespaced: spec["scope"] == "Namespaced",
+        subresources: Subresources {
+            status: version["subresources"]["status"].is_object(),
+            scale: version["subresources"]["scale"].is_object(),
+            named: (&[][..]).into(),
+        },
+        verbs: Verbs::All,
+        schema: "".into(),
+        storage: Place {
+            prefix: custom_store_prefix(&group, &plural).into(),
+            group: group.clone().into(),
+            version: stored.clone().into(),
+        },
+        selectable: Vec::new(),
+        published: version["schema"].get("openAPIV3Schema").cloned().map(Arc::new),
+    };
+    versions.iter().filter(|v| v["served"] == true).map(row).collect()
+}
+
+/// Follows the definitions for ever.
+pub(crate) async fn follow(pipeline: Arc<Pipeline>) {
+    let Some(definitions) = definitions() else { return };
+    let core = pipeline.core();
+    let storage = &*core.storage;
+    loop {
+        let newest = storage.snapshot(definitions.store_prefix(), "").revision;
+        let Ok(mut changes) = storage.watch(definitions.store_prefix(), "", newest) else {
+            tokio::time::sleep(limits::CRD_RETRY).await;
+            continue;
+        };
+        loop {
+            core.registry.store(Arc::new(registry(storage)));
+            let waiting = settle_all(storage, definitions).await.unwrap_or_else(|status| {
+                let error = &status.message;
+                tracing::warn!(%error, "custom resource definitions could not be settled, trying again");
+                true
+            });
+            // Only a deletion in progress, or a failed write, is looked at again without a change.
+            let patience = if waiting { limits::CRD_RETRY } else { Duration::MAX };
+            if let Ok(CacheItem::Lagged) = tokio::time::timeout(patience, changes.next()).await {
+                break;
+            }
+        }
+    }
+}
+
+/// Brings each definition to where it should be; true while one waits for its objects to go.
+async fn settle_all(storage: &Storage, definitions: &Resource) -> Result<bool, Status> {
+    let mut waiting = false;
+    for object in storage.list(definitions.store_prefix(), "").items {
+        let definition = object.value();
+        if meta::deleting(&definition) {
+            waiting |= !clean_up(storage, definitions, definition).await?;
+        } else {
+            establish(storage, definitions, definition).await?;
+        }
+    }
+    Ok(waiting)
+}
+
+/// Writes what a served definition's status and finalizers should be, if they are not.
+async fn establish(storage: &Storage, definitions: &Resource, old: Value) -> Result<(), Status> {
+    let mut new = old.clone();
+    let mut finalizers: Vec<String> = meta::finalizers(&old).into_iter().map(str::to_owned).collect();
+    if !finalizers.iter().any(|f| f == FINALIZER) {
+        finalizers.push(FINALIZER.into());
+        meta::set_finalizers(&mut new, &finalizers);
+    }
+    let stored = old["spec"]["versions"].as_array().into_iter().flatten().find(|v| v["storage"] == true);
+    let stored = stored.map(|v| v["name"].clone()).unwrap_or_default();
+    let mut versions = old["status"]["storedVersions"].as_array().cloned().unwrap_or_default();
+    if !versions.contains(&stored) {
+        versions.push(stored);
+    }
+    if !new["status"].is_object() {
+        new["status"] = json!({});
+    }
+    new["status"]["storedVersions"] = versions.into();
+    new["status"]["acceptedNames"] = old["spec"]["names"].clone();
+    condition(&mut new, "NamesAccepted", "NoConflicts", "no conflicts found");
+    condition(&mut new, "Established", "InitialNamesAccepted", "the initial names have been accepted");
+    if new == old {
+        return Ok(());
+    }
+    match storage.update(definitions, new).await {
+        // Whoever changed it meanwhile made an event, which leads here again.
+        Err(status) if matches!(status.code, 404 | 409) => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// Adds a condition that holds, unless it is there.
+fn condition(object: &mut Value, kind: &str, reason: &str, message: &str) {
+    let status = meta::map(&mut object["status"]);
+    let Value::Array(conditions) = status.entry("conditions").or_insert_with(|| json!([])) else { return };
+    if conditions.iter().any(|c| c["type"] == kind && c["status"] == "True") {
+        return;
+    }
+    conditions.retain(|c| c["type"] != kind);
+    conditions.push(json!({
+        "type": kind,
+        "status": "True",
+        "lastTransitionTime": meta::now(),
+        "reason": reason,
+        "message": message,
+    }));
+}
+
+/// Deletes the objects of a definition that is going, then lets it go; false while some are left.
+async fn clean_up(storage: &Storage, definitions: &Resource, mut definition: Value) -> Result<bool, Status> {
+    if !meta::finalizers(&definition).contains(&FINALIZER) {
+        return Ok(true);
+    }
+    let mut left = 0;
+    if let Some(row) = rows(&definition).first() {
+        for object in storage.list(row.store_prefix(), "").items {
+            let mut value = object.value();
+            if meta::finalizers(&value).is_empty() {
+                ignore_missing(storage.delete(row, &object.namespace, &object.name).await)?;
+                continue;
+            }
+            left += 1;
+            if !object.deleting {
+                meta::set(&mut value, "deletionTimestamp", meta::now());
+                meta::set(&mut value, "deletionGracePeriodSeconds", 0);
+                ignore_missing(storage.update(row, value).await.map(drop))?;
+            }
+        }
+    }
+    if left > 0 {
+        return Ok(false);
+    }
+    let others: Vec<String> = meta::finalizers(&definition)
+        .into_iter()
+        .filter(|f| *f != FINALIZER)
+        .map(str::to_owned)
+        .collect();
+    if others.is_empty() {
+        ignore_missing(storage.delete(definitions, "", meta::name(&definition)).await)?;
+    } else {
+        meta::set_finalizers(&mut definition, &others);
+        ignore_missing(storage.update(definitions, definition).await.map(drop))?;
+    }
+    Ok(true)
+}
+
+fn ignore_missing(result: Result<(), Status>) -> Result<(), Status> {
+    result.or_else(|status| if matches!(status.code, 404 | 409) { Ok(()) } else { Err(status) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_definition_makes_a_row_per_served_version() {
+        let definition = json!({"spec": {
+            "group": "example.com", "scope": "Namespaced",
+            "names": {"plural": "crontabs", "kind": "CronTab", "shortNames": ["ct"]},
+            "versions": [
+                {"name": "v2", "served": true, "storage": true, "subresources": {"status": {}}},
+                {"name": "v1", "served": true, "storage": false},
+                {"name": "v0", "served": false, "storage": false}]}});
+        let rows = rows(&definition);
+        let versions: Vec<&str> = rows.iter().map(|r| &*r.version).collect();
+        assert_eq!(versions, ["v2", "v1"]);
+        assert_eq!((&*rows[1].singular, &*rows[1].list_kind), ("crontab", "CronTabList"));
+        assert_eq!(rows[1].store_prefix(), "/registry/example.com/crontabs/");
+        assert!(rows[0].is_storage_version() && !rows[1].is_storage_version());
+        assert!(rows[0].subresources.status && !rows[1].subresources.status);
+        assert!(super::rows(&json!({"spec": {}})).is_empty());
+    }
+}
