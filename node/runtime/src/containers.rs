@@ -79,7 +79,7 @@ impl Runtime {
         };
         let create = client.call(CreateContainerRequest { container: Some(record) });
         client.containers().create(create).await.map_err(client.failed(&spec.id))?;
-        let streams = exec::container_streams(config, spec)?;
+        let streams = exec::container_streams(config, spec).await?;
         let task = CreateTaskRequest {
             container_id: spec.id.clone(),
             rootfs,
@@ -162,6 +162,8 @@ impl Runtime {
             Ok(_) => Ok(true),
             Err(status) if status.code() == Code::NotFound => Ok(true),
             Err(status) if still_runs(&status) => Ok(false),
+            // Another daemon's call to the same end has let the shim go.
+            Err(status) if status.message().contains("ttrpc: closed") => Ok(true),
             Err(status) => Err(client.failed(id)(status)),
         }
     }
@@ -179,7 +181,11 @@ impl Runtime {
             let has_task = task.is_some();
             let state = self.state(record, task);
             match &state.status {
-                Status::Exited(exit) if has_task => self.settle(&state.id, exit).await?,
+                Status::Exited(exit) if has_task => {
+                    if let Err(error) = self.settle(&state.id, exit).await {
+                        tracing::warn!(container = state.id, %error, "an ended container keeps its task");
+                    }
+                }
                 Status::Exited(_) => {}
                 _ => open.push(state),
             }

@@ -84,7 +84,9 @@ async fn subscribe(runtime: &Runtime) -> Result<Streaming<Envelope>> {
 async fn resync(runtime: &Runtime) -> Result<()> {
     for state in runtime.settle_all().await? {
         if matches!(state.status, Status::Running { .. }) {
-            exec::revive_logger(&runtime.inner.config, &state)?;
+            if let Err(error) = exec::revive_logger(&runtime.inner.config, &state).await {
+                tracing::warn!(container = state.id, %error, "nobody reads a container's output");
+            }
         }
     }
     Ok(())
@@ -124,6 +126,8 @@ async fn exited(runtime: &Runtime, event: TaskExit) -> Option<Event> {
         }
     };
     record.labels.get(crate::labels::ATTEMPT)?;
+    // Who hears of the end may read the log: it is to be whole.
+    exec::logged(&runtime.inner.config, &id).await;
     let exit = runtime.exit(&record, event.exit_status, event.exited_at);
     let (later, settled, end) = (runtime.clone(), id.clone(), exit.clone());
     tokio::spawn(async move {

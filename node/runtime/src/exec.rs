@@ -5,7 +5,7 @@
 //! terminal therefore gets fifos and a logger of our starting, in a session of its own, revived if it is ever lost.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -40,7 +40,7 @@ pub(crate) struct Streams {
 }
 
 /// Makes the streams of a new container.
-pub(crate) fn container_streams(config: &Config, spec: &ContainerSpec) -> Result<Streams> {
+pub(crate) async fn container_streams(config: &Config, spec: &ContainerSpec) -> Result<Streams> {
     let dir = folder(config, &spec.id);
     fs::create_dir_all(&dir).map_err(Error::io(format!("making {}", dir.display())))?;
     let mut streams = Streams::default();
@@ -50,7 +50,7 @@ pub(crate) fn container_streams(config: &Config, spec: &ContainerSpec) -> Result
     if spec.stdin && !spec.tty {
         streams.stdout = fifo(&dir, "stdout")?;
         streams.stderr = fifo(&dir, "stderr")?;
-        start_logger(config, &spec.id, &spec.log_path)?;
+        start_logger(config, &spec.id, &spec.log_path).await?;
         return Ok(streams);
     }
     let arguments = Arguments { log: spec.log_path.clone(), folder: dir }.to_string();
@@ -62,10 +62,10 @@ pub(crate) fn container_streams(config: &Config, spec: &ContainerSpec) -> Result
 }
 
 /// Starts the logger of a container with fifos again if it is gone.
-pub(crate) fn revive_logger(config: &Config, state: &ContainerState) -> Result<()> {
+pub(crate) async fn revive_logger(config: &Config, state: &ContainerState) -> Result<()> {
     let ours = state.stdin && !state.tty;
     if ours && std::os::unix::net::UnixStream::connect(socket(config, &state.id)?.1).is_err() {
-        start_logger(config, &state.id, &state.log_path)?;
+        start_logger(config, &state.id, &state.log_path).await?;
     }
     Ok(())
 }
@@ -238,6 +238,19 @@ pub(crate) async fn attach(runtime: &Runtime, id: &str) -> Result<Process> {
     })
 }
 
+/// Waits (a little) until the logger of an ended container has written everything: it hangs up then.
+pub(crate) async fn logged(config: &Config, id: &str) {
+    let hung_up = async {
+        let Ok((_open, path)) = socket(config, id) else { return };
+        let Ok(mut stream) = UnixStream::connect(path).await else { return };
+        let mut rest = [0; 4096];
+        while matches!(stream.read(&mut rest).await, Ok(1..)) {}
+    };
+    if tokio::time::timeout(limits::LOG_END, hung_up).await.is_err() {
+        tracing::debug!(container = id, "something the container left behind holds its output open");
+    }
+}
+
 /// Deals the logger's frames out to the two streams until the container or the reader is gone.
 async fn split(mut from: UnixStream, stdout: DuplexStream, stderr: DuplexStream) {
     let (mut stdout, mut stderr) = (Some(stdout), Some(stderr));
@@ -273,16 +286,23 @@ fn process(container: &[u8], spec: &ExecSpec) -> Result<Vec<u8>> {
     serde_json::to_vec(&process).map_err(invalid)
 }
 
-fn start_logger(config: &Config, id: &str, log: &Path) -> Result<()> {
+/// Returns when the logger is ready: it closes its standard output then.
+async fn start_logger(config: &Config, id: &str, log: &Path) -> Result<()> {
     let dir = folder(config, id);
+    let program = config.logger.clone();
     let arguments = Arguments { log: log.to_owned(), folder: dir.clone() };
-    let mut command = Command::new(&config.logger);
+    let mut command = Command::new(&program);
     command.arg("logger").arg(arguments.to_string()).arg(dir.join("stdout")).arg(dir.join("stderr"));
-    command.env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
-    let mut child = command.spawn().map_err(Error::io(format!("starting {} as a logger", config.logger.display())))?;
-    std::thread::spawn(move || child.wait());
-    Ok(())
+    let start = move || {
+        let mut child = command.spawn()?;
+        let ready = child.stdout.take().map_or(Ok(0), |mut ready| ready.read(&mut [0]));
+        std::thread::spawn(move || child.wait());
+        ready
+    };
+    let started = tokio::task::spawn_blocking(start).await.map_err(io::Error::other).flatten();
+    started.map(drop).map_err(Error::io(format!("starting {} as a logger", program.display())))
 }
 
 pub(crate) fn folder(config: &Config, id: &str) -> PathBuf {

@@ -56,3 +56,7 @@ pub const PULL_ATTEMPTS: u32 = 5;
 pub const REGISTRY_CONNECT: Duration = Duration::from_secs(30);
 /// Longest that a registry may say nothing.
 pub const REGISTRY_SILENCE: Duration = Duration::from_secs(60);
+/// Bytes of a log read or sent at once.
+pub const LOG_CHUNK: usize = 32 * 1024;
+/// How long the end of a container waits for the last of its output to be in its log.
+pub const LOG_END: Duration = Duration::from_secs(1);

@@ -1,24 +1,41 @@
 //! Reading CRI logs: rotated files, tail, since, follow.
+//!
+//! What `kubectl logs` shows, from the files that the logger writes; the only coupling is their format and names. A follower
+//! sleeps on inotify and is woken by writes, never by a clock.
 
-use std::path::Path;
+use std::collections::VecDeque;
+use std::fs::File;
+use std::future::Future;
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
+use bytes::{Bytes, BytesMut};
 use jiff::Timestamp;
+use tokio::sync::mpsc;
 
-use crate::Result;
+use crate::logger::rotated;
+use crate::sys::Watch;
+use crate::{Error, Result, limits};
 
 /// What to read (`PodLogOptions`).
 #[derive(Clone, Debug, Default)]
 pub struct LogOptions {
+    /// Go on until the container has ended.
     pub follow: bool,
+    /// Only so many of the last lines (pieces of a long line count one by one, as upstream).
     pub tail: Option<usize>,
+    /// Only lines written at this time or later.
     pub since: Option<Timestamp>,
-    /// Bytes of text.
+    /// Bytes of output.
     pub limit: Option<u64>,
     /// Put the time before every line.
     pub timestamps: bool,
+    /// Which of the container's streams.
     pub stream: LogStream,
 }
 
+/// Which of a container's streams to read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogStream {
     #[default]
@@ -28,11 +45,336 @@ pub enum LogStream {
 }
 
 /// Reads the log of one container from its oldest file on. With `follow` it goes on until `ended` resolves (the
-/// container has exited) and all is read. Chunks hold whole lines as `kubectl logs` prints them.
+/// container has exited) and all is read. Chunks are as `kubectl logs` prints them. Dropping the receiver ends it.
 pub fn read(
-    _path: &Path,
-    _options: LogOptions,
-    _ended: impl std::future::Future<Output = ()> + Send + 'static,
-) -> tokio::sync::mpsc::Receiver<Result<bytes::Bytes>> {
-    tokio::sync::mpsc::channel(1).1
+    path: &Path,
+    options: LogOptions,
+    ended: impl Future<Output = ()> + Send + 'static,
+) -> mpsc::Receiver<Result<Bytes>> {
+    let (chunks, receiver) = mpsc::channel(4);
+    let path = path.to_owned();
+    tokio::spawn(async move {
+        let result = follow(path, options, ended, &chunks).await;
+        if let Err(Stop::Failed(error)) = result {
+            // Nobody may listen any more.
+            let _ = chunks.send(Err(error)).await;
+        }
+    });
+    receiver
+}
+
+/// Why reading ends early.
+enum Stop {
+    /// The limit is reached or nobody listens.
+    Done,
+    Failed(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+async fn follow(
+    path: PathBuf,
+    options: LogOptions,
+    ended: impl Future<Output = ()> + Send,
+    chunks: &mpsc::Sender<Result<Bytes>>,
+) -> Result<(), Stop> {
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    // Before the first reading, so that no write falls in between.
+    let watch = match options.follow {
+        true => Some(Watch::new(dir).map_err(Error::io(format!("watching {}", dir.display())))?),
+        false => None,
+    };
+    let mut files = Files::open(&path, options.tail).map_err(Error::io(format!("reading {}", path.display())))?;
+    let mut format = Format::new(options);
+    tokio::pin!(ended);
+    let mut last = watch.is_none();
+    loop {
+        drain(&mut files, &mut format, chunks).await?;
+        let Some(watch) = watch.as_ref().filter(|_| !last) else { return Ok(()) };
+        tokio::select! {
+            () = &mut ended => last = true,
+            () = chunks.closed() => return Err(Stop::Done),
+            changed = watch.changed() => changed.map_err(Error::io(format!("watching {}", dir.display())))?,
+        }
+    }
+}
+
+/// Sends everything that is there now.
+async fn drain(files: &mut Files, format: &mut Format, chunks: &mpsc::Sender<Result<Bytes>>) -> Result<(), Stop> {
+    loop {
+        let mut chunk = BytesMut::new();
+        let mut more = true;
+        while more && chunk.len() < limits::LOG_CHUNK {
+            let line = files.next().map_err(Error::io(format!("reading {}", files.path.display())))?;
+            match line {
+                Some(line) => format.add(&line, &mut chunk),
+                None => more = false,
+            }
+            more &= !format.full();
+        }
+        if !chunk.is_empty() && chunks.send(Ok(chunk.freeze())).await.is_err() {
+            return Err(Stop::Done);
+        }
+        if format.full() {
+            return Err(Stop::Done);
+        }
+        if !more {
+            return Ok(());
+        }
+    }
+}
+
+/// The files of one log, read in order.
+struct Files {
+    path: PathBuf,
+    reader: Option<BufReader<File>>,
+    inode: u64,
+    queue: VecDeque<PathBuf>,
+    /// A line whose end is not written yet.
+    rest: Vec<u8>,
+}
+
+impl Files {
+    fn open(path: &Path, tail: Option<usize>) -> io::Result<Self> {
+        let mut all: VecDeque<PathBuf> = rotated(path).into();
+        all.push_back(path.to_owned());
+        let mut files = Self { path: path.to_owned(), reader: None, inode: 0, queue: all, rest: Vec::new() };
+        if let Some(lines) = tail {
+            files.skip_to_tail(lines)?;
+        }
+        Ok(files)
+    }
+
+    /// Starts at the last lines: whole files are left out from the newest backwards.
+    fn skip_to_tail(&mut self, lines: usize) -> io::Result<()> {
+        let mut wanted = lines;
+        for at in (0..self.queue.len()).rev() {
+            let mut file = match File::open(&self.queue[at]) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                other => other?,
+            };
+            let (start, found) = tail_start(&mut file, wanted)?;
+            wanted -= found;
+            if wanted == 0 {
+                self.queue.drain(..=at);
+                file.seek(SeekFrom::Start(start))?;
+                self.take(file)?;
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The next whole line without its newline; `None`: no more at the moment.
+    fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
+        loop {
+            if let Some(reader) = &mut self.reader {
+                reader.read_until(b'\n', &mut self.rest)?;
+                if self.rest.last() == Some(&b'\n') {
+                    self.rest.pop();
+                    return Ok(Some(std::mem::take(&mut self.rest)));
+                }
+            }
+            if !self.advance()? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Goes to the file that follows, if there is one.
+    fn advance(&mut self) -> io::Result<bool> {
+        if self.queue.is_empty() {
+            self.queue = self.newer()?;
+        }
+        let Some(next) = self.queue.pop_front() else { return Ok(false) };
+        match File::open(&next) {
+            Ok(file) => self.take(file).map(|()| true),
+            // Rotated away or not written yet.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(!self.queue.is_empty()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn take(&mut self, file: File) -> io::Result<()> {
+        self.inode = file.metadata()?.ino();
+        self.rest.clear();
+        self.reader = Some(BufReader::new(file));
+        Ok(())
+    }
+
+    /// Files after the one being read, which rotation may have renamed meanwhile.
+    fn newer(&self) -> io::Result<VecDeque<PathBuf>> {
+        let mut all = rotated(&self.path);
+        all.push(self.path.clone());
+        let inode = |path: &PathBuf| std::fs::metadata(path).map(|about| about.ino()).ok();
+        if self.reader.is_none() {
+            return Ok(all.into_iter().filter(|path| path.exists()).collect());
+        }
+        let current = all.iter().position(|path| inode(path) == Some(self.inode));
+        Ok(match current {
+            Some(at) => all.split_off(at + 1).into(),
+            None => all.into(),
+        })
+    }
+}
+
+/// Where the last `wanted` lines of a file begin, and how many it has of them.
+fn tail_start(file: &mut File, wanted: usize) -> io::Result<(u64, usize)> {
+    let mut end = file.metadata()?.len();
+    let mut found = 0;
+    if wanted == 0 {
+        return Ok((end, 0));
+    }
+    let mut block = vec![0; limits::LOG_CHUNK];
+    let whole = end;
+    while end > 0 {
+        let start = end.saturating_sub(block.len() as u64);
+        let part = &mut block[..(end - start) as usize];
+        file.seek(SeekFrom::Start(start))?;
+        file.read_exact(part)?;
+        for (at, _) in part.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n') {
+            let after = start + at as u64 + 1;
+            if after == whole {
+                continue;
+            }
+            found += 1;
+            if found == wanted {
+                return Ok((after, found));
+            }
+        }
+        end = start;
+    }
+    Ok((0, found + usize::from(whole > 0)))
+}
+
+/// From log lines to what is shown.
+struct Format {
+    options: LogOptions,
+    left: u64,
+    /// The last piece belongs to a line that goes on.
+    within: bool,
+}
+
+impl Format {
+    fn new(options: LogOptions) -> Self {
+        Self { left: options.limit.unwrap_or(u64::MAX), options, within: false }
+    }
+
+    fn full(&self) -> bool {
+        self.left == 0
+    }
+
+    fn add(&mut self, line: &[u8], to: &mut BytesMut) {
+        let mut fields = line.splitn(4, |byte| *byte == b' ');
+        let (Some(time), Some(stream), Some(tag)) = (fields.next(), fields.next(), fields.next()) else { return };
+        let text = fields.next().unwrap_or_default();
+        let wanted = match self.options.stream {
+            LogStream::Both => true,
+            LogStream::Stdout => stream == b"stdout",
+            LogStream::Stderr => stream == b"stderr",
+        };
+        let late_enough = self.options.since.is_none_or(|since| {
+            let time = std::str::from_utf8(time).ok().and_then(|time| time.parse::<Timestamp>().ok());
+            time.is_some_and(|time| time >= since)
+        });
+        if !wanted || !late_enough {
+            return;
+        }
+        if self.options.timestamps && !self.within {
+            self.put(time, to);
+            self.put(b" ", to);
+        }
+        self.put(text, to);
+        self.within = tag.first() == Some(&b'P');
+        if !self.within {
+            self.put(b"\n", to);
+        }
+    }
+
+    fn put(&mut self, text: &[u8], to: &mut BytesMut) {
+        let length = text.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        to.extend_from_slice(&text[..length]);
+        self.left -= length as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::fs;
+    use std::io::Write;
+
+    use super::*;
+
+    async fn all(path: &Path, options: LogOptions) -> String {
+        let mut chunks = read(path, options, std::future::pending());
+        let mut text = String::new();
+        while let Some(chunk) = chunks.recv().await {
+            text.push_str(std::str::from_utf8(&chunk.unwrap()).unwrap());
+        }
+        text
+    }
+
+    const OLD: &str = "2026-01-01T00:00:00.000000001Z stdout F one\n2026-01-01T00:00:01.000000000Z stderr F two\n";
+    const NEW: &str = "2026-01-01T00:00:02.000000000Z stdout P thr\n2026-01-01T00:00:02.000000000Z stdout F ee\n\
+        2026-01-01T00:00:03.000000000Z stdout F four\n";
+
+    #[tokio::test]
+    async fn options_choose_what_is_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        fs::write(dir.path().join("0.log.20260101-000001"), OLD).unwrap();
+        fs::write(&path, NEW).unwrap();
+        let none = LogOptions::default;
+        let since = Some("2026-01-01T00:00:01Z".parse().unwrap());
+        for (options, want) in [
+            (none(), "one\ntwo\nthree\nfour\n"),
+            (LogOptions { tail: Some(0), ..none() }, ""),
+            (LogOptions { tail: Some(1), ..none() }, "four\n"),
+            (LogOptions { tail: Some(3), ..none() }, "three\nfour\n"),
+            (LogOptions { tail: Some(4), ..none() }, "two\nthree\nfour\n"),
+            (LogOptions { tail: Some(99), ..none() }, "one\ntwo\nthree\nfour\n"),
+            (LogOptions { since, ..none() }, "two\nthree\nfour\n"),
+            (LogOptions { limit: Some(6), ..none() }, "one\ntw"),
+            (LogOptions { stream: LogStream::Stderr, ..none() }, "two\n"),
+            (
+                LogOptions { timestamps: true, tail: Some(3), ..none() },
+                "2026-01-01T00:00:02.000000000Z three\n2026-01-01T00:00:03.000000000Z four\n",
+            ),
+        ] {
+            assert_eq!(all(&path, options.clone()).await, want, "{options:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_follower_sees_every_line_over_rotations() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        let (end, ended) = tokio::sync::oneshot::channel::<()>();
+        let options = LogOptions { follow: true, ..LogOptions::default() };
+        let mut chunks = read(&path, options, async { drop(ended.await) });
+        let writer = tokio::task::spawn_blocking(move || {
+            for file in 0..4 {
+                let mut log = fs::File::create(&path).unwrap();
+                for line in 0..500 {
+                    writeln!(log, "2026-01-01T00:00:00Z stdout F {}", file * 500 + line).unwrap();
+                }
+                if file < 3 {
+                    fs::rename(&path, format!("{}.2026-{file}", path.display())).unwrap();
+                }
+            }
+            end.send(()).unwrap();
+        });
+        let mut text = String::new();
+        while let Some(chunk) = chunks.recv().await {
+            text.push_str(std::str::from_utf8(&chunk.unwrap()).unwrap());
+        }
+        writer.await.unwrap();
+        let want: String = (0..2000).map(|line| format!("{line}\n")).collect();
+        assert!(text == want, "{} lines", text.lines().count());
+    }
 }

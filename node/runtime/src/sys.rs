@@ -2,10 +2,11 @@
 #![allow(unsafe_code)]
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::unistd::Pid;
 use tokio::io::unix::AsyncFd;
 
@@ -67,4 +68,27 @@ pub(crate) fn inherited(fd: i32) -> io::Result<fs::File> {
     }
     // SAFETY: it is open, and the logger, whose only thread asks for each number once, owns what its parent gave it.
     Ok(unsafe { fs::File::from_raw_fd(fd) })
+}
+
+/// Wakes whoever waits for a change in a directory.
+pub(crate) struct Watch(AsyncFd<fs::File>);
+
+impl Watch {
+    pub(crate) fn new(dir: &Path) -> io::Result<Self> {
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+        let flags = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO;
+        inotify.add_watch(dir, flags)?;
+        let events = fs::File::from(OwnedFd::from(inotify));
+        // SAFETY: a File always tells the same descriptor and closes it only when dropped.
+        unsafe { AsyncFd::register(events) }.map(Self).map_err(Into::into)
+    }
+
+    /// Returns when something has changed since the last call.
+    pub(crate) async fn changed(&self) -> io::Result<()> {
+        let mut ready = self.0.readable().await?;
+        let mut events = [0; 4096];
+        while matches!(self.0.get_ref().read(&mut events), Ok(1..)) {}
+        ready.clear_ready();
+        Ok(())
+    }
 }

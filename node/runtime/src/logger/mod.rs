@@ -23,6 +23,7 @@ use nix::sys::signal::{SigSet, Signal};
 use crate::{limits, sys};
 use clients::Clients;
 use file::LogFile;
+pub(crate) use file::rotated;
 use lines::Lines;
 
 /// Name of the socket in a container's folder.
@@ -56,9 +57,12 @@ pub fn run(args: impl Iterator<Item = OsString>) -> i32 {
     // The shim signals its logger before the last bytes are read; only the end of the streams ends us.
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
     let _ = signals.thread_block();
-    let sources = match args.get(1..3) {
-        Some([stdout, stderr]) => fifo(Path::new(stdout)).and_then(|stdout| Ok((stdout, fifo(Path::new(stderr))?))),
-        _ => sys::inherited(3).and_then(|stdout| Ok((stdout, sys::inherited(4)?))),
+    let (sources, ready) = match args.get(1..3) {
+        Some([stdout, stderr]) => {
+            let sources = fifo(Path::new(stdout)).and_then(|stdout| Ok((stdout, fifo(Path::new(stderr))?)));
+            (sources, 1)
+        }
+        _ => (sys::inherited(3).and_then(|stdout| Ok((stdout, sys::inherited(4)?))), 5),
     };
     let (stdout, stderr) = match sources {
         Ok(sources) => sources,
@@ -74,7 +78,7 @@ pub fn run(args: impl Iterator<Item = OsString>) -> i32 {
         clients: Clients::default(),
     };
     logger.file.open();
-    drop(sys::inherited(5));
+    drop(sys::inherited(ready));
     logger.serve(listener.as_ref());
     0
 }
