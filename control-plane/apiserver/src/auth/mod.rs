@@ -10,10 +10,15 @@ pub mod refusal;
 pub mod service_account;
 pub mod view;
 
-use std::sync::Arc;
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use http::{HeaderMap, header::AUTHORIZATION};
 use rustls::pki_types::CertificateDer;
+use sha2::{Digest as _, Sha256};
 use sluice_api::status::Status;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
@@ -54,8 +59,11 @@ impl Authenticator {
         peer: Option<&[CertificateDer<'_>]>,
         headers: &HeaderMap,
     ) -> Result<UserInfo, Status> {
-        if let Some(user) = peer.and_then(<[_]>::first).and_then(from_certificate) {
-            return Ok(authenticated(user));
+        if let Some(user) = peer.and_then(<[_]>::first).and_then(|cert| from_certificate(cert, SystemTime::now())) {
+            return user.map(authenticated).map_err(|why| {
+                tracing::debug!(why, "a client certificate was refused");
+                Status::unauthorized()
+            });
         }
         match bearer(headers) {
             Some(token) => match self.authenticate_token(token, &[]) {
@@ -98,18 +106,20 @@ fn authenticated(mut user: UserInfo) -> UserInfo {
     user
 }
 
-/// CN is the user, each O a group (upstream's `CommonNameUserConversion`).
-fn from_certificate(der: &CertificateDer<'_>) -> Option<UserInfo> {
+/// CN is the user, each O a group (upstream's `CommonNameUserConversion`); `None` without a CN.
+/// The handshake checked the chain, but a connection may outlive its certificate.
+fn from_certificate(der: &CertificateDer<'_>, now: SystemTime) -> Option<Result<UserInfo, &'static str>> {
     let (_, cert) = X509Certificate::from_der(der).ok()?;
-    let name = cert.subject().iter_common_name().next()?.as_str().ok()?;
-    let groups = cert.subject().iter_organization().filter_map(|o| o.as_str().ok().map(str::to_owned)).collect();
-    let mut user = UserInfo { username: name.into(), groups, ..UserInfo::default() };
-    let mut fingerprint = String::from("X509SHA256=");
-    for byte in <sha2::Sha256 as sha2::Digest>::digest(der) {
-        fingerprint.push_str(&format!("{byte:02x}"));
+    let name = cert.subject().iter_common_name().next()?.as_str().ok().filter(|name| !name.is_empty())?;
+    let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
+    if cert.validity().not_after.timestamp() < seconds {
+        return Some(Err("it has expired"));
     }
-    user.extra.insert("authentication.kubernetes.io/credential-id".into(), vec![fingerprint]);
-    (!name.is_empty()).then_some(user)
+    let groups = cert.subject().iter_organization().filter_map(|o| o.as_str().ok().map(str::to_owned)).collect();
+    let fingerprint: String = Sha256::digest(der).iter().map(|byte| format!("{byte:02x}")).collect();
+    let id = vec![format!("X509SHA256={fingerprint}")];
+    let extra = BTreeMap::from([("authentication.kubernetes.io/credential-id".to_owned(), id)]);
+    Some(Ok(UserInfo { username: name.into(), groups, extra, ..UserInfo::default() }))
 }
 
 /// The token of `Authorization: Bearer ...`; an empty one is none.

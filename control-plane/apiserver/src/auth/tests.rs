@@ -50,6 +50,9 @@ async fn who_a_request_comes_from() {
     assert_eq!(user.username, "jane");
     assert_eq!(user.groups, ["dev", "ops", AUTHENTICATED]);
 
+    let later = SystemTime::now() + hour * 2;
+    assert!(from_certificate(&chain[0], later).unwrap().is_err());
+
     let with = |value: &str| HeaderMap::from_iter([(AUTHORIZATION, value.parse().unwrap())]);
     let check = async |headers: HeaderMap, expected: Result<(&str, &[&str]), u16>| {
         let got = authenticator.authenticate(None, &headers).await;

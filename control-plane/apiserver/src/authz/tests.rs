@@ -305,3 +305,60 @@ fn nobody_grants_what_they_do_not_hold() {
     let root = UserInfo::new("root", &["system:masters"]);
     check(&root, "rolebindings", None, binding("ClusterRole", "cluster-admin"), None);
 }
+
+/// Whatever passes the escalation check gives nothing that was not held before.
+#[test]
+fn granting_never_widens() {
+    use rand::{Rng as _, SeedableRng as _};
+    const VERBS: [&str; 4] = ["get", "list", "update", "*"];
+    const GROUPS: [&str; 3] = ["", "apps", "*"];
+    const RESOURCES: [&str; 7] = ["pods", "pods/log", "pods/scale", "nodes", "*/scale", "*/log", "*"];
+    const NAMES: [&str; 2] = ["a", "b"];
+    let mut rng = rand::rngs::StdRng::seed_from_u64(7);
+    let mut some = |from: &[&str], least: usize| -> Vec<String> {
+        let count = rng.random_range(least..=2);
+        (0..count).map(|_| from[rng.random_range(0..from.len())].to_owned()).collect()
+    };
+    let mut rule = || Rule {
+        verbs: some(&VERBS, 1),
+        api_groups: some(&GROUPS, 1),
+        resources: some(&RESOURCES, 1),
+        resource_names: some(&NAMES, 0),
+        ..Rule::default()
+    };
+    let user = UserInfo::new("x", &[]);
+    let mut passed = 0;
+    for _ in 0..4000 {
+        let held = [rule(), rule(), rule()];
+        let wanted = [rule()];
+        if !escalation::missing(&held, &wanted).is_empty() {
+            continue;
+        }
+        passed += 1;
+        for verb in ["get", "list", "update", "delete"] {
+            for group in ["", "apps", "batch"] {
+                for (resource, subresource) in
+                    [("pods", ""), ("pods", "log"), ("pods", "scale"), ("nodes", ""), ("nodes", "scale")]
+                {
+                    for name in ["", "a", "b", "c"] {
+                        let request = Attributes {
+                            user: &user,
+                            verb,
+                            group,
+                            version: "v1",
+                            resource,
+                            subresource,
+                            namespace: "",
+                            name,
+                            path: "",
+                            is_resource: true,
+                        };
+                        let allows = |rules: &[Rule]| rules.iter().any(|r| r.allows(&request));
+                        assert!(!allows(&wanted) || allows(&held), "{request:?}\n{held:?}\n{wanted:?}");
+                    }
+                }
+            }
+        }
+    }
+    assert!(passed > 100, "{passed} grants passed");
+}
