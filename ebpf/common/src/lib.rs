@@ -45,6 +45,8 @@ pub mod limits {
     pub const FLOWS: u32 = 262_144;
     /// Local addresses and links of the node.
     pub const LOCALS: u32 = 4_096;
+    /// Pods of the node.
+    pub const PODS: u32 = 4_096;
     /// Bytes of the event ring.
     pub const EVENTS: u32 = 65_536;
     /// Ports tried for a masqueraded connection before it is refused.
@@ -67,6 +69,8 @@ pub mod maps {
     pub const LOCALS: &str = "locals";
     /// Link index to the address that masqueraded traffic leaves with.
     pub const SOURCES: &str = "sources";
+    /// Cookies of the pods' network namespaces, with the index of the node's side of their link.
+    pub const NAMESPACES: &str = "namespaces";
     /// One `Settings`.
     pub const SETTINGS: &str = "settings";
     /// One word: 1 while user space sweeps the flow map.
@@ -82,7 +86,7 @@ pub mod maps {
     /// Socket storage of `SocketState`.
     pub const SOCKETS: &str = "sockets";
     /// Every pinned map.
-    pub const ALL: [&str; 14] = [
+    pub const ALL: [&str; 15] = [
         FRONTENDS,
         BACKENDS,
         SLAB,
@@ -90,6 +94,7 @@ pub mod maps {
         FLOWS,
         LOCALS,
         SOURCES,
+        NAMESPACES,
         SETTINGS,
         SWEEPER,
         SERVICE_COUNTERS,

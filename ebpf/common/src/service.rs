@@ -120,8 +120,9 @@ pub struct Settings {
     pub source_port_first: u16,
     /// Last masquerade port, host order.
     pub source_port_last: u16,
-    /// Zero.
-    pub reserved: u32,
+    /// 1: only sockets of the node and of known pods are translated, others' traffic is translated packet by packet when
+    /// it arrives. 0 while no pod's namespace is known: every socket below the cgroup is translated.
+    pub known_only: u32,
     /// Cookie of the node's own network namespace: only its sockets may use loopback node ports.
     pub host_cookie: u64,
 }

@@ -127,13 +127,16 @@ fn parse_ip<P: Packet>(packet: &P, ip: u32) -> Option<Header> {
     }
     match header.protocol {
         protocol::TCP | protocol::UDP => {
-            let ports = packet.read::<4>(header.transport)?;
+            let ports = if header.protocol == protocol::TCP && ip == ETHERNET {
+                let start = packet.read::<{ TCP_FLAGS + 1 }>(header.transport)?;
+                header.tcp_flags = start[TCP_FLAGS];
+                [start[0], start[1], start[2], start[3]]
+            } else {
+                packet.read::<4>(header.transport)?
+            };
             header.kind = Kind::Ports;
             header.source_port = u16::from_ne_bytes([ports[0], ports[1]]);
             header.destination_port = u16::from_ne_bytes([ports[2], ports[3]]);
-            if header.protocol == protocol::TCP && ip == ETHERNET {
-                header.tcp_flags = packet.read::<1>(header.transport + TCP_FLAGS as u32)?[0];
-            }
         }
         protocol::ICMP => {
             let icmp = packet.read::<8>(header.transport)?;

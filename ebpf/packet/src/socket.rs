@@ -35,6 +35,9 @@ fn translate<M: Maps>(maps: &M, address: u32, port: u16, protocol: u8, state: Op
     let Some(frontend) = service::find(maps, &settings, address, port, protocol, Scope::Internal) else {
         return SocketVerdict::Untouched;
     };
+    if !maps.translates(&settings) {
+        return SocketVerdict::Untouched;
+    }
     if let Some(state) = state {
         for entry in &state.entries {
             let same = entry.service_address == address && entry.service_port == port;

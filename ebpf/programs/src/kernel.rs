@@ -63,6 +63,12 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
+    fn translates(&self, settings: &Settings) -> bool {
+        let Kernel::Socket(cookie) = self else { return true };
+        settings.known_only == 0 || settings.host_cookie == *cookie || maps::NAMESPACES.get_ptr(cookie).is_some()
+    }
+
+    #[inline(always)]
     fn source_address(&self) -> u32 {
         let Kernel::Link(index) = self else { return 0 };
         match maps::SOURCES.get_ptr(*index) {

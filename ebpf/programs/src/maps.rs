@@ -34,6 +34,9 @@ pub static LOCALS: HashMap<u32, u32, { limits::LOCALS as usize }, ON_DEMAND> = H
 #[btf_map(name = "sources")]
 pub static SOURCES: HashMap<u32, u32, { limits::LOCALS as usize }, ON_DEMAND> = HashMap::new();
 
+#[btf_map(name = "namespaces")]
+pub static NAMESPACES: HashMap<u64, u32, { limits::PODS as usize }, ON_DEMAND> = HashMap::new();
+
 #[btf_map(name = "settings")]
 pub static SETTINGS: Array<Settings, 1> = Array::new();
 

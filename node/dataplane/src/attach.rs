@@ -231,8 +231,12 @@ pub(crate) struct Link {
 
 impl Link {
     pub(crate) fn by_index(index: u32) -> Result<Link, Error> {
-        let name = nix::net::if_::if_indextoname(index)
-            .map_err(|errno| Error::system(format!("find the link with index {index}"), errno.into()))?;
+        let missing = |error| Error::system(format!("find the link with index {index}"), error);
+        let name = nix::net::if_::if_indextoname(index).map_err(|errno| missing(errno.into()))?;
+        if name.is_empty() {
+            // What nix 0.31 makes of glibc's null pointer.
+            return Err(missing(io::Error::from_raw_os_error(libc::ENXIO)));
+        }
         Ok(Link { index, name: name.to_string_lossy().into_owned() })
     }
 

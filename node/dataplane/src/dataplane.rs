@@ -36,7 +36,8 @@ pub struct Config {
     pub node_addresses: Vec<Ipv4Addr>,
     /// Ports of NodePort services.
     pub node_ports: RangeInclusive<u16>,
-    /// This node's pods, when known: their traffic to the outside leaves with the node's address.
+    /// This node's pods: their traffic to the outside leaves with the node's address. `None` keeps what an earlier
+    /// process was told.
     pub pod_range: Option<Range>,
     /// All pods of the cluster.
     pub cluster_range: Option<Range>,
@@ -81,6 +82,7 @@ pub(crate) struct Inner {
     pub(crate) locals: Mutex<HashMap<MapData, u32, u32>>,
     pub(crate) sources: Mutex<HashMap<MapData, u32, u32>>,
     pub(crate) uplinks: Mutex<BTreeSet<Link>>,
+    namespaces: Mutex<HashMap<MapData, u64, u32>>,
     settings: Mutex<(Settings, Array<MapData, Settings>)>,
     table: Mutex<Table>,
     started: Instant,
@@ -122,13 +124,15 @@ impl Dataplane {
         attach::load_programs(&mut ebpf)?;
         let store = Store::open(&pins, true)?;
         let tables = store.read()?;
-        let settings = settings(&config)?;
         let mut settings_map: Array<MapData, Settings> = typed(&pins, maps::SETTINGS)?;
+        let earlier = settings_map.get(&0, 0).map_err(|error| Error::ebpf("read the settings", error))?;
+        let settings = settings(&config, earlier)?;
         settings_map.set(0, settings, 0).map_err(|error| Error::ebpf("write the settings", error))?;
         let inner = Inner {
             pins,
             traffic,
             locals: Mutex::new(typed(&Pins::new(&config.pin_dir), maps::LOCALS)?),
+            namespaces: Mutex::new(typed(&Pins::new(&config.pin_dir), maps::NAMESPACES)?),
             sources: Mutex::new(typed(&Pins::new(&config.pin_dir), maps::SOURCES)?),
             uplinks: Mutex::default(),
             settings: Mutex::new((settings, settings_map)),
@@ -151,6 +155,8 @@ impl Dataplane {
             }
         }
         dataplane.reconcile_links()?;
+        // The loader reads all of the kernel's type information (20 MB as parsed) for programs that may need it.
+        sys::give_memory_back();
         Ok(dataplane)
     }
 
@@ -185,8 +191,41 @@ impl Dataplane {
         attach::attach_traffic(&mut ebpf, &inner.pins, inner.traffic, POD_PROGRAMS, &link)
     }
 
+    /// Makes a pod's namespace known: its sockets are translated when they connect, which costs nothing per packet
+    /// afterwards. From the first call on, sockets of namespaces that are neither the node's nor a known pod's are left
+    /// alone (their packets are translated on arrival), because an address that is right here may lead nowhere there.
+    pub fn know_namespace(&self, index: u32, netns: &Path) -> Result<(), Error> {
+        let cookie = sys::netns_cookie_of(netns)
+            .map_err(|error| Error::system(format!("look into the namespace {}", netns.display()), error))?;
+        let failed = |error| Error::ebpf("write the namespaces", error);
+        self.inner.namespaces.lock().insert(cookie, index, 0).map_err(failed)?;
+        let mut guard = self.inner.settings.lock();
+        let (settings, map) = &mut *guard;
+        if settings.known_only == 0 {
+            settings.known_only = 1;
+            map.set(0, *settings, 0).map_err(|error| Error::ebpf("write the settings", error))?;
+        }
+        Ok(())
+    }
+
+    fn forget_namespace(&self, index: u32) -> Result<(), Error> {
+        let failed = |error| Error::ebpf("write the namespaces", error);
+        let mut namespaces = self.inner.namespaces.lock();
+        let gone: Vec<u64> = namespaces
+            .iter()
+            .filter_map(Result::ok)
+            .filter(|(_, link)| *link == index)
+            .map(|(cookie, _)| cookie)
+            .collect();
+        for cookie in gone {
+            namespaces.remove(&cookie).map_err(failed)?;
+        }
+        Ok(())
+    }
+
     /// Takes the pod programs off a link; a link that is gone is success.
     pub fn detach_pod(&self, index: u32) -> Result<(), Error> {
+        self.forget_namespace(index)?;
         let name = Link::by_index(index).map_or_else(|_| String::new(), |link| link.name);
         let inner = &self.inner;
         attach::detach_traffic(&inner.pins, inner.traffic, POD_PROGRAMS, &Link { index, name })
@@ -194,6 +233,7 @@ impl Dataplane {
 
     /// Forgets the programs of a link that is gone; they went with it.
     pub(crate) fn forget_link(&self, index: u32) -> Result<(), Error> {
+        self.forget_namespace(index)?;
         let gone = Link { index, name: String::new() };
         attach::detach_traffic(&self.inner.pins, Traffic::Tcx, POD_PROGRAMS, &gone)?;
         attach::detach_traffic(&self.inner.pins, Traffic::Tcx, UPLINK_PROGRAMS, &gone)
@@ -246,22 +286,21 @@ impl Dataplane {
     }
 }
 
-fn settings(config: &Config) -> Result<Settings, Error> {
-    let (pod_network, pod_mask) = config.pod_range.map(Range::wire).unwrap_or_default();
-    let (cluster_network, cluster_mask) =
-        config.cluster_range.or(config.pod_range).map(Range::wire).unwrap_or_default();
-    Ok(Settings {
+/// The settings by configuration; what the configuration does not know yet stays as an earlier process left it.
+fn settings(config: &Config, earlier: Settings) -> Result<Settings, Error> {
+    let mut settings = Settings {
         node_address: config.node_addresses.first().copied().map_or(0, wire),
-        pod_network,
-        pod_mask,
-        cluster_network,
-        cluster_mask,
         node_port_first: *config.node_ports.start(),
         node_port_last: *config.node_ports.end(),
         source_port_first: *SOURCE_PORTS.start(),
         source_port_last: *SOURCE_PORTS.end(),
-        reserved: 0,
         host_cookie: sys::netns_cookie()
             .map_err(|error| Error::Kernel(format!("a network namespace has no cookie: {error}")))?,
-    })
+        ..earlier
+    };
+    if let Some(pods) = config.pod_range {
+        (settings.pod_network, settings.pod_mask) = pods.wire();
+        (settings.cluster_network, settings.cluster_mask) = config.cluster_range.unwrap_or(pods).wire();
+    }
+    Ok(settings)
 }

@@ -149,6 +149,26 @@ pub(crate) fn netns_cookie() -> io::Result<u64> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }
 
+/// Cookie of another network namespace, pinned at a path.
+pub(crate) fn netns_cookie_of(path: &Path) -> io::Result<u64> {
+    let file = std::fs::File::open(path)?;
+    // Entering is for a thread of its own, which ends with it.
+    let visit = std::thread::Builder::new().name("netns".into()).spawn(move || {
+        nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
+        netns_cookie()
+    })?;
+    visit.join().map_err(|_| io::Error::other("the visit failed"))?
+}
+
+/// Gives memory that is free inside the allocator back to the kernel.
+pub(crate) fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call has no preconditions.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Seconds of the clock that the programs stamp flows with.
 pub(crate) fn coarse_seconds() -> u32 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };

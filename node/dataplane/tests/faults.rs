@@ -89,3 +89,18 @@ fn a_cgroup_that_is_gone_shows_in_the_status() {
         assert_eq!(next.status().unwrap().problems, Vec::<String>::new());
     });
 }
+#[test]
+fn a_loaded_data_plane_is_small() {
+    isolated("a_loaded_data_plane_is_small", |place| {
+        let anonymous = || {
+            let text = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = text.lines().find(|line| line.starts_with("RssAnon")).unwrap().to_owned();
+            line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+        };
+        let before = anonymous();
+        let _dataplane = Dataplane::load(place.config()).unwrap();
+        let grown = anonymous() - before;
+        println!("grown by {grown} kB");
+        assert!(grown < 6_000, "{grown} kB");
+    });
+}

@@ -254,7 +254,8 @@ fn connections_live_through_a_restart() {
         drop(world.dataplane);
         assert!(inward.alive() && outward.alive(), "while no process runs");
         world.outside.within(|| assert!(connect(NODE).unwrap().alive()));
-        let next = Dataplane::load(config(place)).unwrap();
+        // It does not know the node's pods yet.
+        let next = Dataplane::load(Config { pod_range: None, cluster_range: None, ..config(place) }).unwrap();
         assert!(inward.alive() && outward.alive(), "after the next one took over");
         world.outside.within(|| assert!(connect(NODE).unwrap().alive()));
         let status = next.status().unwrap();
@@ -265,6 +266,31 @@ fn connections_live_through_a_restart() {
             assert!(attached.contains(expected), "{attached:?}");
         }
         assert!(status.flows >= 3, "{}", status.flows);
+    });
+}
+
+#[test]
+fn strangers_sockets_are_left_alone_and_their_packets_are_served() {
+    isolated("strangers_sockets_are_left_alone_and_their_packets_are_served", |place| {
+        let mut world = world(place, Traffic::best());
+        // Now the programs see the sockets of this process, wherever its threads are.
+        world.dataplane = Dataplane::load(Config { cgroup: Some(place.cgroup.clone()), ..config(place) }).unwrap();
+        let index = nix::net::if_::if_nametoindex("slc5").unwrap();
+        world.dataplane.know_namespace(index, &world.pods[0].path).unwrap();
+        world.pods[1].within(|| tcp_server(OTHER_POD));
+        world.dataplane.apply(&tcp(&[OTHER_POD])).unwrap();
+        let row = || world.dataplane.services().unwrap().remove(0);
+        world.pods[0].within(|| assert!(connect(CLUSTER).unwrap().alive()));
+        assert_eq!((row().connections, row().packets), (1, 0), "a known pod: by socket");
+        connect("127.0.0.1:30080").unwrap();
+        assert_eq!((row().connections, row().packets), (2, 0), "the node: by socket");
+        // No route to pods here, so a translated socket would get nowhere.
+        world.outside.within(|| assert!(connect(NODE).unwrap().alive()));
+        assert_eq!(row().connections, 3);
+        assert!(row().packets > 0, "a stranger: by packet");
+        world.dataplane.detach_pod(index).unwrap();
+        let unknown = world.pods[0].within(|| connect(CLUSTER).err().unwrap().kind());
+        assert_eq!(unknown, ErrorKind::HostUnreachable, "neither socket nor link is translated any more");
     });
 }
 

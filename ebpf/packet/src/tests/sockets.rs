@@ -44,6 +44,17 @@ fn what_connect_does() {
 }
 
 #[test]
+fn a_stranger_is_left_alone() {
+    let mut world = world();
+    world.settings.known_only = 1;
+    for asked in ["10.96.0.10:80", "10.96.0.12:80"] {
+        let (address, port) = end(asked);
+        assert_eq!(connect(&world, address, port, protocol::TCP), SocketVerdict::Untouched);
+    }
+    assert!(world.reasons.borrow().is_empty());
+}
+
+#[test]
 fn a_sending_socket_keeps_its_backend_until_the_service_changes() {
     let mut world = world();
     let (address, port) = end("10.96.0.11:53");

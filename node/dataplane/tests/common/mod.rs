@@ -136,7 +136,7 @@ impl Place {
 
 /// A network namespace.
 pub struct Namespace {
-    path: PathBuf,
+    pub path: PathBuf,
 }
 
 impl Namespace {
