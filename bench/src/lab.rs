@@ -4,7 +4,7 @@
 use std::{
     io::Read,
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Command, Stdio},
     sync::{Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -122,9 +122,15 @@ impl Node {
         Ok(begun.elapsed())
     }
 
-    /// Removes all that the installation has, as if it had never run.
+    /// Removes all that the ended installation has, as if it had never run. In the node's network namespace, but not
+    /// in its cgroup, which is to be removed too.
     pub(crate) fn reset(&self) -> Result<()> {
-        output(self.node().sluice(&["reset", "--yes"]).current_dir("/")).map(drop)
+        let node = self.node();
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{NAME}-1")).arg(binary()?).args(["reset", "--yes", "--data-dir"]);
+        command.arg(node.data_dir()).arg("--run-dir").arg(node.run_dir());
+        command.args(["--instance", &self.instance(), "--containerd", "own"]);
+        output(command.current_dir("/")).map(drop)
     }
 
     /// Ends the ended daemon's containerd, as a reboot does.
@@ -175,7 +181,7 @@ impl Node {
             .arg(self.containerd_socket())
             .arg("--containerd-config")
             .arg(self.containerd_config())
-            .args(["--cgroup", &format!("/{NAME}-{}/ctr", node.name)])
+            .args(["--cgroup", &format!("/{}/ctr", self.instance())])
             .args(["--daemon", &node.pid().context("the daemon does not run")?.to_string()])
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
@@ -197,6 +203,11 @@ impl Node {
         &self.lab.nodes()[0]
     }
 
+    /// As labs name it: prefix of the node's cgroups.
+    fn instance(&self) -> String {
+        format!("{NAME}-{}", self.node().name)
+    }
+
     /// As the daemon lays out its directories.
     fn containerd_socket(&self) -> PathBuf {
         self.node().run_dir().join("containerd/containerd.sock")
@@ -204,6 +215,20 @@ impl Node {
 
     fn containerd_config(&self) -> PathBuf {
         self.node().data_dir().join("containerd/config.toml")
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        say("removing the cluster");
+        if self.node().pid().is_some()
+            && let Err(error) = self.end()
+        {
+            eprintln!("{error:#}");
+        }
+        if let Err(error) = self.reset() {
+            eprintln!("{error:#}");
+        }
     }
 }
 
