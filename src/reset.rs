@@ -104,6 +104,9 @@ async fn containerd(config: &Config) -> Result<String> {
 }
 
 fn cgroups(config: &Config) -> Result<String> {
+    // This process may stand in one of them (a shell on a namespaced node does); one's own cannot be removed.
+    fs::write(machine::cgroup_root().join("cgroup.procs"), std::process::id().to_string())
+        .context("cannot leave the cgroup")?;
     Cgroups::new(&config.instance).remove_all()?;
     Ok(String::new())
 }
