@@ -8,8 +8,8 @@ use sluice_api::resource::Registry;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admission::Admission, auth::Authenticator, authz::Authorizer, connect::Connect, metrics::Metrics, openapi::Documents,
-    services::Services, storage::Storage,
+    admission::Admission, auth::Authenticator, authz::Authorizer, columns::Columns, connect::Connect, metrics::Metrics,
+    openapi::Documents, services::Services, storage::Storage,
 };
 
 /// One per server; requests borrow it.
@@ -17,6 +17,8 @@ pub(crate) struct Core {
     pub(crate) storage: Arc<Storage>,
     /// Swapped when a CRD comes or goes.
     pub(crate) registry: ArcSwap<Registry>,
+    /// Those of custom resources; swapped with the table.
+    pub(crate) columns: ArcSwap<Columns>,
     pub(crate) authenticator: Arc<Authenticator>,
     pub(crate) authorizer: Arc<Authorizer>,
     pub(crate) admission: Admission,

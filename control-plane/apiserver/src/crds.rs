@@ -11,7 +11,12 @@ use sluice_api::{
 };
 use sluice_store::cache::CacheItem;
 
-use crate::{limits, meta, pipeline::Pipeline, storage::Storage};
+use crate::{
+    columns::{self, Columns},
+    limits, meta,
+    pipeline::Pipeline,
+    storage::Storage,
+};
 
 const FINALIZER: &str = "customresourcecleanup.apiextensions.k8s.io";
 
@@ -25,6 +30,22 @@ pub(crate) fn registry(storage: &Storage) -> Registry {
     let stored = definitions().map(|row| storage.list(row.store_prefix(), "").items);
     let custom = stored.into_iter().flatten().flat_map(|object| rows(&object.value()));
     Registry::new(resource::builtin().iter().cloned().chain(custom.map(Arc::new)))
+}
+
+/// The printer columns of every definition that is stored.
+pub(crate) fn columns(storage: &Storage) -> Columns {
+    let stored = definitions().map(|row| storage.list(row.store_prefix(), "").items);
+    let mut all = Columns::new();
+    for definition in stored.into_iter().flatten().map(|object| object.value()) {
+        for row in rows(&definition) {
+            let versions = definition["spec"]["versions"].as_array();
+            if let Some(version) = versions.into_iter().flatten().find(|v| v["name"] == *row.version) {
+                let key = (row.group.into(), row.version.into(), row.plural.into());
+                all.insert(key, columns::columns(version));
+            }
+        }
+    }
+    all
 }
 
 /// The rows of one definition: one per served version.
@@ -80,6 +101,7 @@ pub(crate) async fn follow(pipeline: Arc<Pipeline>) {
             continue;
         };
         loop {
+            core.columns.store(Arc::new(columns(storage)));
             core.registry.store(Arc::new(registry(storage)));
             let waiting = settle_all(storage, definitions).await.unwrap_or_else(|status| {
                 let error = &status.message;
@@ -181,11 +203,8 @@ async fn clean_up(storage: &Storage, definitions: &Resource, mut definition: Val
     if left > 0 {
         return Ok(false);
     }
-    let others: Vec<String> = meta::finalizers(&definition)
-        .into_iter()
-        .filter(|f| *f != FINALIZER)
-        .map(str::to_owned)
-        .collect();
+    let others: Vec<String> =
+        meta::finalizers(&definition).into_iter().filter(|f| *f != FINALIZER).map(str::to_owned).collect();
     if others.is_empty() {
         ignore_missing(storage.delete(definitions, "", meta::name(&definition)).await)?;
     } else {

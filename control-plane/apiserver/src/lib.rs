@@ -8,6 +8,7 @@ pub mod auth;
 pub mod authz;
 mod body;
 pub mod bootstrap;
+mod columns;
 pub mod connect;
 pub mod context;
 mod core;
@@ -121,6 +122,7 @@ impl ApiServer {
         let pipeline = Arc::new(Pipeline::new(Core {
             admission: Admission::new(storage.clone(), Arc::clone(&authorizer)),
             registry: ArcSwap::from_pointee(crds::registry(&storage)),
+            columns: ArcSwap::from_pointee(crds::columns(&storage)),
             authenticator,
             authorizer,
             connect,

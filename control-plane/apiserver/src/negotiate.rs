@@ -147,12 +147,13 @@ mod tests {
         check("application/json;as=Chair;v=v1;g=meta.k8s.io,application/json", As::Object);
         check("application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1", As::Metadata);
         check("application/vnd.kubernetes.protobuf,application/json", As::Object);
+        check("application/vnd.kubernetes.protobuf", As::Object);
         check("text/html;q=1,application/json;q=0.5", As::Object);
     }
 
     #[test]
     fn nothing_answerable_is_406() {
-        for accept in ["application/vnd.kubernetes.protobuf", "text/html", "application/json;as=Chair;v=v1;g=x"] {
+        for accept in ["text/html", "application/json;as=Chair;v=v1;g=x"] {
             let status = negotiate(accept, "").unwrap_err();
             assert_eq!((status.code, status.reason.as_str()), (406, "NotAcceptable"), "{accept}");
         }

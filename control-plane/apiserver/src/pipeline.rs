@@ -2,11 +2,16 @@
 //! the way back: warnings and metrics.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
     time::Instant,
 };
 
 use http::{Request, Response, request::Parts};
+use http_body::Body as _;
+use http_body_util::BodyExt as _;
 use parking_lot::Mutex;
 use sluice_api::status::Status;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -16,7 +21,7 @@ use crate::{
     context::{Body, ConnectRequest, PeerCertificates, RequestInfo, UserInfo},
     core::Core,
     documents, limits,
-    metrics::Series,
+    metrics::{Metrics, Series},
     negotiate::{self, Form},
     request::Query,
     respond,
@@ -63,18 +68,20 @@ impl Pipeline {
         let warnings = Mutex::new(Vec::new());
         let form = negotiate::form(&parts.headers, &query);
         let failures = form.as_ref().copied().unwrap_or_default();
-        let series = series(&info);
+        let series = self.series(&info);
 
         let answer = async {
-            let _place = self.place(&info, long)?;
+            let place = self.place(&info, long)?;
             let work = self.answer(&info, &query, parts, body, form, &warnings);
-            if long {
-                return work.await;
-            }
-            tokio::time::timeout(limits::REQUEST_TIMEOUT, work).await.unwrap_or_else(|_| {
-                let why = "request did not complete within the allotted timeout";
-                Err(Status::timeout(why, 0))
-            })
+            let answer = if long {
+                work.await
+            } else {
+                tokio::time::timeout(limits::REQUEST_TIMEOUT, work).await.unwrap_or_else(|_| {
+                    let why = "request did not complete within the allotted timeout";
+                    Err(Status::timeout(why, 0))
+                })
+            };
+            answer.map(|response| response.map(|body| place.keep(body)))
         };
         let mut response = answer.await.unwrap_or_else(|status| {
             if status.code >= 500 {
@@ -90,13 +97,13 @@ impl Pipeline {
     }
 
     /// A place among the running requests, or 429.
-    fn place(&self, info: &RequestInfo, long: bool) -> Result<Place<'_>, Status> {
+    fn place(&self, info: &RequestInfo, long: bool) -> Result<Place, Status> {
         let reads = matches!(info.verb.as_str(), "get" | "list" | "watch" | "head" | "options");
         let metrics = &self.core.metrics;
-        let (places, gauge) = match (long, reads) {
+        let (places, gauge): (_, Option<Gauge>) = match (long, reads) {
             (true, _) => (&self.long_running, None),
-            (false, true) => (&self.reading, Some(&metrics.reading)),
-            (false, false) => (&self.writing, Some(&metrics.writing)),
+            (false, true) => (&self.reading, Some(|m| &m.reading)),
+            (false, false) => (&self.writing, Some(|m| &m.writing)),
         };
         let Ok(permit) = Arc::clone(places).try_acquire_owned() else {
             metrics.rejected.fetch_add(1, Ordering::Relaxed);
@@ -104,9 +111,32 @@ impl Pipeline {
             return Err(Status::too_many_requests(why, limits::RETRY_AFTER_SECONDS));
         };
         if let Some(gauge) = gauge {
-            gauge.fetch_add(1, Ordering::Relaxed);
+            gauge(metrics).fetch_add(1, Ordering::Relaxed);
         }
-        Ok(Place { gauge, _permit: permit })
+        Ok(Place { gauge, metrics: Arc::clone(metrics), _permit: permit })
+    }
+
+    /// The labels under which a request is counted. Names that nobody serves are not among them, so
+    /// that no client can make up new ones.
+    fn series(&self, info: &RequestInfo) -> Series {
+        let registry = self.core.registry.load();
+        let row = registry.by_path(&info.group, &info.version, &info.resource);
+        let served = row.is_some_and(|r| info.subresource.is_empty() || r.subresource(&info.subresource).is_some());
+        let scope = match (served, info.name.is_empty(), info.namespace.is_empty()) {
+            (false, ..) => "",
+            (true, false, _) => "resource",
+            (true, true, false) => "namespace",
+            (true, true, true) => "cluster",
+        };
+        let take = |text: &str| if served { text.to_owned() } else { String::new() };
+        Series {
+            verb: if info.verb.len() < 20 { info.verb.to_ascii_uppercase() } else { "OTHER".into() },
+            group: take(&info.group),
+            version: take(&info.version),
+            resource: take(&info.resource),
+            subresource: take(&info.subresource),
+            scope,
+        }
     }
 
     async fn answer(
@@ -134,7 +164,7 @@ impl Pipeline {
         }
         let incoming =
             Incoming { core: &self.core, info, query, headers: &parts.headers, user: &user, form: form?, warnings };
-        let view = View::new(&registry, resource);
+        let view = View::new(&registry, resource, &self.core.columns.load());
         Call::new(incoming, view)?.run(body).await
     }
 
@@ -151,36 +181,33 @@ impl Pipeline {
     }
 }
 
+type Gauge = fn(&Metrics) -> &AtomicI64;
+
 /// A running request's place; given back when dropped.
-struct Place<'a> {
-    gauge: Option<&'a std::sync::atomic::AtomicI64>,
+struct Place {
+    gauge: Option<Gauge>,
+    metrics: Arc<Metrics>,
     _permit: OwnedSemaphorePermit,
 }
 
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        if let Some(gauge) = self.gauge {
-            gauge.fetch_sub(1, Ordering::Relaxed);
+impl Place {
+    /// A streamed answer runs until its last frame.
+    fn keep(self, body: Body) -> Body {
+        if body.size_hint().exact().is_some() {
+            return body;
         }
+        body.map_frame(move |frame| {
+            let _ = &self;
+            frame
+        })
+        .boxed_unsync()
     }
 }
 
-/// The labels under which a request is counted. Names from the client that nobody serves are not
-/// among them.
-fn series(info: &RequestInfo) -> Series {
-    let scope = match (info.is_resource, info.name.is_empty(), info.namespace.is_empty()) {
-        (false, ..) => "",
-        (true, false, _) => "resource",
-        (true, true, false) => "namespace",
-        (true, true, true) => "cluster",
-    };
-    let take = |text: &str| if info.is_resource { text.to_owned() } else { String::new() };
-    Series {
-        verb: info.verb.to_ascii_uppercase(),
-        group: take(&info.group),
-        version: take(&info.version),
-        resource: take(&info.resource),
-        subresource: take(&info.subresource),
-        scope,
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(gauge) = self.gauge {
+            gauge(&self.metrics).fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }

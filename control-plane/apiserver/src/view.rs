@@ -14,6 +14,7 @@ use sluice_api::{
 };
 
 use crate::{
+    columns::{self, Column, Columns},
     fields,
     negotiate::{As, IncludeObject},
     request::Query,
@@ -25,6 +26,8 @@ use crate::{
 pub(crate) struct View {
     pub(crate) resource: Arc<Resource>,
     pub(crate) stored: Arc<Resource>,
+    /// The printer columns of a custom resource.
+    pub(crate) columns: Option<Arc<[Column]>>,
 }
 
 /// An object on its way to a client.
@@ -62,8 +65,12 @@ impl Selection {
 }
 
 impl View {
-    pub(crate) fn new(registry: &Registry, resource: &Arc<Resource>) -> Self {
-        Self { resource: Arc::clone(resource), stored: Arc::clone(registry.storage_row(resource)) }
+    pub(crate) fn new(registry: &Registry, resource: &Arc<Resource>, custom: &Columns) -> Self {
+        Self {
+            resource: Arc::clone(resource),
+            stored: Arc::clone(registry.storage_row(resource)),
+            columns: columns::of(custom, resource),
+        }
     }
 
     /// The store prefix of the collection.
@@ -119,7 +126,7 @@ impl View {
 
     /// A table around rows; the columns are left out of all but the first table of a watch.
     pub(crate) fn table(&self, metadata: Value, rows: Vec<Value>, columns: bool) -> Value {
-        let definitions = if columns { table::definitions(table::columns(&self.resource)) } else { json!([]) };
+        let definitions = if columns { self.definitions() } else { json!([]) };
         json!({
             "kind": "Table",
             "apiVersion": "meta.k8s.io/v1",
@@ -129,10 +136,20 @@ impl View {
         })
     }
 
+    fn definitions(&self) -> Value {
+        match &self.columns {
+            Some(custom) => custom.iter().map(Column::definition).collect(),
+            None => table::definitions(table::columns(&self.resource)),
+        }
+    }
+
     /// The table row of one object (in the served version).
     pub(crate) fn row(&self, object: Value, include: IncludeObject) -> Value {
-        let columns = table::columns(&self.resource);
-        let cells = table::cells(columns, &object, jiff::Timestamp::now());
+        let now = jiff::Timestamp::now();
+        let cells: Vec<Value> = match &self.columns {
+            Some(custom) => custom.iter().map(|column| column.cell(&object, now)).collect(),
+            None => table::cells(table::columns(&self.resource), &object, now),
+        };
         let carried = match include {
             IncludeObject::None => return json!({ "cells": cells }),
             IncludeObject::Metadata => json!({

@@ -13,20 +13,21 @@ fn definition() -> Value {
         "group": "example.com", "scope": "Namespaced",
         "names": {"plural": "crontabs", "singular": "crontab", "kind": "CronTab", "shortNames": ["ct"]},
         "versions": [
-            {"name": "v1", "served": true, "storage": true, "subresources": {"status": {}, "scale": {"specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.replicas"}},
+            {"name": "v1", "served": true, "storage": true, "additionalPrinterColumns": [{"name": "Cron", "type": "string", "jsonPath": ".spec.cron"}],
+             "subresources": {"status": {}, "scale": {"specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.replicas"}},
              "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}},
             {"name": "v1beta1", "served": true, "storage": false, "schema": {"openAPIV3Schema": {"type": "object"}}}]}})
 }
 
 /// Waits for a condition of the definition, as `kubectl wait` does.
 async fn wait(http: &Http, event: &str, holds: impl Fn(&Value) -> bool) {
-    let mut events = http.watch(&format!("{DEFINITIONS}?watch=1&fieldSelector=metadata.name%3Dcrontabs.example.com")).await;
+    let mut events =
+        http.watch(&format!("{DEFINITIONS}?watch=1&fieldSelector=metadata.name%3Dcrontabs.example.com")).await;
     loop {
         let next = events.next().await.unwrap();
-        if next["type"] == event || (event == "MODIFIED" && next["type"] == "ADDED") {
-            if holds(&next["object"]) {
-                return;
-            }
+        let type_fits = next["type"] == event || (event == "MODIFIED" && next["type"] == "ADDED");
+        if type_fits && holds(&next["object"]) {
+            return;
         }
     }
 }
@@ -38,12 +39,15 @@ async fn a_definition_is_served_until_it_goes() {
     let tabs = "/apis/example.com/v1/namespaces/default/crontabs";
     assert_eq!(http.get(tabs).await.code, 404);
     http.create(DEFINITIONS, definition()).await;
-    let established = |d: &Value| d["status"]["conditions"].as_array().is_some_and(|c| c.iter().any(|c| c["type"] == "Established"));
+    let established =
+        |d: &Value| d["status"]["conditions"].as_array().is_some_and(|c| c.iter().any(|c| c["type"] == "Established"));
     wait(http, "MODIFIED", established).await;
 
     let groups = http.get("/apis").await.ok();
     assert!(groups["groups"].as_array().unwrap().iter().any(|g| g["name"] == "example.com"));
-    let made = http.create(tabs, json!({"metadata": {"name": "a"}, "spec": {"cron": "* *", "replicas": 1}, "status": {"x": 1}})).await;
+    let made = http
+        .create(tabs, json!({"metadata": {"name": "a"}, "spec": {"cron": "* *", "replicas": 1}, "status": {"x": 1}}))
+        .await;
     assert_eq!((&made["kind"], &made["apiVersion"]), (&json!("CronTab"), &json!("example.com/v1")));
     assert_eq!(made["metadata"]["generation"], 1);
     assert!(made.get("status").is_none(), "the status has its own subresource");
@@ -55,14 +59,16 @@ async fn a_definition_is_served_until_it_goes() {
     let list = http.get(tabs).await.ok();
     assert_eq!((&list["kind"], list["items"].as_array().unwrap().len()), (&json!("CronTabList"), 1));
     let table = http.accept(tabs, "application/json;as=Table;v=v1;g=meta.k8s.io").await.ok();
-    assert_eq!(table["rows"][0]["cells"][0], "a");
+    assert_eq!(table["rows"][0]["cells"], json!(["a", "* *"]));
     for path in ["/openapi/v3/apis/example.com/v1", "/openapi/v2", "/apis/example.com/v1"] {
         assert_eq!(http.get(path).await.code, 200, "{path}");
     }
 
     http.delete(&format!("{DEFINITIONS}/crontabs.example.com"), Value::Null).await.ok();
     for _ in 0..500 {
-        if http.get(&format!("{DEFINITIONS}/crontabs.example.com")).await.code == 404 && http.get(tabs).await.code == 404 {
+        if http.get(&format!("{DEFINITIONS}/crontabs.example.com")).await.code == 404
+            && http.get(tabs).await.code == 404
+        {
             return;
         }
         tokio::task::yield_now().await;

@@ -12,12 +12,12 @@ use serde_json::Value;
 use sluice_api::{resource::Resource, status::Status};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
-use complete::{addresses, families, keep, ports};
 use crate::{
     limits, meta,
     storage::{Storage, StoredObject},
     verbs::Call,
 };
+use complete::{addresses, families, keep, ports};
 
 /// Held until the Service is stored.
 pub(crate) type Allocation = OwnedMutexGuard<()>;

@@ -23,7 +23,7 @@ impl Call<'_> {
     pub(super) fn pods(&self) -> Self {
         let mut call = self.within(&self.namespace);
         if let Some(pods) = builtin().by_path("", "v1", "pods") {
-            call.view = View { resource: Arc::clone(pods), stored: Arc::clone(pods) };
+            call.view = View { resource: Arc::clone(pods), stored: Arc::clone(pods), columns: None };
         }
         call
     }
