@@ -51,7 +51,10 @@ fn a_pod_from_create_to_gone() {
         w.start_agent().await;
         w.until("web", "seen again", |s| s["containerStatuses"][0]["ready"] == true).await;
         tokio::time::sleep(Duration::from_millis(1500)).await;
-        assert_eq!(before, w.status("web").await, "a restart changes nothing");
+        let after = w.status("web").await;
+        assert_eq!(before, after, "a restart changes nothing:\n{before}\n{after}");
+
+        assert_eq!(forwarded(&w, "web", 8080), "made\n");
 
         let begun = Instant::now();
         let (code, _, err) = w.kubectl(&["delete", "pod", "web"]);
@@ -107,4 +110,33 @@ fn logs_as_kubectl_shows_them() {
         w.until("talk", "gone", serde_json::Value::is_null).await;
         w.end().await;
     });
+}
+
+/// GETs `/index.html` through `kubectl port-forward`.
+fn forwarded(w: &World, pod: &str, port: u16) -> String {
+    use std::io::{BufRead, BufReader, Read, Write};
+    let mut child = std::process::Command::new("kubectl")
+        .arg("--kubeconfig")
+        .arg(&w.kubeconfig)
+        .args(["port-forward", &format!("pod/{pod}"), &format!(":{port}")])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let text = tokio::task::block_in_place(|| {
+        let mut line = String::new();
+        // Kept open: kubectl says more, and must not find its output closed.
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        output.read_line(&mut line).unwrap();
+        // "Forwarding from 127.0.0.1:40001 -> 8080"
+        let local = line.split_whitespace().nth(2).unwrap_or_default().to_owned();
+        let mut stream = std::net::TcpStream::connect(&local).unwrap_or_else(|e| panic!("{line:?}: {e}"));
+        stream.write_all(b"GET /index.html HTTP/1.0\r\n\r\n").unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        child.kill().unwrap();
+        text
+    });
+    child.wait().unwrap();
+    text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or(text)
 }

@@ -92,10 +92,14 @@ fn container(mine: &[&Found], reported: Option<&ContainerStatus>) -> Ctr {
     };
     c.made = true;
     c.restarts = newest.attempt;
-    c.image = newest.image.clone();
-    c.image_id = newest.image_id.clone();
-    if let Some(FoundState::Exited(exit)) = mine.get(1).map(|f| &f.state) {
-        c.last = Some(Box::new(exit.clone()));
+    // What was reported of this very container stays as it was said: the same words, the same second.
+    let same = reported.filter(|r| r.container_id.as_deref() == Some(&container_id(&newest.id)));
+    if same.is_none() {
+        c.image = newest.image.clone();
+        c.image_id = newest.image_id.clone();
+        if let Some(FoundState::Exited(exit)) = mine.get(1).map(|f| &f.state) {
+            c.last = Some(Box::new(exit.clone()));
+        }
     }
     match &newest.state {
         FoundState::Created => {
@@ -103,13 +107,15 @@ fn container(mine: &[&Found], reported: Option<&ContainerStatus>) -> Ctr {
             c.phase = Phase::Waiting { why: None, retry_at: None };
         }
         FoundState::Running { at } => {
-            let same = reported.filter(|r| r.container_id.as_deref() == Some(&container_id(&newest.id)));
+            let since = same.and_then(|r| r.state.as_ref()?.running.as_ref()?.started_at.as_ref()).map(|t| t.0);
             c.started = same.is_some_and(|r| r.started.unwrap_or(false));
             c.probe_ready = same.is_some_and(|r| r.ready);
-            c.phase = Phase::Running(Run { id: newest.id.clone(), at: *at, stopping: None });
+            c.phase = Phase::Running(Run { id: newest.id.clone(), at: since.unwrap_or(*at), stopping: None });
         }
         FoundState::Exited(exit) => {
-            c.phase = Phase::Exited { exit: Box::new(exit.clone()), why: None, retry_at: None };
+            let known = same.and_then(|r| last_reported(&r.state)).filter(|e| e.id == exit.id);
+            let exit = known.unwrap_or_else(|| Box::new(exit.clone()));
+            c.phase = Phase::Exited { exit, why: None, retry_at: None };
         }
     }
     c
