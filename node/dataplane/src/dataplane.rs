@@ -48,8 +48,8 @@ pub struct Config {
 /// Links that packets from outside arrive on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Uplinks {
-    /// Every Ethernet link of the namespace, as they come and go, except loopback and those whose names start with one
-    /// of these (pods' links).
+    /// Every Ethernet link of the namespace, as they come and go, except loopback and veth links whose names start with
+    /// one of these (pods' links). A tunnel to other nodes' pods has to be among them, whatever its name.
     Every {
         /// Prefixes of the names of pods' links.
         except: Vec<String>,

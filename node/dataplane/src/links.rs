@@ -7,16 +7,16 @@ use std::net::Ipv4Addr;
 use aya::maps::{HashMap, MapData};
 use futures::StreamExt;
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use nix::sys::socket::{AddressFamily, SockaddrLike};
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use tokio_util::sync::CancellationToken;
 
-use crate::Error;
 use crate::attach::Link;
 use crate::dataplane::{Dataplane, Uplinks};
 use crate::range::wire;
+use crate::{Error, sys};
 
 const ETHERNET: u16 = 1;
 
@@ -72,7 +72,7 @@ impl Dataplane {
         let Uplinks::Every { except } = &inner.config.uplinks else { return Ok(()) };
         let wanted: BTreeSet<Link> = links
             .into_iter()
-            .filter(|(name, link)| link.ethernet && !except.iter().any(|prefix| name.starts_with(prefix.as_str())))
+            .filter(|(name, link)| link.ethernet && !is_pod(name, except))
             .map(|(name, link)| Link { index: link.index, name })
             .collect();
         let mut uplinks = inner.uplinks.lock();
@@ -142,9 +142,20 @@ impl Dataplane {
 
 /// Pods' links come and go all the time and change nothing here.
 fn concerns(link: &LinkMessage, except: &[String]) -> bool {
-    !link.attributes.iter().any(|attribute| {
-        matches!(attribute, LinkAttribute::IfName(name) if except.iter().any(|prefix| name.starts_with(prefix.as_str())))
-    })
+    let veth = |kind: &LinkInfo| matches!(kind, LinkInfo::Kind(InfoKind::Veth));
+    let is_veth =
+        |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::LinkInfo(info) if info.iter().any(veth));
+    let is_named = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::IfName(name) if starts(name, except));
+    !(link.attributes.iter().any(is_veth) && link.attributes.iter().any(is_named))
+}
+
+fn starts(name: &str, except: &[String]) -> bool {
+    except.iter().any(|prefix| name.starts_with(prefix.as_str()))
+}
+
+/// A link that nothing is known about any more is treated as a pod's: it is gone.
+fn is_pod(name: &str, except: &[String]) -> bool {
+    starts(name, except) && sys::is_veth(name).unwrap_or(true)
 }
 
 fn replace(map: &mut HashMap<MapData, u32, u32>, wanted: &BTreeMap<u32, u32>, what: &str) -> Result<(), Error> {

@@ -160,6 +160,27 @@ pub(crate) fn netns_cookie_of(path: &Path) -> io::Result<u64> {
     visit.join().map_err(|_| io::Error::other("the visit failed"))?
 }
 
+/// Is this link one end of a veth pair?
+pub(crate) fn is_veth(name: &str) -> io::Result<bool> {
+    // struct ethtool_drvinfo: the command, then the driver's name, 196 bytes in all.
+    const COMMAND: u32 = 3;
+    const DRIVER: std::ops::Range<usize> = 4..36;
+    let mut info = [0_u8; 196];
+    info[..4].copy_from_slice(&COMMAND.to_ne_bytes());
+    // SAFETY: all zeroes is a valid request.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_data = info.as_mut_ptr().cast();
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    // SAFETY: the request names a buffer of the length that this command fills.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(info[DRIVER].starts_with(b"veth\0"))
+}
+
 /// Gives memory that is free inside the allocator back to the kernel.
 pub(crate) fn give_memory_back() {
     #[cfg(target_env = "gnu")]
