@@ -23,31 +23,114 @@ async fn failures_read_as_upstreams() {
     };
     let none = Value::Null;
     check("GET", "/api/v1/namespaces/default/pods/x", none.clone(), (404, "NotFound", "pods \"x\" not found")).await;
-    check("GET", "/apis/apps/v1/namespaces/default/deployments/x", none.clone(), (404, "NotFound", "deployments.apps \"x\" not found")).await;
+    check(
+        "GET",
+        "/apis/apps/v1/namespaces/default/deployments/x",
+        none.clone(),
+        (404, "NotFound", "deployments.apps \"x\" not found"),
+    )
+    .await;
     check("POST", MAPS, configmap("a"), (409, "AlreadyExists", "configmaps \"a\" already exists")).await;
-    check("POST", MAPS, json!({"metadata": {"name": "b", "namespace": "other"}}), (400, "BadRequest", "the namespace of the provided object does not match the namespace sent on the request")).await;
-    check("POST", MAPS, json!({"metadata": {}}), (422, "Invalid", "ConfigMap \"\" is invalid: metadata.name: Required value: name or generateName is required")).await;
-    check("POST", "/api/v1/namespaces/none/configmaps", configmap("a"), (404, "NotFound", "namespaces \"none\" not found")).await;
-    check("PUT", &format!("{MAPS}/a"), configmap("b"), (400, "BadRequest", "the name of the object (b) does not match the name on the URL (a)")).await;
-    check("POST", MAPS, json!({"kind": "ConfigMap", "apiVersion": "v2", "metadata": {"name": "b"}}), (400, "BadRequest", "the API version in the data (v2) does not match the expected API version (v1)")).await;
-    check("GET", "/api/v1/nothings", none.clone(), (404, "NotFound", "the server could not find the requested resource")).await;
-    check("GET", "/apis/none.io/v1/things", none.clone(), (404, "NotFound", "the server could not find the requested resource")).await;
-    check("GET", &format!("{MAPS}/a/status"), none.clone(), (404, "NotFound", "the server could not find the requested resource")).await;
-    check("DELETE", "/api/v1/namespaces", none.clone(), (405, "MethodNotAllowed", "the server does not allow this method on the requested resource")).await;
-    check("GET", &format!("{MAPS}?limit=x"), none.clone(), (400, "BadRequest", "strconv.ParseInt: parsing \"x\": invalid syntax")).await;
-    check("GET", &format!("{MAPS}?fieldSelector=spec.x%3D1"), none, (400, "BadRequest", "\"spec.x\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")).await;
+    check(
+        "POST",
+        MAPS,
+        json!({"metadata": {"name": "b", "namespace": "other"}}),
+        (400, "BadRequest", "the namespace of the provided object does not match the namespace sent on the request"),
+    )
+    .await;
+    check(
+        "POST",
+        MAPS,
+        json!({"metadata": {}}),
+        (422, "Invalid", "ConfigMap \"\" is invalid: metadata.name: Required value: name or generateName is required"),
+    )
+    .await;
+    check(
+        "POST",
+        "/api/v1/namespaces/none/configmaps",
+        configmap("a"),
+        (404, "NotFound", "namespaces \"none\" not found"),
+    )
+    .await;
+    check(
+        "PUT",
+        &format!("{MAPS}/a"),
+        configmap("b"),
+        (400, "BadRequest", "the name of the object (b) does not match the name on the URL (a)"),
+    )
+    .await;
+    check(
+        "POST",
+        MAPS,
+        json!({"kind": "ConfigMap", "apiVersion": "v2", "metadata": {"name": "b"}}),
+        (400, "BadRequest", "the API version in the data (v2) does not match the expected API version (v1)"),
+    )
+    .await;
+    check(
+        "GET",
+        "/api/v1/nothings",
+        none.clone(),
+        (404, "NotFound", "the server could not find the requested resource"),
+    )
+    .await;
+    check(
+        "GET",
+        "/apis/none.io/v1/things",
+        none.clone(),
+        (404, "NotFound", "the server could not find the requested resource"),
+    )
+    .await;
+    check(
+        "GET",
+        &format!("{MAPS}/a/status"),
+        none.clone(),
+        (404, "NotFound", "the server could not find the requested resource"),
+    )
+    .await;
+    check(
+        "DELETE",
+        "/api/v1/namespaces",
+        none.clone(),
+        (405, "MethodNotAllowed", "the server does not allow this method on the requested resource"),
+    )
+    .await;
+    check(
+        "GET",
+        &format!("{MAPS}?limit=x"),
+        none.clone(),
+        (400, "BadRequest", "strconv.ParseInt: parsing \"x\": invalid syntax"),
+    )
+    .await;
+    check(
+        "GET",
+        &format!("{MAPS}?fieldSelector=spec.x%3D1"),
+        none,
+        (400, "BadRequest", "\"spec.x\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\""),
+    )
+    .await;
     check("POST", MAPS, json!({"metadata": {"name": "b"}, "data": []}), (400, "BadRequest", "ConfigMap in version \"v1\" cannot be handled as a ConfigMap: json: cannot unmarshal array into Go struct field ConfigMap.data of type map[string]string")).await;
 
     let answer = http.get("/nothing/here").await;
     assert_eq!((answer.code, answer.text.as_str()), (404, "404 page not found\n"));
     let answer = http.send(Method::POST, MAPS, &[("content-type", "text/plain")], "x").await;
     assert_eq!(answer.code, 415);
-    let apply = http.send(Method::PATCH, &format!("{MAPS}/a?fieldManager=x"), &[("content-type", "application/apply-patch+yaml")], "{}").await;
+    let apply = http
+        .send(
+            Method::PATCH,
+            &format!("{MAPS}/a?fieldManager=x"),
+            &[("content-type", "application/apply-patch+yaml")],
+            "{}",
+        )
+        .await;
     assert_eq!(apply.code, 415);
     let answer = http.accept(MAPS, "text/html").await;
     assert_eq!(answer.failed().0, 406);
-    let large = http.send(Method::POST, MAPS, &[("content-type", "application/json")], vec![b' '; 3 * 1024 * 1024 + 1]).await;
-    assert_eq!(large.failed(), (413, "RequestEntityTooLarge".into(), "Request entity too large: limit is 3145728".into()));
+    let large =
+        http.send(Method::POST, MAPS, &[("content-type", "application/json")], vec![b' '; 3 * 1024 * 1024 + 1]).await;
+    assert_eq!(
+        large.failed(),
+        (413, "RequestEntityTooLarge".into(), "Request entity too large: limit is 3145728".into())
+    );
 }
 
 #[tokio::test]
@@ -116,7 +199,11 @@ async fn strangers_are_turned_away() {
     let (code, reason, message) = jane.get(MAPS).await.failed();
     assert_eq!(
         (code, reason.as_str(), message.as_str()),
-        (403, "Forbidden", "configmaps is forbidden: User \"jane\" cannot list resource \"configmaps\" in API group \"\" in the namespace \"default\"")
+        (
+            403,
+            "Forbidden",
+            "configmaps is forbidden: User \"jane\" cannot list resource \"configmaps\" in API group \"\" in the namespace \"default\""
+        )
     );
     let answer = jane.send(Method::GET, MAPS, &[("authorization", "Bearer nonsense")], "").await;
     assert!(matches!(answer.code, 401 | 403));
@@ -146,12 +233,20 @@ async fn services_get_addresses_and_ports() {
 
     let (code, _, message) = http.post(services, service("same", json!({"clusterIP": address}))).await.failed();
     assert_eq!(code, 422);
-    assert!(message.contains("spec.clusterIPs: Invalid value: ") && message.ends_with("provided IP is already allocated"), "{message}");
+    assert!(
+        message.contains("spec.clusterIPs: Invalid value: ") && message.ends_with("provided IP is already allocated"),
+        "{message}"
+    );
     let (_, _, message) = http.post(services, service("kube", json!({"clusterIP": "10.96.0.1"}))).await.failed();
     assert!(message.ends_with("provided IP is already allocated"), "{message}");
     let ports = json!({"type": "NodePort", "ports": [{"port": 1, "nodePort": port}]});
     let (_, _, message) = http.post(services, service("ports", ports)).await.failed();
-    assert_eq!(message, format!("Service \"ports\" is invalid: spec.ports[0].nodePort: Invalid value: {port}: provided port is already allocated"));
+    assert_eq!(
+        message,
+        format!(
+            "Service \"ports\" is invalid: spec.ports[0].nodePort: Invalid value: {port}: provided port is already allocated"
+        )
+    );
 
     let headless = http.create(services, service("headless", json!({"clusterIP": "None"}))).await;
     assert_eq!(headless["spec"]["clusterIPs"], json!(["None"]));
@@ -183,7 +278,10 @@ async fn evictions_respect_the_budget() {
     http.put(&format!("{pods}/a/status"), running).await.ok();
     let budgets = "/apis/policy/v1/namespaces/n/poddisruptionbudgets";
     let mut budget = http
-        .create(budgets, json!({"metadata": {"name": "b"}, "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "a"}}}}))
+        .create(
+            budgets,
+            json!({"metadata": {"name": "b"}, "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "a"}}}}),
+        )
         .await;
     budget["status"] = json!({"disruptionsAllowed": 0, "currentHealthy": 1, "desiredHealthy": 1, "expectedPods": 1, "observedGeneration": 1});
     let mut budget = http.put(&format!("{budgets}/b/status"), budget).await.ok();
@@ -215,11 +313,18 @@ async fn a_pod_is_bound_once() {
     let http = &server.admin;
     let pods = "/api/v1/namespaces/n/pods";
     http.create(pods, pod("a")).await;
-    let binding = |node: &str| json!({"metadata": {"name": "a"}, "target": {"apiVersion": "v1", "kind": "Node", "name": node}});
+    let binding =
+        |node: &str| json!({"metadata": {"name": "a"}, "target": {"apiVersion": "v1", "kind": "Node", "name": node}});
     assert_eq!(http.post(&format!("{pods}/a/binding"), binding("n1")).await.code, 201);
     let bound = http.get(&format!("{pods}/a")).await.ok();
     assert_eq!(bound["spec"]["nodeName"], "n1");
-    assert!(bound["status"]["conditions"].as_array().unwrap().iter().any(|c| c["type"] == "PodScheduled" && c["status"] == "True"));
+    assert!(
+        bound["status"]["conditions"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|c| c["type"] == "PodScheduled" && c["status"] == "True")
+    );
     let (code, _, message) = http.post("/api/v1/namespaces/n/bindings", binding("n2")).await.failed();
     assert_eq!(
         (code, message.as_str()),

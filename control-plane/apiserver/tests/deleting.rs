@@ -65,7 +65,10 @@ async fn running_pods_get_their_grace() {
     assert_eq!(code, 409);
     assert_eq!(
         message,
-        format!("Operation cannot be fulfilled on pods \"running\": Precondition failed: UID in precondition: another, UID in object meta: {}", uid.as_str().unwrap())
+        format!(
+            "Operation cannot be fulfilled on pods \"running\": Precondition failed: UID in precondition: another, UID in object meta: {}",
+            uid.as_str().unwrap()
+        )
     );
     http.delete(&path, json!({"gracePeriodSeconds": 0, "preconditions": {"uid": uid}})).await.ok();
     assert_eq!(http.get(&path).await.code, 404);
@@ -120,6 +123,7 @@ async fn a_collection_is_deleted_by_selector() {
     }
     http.delete(&format!("{MAPS}?labelSelector=on%3Dyes"), Value::Null).await.ok();
     let left = http.get(MAPS).await.ok();
-    let names: Vec<&str> = left["items"].as_array().unwrap().iter().map(|i| i["metadata"]["name"].as_str().unwrap()).collect();
+    let names: Vec<&str> =
+        left["items"].as_array().unwrap().iter().map(|i| i["metadata"]["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["b"]);
 }

@@ -71,7 +71,13 @@ async fn garbage_on_the_socket_harms_nobody() {
     let deep = "[".repeat(100_000);
     let answer = http.send(http::Method::POST, MAPS, &[("content-type", "application/json")], deep).await;
     assert_eq!(answer.failed().0, 400);
-    for path in ["/api/v1/namespaces/default/configmaps/%2e%2e%2fx", "/api/v1/namespaces/a%2Fb/pods", "/api/v1/namespaces/default/configmaps/%2e%2e", "//api//v1", "/api/v1/watch"] {
+    for path in [
+        "/api/v1/namespaces/default/configmaps/%2e%2e%2fx",
+        "/api/v1/namespaces/a%2Fb/pods",
+        "/api/v1/namespaces/default/configmaps/%2e%2e",
+        "//api//v1",
+        "/api/v1/watch",
+    ] {
         let answer = http.get(path).await;
         assert!((400..500).contains(&answer.code), "{path}: {} {}", answer.code, answer.text);
     }
