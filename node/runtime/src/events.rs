@@ -3,14 +3,14 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use containerd_client::events::{TaskDelete, TaskExit, TaskOom, TaskStart};
+use containerd_client::events::{ContainerDelete, TaskExit, TaskOom, TaskStart};
 use containerd_client::services::v1::{PublishRequest, SubscribeRequest};
 use containerd_client::types::Envelope;
 use prost::Message;
 use tonic::Streaming;
 
 use crate::runtime::Inner;
-use crate::{Error, Event, Result, Runtime, Status, exec, limits};
+use crate::{Error, Event, Result, Runtime, Status, exec, labels, limits};
 
 /// The topic of our own event.
 const READY: &str = "/sluice/ready";
@@ -28,7 +28,7 @@ async fn follow(weak: Weak<Inner>, mut stream: Streaming<Envelope>) {
     loop {
         while let Ok(Some(envelope)) = stream.message().await {
             let Some(inner) = weak.upgrade() else { return };
-            handle(&Runtime { inner }, envelope).await;
+            handle(Runtime { inner }, envelope);
         }
         let Some(next) = again(&weak).await else { return };
         stream = next;
@@ -64,7 +64,7 @@ async fn again(weak: &Weak<Inner>) -> Option<Streaming<Envelope>> {
 async fn subscribe(runtime: &Runtime) -> Result<Streaming<Envelope>> {
     let client = &runtime.inner.client;
     let namespace = &runtime.inner.config.namespace;
-    let tasks = format!("namespace=={namespace},topic~=\"^/tasks/(start|exit|oom|delete)$\"");
+    let tasks = format!("namespace=={namespace},topic~=\"^/(tasks/(start|exit|oom)|containers/delete)$\"");
     let ours = format!("namespace=={namespace},topic==\"{READY}\"");
     let mut events = client.events();
     let subscribed = events.subscribe(client.endless(SubscribeRequest { filters: vec![tasks, ours] }));
@@ -83,31 +83,33 @@ async fn subscribe(runtime: &Runtime) -> Result<Streaming<Envelope>> {
 /// Settles what ended unseen, and brings back loggers that died with an earlier daemon.
 async fn resync(runtime: &Runtime) -> Result<()> {
     for state in runtime.settle_all().await? {
-        if matches!(state.status, Status::Running { .. }) {
-            if let Err(error) = exec::revive_logger(&runtime.inner.config, &state).await {
-                tracing::warn!(container = state.id, %error, "nobody reads a container's output");
-            }
+        let running = matches!(state.status, Status::Running { .. });
+        if running && let Err(error) = exec::revive_logger(&runtime.inner.config, &state).await {
+            tracing::warn!(container = state.id, %error, "nobody reads a container's output");
         }
     }
     Ok(())
 }
 
-async fn handle(runtime: &Runtime, envelope: Envelope) {
+fn handle(runtime: Runtime, envelope: Envelope) {
     let Some(any) = envelope.event else { return };
     let event = match envelope.topic.as_str() {
         "/tasks/start" => TaskStart::decode(any.value.as_slice())
             .ok()
             .map(|event| Event::Started { id: event.container_id, pid: event.pid }),
         "/tasks/oom" => TaskOom::decode(any.value.as_slice()).ok().map(|event| Event::Oom { id: event.container_id }),
-        "/tasks/delete" => TaskDelete::decode(any.value.as_slice())
-            .ok()
-            .filter(|event| event.id.is_empty() || event.id == event.container_id)
-            .map(|event| Event::Removed { id: event.container_id }),
-        "/tasks/exit" => match TaskExit::decode(any.value.as_slice()) {
-            Ok(event) if event.id == event.container_id => exited(runtime, event).await,
-            // An exec'd process: its own waiter knows.
-            _ => None,
-        },
+        "/containers/delete" => {
+            ContainerDelete::decode(any.value.as_slice()).ok().map(|event| Event::Removed { id: event.id })
+        }
+        "/tasks/exit" => {
+            // Of an exec'd process its own waiter knows.
+            if let Ok(event) = TaskExit::decode(any.value.as_slice())
+                && event.id == event.container_id
+            {
+                tokio::spawn(exited(runtime, event));
+            }
+            return;
+        }
         _ => None,
     };
     if let Some(event) = event {
@@ -116,24 +118,24 @@ async fn handle(runtime: &Runtime, envelope: Envelope) {
     }
 }
 
-async fn exited(runtime: &Runtime, event: TaskExit) -> Option<Event> {
+/// Announces the end of a container once its log is whole, writes it down and lets its task go.
+async fn exited(runtime: Runtime, event: TaskExit) {
     let id = event.container_id;
-    let (record, _) = match runtime.record(&id).await {
-        Ok(found) => found,
+    exec::logged(&runtime.inner.config, &id).await;
+    let record = match runtime.record(&id).await {
+        Ok((record, _)) => record,
         Err(error) => {
             tracing::debug!(container = id, %error, "an unknown container ended");
-            return None;
+            return;
         }
     };
-    record.labels.get(crate::labels::ATTEMPT)?;
-    // Who hears of the end may read the log: it is to be whole.
-    exec::logged(&runtime.inner.config, &id).await;
+    // Not ours; or containerd tells a second, made-up end when a shim goes after its task.
+    if !record.labels.contains_key(labels::ATTEMPT) || record.labels.contains_key(labels::EXIT) {
+        return;
+    }
     let exit = runtime.exit(&record, event.exit_status, event.exited_at);
-    let (later, settled, end) = (runtime.clone(), id.clone(), exit.clone());
-    tokio::spawn(async move {
-        if let Err(error) = later.settle(&settled, &end).await {
-            tracing::warn!(container = settled, %error, "the end of a container is not written down yet");
-        }
-    });
-    Some(Event::Exited { id, exit })
+    let _ = runtime.inner.events.send(Event::Exited { id: id.clone(), exit: exit.clone() });
+    if let Err(error) = runtime.settle(&id, &exit).await {
+        tracing::warn!(container = id, %error, "the end of a container is not written down yet");
+    }
 }

@@ -38,7 +38,8 @@ impl Drop for Guard {
             let ended = runtime.block_on(Containerd::teardown(&dir.join("containerd"), &dir.join("containerd.sock")));
             let removed = Cgroups::new(&prefix).remove_all();
             let log = fs::read_to_string(dir.join("containerd/containerd.log")).unwrap_or_default();
-            eprintln!("cleaned up: {ended:?} {removed:?}; containerd said:\n{log}");
+            let log: Vec<&str> = log.lines().filter(|line| !line.contains("level=info msg")).collect();
+            eprintln!("cleaned up: {ended:?} {removed:?}; containerd said:\n{}", log.join("\n"));
         };
         std::thread::spawn(clean).join().unwrap();
     }
@@ -152,9 +153,10 @@ pub fn busybox_layer() -> Vec<u8> {
     header.set_mode(0o755);
     header.set_size(busybox.len() as u64);
     layer.append_data(&mut header, "bin/busybox", busybox.as_slice()).unwrap();
-    for applet in
-        ["sh", "echo", "sleep", "cat", "id", "seq", "env", "pwd", "hostname", "stty", "dd", "tail", "ls", "true"]
-    {
+    for applet in [
+        "df", "grep", "head", "mount", "unshare", "sh", "echo", "sleep", "cat", "id", "seq", "env", "pwd", "hostname",
+        "stty", "dd", "tail", "ls", "true",
+    ] {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Symlink);
         header.set_size(0);
