@@ -8,6 +8,7 @@ mod accounts;
 mod certificates;
 mod claim;
 mod context;
+mod daemonset;
 mod deployment;
 mod discovery;
 mod endpoints;
@@ -15,13 +16,16 @@ mod events;
 mod expectations;
 mod gc;
 mod informer;
+mod job;
 mod limits;
 mod namespaces;
 mod nodes;
 mod object;
+mod pods;
 mod queue;
 mod replicaset;
 mod rest;
+mod revisions;
 mod tokens;
 mod types;
 
@@ -37,8 +41,8 @@ use context::Context;
 use events::Recorder;
 use informer::Informer;
 use types::{
-    Certificate, ConfigMap, Deployment, Endpoints, Lease, Namespace, Node, Pod, ReplicaSet, ReplicationController,
-    Secret, Service, ServiceAccount, Slice,
+    Certificate, ConfigMap, ControllerRevision, DaemonSet, Deployment, Endpoints, Job, Lease, Namespace, Node, Pod,
+    ReplicaSet, ReplicationController, Secret, Service, ServiceAccount, Slice,
 };
 
 /// A source of the current time.
@@ -96,6 +100,9 @@ fn start(context: &Context) -> Result<(), String> {
     let sets: Informer<ReplicaSet> = Informer::new(Config::default());
     let replications: Informer<ReplicationController> = Informer::new(Config::default());
     let deployments: Informer<Deployment> = Informer::new(Config::default());
+    let daemons: Informer<DaemonSet> = Informer::new(Config::default());
+    let revisions: Informer<ControllerRevision> = Informer::new(Config::default());
+    let jobs: Informer<Job> = Informer::new(Config::default());
     let services: Informer<Service> = Informer::new(Config::default());
     let slices: Informer<Slice> = Informer::new(Config::default());
     let classic: Informer<Endpoints> = Informer::new(Config::default());
@@ -111,6 +118,8 @@ fn start(context: &Context) -> Result<(), String> {
     replicaset::start(context, "replicaset-controller", &sets, &pods);
     replicaset::start(context, "replication-controller", &replications, &pods);
     deployment::start(context, &deployments, &sets, &pods);
+    daemonset::start(context, &daemons, &revisions, &pods, &nodes);
+    job::start(context, &jobs, &pods);
     endpoints::start(context, &services, &pods, &nodes, &slices, &classic);
     accounts::start(context, &namespaces, &accounts, &maps);
     let emptied = namespaces::start(context, &namespaces);
@@ -127,6 +136,9 @@ fn start(context: &Context) -> Result<(), String> {
     sets.start(client.clone(), shutdown.clone());
     replications.start(client.clone(), shutdown.clone());
     deployments.start(client.clone(), shutdown.clone());
+    daemons.start(client.clone(), shutdown.clone());
+    revisions.start(client.clone(), shutdown.clone());
+    jobs.start(client.clone(), shutdown.clone());
     services.start(client.clone(), shutdown.clone());
     slices.start(client.clone(), shutdown.clone());
     classic.start(client.clone(), shutdown.clone());

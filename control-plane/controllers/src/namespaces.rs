@@ -78,7 +78,7 @@ impl Controller {
         for served in discovery::read(&self.client).await?.values().filter(|served| served.namespaced) {
             match self.empty(&key.name, served).await {
                 Ok(rest) => left.extend(rest),
-                Err(error) => failures.push(format!("{}: {}", served.id(), crate::replicaset::words(&error))),
+                Err(error) => failures.push(format!("{}: {}", served.id(), rest::words(&error))),
             }
         }
         let conditions = conditions(&namespace.status.conditions, &failures, &left, self.context.now());

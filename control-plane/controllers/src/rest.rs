@@ -112,3 +112,11 @@ pub(crate) fn namespace_terminating(error: &kube::Error) -> bool {
         && (causes.into_iter().any(|c| c.reason == "NamespaceTerminating")
             || status.message.contains("being terminated"))
 }
+
+/// The API's own sentence, without the client's wrapping.
+pub(crate) fn words(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}

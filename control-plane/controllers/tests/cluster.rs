@@ -180,7 +180,6 @@ async fn a_lost_node() {
                 && endpoints.iter().filter(|e| e["conditions"]["ready"] == true).all(|e| e["nodeName"] == "stays")
         })
         .await;
-    // The node object goes: what was left of its pods is cleared away (after the quarantine in production).
     renewing.abort();
 }
 
@@ -204,4 +203,114 @@ async fn reasons_are_told() {
             has("FailedScheduling") && has("Scheduled")
         })
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn daemons_run_everywhere() {
+    let cluster = Cluster::start().await;
+    let _first = cluster.node("a").await;
+    cluster.namespace("n").await;
+    let template = |image: &str| json!({"metadata": {"labels": {"app": "d"}}, "spec": {"containers": [{"name": "c", "image": image}]}});
+    cluster
+        .create(
+            "DaemonSet",
+            json!({"metadata": {"name": "d", "namespace": "n"},
+            "spec": {"selector": {"matchLabels": {"app": "d"}}, "template": template("v1")}}),
+        )
+        .await;
+    let available = |all: &std::collections::BTreeMap<String, Value>, nodes: i64| {
+        let (d, status) = (&all["d"], &all["d"]["status"]);
+        status["observedGeneration"] == d["metadata"]["generation"]
+            && ["numberAvailable", "updatedNumberScheduled", "desiredNumberScheduled"]
+                .iter()
+                .all(|f| status[*f] == json!(nodes))
+    };
+    cluster.until("DaemonSet", "n", |all| available(all, 1)).await;
+    let _second = cluster.node("b").await;
+    cluster.until("DaemonSet", "n", |all| available(all, 2)).await;
+    let before = cluster.until("Pod", "n", |all| all.len() == 2).await;
+    cluster.patch("DaemonSet", "n", "d", json!({"spec": {"template": template("v2")}})).await;
+    cluster.until("DaemonSet", "n", |all| available(all, 2)).await;
+    cluster.until("Pod", "n", |all| all.len() == 2 && !all.keys().any(|name| before.contains_key(name))).await;
+    let revisions = cluster.until("ControllerRevision", "n", |all| all.len() == 2).await;
+    assert!(revisions.values().any(|r| r["revision"] == 2 && r["data"]["spec"]["template"]["$patch"] == "replace"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_completes() {
+    let cluster = Cluster::start().await;
+    let _node = cluster.node("a").await;
+    cluster.namespace("n").await;
+    let template = json!({"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "done"}]}});
+    let spec = json!({"completions": 3, "parallelism": 2, "template": template, "ttlSecondsAfterFinished": 1});
+    cluster.create("Job", json!({"metadata": {"name": "j", "namespace": "n"}, "spec": spec})).await;
+    let all = cluster.until("Job", "n", |all| condition(&all["j"], "Complete")["status"] == "True").await;
+    assert_eq!((&all["j"]["status"]["succeeded"], &all["j"]["status"]["failed"]), (&json!(3), &json!(0)));
+    cluster.until("Job", "n", |all| all.is_empty()).await;
+    cluster.until("Pod", "n", |all| all.is_empty()).await;
+}
+
+/// A request in PEM, base64 as the API wants it, for a node's certificate.
+fn request(node: &str, names: &[&str]) -> String {
+    use base64::Engine;
+    let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
+    let mut params = rcgen::CertificateParams::new(names).unwrap();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(rcgen::DnType::CommonName, format!("system:node:{node}"));
+    params.distinguished_name.push(rcgen::DnType::OrganizationName, "system:nodes");
+    let pem = params.serialize_request(&rcgen::KeyPair::generate().unwrap()).unwrap().pem().unwrap();
+    base64::engine::general_purpose::STANDARD.encode(pem)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_get_their_certificates() {
+    let cluster = Cluster::start().await;
+    let _node = cluster.node("a").await;
+    // Upstream leaves serving certificates to people; whoever wants them approved says so with this binding.
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "approve-serving"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole",
+            "name": "system:certificates.k8s.io:kubelet-serving-approver"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "system:kube-controller-manager"}],
+    });
+    let bindings = cluster.of("rbac.authorization.k8s.io/v1", "ClusterRoleBinding", "clusterrolebindings");
+    let bindings = kube::Api::<kube::core::DynamicObject>::all_with(cluster.client.clone(), &bindings);
+    bindings.create(&Default::default(), &serde_json::from_value(binding).unwrap()).await.unwrap();
+    let node = cluster.user("system:node:a", &["system:nodes", "system:authenticated"]);
+    let joining = cluster.user(
+        "system:bootstrap:abcdef",
+        &["system:bootstrappers", "system:bootstrappers:kubeadm:default-node-token", "system:authenticated"],
+    );
+    let nobody = cluster.user("mallory", &["system:authenticated"]);
+    let client_usages = json!(["digital signature", "client auth"]);
+    let server_usages = json!(["digital signature", "server auth"]);
+    let (client, serving) = ("kubernetes.io/kube-apiserver-client-kubelet", "kubernetes.io/kubelet-serving");
+    for (name, user, signer, usages, request, signed) in [
+        ("renewal", &node, client, &client_usages, request("a", &[]), true),
+        ("join", &joining, client, &client_usages, request("new", &[]), true),
+        ("serving", &node, serving, &server_usages, request("a", &["a", "127.0.0.9"]), true),
+        ("foreign-name", &node, serving, &server_usages, request("a", &["kubernetes.default.svc"]), false),
+    ] {
+        let body = json!({"apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest", "metadata": {"name": name},
+            "spec": {"request": request, "signerName": signer, "usages": usages}});
+        let api = kube::Api::<kube::core::DynamicObject>::all_with(
+            user.clone(),
+            &cluster.resource("CertificateSigningRequest"),
+        );
+        api.create(&Default::default(), &serde_json::from_value(body.clone()).unwrap()).await.unwrap();
+        if signed {
+            let all = cluster
+                .until("CertificateSigningRequest", "", |all| all[name]["status"]["certificate"].is_string())
+                .await;
+            assert_eq!(condition(&all[name], "Approved")["reason"], "AutoApproved");
+        }
+        let api = kube::Api::<kube::core::DynamicObject>::all_with(
+            nobody.clone(),
+            &cluster.resource("CertificateSigningRequest"),
+        );
+        assert!(api.create(&Default::default(), &serde_json::from_value(body).unwrap()).await.is_err());
+    }
+    // A later renewal is signed, so the wrong one was looked at and left alone.
+    let all = cluster.until("CertificateSigningRequest", "", |all| all.len() == 4).await;
+    assert!(all["foreign-name"]["status"]["certificate"].is_null());
 }

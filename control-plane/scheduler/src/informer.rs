@@ -23,6 +23,7 @@ pub(crate) const NAMESPACES: &str = "namespaces";
 
 /// One change of one kind.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "most changes are of pods: boxing them would cost an allocation each")]
 pub(crate) enum Change {
     /// A pod.
     Pod(Event<wire::Pod>),

@@ -10,7 +10,7 @@ mod driver;
 mod filter;
 mod informer;
 mod limits;
-mod matching;
+pub mod matching;
 pub mod node;
 pub mod plan;
 pub mod pod;

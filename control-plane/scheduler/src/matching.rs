@@ -6,13 +6,13 @@ use crate::node::NodeSpec;
 use crate::pod::Pod;
 
 /// Whether the pod's node selector and required node affinity admit the node.
-pub(crate) fn admits(pod: &Pod, node: &NodeSpec) -> bool {
+pub fn admits(pod: &Pod, node: &NodeSpec) -> bool {
     pod.node_selector.iter().all(|(k, v)| node.labels.get(k) == Some(v))
         && pod.node_terms.as_ref().is_none_or(|terms| terms.iter().any(|term| term_matches(term, node)))
 }
 
 /// Whether one term of a node affinity matches; an empty term matches nothing.
-pub(crate) fn term_matches(term: &NodeSelectorTerm, node: &NodeSpec) -> bool {
+pub fn term_matches(term: &NodeSelectorTerm, node: &NodeSpec) -> bool {
     let expressions = term.match_expressions.as_deref().unwrap_or_default();
     let fields = term.match_fields.as_deref().unwrap_or_default();
     if expressions.is_empty() && fields.is_empty() {
@@ -23,12 +23,12 @@ pub(crate) fn term_matches(term: &NodeSelectorTerm, node: &NodeSpec) -> bool {
 }
 
 /// The first taint with one of `effects` that none of the tolerations covers.
-pub(crate) fn untolerated<'a>(taints: &'a [Taint], tolerations: &[Toleration], effects: &[&str]) -> Option<&'a Taint> {
+pub fn untolerated<'a>(taints: &'a [Taint], tolerations: &[Toleration], effects: &[&str]) -> Option<&'a Taint> {
     taints.iter().find(|t| effects.contains(&t.effect.as_str()) && !tolerations.iter().any(|s| tolerates(s, t)))
 }
 
 /// Whether a toleration covers a taint.
-pub(crate) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     let given = |field: &Option<String>| field.as_deref().filter(|s| !s.is_empty()).map(str::to_owned);
     let effect = given(&toleration.effect).is_none_or(|effect| effect == taint.effect);
     let key = given(&toleration.key).is_none_or(|key| key == taint.key);

@@ -1,7 +1,7 @@
 //! Deployments: replaces pods by new ReplicaSets step by step. The decisions are in [`plan`], [`rolling`] and [`status`];
 //! this module gathers what they need and carries them out.
 
-mod hash;
+pub(crate) mod hash;
 mod plan;
 mod rolling;
 mod status;
@@ -161,7 +161,7 @@ impl Controller {
                     Err(error) if rest::namespace_terminating(&error) => {}
                     Err(error) if rest::is(&error, 409) => self.collided(deployment, &name, collisions).await?,
                     Err(error) => {
-                        let words = crate::replicaset::words(&error);
+                        let words = rest::words(&error);
                         let message = format!("Failed to create new replica set \"{name}\": {words}");
                         self.events.warning(&**deployment, "FailedCreate", message);
                         return Err(error.into());

@@ -4,6 +4,7 @@
 
 mod graph;
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
@@ -106,10 +107,11 @@ impl Collector {
             keep
         });
         for (id, served) in served {
-            if !watched.contains_key(&id) {
+            if let Entry::Vacant(entry) = watched.entry(id) {
                 let stop = self.shutdown.child_token();
-                tokio::spawn(self.clone().follow(id.as_str().into(), served.resource.clone(), stop.clone()));
-                watched.insert(id, Watched { served, stop });
+                let id: Arc<str> = entry.key().as_str().into();
+                tokio::spawn(self.clone().follow(id, served.resource.clone(), stop.clone()));
+                entry.insert(Watched { served, stop });
             }
         }
         Ok(())

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Taint, Toleration};
 use kube::Client;
 use serde_json::json;
+use sluice_scheduler::matching;
 
 use super::patch_strategic;
 use crate::context::Context;
@@ -96,7 +97,7 @@ fn no_execute(taints: &[Taint]) -> Vec<Taint> {
 /// When a pod has to leave; `None` when it may stay.
 pub(super) fn deadline(taints: &[Taint], tolerations: &[Toleration], now: Timestamp) -> Option<Timestamp> {
     let ends = taints.iter().filter_map(|taint| {
-        let matching: Vec<_> = tolerations.iter().filter(|t| tolerates(t, taint)).collect();
+        let matching: Vec<_> = tolerations.iter().filter(|t| matching::tolerates(t, taint)).collect();
         if matching.is_empty() {
             return Some(now);
         }
@@ -106,20 +107,6 @@ pub(super) fn deadline(taints: &[Taint], tolerations: &[Toleration], now: Timest
         Some(since.checked_add(Duration::from_secs(seconds.max(0).unsigned_abs())).unwrap_or(Timestamp::MAX))
     });
     ends.min()
-}
-
-fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let given = |field: &Option<String>| field.clone().filter(|s| !s.is_empty());
-    let exists = toleration.operator.as_deref() == Some("Exists");
-    given(&toleration.effect).is_none_or(|effect| effect == taint.effect)
-        && match given(&toleration.key) {
-            None => exists,
-            Some(key) => {
-                let equal =
-                    || toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default();
-                key == taint.key && (exists || equal())
-            }
-        }
 }
 
 #[cfg(test)]

@@ -57,7 +57,8 @@ pub(crate) fn lost(node: &Node, silent: Duration, grace: Duration, now: Timestam
 pub(crate) fn taints(node: &Node, evict: bool, now: Timestamp) -> Option<Vec<Taint>> {
     let holds = |kind: &str, status: &str| match (kind, node.condition(kind)) {
         (_, Some(condition)) => condition.status == status,
-        ("Ready", None) => status == "Unknown",
+        // A node that has said nothing yet is not ready, and not lost either.
+        ("Ready", None) => status == "False",
         _ => false,
     };
     let mut wanted: Vec<(&str, &str)> = Vec::new();
@@ -69,7 +70,7 @@ pub(crate) fn taints(node: &Node, evict: bool, now: Timestamp) -> Option<Vec<Tai
                 .taints
                 .iter()
                 .any(|t| matches!(t.key.as_str(), NOT_READY | UNREACHABLE) && t.effect == "NoExecute");
-            if kind == "Ready" && (evict || had) {
+            if kind == "Ready" && node.condition(kind).is_some() && (evict || had) {
                 wanted.push((key, "NoExecute"));
             }
         }
@@ -180,7 +181,7 @@ mod tests {
             (node(Some("Unknown"), both.clone()), false, None),
             (node(Some("False"), both), false, Some(vec!["not-ready:NoSchedule", "not-ready:NoExecute"])),
             (node(Some("True"), json!({"unschedulable": true})), true, Some(vec!["unschedulable:NoSchedule"])),
-            (node(None, json!({})), false, Some(vec!["unreachable:NoSchedule"])),
+            (node(None, json!({})), true, Some(vec!["not-ready:NoSchedule"])),
         ] {
             let got = taints(&node, evict, now).map(|t| keys(&t));
             assert_eq!(got, expected.map(|e| e.into_iter().map(str::to_owned).collect()));

@@ -67,16 +67,14 @@ impl Controller {
     fn pod_changed(&self, old: Option<&Arc<Pod>>, new: Option<&Arc<Pod>>) {
         use std::sync::atomic::Ordering::Relaxed;
         let finished = |pod: Option<&Arc<Pod>>| pod.is_some_and(|pod| pod.finished());
-        match (finished(old), finished(new)) {
-            (false, true) => {
-                if self.finished.fetch_add(1, Relaxed) >= limits::TERMINATED_PODS {
-                    self.too_many();
-                }
+        let (before, after) = (finished(old), finished(new));
+        if before && !after {
+            self.finished.fetch_sub(1, Relaxed);
+        } else if after && !before {
+            let others = self.finished.fetch_add(1, Relaxed);
+            if others >= limits::TERMINATED_PODS {
+                self.too_many();
             }
-            (true, false) => {
-                self.finished.fetch_sub(1, Relaxed);
-            }
-            _ => {}
         }
         let Some(pod) = new else { return };
         if pod.deleting() && pod.spec.node_name.is_none() {

@@ -6,17 +6,15 @@ pub(crate) mod plan;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{StreamExt, stream};
 use kube::Client;
 use kube::core::SelectorExt;
 
 use crate::claim::claim;
 use crate::context::Context;
-use crate::events::Recorder;
-use crate::expectations::Expectations;
 use crate::informer::{Informer, Store};
 use crate::limits;
 use crate::object::Object;
+use crate::pods::{self, PodControl};
 use crate::queue::{self, Key, Queue};
 use crate::rest;
 use crate::types::{Pod, Selectable};
@@ -25,10 +23,9 @@ use plan::Step;
 struct Controller<K> {
     client: Client,
     context: Context,
-    events: Recorder,
+    control: Arc<PodControl>,
     owners: Arc<Store<K>>,
     pods: Arc<Store<Pod>>,
-    expectations: Expectations,
     queue: Queue<Key>,
 }
 
@@ -37,10 +34,9 @@ pub(crate) fn start<K: Selectable>(context: &Context, name: &'static str, owners
     let controller = Arc::new(Controller {
         client: context.client.clone(),
         context: context.clone(),
-        events: context.events.of(name),
+        control: PodControl::new(context, name),
         owners: owners.store.clone(),
         pods: pods.store.clone(),
-        expectations: Expectations::default(),
         queue: Queue::default(),
     });
     let queue = controller.queue.clone();
@@ -50,7 +46,8 @@ pub(crate) fn start<K: Selectable>(context: &Context, name: &'static str, owners
         }
     });
     let watching = controller.clone();
-    pods.on_change(move |old, new| watching.pod_changed(old, new));
+    pods.on_change(move |old, new| watching.orphan_appeared(old, new));
+    controller.control.follow::<K>(pods, controller.queue.clone());
     let (queue, shutdown) = (controller.queue.clone(), context.shutdown.clone());
     tokio::spawn(async move {
         controller.owners.synced().await;
@@ -64,19 +61,8 @@ pub(crate) fn start<K: Selectable>(context: &Context, name: &'static str, owners
 }
 
 impl<K: Selectable> Controller<K> {
-    fn pod_changed(&self, old: Option<&Arc<Pod>>, new: Option<&Arc<Pod>>) {
-        for pod in [old, new].into_iter().flatten() {
-            let Some(owner) = self.owner_of(pod) else { continue };
-            let appeared = old.is_none();
-            let left = new.is_none_or(|pod| pod.deleting());
-            if appeared {
-                self.expectations.created(&owner, 1);
-            }
-            if left {
-                self.expectations.deleted(&owner, pod.uid());
-            }
-            self.queue.add(owner);
-        }
+    /// A pod without an owner may be one that an owner looks for.
+    fn orphan_appeared(&self, old: Option<&Arc<Pod>>, new: Option<&Arc<Pod>>) {
         let orphan = new.filter(|pod| pod.controller().is_none() && !pod.deleting());
         if let Some(pod) = orphan
             && old.is_none_or(|old| old.labels() != pod.labels() || old.controller().is_some())
@@ -89,20 +75,14 @@ impl<K: Selectable> Controller<K> {
         }
     }
 
-    fn owner_of(&self, pod: &Pod) -> Option<Key> {
-        let owner = pod.controller()?;
-        (owner.kind == K::kind(&()) && owner.api_version == K::api_version(&()))
-            .then(|| Key::new(pod.ns(), &owner.name))
-    }
-
     async fn sync(&self, key: &Key) -> anyhow::Result<()> {
         let Some(owner) = self.owners.get(key) else {
-            self.expectations.forget(key);
+            self.control.expectations.forget(key);
             return Ok(());
         };
         let Some(selector) = owner.selector() else { return Ok(()) };
         // Asked before the pods are read: what was seen by then is in the store.
-        let settled = self.expectations.met(key);
+        let settled = self.control.expectations.met(key);
         let orphans = self.pods.indexed(&format!("orphan/{}", owner.ns()));
         let owned = claim(&self.client, &*owner, &selector, &self.pods, orphans).await?;
         let active: Vec<Arc<Pod>> = owned.iter().filter(|pod| pod.active()).cloned().collect();
@@ -122,11 +102,15 @@ impl<K: Selectable> Controller<K> {
     async fn scale(&self, key: &Key, owner: &Arc<K>, active: Vec<Arc<Pod>>) -> Result<(), (&'static str, kube::Error)> {
         match plan::step(owner.replicas(), active.len(), limits::BURST_REPLICAS) {
             Step::Keep => Ok(()),
-            Step::Create(count) => self.create(key, owner, count).await.map_err(|error| ("FailedCreate", error)),
+            Step::Create(count) => {
+                let body = pods::body(owner.template(), owner.name(), owner.as_controller());
+                let created = self.control.create(key, &**owner, vec![body; count]).await;
+                created.map_err(|error| ("FailedCreate", error))
+            }
             Step::Delete(count) => {
                 let related = self.related(owner);
                 let victims = plan::victims(active, &related, count, self.context.now());
-                self.delete(key, owner, victims).await.map_err(|error| ("FailedDelete", error))
+                self.control.delete(key, &**owner, victims).await.map_err(|error| ("FailedDelete", error))
             }
         }
     }
@@ -139,72 +123,5 @@ impl<K: Selectable> Controller<K> {
         }
         let pods = uids.iter().flat_map(|uid| self.pods.indexed(&format!("owner/{uid}")));
         pods.filter(|pod| pod.active()).collect()
-    }
-
-    /// Creates pods in batches that double, so that a failure that hits all of them costs one attempt and not hundreds.
-    async fn create(&self, key: &Key, owner: &Arc<K>, count: usize) -> kube::Result<()> {
-        self.expectations.expect_creations(key, count);
-        let body = plan::pod_body(owner.template(), owner.name(), owner.as_controller());
-        let (mut left, mut batch) = (count, limits::SLOW_START_BATCH);
-        while left > 0 {
-            let now = batch.min(left);
-            let results: Vec<kube::Result<Pod>> = stream::iter(0..now)
-                .map(|_| rest::create::<Pod>(&self.client, owner.ns(), body.clone()))
-                .buffer_unordered(limits::WRITES_IN_FLIGHT)
-                .collect()
-                .await;
-            left -= now;
-            let mut failure = None;
-            for result in results {
-                match result {
-                    Ok(pod) => self.events.normal(&**owner, "SuccessfulCreate", format!("Created pod: {}", pod.name())),
-                    Err(error) => {
-                        self.expectations.created(key, 1);
-                        if !rest::namespace_terminating(&error) {
-                            self.events.warning(&**owner, "FailedCreate", format!("Error creating: {}", words(&error)));
-                        }
-                        failure = Some(error);
-                    }
-                }
-            }
-            if let Some(error) = failure {
-                self.expectations.created(key, left);
-                return if rest::namespace_terminating(&error) { Ok(()) } else { Err(error) };
-            }
-            batch *= 2;
-        }
-        Ok(())
-    }
-
-    async fn delete(&self, key: &Key, owner: &Arc<K>, victims: Vec<Arc<Pod>>) -> kube::Result<()> {
-        self.expectations.expect_deletions(key, victims.iter().map(|pod| pod.uid().to_owned()));
-        let results: Vec<(Arc<Pod>, kube::Result<()>)> = stream::iter(victims)
-            .map(|pod| async move {
-                let result = rest::delete(&self.client, &*pod).await;
-                (pod, result)
-            })
-            .buffer_unordered(limits::WRITES_IN_FLIGHT)
-            .collect()
-            .await;
-        let mut outcome = Ok(());
-        for (pod, result) in results {
-            match result {
-                Ok(()) => self.events.normal(&**owner, "SuccessfulDelete", format!("Deleted pod: {}", pod.name())),
-                Err(error) => {
-                    self.expectations.deleted(key, pod.uid());
-                    self.events.warning(&**owner, "FailedDelete", format!("Error deleting: {}", words(&error)));
-                    outcome = Err(error);
-                }
-            }
-        }
-        outcome
-    }
-}
-
-/// The API's own sentence, without the client's wrapping.
-pub(crate) fn words(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => status.message.clone(),
-        other => other.to_string(),
     }
 }

@@ -6,10 +6,9 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use serde_json::{Value, json};
 
 use crate::object::Object;
-use crate::types::{Pod, ReplicaSetStatus, Selectable, Template};
+use crate::types::{Pod, ReplicaSetStatus, Selectable};
 
 /// What to do about the number of pods.
 #[derive(Debug, PartialEq, Eq)]
@@ -73,19 +72,6 @@ fn magnitude(since: Timestamp, now: Timestamp) -> u32 {
     u64::BITS - seconds.leading_zeros()
 }
 
-/// The body of a new pod.
-pub(crate) fn pod_body(template: &Template, owner_name: &str, owner: Value) -> Value {
-    let template = template.value();
-    let meta = &template["metadata"];
-    let mut metadata = json!({"generateName": format!("{owner_name}-"), "ownerReferences": [owner]});
-    for field in ["labels", "annotations", "finalizers"] {
-        if !meta[field].is_null() {
-            metadata[field] = meta[field].clone();
-        }
-    }
-    json!({"metadata": metadata, "spec": template["spec"]})
-}
-
 /// The status that follows from the pods. `failure` is the reason and message of a failed creation or deletion.
 pub(crate) fn status<K: Selectable>(
     owner: &K,
@@ -137,6 +123,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::types::ReplicaSet;
+    use serde_json::{Value, json};
 
     #[test]
     fn steps() {
@@ -203,16 +190,5 @@ mod tests {
         assert_eq!(status(&rs, &pods, None, at("2026-01-01T00:02:00Z")).available_replicas, 1);
         let failed = status(&rs, &pods, Some(("FailedCreate", "no".into())), at("2026-01-01T00:02:00Z"));
         assert_eq!(failed.conditions[0].reason, "FailedCreate");
-    }
-
-    #[test]
-    fn pods_come_from_the_template() {
-        let template =
-            Template::from_value(&json!({"metadata": {"labels": {"a": "b"}, "name": "ignored"}, "spec": {"x": 1}}));
-        let body = pod_body(&template, "r", json!({"uid": "u"}));
-        assert_eq!(
-            body,
-            json!({"metadata": {"generateName": "r-", "ownerReferences": [{"uid": "u"}], "labels": {"a": "b"}}, "spec": {"x": 1}})
-        );
     }
 }

@@ -1,16 +1,20 @@
 //! Narrow views of the kinds the controllers watch: only the fields they use, so that a pod costs hundreds of bytes and not
 //! thousands. Templates are kept as compact JSON text: they are copied and compared, never looked into.
 
+mod batch;
 mod cluster;
+mod daemon;
 mod network;
 mod pod;
 mod workload;
 
+pub(crate) use batch::{Job, JobCondition, JobStatus};
 pub(crate) use cluster::{
     Certificate, CertificateSpec, ConfigMap, Lease, Namespace, Node, NodeCondition, Secret, ServiceAccount,
 };
+pub(crate) use daemon::{ControllerRevision, DaemonSet, DaemonSetStatus};
 pub(crate) use network::{Endpoints, SERVICE_NAME, Service, ServicePort, Slice};
-pub(crate) use pod::{DELETION_COST, Pod};
+pub(crate) use pod::{COMPLETION_INDEX, DELETION_COST, Pod};
 pub(crate) use workload::{
     Deployment, DeploymentCondition, DeploymentStatus, ReplicaSet, ReplicaSetCondition, ReplicaSetStatus,
     ReplicationController, Selectable, Template,

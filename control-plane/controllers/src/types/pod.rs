@@ -1,7 +1,7 @@
 //! Pods.
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Toleration;
+use k8s_openapi::api::core::v1::{Affinity, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::ObjectMeta;
 use serde::Deserialize;
@@ -12,6 +12,9 @@ use crate::object::Object;
 
 /// Annotation that lets a user say which pods should go first when a ReplicaSet shrinks.
 pub(crate) const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+
+/// Annotation and label with the number of an indexed Job's pod.
+pub(crate) const COMPLETION_INDEX: &str = "batch.kubernetes.io/job-completion-index";
 
 /// A pod.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -25,6 +28,9 @@ pub(crate) struct Pod {
     /// Facts.
     #[serde(deserialize_with = "nullable")]
     pub(crate) status: Status,
+    /// The one node its affinity names, for pods of DaemonSets that are not bound yet.
+    #[serde(skip)]
+    pub(crate) target: Option<Box<str>>,
 }
 resource!(Pod, "", "v1", "Pod", "pods", NamespaceResourceScope);
 
@@ -38,8 +44,8 @@ pub(crate) struct Spec {
     pub(crate) hostname: Option<String>,
     /// The headless service.
     pub(crate) subdomain: Option<String>,
-    /// Uses the node's network.
-    pub(crate) host_network: bool,
+    /// Only until [`Pod::target`] has been read from it.
+    pub(crate) affinity: Option<Affinity>,
     /// What it tolerates.
     #[serde(deserialize_with = "nullable")]
     pub(crate) tolerations: Vec<Toleration>,
@@ -107,6 +113,25 @@ pub(crate) struct PodIp {
 pub(crate) struct ContainerStatus {
     /// How often it was restarted.
     pub(crate) restart_count: i32,
+    /// How it ended.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) state: State,
+}
+
+/// A container's state: only its end.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct State {
+    /// Set once it ended.
+    pub(crate) terminated: Option<Terminated>,
+}
+
+/// A container's end.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Terminated {
+    /// When.
+    pub(crate) finished_at: Option<Time>,
 }
 
 /// A condition.
@@ -126,8 +151,9 @@ impl Kind for Pod {
     fn slim(&mut self) {
         self.metadata.managed_fields = None;
         if let Some(annotations) = &mut self.metadata.annotations {
-            annotations.retain(|key, _| key == DELETION_COST);
+            annotations.retain(|key, _| key == DELETION_COST || key == COMPLETION_INDEX);
         }
+        self.target = self.spec.affinity.take().and_then(named_node);
     }
 
     fn indexes(&self) -> Vec<String> {
@@ -140,7 +166,20 @@ impl Kind for Pod {
     }
 }
 
+/// The node that a required node affinity on `metadata.name` names.
+fn named_node(affinity: Affinity) -> Option<Box<str>> {
+    let required = affinity.node_affinity?.required_during_scheduling_ignored_during_execution?;
+    let mut fields = required.node_selector_terms.into_iter().flat_map(|term| term.match_fields.unwrap_or_default());
+    let field = fields.find(|field| field.key == "metadata.name" && field.operator == "In")?;
+    field.values?.into_iter().next().map(String::into_boxed_str)
+}
+
 impl Pod {
+    /// The node it is on, or will be.
+    pub(crate) fn node(&self) -> Option<&str> {
+        self.spec.node_name.as_deref().or(self.target.as_deref())
+    }
+
     /// A condition by name.
     pub(crate) fn condition(&self, kind: &str) -> Option<&Condition> {
         self.status.conditions.iter().find(|c| c.kind == kind)
@@ -166,6 +205,13 @@ impl Pod {
     /// Succeeded or Failed.
     pub(crate) fn finished(&self) -> bool {
         matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed"))
+    }
+
+    /// When its last container ended.
+    pub(crate) fn finished_at(&self) -> Option<Timestamp> {
+        let ends =
+            self.status.container_statuses.iter().filter_map(|c| c.state.terminated.as_ref()?.finished_at.as_ref());
+        ends.map(|t| t.0).max()
     }
 
     /// Neither finished nor being deleted.

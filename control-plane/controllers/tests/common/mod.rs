@@ -74,6 +74,9 @@ impl Cluster {
         match kind {
             "Deployment" => self.of("apps/v1", kind, "deployments"),
             "ReplicaSet" => self.of("apps/v1", kind, "replicasets"),
+            "DaemonSet" => self.of("apps/v1", kind, "daemonsets"),
+            "ControllerRevision" => self.of("apps/v1", kind, "controllerrevisions"),
+            "Job" => self.of("batch/v1", kind, "jobs"),
             "EndpointSlice" => self.of("discovery.k8s.io/v1", kind, "endpointslices"),
             "Endpoints" => self.of("v1", kind, "endpoints"),
             "Lease" => self.of("coordination.k8s.io/v1", kind, "leases"),
@@ -206,8 +209,11 @@ async fn run_pods(client: Client, resource: ApiResource, node: String) {
         }
         next = next.wrapping_add(1).max(2);
         let ip = format!("10.244.0.{next}");
-        let status = json!({"status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}],
-            "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
+        // An image called `done` ends at once and well.
+        let ends = pod.data["spec"]["containers"][0]["image"] == "done";
+        let (phase, ready) = if ends { ("Succeeded", "False") } else { ("Running", "True") };
+        let status = json!({"status": {"phase": phase, "podIP": ip, "podIPs": [{"ip": ip}],
+            "conditions": [{"type": "Ready", "status": ready, "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
         let _ = api.patch_status(&name, &PatchParams::default(), &Patch::Strategic(status)).await;
     }
 }
