@@ -13,14 +13,17 @@ use std::{
         Arc,
         atomic::{AtomicI64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
 use etcd_client::{Certificate, Client, ConnectOptions, GetOptions, Identity, TlsOptions};
 use tonic::transport::Endpoint;
 
-use crate::{Engine, Error, Range, RangeResult, Revision, Status, Txn, TxnResult, Watch, WatchStream, check, limits};
+use crate::{
+    Engine, Error, Range, RangeResult, Revision, Status, Txn, TxnResult, Watch, WatchStream, backoff::Backoff, check,
+    limits,
+};
 
 /// How to reach etcd over TLS: all PEM.
 #[derive(Clone)]
@@ -81,7 +84,7 @@ impl Etcd {
             client: client.map_err(|e| Error::Invalid(format!("etcd endpoints: {e}")))?,
             seen: Arc::default(),
         });
-        if let Err(error) = etcd.revision().await {
+        if let Err(error) = etcd.newest().await {
             let Error::Unavailable(mut why) = error else {
                 return Err(error);
             };
@@ -106,10 +109,27 @@ impl Etcd {
         }
     }
 
+    /// Repeats a read for a while when etcd is away, as during an election: reading twice does no harm.
+    async fn patiently<T, F: Future<Output = Result<T, Error>>>(&self, read: impl Fn() -> F) -> Result<T, Error> {
+        let give_up = Instant::now() + limits::ETCD_READ_PATIENCE;
+        let mut backoff = Backoff::default();
+        loop {
+            match read().await {
+                Err(Error::Unavailable(_)) if Instant::now() < give_up => backoff.wait().await,
+                answer => return answer,
+            }
+        }
+    }
+
     async fn get(&self, range: &Range) -> Result<RangeResult, Error> {
-        let mut kv = self.kv();
-        let mut answer = self.call(range.revision, kv.get(&range.key[..], Some(convert::get_options(range)))).await?;
-        let result = convert::range_result(&mut answer)?;
+        let result = self
+            .patiently(|| async {
+                let mut kv = self.kv();
+                let options = convert::get_options(range);
+                let mut answer = self.call(range.revision, kv.get(&range.key[..], Some(options))).await?;
+                convert::range_result(&mut answer)
+            })
+            .await?;
         self.seen.revision(result.revision);
         Ok(result)
     }
@@ -154,6 +174,13 @@ impl Etcd {
         }
     }
 
+    /// The newest revision: the header of a linearizable read of nothing.
+    async fn newest(&self) -> Result<Revision, Error> {
+        let mut kv = self.kv();
+        let answer = self.call(0, kv.get("\0", Some(GetOptions::new().with_count_only()))).await?;
+        convert::revision(answer.header())
+    }
+
     fn kv(&self) -> etcd_client::KvClient {
         let client = self.client.kv_client();
         client.max_decoding_message_size(limits::ETCD_MESSAGE_BYTES)
@@ -193,10 +220,7 @@ impl Engine for Etcd {
     }
 
     async fn revision(&self) -> Result<Revision, Error> {
-        let mut kv = self.kv();
-        let count = GetOptions::new().with_count_only();
-        let answer = self.call(0, kv.get("\0", Some(count))).await?;
-        let revision = convert::revision(answer.header())?;
+        let revision = self.patiently(|| self.newest()).await?;
         self.seen.revision(revision);
         Ok(revision)
     }

@@ -61,6 +61,8 @@ pub const FRESH_TIMEOUT: Duration = Duration::from_secs(5);
 pub const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// How long one request to etcd may take.
 pub const ETCD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a read is repeated while etcd is away.
+pub const ETCD_READ_PATIENCE: Duration = Duration::from_secs(3);
 /// How long one attempt to connect to etcd may take.
 pub const ETCD_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often an idle connection to etcd is probed, and how long the answer may take.
