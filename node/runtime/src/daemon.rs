@@ -51,6 +51,8 @@ impl Containerd {
             .arg("--config")
             .arg(&config)
             .env("PATH", &path)
+            // It would report our readiness to the service manager in its own stead.
+            .env_remove("NOTIFY_SOCKET")
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(log_file(&log)?)
