@@ -77,7 +77,7 @@ fn rows(definition: &Value) -> Vec<Resource> {
             named: (&[][..]).into(),
         },
         verbs: Verbs::All,
-        schema: "".into(),
+        schema: schema_name(&group, &text(&version["name"]), &kind).into(),
         storage: Place {
             prefix: custom_store_prefix(&group, &plural).into(),
             group: group.clone().into(),
@@ -87,6 +87,12 @@ fn rows(definition: &Value) -> Vec<Resource> {
         published: version["schema"].get("openAPIV3Schema").cloned().map(Arc::new),
     };
     versions.iter().filter(|v| v["served"] == true).map(row).collect()
+}
+
+/// What OpenAPI calls the type: `com.example.v1.CronTab`.
+fn schema_name(group: &str, version: &str, kind: &str) -> String {
+    let reversed: Vec<&str> = group.rsplit('.').collect();
+    format!("{}.{version}.{kind}", reversed.join("."))
 }
 
 /// Follows the definitions for ever.
@@ -236,6 +242,7 @@ mod tests {
         assert_eq!(versions, ["v2", "v1"]);
         assert_eq!((&*rows[1].singular, &*rows[1].list_kind), ("crontab", "CronTabList"));
         assert_eq!(rows[1].store_prefix(), "/registry/example.com/crontabs/");
+        assert_eq!(rows[0].schema, "com.example.v2.CronTab");
         assert!(rows[0].is_storage_version() && !rows[1].is_storage_version());
         assert!(rows[0].subresources.status && !rows[1].subresources.status);
         assert!(super::rows(&json!({"spec": {}})).is_empty());

@@ -64,6 +64,10 @@ async fn a_definition_is_served_until_it_goes() {
         assert_eq!(http.get(path).await.code, 200, "{path}");
     }
 
+    let document = http.get("/openapi/v3/apis/example.com/v1").await.ok();
+    let kinds = &document["components"]["schemas"]["com.example.v1.CronTab"]["x-kubernetes-group-version-kind"];
+    assert_eq!(kinds[0]["kind"], "CronTab");
+
     http.delete(&format!("{DEFINITIONS}/crontabs.example.com"), Value::Null).await.ok();
     for _ in 0..500 {
         if http.get(&format!("{DEFINITIONS}/crontabs.example.com")).await.code == 404
