@@ -146,11 +146,10 @@ impl Containerd {
 }
 
 async fn ended(command: &mut Command) -> Result<()> {
-    // The container inherits ctr's streams: no pipe of ours may wait for its end.
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit()).kill_on_drop(true);
-    let status = command.status().await.context("cannot start ctr")?;
-    if !status.success() {
-        bail!("{:?} ended with {status}", command.as_std());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+    let done = command.output().await.context("cannot start ctr")?;
+    if !done.status.success() {
+        bail!("{:?} ended with {}: {}", command.as_std(), done.status, String::from_utf8_lossy(&done.stderr));
     }
     Ok(())
 }

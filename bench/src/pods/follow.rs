@@ -1,4 +1,4 @@
-//! When each pod of a namespace first was Running, Ready and gone, from one watch.
+//! When each pod of a namespace first was bound to a node, Running, Ready and gone, from one watch.
 
 use std::{collections::HashMap, time::Instant};
 
@@ -13,6 +13,7 @@ use crate::limits;
 /// First moments; a pod of the same name as an earlier one must not be created.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Moments {
+    pub(super) bound: Option<Instant>,
     pub(super) running: Option<Instant>,
     pub(super) ready: Option<Instant>,
     pub(super) gone: Option<Instant>,
@@ -24,6 +25,7 @@ enum Fact {
     /// The watch stands.
     Begun,
     Lives {
+        bound: bool,
         running: bool,
         ready: bool,
     },
@@ -109,13 +111,15 @@ fn state(pod: &Pod) -> Fact {
     let running = status.and_then(|status| status.phase.as_deref()) == Some("Running");
     let conditions = status.iter().flat_map(|status| status.conditions.iter().flatten());
     let ready = conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
-    Fact::Lives { running, ready }
+    let bound = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
+    Fact::Lives { bound, running, ready }
 }
 
 fn note(moments: &mut Moments, fact: Fact, at: Instant) {
     match fact {
         Fact::Begun => {}
-        Fact::Lives { running, ready } => {
+        Fact::Lives { bound, running, ready } => {
+            moments.bound = moments.bound.or(bound.then_some(at));
             moments.running = moments.running.or(running.then_some(at));
             moments.ready = moments.ready.or(ready.then_some(at));
         }
@@ -135,15 +139,17 @@ mod tests {
         let after = |seconds| begun + Duration::from_secs(seconds);
         let mut moments = Moments::default();
         for (second, fact) in [
-            (1, Fact::Lives { running: false, ready: false }),
-            (2, Fact::Lives { running: true, ready: false }),
-            (3, Fact::Lives { running: true, ready: true }),
-            (4, Fact::Lives { running: true, ready: true }),
-            (5, Fact::Gone),
+            (1, Fact::Lives { bound: false, running: false, ready: false }),
+            (2, Fact::Lives { bound: true, running: false, ready: false }),
+            (3, Fact::Lives { bound: true, running: true, ready: false }),
+            (4, Fact::Lives { bound: true, running: true, ready: true }),
+            (5, Fact::Lives { bound: true, running: true, ready: true }),
+            (6, Fact::Gone),
         ] {
             note(&mut moments, fact, after(second));
         }
-        let expected = Moments { running: Some(after(2)), ready: Some(after(3)), gone: Some(after(5)) };
+        let [bound, running, ready, gone] = [2, 3, 4, 6].map(|second| Some(after(second)));
+        let expected = Moments { bound, running, ready, gone };
         assert_eq!(moments, expected);
     }
 
@@ -151,7 +157,7 @@ mod tests {
     fn a_pods_state_is_read_from_its_status() {
         let check = |status: serde_json::Value, running, ready| {
             let pod: Pod = serde_json::from_value(serde_json::json!({"status": status})).unwrap();
-            assert_eq!(state(&pod), Fact::Lives { running, ready }, "{status}");
+            assert_eq!(state(&pod), Fact::Lives { bound: false, running, ready }, "{status}");
         };
         check(serde_json::json!({}), false, false);
         check(serde_json::json!({"phase": "Pending"}), false, false);
@@ -159,5 +165,12 @@ mod tests {
         let conditions = |status: &str| serde_json::json!([{"type": "Ready", "status": status}]);
         check(serde_json::json!({"phase": "Running", "conditions": conditions("False")}), true, false);
         check(serde_json::json!({"phase": "Running", "conditions": conditions("True")}), true, true);
+    }
+
+    #[test]
+    fn a_pod_with_a_node_is_bound() {
+        let pod: Pod =
+            serde_json::from_value(serde_json::json!({"spec": {"nodeName": "n", "containers": []}})).unwrap();
+        assert_eq!(state(&pod), Fact::Lives { bound: true, running: false, ready: false });
     }
 }

@@ -1,9 +1,14 @@
 //! One pod after the other, each followed by the same container from `ctr run -d` on the same containerd, so that
 //! both meet the same machine.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::Path,
+    time::{Duration, Instant, SystemTime},
+};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::{
     NodePlace,
@@ -51,7 +56,8 @@ pub(super) async fn run(space: &Space, node: Option<&NodePlace>, measured: &mut 
         None => None,
     };
     let mut follower = space.follow().await?;
-    let (mut accepted, mut running, mut ready, mut gone, mut ctr) = (vec![], vec![], vec![], vec![], vec![]);
+    let (mut accepted, mut bound, mut running, mut ready, mut gone) = (vec![], vec![], vec![], vec![], vec![]);
+    let mut ctr = vec![];
     let (mut pod_steps, mut ctr_steps) = (Column::default(), Column::default());
     for number in 0..limits::WARM_UP + limits::SEQUENTIAL {
         say(&format!("pod {} of {}", number + 1, limits::WARM_UP + limits::SEQUENTIAL));
@@ -59,6 +65,7 @@ pub(super) async fn run(space: &Space, node: Option<&NodePlace>, measured: &mut 
         let pod = one(space, &mut follower, containerd.as_mut(), &format!("one-{number}")).await?;
         if counted {
             accepted.push(pod.accepted);
+            bound.push(pod.bound);
             running.push(pod.running);
             ready.push(pod.ready);
             gone.push(pod.gone);
@@ -81,6 +88,7 @@ pub(super) async fn run(space: &Space, node: Option<&NodePlace>, measured: &mut 
     measured.row(RUNNING, "ms", &running);
     measured.row("pod: create to Ready", "ms", &ready);
     measured.row("pod: create to the answer of the API server", "ms", &accepted);
+    measured.row("pod: create to bound to its node", "ms", &bound);
     measured.row("pod: delete to gone", "ms", &gone);
     let Some(containerd) = &mut containerd else { return Ok(()) };
     measured.row(CTR, "ms", &ctr);
@@ -95,12 +103,30 @@ pub(super) async fn run(space: &Space, node: Option<&NodePlace>, measured: &mut 
     measured.row("ctr: to task started (runc start)", "ms", &ctr_steps.start);
     measured.row("ctr: to the command's end", "ms", &ctr_steps.rest);
     measured.row(PREPARE, "ms", &containerd.prepare_alone(limits::SEQUENTIAL).await?);
+    let dir = node.and_then(|node| node.containerd_config.parent()).context("containerd's directory")?;
+    measured.row("disk: write and fsync of 4 KiB, alone", "ms", &fsync_alone(dir, limits::SEQUENTIAL)?);
     Ok(())
+}
+
+/// What the node's disk takes to make a small write last; every change of an object waits for it at least once.
+fn fsync_alone(dir: &Path, times: usize) -> Result<Vec<f64>> {
+    let path = dir.join("sluice-bench-fsync");
+    let mut file = File::create(&path)?;
+    let took = (0..times).map(|_| {
+        let begun = Instant::now();
+        file.write_all(&[7; 4096])?;
+        file.sync_data()?;
+        Ok(milliseconds(begun.elapsed()))
+    });
+    let took = took.collect::<Result<Vec<f64>>>();
+    fs::remove_file(&path)?;
+    took
 }
 
 /// One pod's life, in milliseconds.
 struct Life {
     accepted: f64,
+    bound: f64,
     running: f64,
     ready: f64,
     gone: f64,
@@ -121,10 +147,12 @@ async fn one(
     let begun = space.create(name).await?;
     let accepted = begun.elapsed();
     let seen = async {
+        let bound = follower.moment(name, |moments| moments.bound).await?;
         let running = follower.moment(name, |moments| moments.running).await?;
-        Ok::<_, anyhow::Error>((running, follower.moment(name, |moments| moments.ready).await?))
+        let ready = follower.moment(name, |moments| moments.ready).await?;
+        Ok::<_, anyhow::Error>((bound, running, ready))
     };
-    let (running, ready) = match seen.await {
+    let (bound, running, ready) = match seen.await {
         Ok(moments) => moments,
         Err(error) => return Err(error.context(format!("its status: {}", space.describe(name).await))),
     };
@@ -136,6 +164,7 @@ async fn one(
     let gone = follower.moment(name, |moments| moments.gone).await?;
     Ok(Life {
         accepted: milliseconds(accepted),
+        bound: milliseconds(bound - begun),
         running: milliseconds(running - begun),
         ready: milliseconds(ready - begun),
         gone: milliseconds(gone - deleted),
