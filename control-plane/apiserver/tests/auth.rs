@@ -163,3 +163,21 @@ async fn a_restart_rewrites_nothing() {
     let refused = server.admin.delete("/api/v1/namespaces/default", Value::Null).await.failed();
     assert_eq!(refused.2, "namespaces \"default\" is forbidden: this namespace may not be deleted");
 }
+
+#[tokio::test]
+async fn servers_that_start_together_agree() {
+    let server = Server::start().await;
+    let admin = "/apis/rbac.authorization.k8s.io/v1/clusterroles/system:basic-user";
+    let mut role = server.admin.get(admin).await.ok();
+    role["rules"] = json!([]);
+    server.admin.put(admin, role).await.ok();
+    let start = |last: u8| {
+        let advertise = vec![std::net::IpAddr::from([192, 0, 2, last])];
+        ApiServer::start(Config { advertise, ..server.api.config().clone() }, server.engine.clone())
+    };
+    let (one, two, three) = tokio::join!(start(1), start(2), start(3));
+    one.and(two).and(three).map(drop).unwrap();
+    let role = server.admin.get(admin).await.ok();
+    let granted: Vec<&Value> = role["rules"].as_array().unwrap().iter().map(|r| &r["resources"]).collect();
+    assert!(granted.contains(&&json!(["selfsubjectaccessreviews"])), "{granted:?}");
+}

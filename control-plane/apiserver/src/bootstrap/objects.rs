@@ -10,7 +10,10 @@ use anyhow::{Context, Result};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde::Deserialize as _;
 use serde_json::{Value, json};
-use sluice_api::resource::{Resource, builtin};
+use sluice_api::{
+    resource::{Resource, builtin},
+    status::Status,
+};
 
 use super::roles;
 use crate::{
@@ -58,27 +61,39 @@ type Item = (&'static str, &'static str, Value);
 async fn run<'a, F, Fut>(storage: &'a Storage, items: Vec<Item>, write: F) -> Result<()>
 where
     F: Fn(&'a Storage, &'static Resource, Value) -> Fut,
-    Fut: Future<Output = Result<(), sluice_api::status::Status>>,
+    Fut: Future<Output = Result<(), Status>>,
 {
+    let write = &write;
     stream::iter(items)
-        .map(|(group, plural, object)| {
-            let name = object["metadata"]["name"].to_string();
+        .map(|(group, plural, object)| async move {
             let row = builtin().by_path(group, "v1", plural);
-            let written = row.map(|row| write(storage, row, object));
-            async move {
-                written
-                    .with_context(|| format!("{plural} are not served"))?
-                    .await
-                    .with_context(|| format!("{plural} {name} cannot be made"))
-            }
+            let row = row.with_context(|| format!("{plural} are not served"))?;
+            let name = object["metadata"]["name"].to_string();
+            settled(storage, || write(storage, row, object.clone()))
+                .await
+                .with_context(|| format!("{plural} {name} cannot be made"))
         })
         .buffer_unordered(limits::BOOTSTRAP_WRITES)
         .try_collect()
         .await
 }
 
+/// Writes again when another server, starting at the same time, wrote first.
+async fn settled<Fut>(storage: &Storage, write: impl Fn() -> Fut) -> Result<(), Status>
+where
+    Fut: Future<Output = Result<(), Status>>,
+{
+    for _ in 1..limits::WRITE_ATTEMPTS {
+        match write().await {
+            Err(status) if status.code == 409 => storage.fresh().await.map(drop)?,
+            done => return done,
+        }
+    }
+    write().await
+}
+
 /// Creates the object if there is none of its name.
-async fn present(storage: &Storage, row: &Resource, object: Value) -> Result<(), sluice_api::status::Status> {
+async fn present(storage: &Storage, row: &Resource, object: Value) -> Result<(), Status> {
     let (namespace, name) = key(&object);
     if storage.get(row.store_prefix(), namespace, name).is_some() {
         return Ok(());
@@ -90,7 +105,7 @@ async fn present(storage: &Storage, row: &Resource, object: Value) -> Result<(),
 }
 
 /// Creates the object, or replaces one that differs outside its metadata.
-async fn exact(storage: &Storage, row: &Resource, object: Value) -> Result<(), sluice_api::status::Status> {
+async fn exact(storage: &Storage, row: &Resource, object: Value) -> Result<(), Status> {
     let (namespace, name) = key(&object);
     let Some(stored) = storage.get(row.store_prefix(), namespace, name) else {
         return present(storage, row, object).await;
@@ -110,7 +125,7 @@ async fn exact(storage: &Storage, row: &Resource, object: Value) -> Result<(), s
 }
 
 /// Creates a role or binding, or gives one back the rules and subjects it lost.
-async fn reconciled(storage: &Storage, row: &Resource, object: Value) -> Result<(), sluice_api::status::Status> {
+async fn reconciled(storage: &Storage, row: &Resource, object: Value) -> Result<(), Status> {
     let (namespace, name) = key(&object);
     let Some(stored) = storage.get(row.store_prefix(), namespace, name) else {
         return present(storage, row, object).await;
