@@ -52,6 +52,7 @@ fn watch(node: &Node, place: &str, measured: &mut Measured) -> Result<()> {
     column(WHOLE, &|r| r.daemon_pss + r.loggers_pss);
     column("sluice daemon, RSS", &|r| r.daemon_rss);
     column("sluice daemon, PSS", &|r| r.daemon_pss);
+    column("sluice daemon, PSS of no file (heap, stacks)", &|r| r.daemon_anonymous);
     column("sluice loggers, PSS", &|r| r.loggers_pss);
     column("containerd, PSS", &|r| r.containerd_pss);
     column("containerd's shims, PSS", &|r| r.shims_pss);
@@ -96,6 +97,7 @@ impl Counters {
 struct Reading {
     daemon_rss: f64,
     daemon_pss: f64,
+    daemon_anonymous: f64,
     loggers_pss: f64,
     containerd_pss: f64,
     shims_pss: f64,
@@ -108,6 +110,7 @@ impl Reading {
         Ok(Self {
             daemon_rss: bytes(daemon.rss),
             daemon_pss: bytes(daemon.pss),
+            daemon_anonymous: bytes(daemon.anonymous),
             loggers_pss: pss(&processes.loggers)?,
             containerd_pss: pss(&processes.containerd)?,
             shims_pss: pss(&processes.shims)?,
@@ -116,7 +119,8 @@ impl Reading {
 }
 
 fn sum(pids: &[u32], of: impl Fn(u32) -> Result<f64>) -> Result<f64> {
-    pids.iter().map(|pid| of(*pid)).sum()
+    // An empty sum of floats would be -0.
+    pids.iter().try_fold(0.0, |sum, pid| Ok(sum + of(*pid)?))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "far below 2^52 bytes")]

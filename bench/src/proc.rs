@@ -13,6 +13,8 @@ pub(crate) struct Memory {
     pub(crate) rss: u64,
     /// Pages that several processes share count in parts.
     pub(crate) pss: u64,
+    /// The part of `pss` that is of no file.
+    pub(crate) anonymous: u64,
 }
 
 /// The processes of a one-node cluster.
@@ -84,7 +86,8 @@ fn field(text: &str, name: &str) -> Option<u64> {
 }
 
 fn resident(rollup: &str) -> Option<Memory> {
-    Some(Memory { rss: field(rollup, "Rss")? * 1024, pss: field(rollup, "Pss")? * 1024 })
+    let bytes = |name| field(rollup, name).map(|kilobytes| kilobytes * 1024);
+    Some(Memory { rss: bytes("Rss")?, pss: bytes("Pss")?, anonymous: bytes("Pss_Anon")? })
 }
 
 fn sort(all: &[Process], daemon: u32, config: &str, socket: &str) -> Cluster {
@@ -143,8 +146,8 @@ mod tests {
 
     #[test]
     fn memory_and_writes_are_bytes() {
-        let rollup = "5581e5c3d000-7ffc r--p 00000000 00:00 0 [rollup]\nRss:  100 kB\nPss:  60 kB\nPss_Dirty: 10 kB\n";
-        assert_eq!(resident(rollup), Some(Memory { rss: 102_400, pss: 61_440 }));
+        let rollup = "5581e5c3d000-7ffc r--p 00000000 00:00 0 [rollup]\nRss:  100 kB\nPss:  60 kB\nPss_Anon: 10 kB\n";
+        assert_eq!(resident(rollup), Some(Memory { rss: 102_400, pss: 61_440, anonymous: 10_240 }));
         assert_eq!(field("wchar: 5\nwrite_bytes: 8192\ncancelled_write_bytes: 1\n", "write_bytes"), Some(8192));
         assert_eq!(resident("Rss: 1 kB\n"), None);
     }
