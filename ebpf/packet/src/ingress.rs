@@ -23,7 +23,7 @@ pub fn ingress<P: Packet, M: Maps>(packet: &mut P, maps: &M, scope: Scope) -> Ve
     let Some(settings) = maps.settings() else { return Verdict::Pass };
     let result = match header.kind {
         Kind::Fragment | Kind::Other => Ok(()),
-        Kind::IcmpError if scope == Scope::External => unmasquerade_error(packet, maps, &header),
+        Kind::IcmpError if scope == Scope::External => deliver_error(packet, maps, &header),
         Kind::IcmpError => Ok(()),
         Kind::EchoReply if scope == Scope::External => unmasquerade(packet, maps, &settings, &header).map(|_| ()),
         Kind::EchoReply => Ok(()),
@@ -67,14 +67,16 @@ fn unmasquerade<P: Packet, M: Maps>(
     Ok(true)
 }
 
+/// An ICMP error (a smaller path MTU, most of all) about a packet that left with this node's address goes on to who sent
+/// it: the pod of a masqueraded connection, or the backend whose answer left with the service's address.
 #[inline(always)]
-fn unmasquerade_error<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Header) -> Result<(), Reason> {
+fn deliver_error<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Header) -> Result<(), Reason> {
     let Some(quote) = parse_quote(packet, header) else { return Ok(()) };
     if quote.kind != Kind::Ports {
         return Ok(());
     }
-    // The quoted packet went out, so its reply has its ends swapped.
-    let key = FlowKey {
+    // The quoted packet went out, so the connection's incoming direction has its ends swapped.
+    let mut key = FlowKey {
         source: quote.destination,
         destination: quote.source,
         source_port: quote.destination_port,
@@ -83,7 +85,12 @@ fn unmasquerade_error<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Hea
         kind: FlowKind::MasqueradeReply as u8,
         reserved: 0,
     };
-    let Some((address, port)) = maps.flow(&key, |flow| (flow.address, flow.port)) else { return Ok(()) };
+    let mut target = maps.flow(&key, |flow| (flow.address, flow.port));
+    if target.is_none() {
+        key.kind = FlowKind::Service as u8;
+        target = maps.flow(&key, |flow| (flow.address, flow.port));
+    }
+    let Some((address, port)) = target else { return Ok(()) };
     rewrite_error(packet, header, &quote, address, port).ok_or(Reason::Rewrite)
 }
 
@@ -99,10 +106,17 @@ fn to_service<P: Packet, M: Maps>(
         return Ok(());
     }
     let frontend = service::find(maps, settings, header.destination, header.destination_port, header.protocol, scope);
-    let Some(frontend) = frontend else { return Ok(()) };
-    let target = match known(maps, header, packet.length()) {
-        Some(target) => target,
-        None => new(maps, header, &frontend, scope, packet.length())?,
+    let target = match frontend {
+        Some(frontend) => match known(maps, header, packet.length()) {
+            Some(target) => target,
+            None => new(maps, header, &frontend, scope, packet.length())?,
+        },
+        // A service that was deleted: its open connections go on.
+        None if service::is_node_port(maps, settings, header.destination, header.destination_port) => {
+            let Some(target) = known(maps, header, packet.length()) else { return Ok(()) };
+            target
+        }
+        None => return Ok(()),
     };
     let bytes = u64::from(packet.length());
     maps.count_service(target.service, |counters| {

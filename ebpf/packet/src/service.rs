@@ -18,11 +18,17 @@ pub fn find<M: Maps>(
     if let Some(frontend) = maps.frontend(&key) {
         return Some(frontend);
     }
-    let number = u16::from_be(port);
-    if number < settings.node_port_first || number > settings.node_port_last || !maps.is_local(address) {
-        return None;
+    if is_node_port(maps, settings, address, port) {
+        return maps.frontend(&FrontendKey { address: 0, ..key });
     }
-    maps.frontend(&FrontendKey { address: 0, ..key })
+    None
+}
+
+/// Could this be a node port of this node?
+#[inline(always)]
+pub(crate) fn is_node_port<M: Maps>(maps: &M, settings: &Settings, address: u32, port: u16) -> bool {
+    let number = u16::from_be(port);
+    number >= settings.node_port_first && number <= settings.node_port_last && maps.is_local(address)
 }
 
 /// Picks a backend at random; one with the address `avoid` (0: none) is passed over for its neighbour.

@@ -213,7 +213,12 @@ fn replace(
     Ok(false)
 }
 
-fn unpin(pin: &Path) -> Result<(), Error> {
+/// Ends a pinned link and removes its pin. No pin, or a link whose cgroup or device is gone, is success.
+pub(crate) fn unpin(pin: &Path) -> Result<(), Error> {
+    if let Ok(link) = sys::open_pinned(pin) {
+        // What it was attached to may have gone first: then there is nothing to detach.
+        let _ = sys::detach_link(link.as_fd());
+    }
     match std::fs::remove_file(pin) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(Error::system(format!("remove {}", pin.display()), error))

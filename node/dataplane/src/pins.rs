@@ -77,6 +77,7 @@ impl Pins {
                 .to_str()
                 .is_some_and(|name| name.strip_prefix('v').is_some_and(|number| number.parse::<u32>().is_ok()));
             if versioned && path != current {
+                end_links(&path.join("links"))?;
                 remove(&path)?;
             }
         }
@@ -85,9 +86,17 @@ impl Pins {
 
     /// Removes everything: links first, so that nothing runs on maps that go away.
     pub(crate) fn remove_all(&self) -> Result<(), Error> {
-        remove(&self.links())?;
+        end_links(&self.links())?;
         remove(&self.root)
     }
+}
+
+/// Ends every link that is pinned in a folder.
+fn end_links(dir: &Path) -> Result<(), Error> {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        crate::attach::unpin(&entry.path())?;
+    }
+    Ok(())
 }
 
 fn remove(path: &Path) -> Result<(), Error> {

@@ -141,3 +141,34 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_large_table_is_planned_in_no_time() {
+    let capacity = Capacity { frontends: 65_536, backends: 16_384, slab: 262_144, services: 8_192 };
+    let table = |changed: u32| {
+        let mut desired = Desired::default();
+        for service in 0..5_000_u32 {
+            let backends = (0..3)
+                .map(|host| Backend {
+                    address: service * 3 + host + 1 + if service == 7 { changed } else { 0 },
+                    port: 80,
+                    flags: Backend::USED,
+                })
+                .collect();
+            let key = FrontendKey { address: 10_000 + service, port: 80, protocol: 6, scope: 0 };
+            let name = format!("n/s{service}:80").into();
+            desired.frontends.insert(key, DesiredFrontend { service: name, backends: Arc::new(backends), flags: 0 });
+        }
+        desired
+    };
+    let mut tables = Tables::default();
+    let (first, second) = (table(0), table(100_000));
+    let start = std::time::Instant::now();
+    assert!(plan(&mut tables, &first, capacity, Duration::ZERO).problems.is_empty());
+    let all = start.elapsed();
+    let start = std::time::Instant::now();
+    let change = plan(&mut tables, &second, capacity, Duration::from_secs(2));
+    println!("5000 services: {all:?}; one change among them: {:?}", start.elapsed());
+    assert_eq!(change.writes.len(), 3 + 1 + 1 + 3, "three backends, a list, a flip, three retired");
+    assert!(all < Duration::from_secs(5), "{all:?}");
+}

@@ -16,6 +16,7 @@ use tokio::io::unix::AsyncFd;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_LINK_DETACH: libc::c_long = 34;
 const SO_NETNS_COOKIE: libc::c_int = 71;
 /// Room for any command's attributes; the kernel ignores zeroes past those it knows.
 const ATTRIBUTES: usize = 16;
@@ -44,6 +45,13 @@ pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
     let mut attributes = Attributes([0; ATTRIBUTES]);
     attributes.0[0] = link.as_raw_fd() as u64 | (program.as_raw_fd() as u64) << 32;
     bpf(BPF_LINK_UPDATE, &mut attributes).map(|_| ())
+}
+
+/// Ends a link now; removing its pin alone would end it some time later.
+pub(crate) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attributes = Attributes([0; ATTRIBUTES]);
+    attributes.0[0] = link.as_raw_fd() as u64;
+    bpf(BPF_LINK_DETACH, &mut attributes).map(|_| ())
 }
 
 /// What a link is attached to: the link index (TCX) or the cgroup's id. 0 when that is gone.

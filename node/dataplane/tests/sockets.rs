@@ -155,3 +155,62 @@ fn services_work_while_no_daemon_runs_and_after_the_next_one_took_over() {
         assert!(connect(CLUSTER).is_err(), "nothing translates after remove_all");
     });
 }
+
+#[test]
+fn no_connection_goes_astray_while_everything_changes() {
+    isolated("no_connection_goes_astray_while_everything_changes", |place| {
+        let dataplane = Dataplane::load(place.config()).unwrap();
+        let servers = |net: u8| [1, 2, 3].map(|host| format!("127.0.{net}.{host}:8080"));
+        for net in [1, 2] {
+            for address in servers(net) {
+                tcp_server(&address);
+            }
+        }
+        // Every subset but the empty one, in an order that changes both services at different times.
+        let table = |step: usize| {
+            let mut snapshot = Snapshot { node: "here".into(), ..Snapshot::default() };
+            for (net, period) in [(1_u8, 1), (2, 3)] {
+                let mask = step / period % 7 + 1;
+                let all = servers(net);
+                let some: Vec<&str> = (0..3).filter(|bit| mask >> bit & 1 == 1).map(|bit| all[bit].as_str()).collect();
+                let one = service(Protocol::Tcp, &format!("10.96.0.{net}:80"), 0, &some);
+                let name = ("shop".to_owned(), format!("web{net}"));
+                snapshot.services.insert(name.clone(), one.services.into_values().next().unwrap());
+                for (index, mut slice) in one.slices.into_values().enumerate() {
+                    slice.service.clone_from(&name.1);
+                    snapshot.slices.insert(("shop".into(), format!("web{net}-{index}")), slice);
+                }
+            }
+            snapshot
+        };
+        dataplane.apply(&table(0)).unwrap();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let changes = std::thread::scope(|scope| {
+            let callers: Vec<_> = [1_u8, 2]
+                .into_iter()
+                .map(|net| {
+                    scope.spawn(move || {
+                        for _ in 0..600 {
+                            let server = connect(&format!("10.96.0.{net}:80")).unwrap().server;
+                            assert!(servers(net).contains(&server.to_string()), "service {net} led to {server}");
+                        }
+                    })
+                })
+                .collect();
+            let changer = scope.spawn(|| {
+                let mut step = 0;
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    step += 1;
+                    assert_eq!(dataplane.apply(&table(step)).unwrap(), Vec::<String>::new());
+                }
+                step
+            });
+            let results: Vec<_> = callers.into_iter().map(|caller| caller.join()).collect();
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(results.iter().all(Result::is_ok));
+            changer.join().unwrap()
+        });
+        println!("{changes} changes under 1200 connections");
+        assert!(changes > 100);
+    });
+}

@@ -260,6 +260,8 @@ fn a_dead_endpoint_gets_no_new_packets_and_old_connections_live() {
             }
         });
         assert!(open.alive());
+        world.dataplane.apply(&Snapshot::default()).unwrap();
+        assert!(open.alive(), "even without the service");
         // Datagrams follow at once, even from the same socket.
         world.dataplane.apply(&service(Protocol::Udp, CLUSTER, 30080, &[POD])).unwrap();
         world.outside.within(|| {

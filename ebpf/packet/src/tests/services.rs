@@ -93,6 +93,19 @@ fn a_remote_backend_sees_the_node_and_answers_find_the_client() {
 }
 
 #[test]
+fn an_error_about_an_answer_reaches_the_backend() {
+    let world = shop();
+    ingress(&mut Frame::tcp(CLIENT, "10.1.0.1:30080", SYN, b""), &world, Scope::External);
+    let original = Frame::tcp("10.244.0.5:80", CLIENT, ACK, b"too long");
+    let mut answer = original.clone();
+    egress_uplink(&mut answer, &world);
+    let mut error = Frame::error("192.0.2.1", "10.1.0.1", &answer);
+    assert_eq!(ingress(&mut error, &world, Scope::External), Verdict::Pass);
+    assert!(error.valid() && error.ends().contains("> 10.244.0.5"), "{}", error.ends());
+    assert_eq!(error.bytes[42..66], original.bytes[14..38]);
+}
+
+#[test]
 fn who_is_picked_again() {
     let udp = |world: &World| {
         let mut frame = Frame::udp("10.244.0.9:1", "10.96.0.10:53", b"?");
@@ -114,6 +127,12 @@ fn who_is_picked_again() {
     assert_eq!(tcp(&world, ACK | FIN), "10.244.0.6:80");
     assert_eq!(tcp(&world, SYN), "10.244.0.5:80", "after a close the port starts over");
     assert_eq!(udp(&world), "10.244.0.9:1 > 10.244.0.7:5353");
+    assert_eq!(tcp(&world, ACK), "10.244.0.5:80");
+    let node_port = world.frontends.clone();
+    world.frontends.retain(|key, _| key.address != 0);
+    assert_eq!(tcp(&world, ACK), "10.244.0.5:80", "the service is gone, an open connection is not");
+    assert_eq!(tcp(&world, SYN | ACK), "10.244.0.5:80");
+    world.frontends = node_port;
     let flows = world.flows.borrow().len();
     world.retire(5);
     udp(&world);
