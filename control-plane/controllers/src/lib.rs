@@ -26,6 +26,7 @@ mod queue;
 mod replicaset;
 mod rest;
 mod revisions;
+mod statefulset;
 mod tokens;
 mod types;
 
@@ -42,7 +43,7 @@ use events::Recorder;
 use informer::Informer;
 use types::{
     Certificate, ConfigMap, ControllerRevision, DaemonSet, Deployment, Endpoints, Job, Lease, Namespace, Node, Pod,
-    ReplicaSet, ReplicationController, Secret, Service, ServiceAccount, Slice,
+    ReplicaSet, ReplicationController, Secret, Service, ServiceAccount, Slice, StatefulSet,
 };
 
 /// A source of the current time.
@@ -103,6 +104,7 @@ fn start(context: &Context) -> Result<(), String> {
     let daemons: Informer<DaemonSet> = Informer::new(Config::default());
     let revisions: Informer<ControllerRevision> = Informer::new(Config::default());
     let jobs: Informer<Job> = Informer::new(Config::default());
+    let stateful: Informer<StatefulSet> = Informer::new(Config::default());
     let services: Informer<Service> = Informer::new(Config::default());
     let slices: Informer<Slice> = Informer::new(Config::default());
     let classic: Informer<Endpoints> = Informer::new(Config::default());
@@ -120,6 +122,7 @@ fn start(context: &Context) -> Result<(), String> {
     deployment::start(context, &deployments, &sets, &pods);
     daemonset::start(context, &daemons, &revisions, &pods, &nodes);
     job::start(context, &jobs, &pods);
+    statefulset::start(context, &stateful, &revisions, &pods);
     endpoints::start(context, &services, &pods, &nodes, &slices, &classic);
     accounts::start(context, &namespaces, &accounts, &maps);
     let emptied = namespaces::start(context, &namespaces);
@@ -139,6 +142,7 @@ fn start(context: &Context) -> Result<(), String> {
     daemons.start(client.clone(), shutdown.clone());
     revisions.start(client.clone(), shutdown.clone());
     jobs.start(client.clone(), shutdown.clone());
+    stateful.start(client.clone(), shutdown.clone());
     services.start(client.clone(), shutdown.clone());
     slices.start(client.clone(), shutdown.clone());
     classic.start(client.clone(), shutdown.clone());

@@ -11,6 +11,9 @@ use crate::object::Object;
 use crate::rest;
 use crate::types::{ControllerRevision, Template};
 
+/// Label that tells revisions and their pods apart.
+pub(crate) const HASH_LABEL: &str = "controller-revision-hash";
+
 /// The revision of the owner's current template and all older ones, newest last.
 pub(crate) struct History {
     /// Hash of the current one: the value of its pods' revision label.
@@ -27,7 +30,6 @@ pub(crate) async fn current<O: Kind>(
     store: &Store<ControllerRevision>,
     owner: &O,
     template: &Template,
-    label: &str,
 ) -> kube::Result<History> {
     let mut data = template.value();
     let hash = hash::template_hash(&data, None);
@@ -38,30 +40,23 @@ pub(crate) async fn current<O: Kind>(
     let newest = all.last().map_or(0, |revision| revision.revision);
     let same = |revision: &Arc<ControllerRevision>| hash::same_template(&revision.data.value(), &data);
     match all.iter().position(same) {
-        None => create(client, owner, &data, &hash, newest + 1, label).await?,
+        None => create(client, owner, &data, &hash, newest + 1).await?,
         Some(at) => {
             let known = all.remove(at);
             if known.revision < newest {
                 // An old template is the current one again.
                 rest::patch(client, &*known, json!({"revision": newest + 1})).await?;
             }
-            let hash = known.labels().get(label).cloned().unwrap_or(hash);
+            let hash = known.labels().get(HASH_LABEL).cloned().unwrap_or(hash);
             return Ok(History { hash, old: all });
         }
     }
     Ok(History { hash, old: all })
 }
 
-async fn create<O: Kind>(
-    client: &Client,
-    owner: &O,
-    data: &Value,
-    hash: &str,
-    revision: i64,
-    label: &str,
-) -> kube::Result<()> {
+async fn create<O: Kind>(client: &Client, owner: &O, data: &Value, hash: &str, revision: i64) -> kube::Result<()> {
     let mut labels: Value = data["spec"]["template"]["metadata"]["labels"].clone();
-    labels[label] = json!(hash);
+    labels[HASH_LABEL] = json!(hash);
     let body = json!({
         "metadata": {
             "name": format!("{}-{hash}", owner.name()), "namespace": owner.ns(), "labels": labels,
@@ -81,8 +76,8 @@ impl History {
     ///
     /// # Errors
     /// The API's answer to a write.
-    pub(crate) async fn trim(&self, client: &Client, limit: i32, label: &str, live: &[String]) -> kube::Result<()> {
-        let unused = |r: &&Arc<ControllerRevision>| r.labels().get(label).is_none_or(|hash| !live.contains(hash));
+    pub(crate) async fn trim(&self, client: &Client, limit: i32, live: &[String]) -> kube::Result<()> {
+        let unused = |r: &&Arc<ControllerRevision>| r.labels().get(HASH_LABEL).is_none_or(|hash| !live.contains(hash));
         let unused: Vec<_> = self.old.iter().filter(unused).collect();
         let surplus = unused.len().saturating_sub(usize::try_from(limit).unwrap_or(0));
         for revision in unused.into_iter().take(surplus) {

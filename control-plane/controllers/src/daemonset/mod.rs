@@ -1,6 +1,6 @@
 //! DaemonSets: a pod on every node that fits. [`plan`] decides.
 
-pub(crate) mod plan;
+mod plan;
 
 use std::sync::Arc;
 
@@ -93,8 +93,7 @@ impl Controller {
         if set.deleting() || !settled {
             return Ok(());
         }
-        let label = plan::HASH_LABEL;
-        let history = revisions::current(&self.client, &self.revisions, &*set, &set.spec.template, label).await?;
+        let history = revisions::current(&self.client, &self.revisions, &*set, &set.spec.template).await?;
         let plan = plan::plan(&set, &self.nodes.all(), &pods, &history.hash, self.context.now());
         for pod in &plan.failed {
             let node = pod.node().unwrap_or_default();
@@ -113,8 +112,9 @@ impl Controller {
         if plan.status != set.status {
             rest::patch_status(&self.client, &*set, serde_json::to_value(&plan.status)?).await?;
         }
-        let live: Vec<String> = pods.iter().filter_map(|pod| pod.labels().get(label).cloned()).collect();
-        history.trim(&self.client, set.spec.revision_history_limit.unwrap_or(10), label, &live).await?;
+        let live: Vec<String> =
+            pods.iter().filter_map(|pod| pod.labels().get(revisions::HASH_LABEL).cloned()).collect();
+        history.trim(&self.client, set.spec.revision_history_limit.unwrap_or(10), &live).await?;
         Ok(outcome?)
     }
 }

@@ -11,10 +11,9 @@ use sluice_scheduler::matching;
 use sluice_scheduler::node::NodeSpec;
 
 use crate::object::Object;
+use crate::revisions::HASH_LABEL;
 use crate::types::{DaemonSet, DaemonSetStatus, Node, Pod};
 
-/// Label that tells revisions' pods apart.
-pub(crate) const HASH_LABEL: &str = "controller-revision-hash";
 /// Taints every daemon tolerates: it is there because the node has trouble, or to help it out.
 const TOLERATED: [(&str, &str); 6] = [
     ("node.kubernetes.io/not-ready", "NoExecute"),

@@ -6,15 +6,18 @@ mod cluster;
 mod daemon;
 mod network;
 mod pod;
+mod stateful;
 mod workload;
 
 pub(crate) use batch::{Job, JobCondition, JobStatus};
 pub(crate) use cluster::{
-    Certificate, CertificateSpec, ConfigMap, Lease, Namespace, Node, NodeCondition, Secret, ServiceAccount,
+    Certificate, CertificateSpec, ConfigMap, Lease, Namespace, Node, NodeCondition, PersistentVolumeClaim, Secret,
+    ServiceAccount,
 };
 pub(crate) use daemon::{ControllerRevision, DaemonSet, DaemonSetStatus};
 pub(crate) use network::{Endpoints, SERVICE_NAME, Service, ServicePort, Slice};
 pub(crate) use pod::{COMPLETION_INDEX, DELETION_COST, Pod};
+pub(crate) use stateful::{StatefulSet, StatefulSetStatus};
 pub(crate) use workload::{
     Deployment, DeploymentCondition, DeploymentStatus, ReplicaSet, ReplicaSetCondition, ReplicaSetStatus,
     ReplicationController, Selectable, Template,

@@ -76,6 +76,7 @@ impl Cluster {
             "ReplicaSet" => self.of("apps/v1", kind, "replicasets"),
             "DaemonSet" => self.of("apps/v1", kind, "daemonsets"),
             "ControllerRevision" => self.of("apps/v1", kind, "controllerrevisions"),
+            "StatefulSet" => self.of("apps/v1", kind, "statefulsets"),
             "Job" => self.of("batch/v1", kind, "jobs"),
             "EndpointSlice" => self.of("discovery.k8s.io/v1", kind, "endpointslices"),
             "Endpoints" => self.of("v1", kind, "endpoints"),
