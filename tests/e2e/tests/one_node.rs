@@ -196,7 +196,12 @@ fn rolling_update(lab: &Lab) -> Result<()> {
     let environment = lab.kubectl("exec deployment/echo -- env")?;
     ensure!(environment.contains("STAGE=two"), "after the update: {environment}");
     lab.kubectl("rollout undo deployment/echo")?;
-    lab.kubectl("rollout status deployment/echo --timeout=120s").map(drop)
+    lab.kubectl("rollout status deployment/echo --timeout=120s")?;
+    let going = lab.kubectl("get pods -o jsonpath={.items[?(@.metadata.deletionTimestamp)].metadata.name}")?;
+    for pod in going.split_whitespace() {
+        lab.kubectl(&format!("wait --for=delete pod/{pod} --timeout=60s"))?;
+    }
+    Ok(())
 }
 
 fn killed(lab: &mut Lab) -> Result<()> {
