@@ -23,7 +23,9 @@ use tonic::Code;
 use crate::error::or_gone;
 use crate::host::{self, Layers};
 use crate::images::Unpacked;
-use crate::{Config, ContainerSpec, ContainerState, Error, Exit, Result, Runtime, Status, exec, labels, spec, users};
+use crate::{
+    Config, ContainerSpec, ContainerState, Error, Exit, Result, Runtime, Seccomp, Status, exec, labels, spec, users,
+};
 
 const RUNC: &str = "io.containerd.runc.v2";
 const SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
@@ -65,7 +67,11 @@ impl Runtime {
             let own = spec.devices.iter();
             own.map(|device| host::device(&device.host_path, &device.container_path)).collect::<Result<_>>()?
         };
-        let oci = spec::build(spec, &image.config, &identity, &self.inner.host, devices)?;
+        let profile = match &spec.security.seccomp {
+            Seccomp::Localhost(path) => Some(host::seccomp_profile(path)?),
+            _ => None,
+        };
+        let oci = spec::build(spec, &image.config, &identity, &self.inner.host, devices, profile)?;
         let oci = serde_json::to_vec(&oci).map_err(|error| Error::InvalidSpec(error.to_string()))?;
         let record = Container {
             id: spec.id.clone(),

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::Mode;
-use oci_spec::runtime::{Capability, LinuxDevice, LinuxDeviceType};
+use oci_spec::runtime::{Capability, LinuxDevice, LinuxDeviceType, LinuxSeccomp};
 
 use crate::users::Files;
 use crate::{Error, Result, limits};
@@ -109,6 +109,13 @@ pub(crate) fn device(host: &Path, container: &Path) -> Result<LinuxDevice> {
         .set_uid(Some(about.uid()))
         .set_gid(Some(about.gid()));
     Ok(device)
+}
+
+/// A system call filter from a file, as the OCI specification writes them.
+pub(crate) fn seccomp_profile(path: &Path) -> Result<LinuxSeccomp> {
+    let text = fs::read(path).map_err(Error::io(format!("seccomp profile {}", path.display())))?;
+    serde_json::from_slice(&text)
+        .map_err(|error| Error::InvalidSpec(format!("seccomp profile {}: {error}", path.display())))
 }
 
 /// All of the host's devices, for privileged containers.

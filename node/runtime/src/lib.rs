@@ -24,6 +24,7 @@ pub mod logger;
 pub mod logs;
 mod registry;
 mod runtime;
+mod seccomp;
 mod spec;
 mod sys;
 mod turns;

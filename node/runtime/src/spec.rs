@@ -6,12 +6,15 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
     Capability, Linux, LinuxCapabilities, LinuxCpu, LinuxDevice, LinuxDeviceCgroup, LinuxMemory, LinuxNamespace,
-    LinuxNamespaceType, LinuxPids, LinuxResources, Mount as OciMount, Process, Root, Spec, User,
+    LinuxNamespaceType, LinuxPids, LinuxResources, LinuxSeccomp, Mount as OciMount, Process, Root, Spec, User,
 };
 
 use crate::host::Host;
+use crate::seccomp;
 use crate::users::Identity;
-use crate::{ContainerSpec, Error, ImageConfig, Mount, MountSource, PidMode, Propagation, Resources, Result, Security};
+use crate::{
+    ContainerSpec, Error, ImageConfig, Mount, MountSource, PidMode, Propagation, Resources, Result, Seccomp, Security,
+};
 
 /// What containerd gives every container.
 const DEFAULT_CAPABILITIES: [&str; 14] = [
@@ -46,25 +49,38 @@ const MASKED: [&str; 11] = [
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Builds the specification. `devices` are the resolved devices of `spec`, or the host's for a privileged container.
+/// Builds the specification. `devices` are the resolved devices of `spec`, or the host's for a privileged container;
+/// `profile` is the file that `spec` names.
 pub(crate) fn build(
     spec: &ContainerSpec,
     image: &ImageConfig,
     user: &Identity,
     host: &Host,
     devices: Vec<LinuxDevice>,
+    profile: Option<LinuxSeccomp>,
 ) -> Result<Spec> {
+    let process = process(spec, image, user, host)?;
+    let seccomp = match &spec.security.seccomp {
+        _ if spec.security.privileged => None,
+        Seccomp::Unconfined => None,
+        Seccomp::RuntimeDefault => {
+            process.capabilities().as_ref().and_then(|sets| sets.bounding().as_ref()).map(seccomp::default)
+        }
+        Seccomp::Localhost(_) => profile,
+    };
+    let mut linux = linux(spec, host, devices);
+    linux.set_seccomp(seccomp);
     let mut root = Root::default();
     root.set_path(PathBuf::from("rootfs")).set_readonly(Some(spec.security.read_only_root));
     let mut built = Spec::default();
     built
         .set_version("1.0.2".into())
         .set_root(Some(root))
-        .set_process(Some(process(spec, image, user, host)?))
+        .set_process(Some(process))
         .set_hostname(spec.hostname.clone())
         .set_mounts(Some(mounts(spec)))
         .set_annotations(Some(spec.annotations.clone().into_iter().collect()))
-        .set_linux(Some(linux(spec, host, devices)));
+        .set_linux(Some(linux));
     Ok(built)
 }
 
