@@ -20,6 +20,9 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(30);
 pub const READING: usize = 400;
 /// Requests that write, running at once (upstream's `--max-mutating-requests-inflight`).
 pub const WRITING: usize = 200;
+/// Requests that may wait for a place, and how long; then they are turned away.
+pub const WAITING: usize = 4096;
+pub const WAITING_TIMEOUT: Duration = Duration::from_secs(15);
 /// Watches and streams open at once.
 pub const LONG_RUNNING: usize = 16_384;
 /// What a client that was turned away is told to wait, in seconds.
@@ -32,6 +35,8 @@ pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 pub const FRESH_TIMEOUT: Duration = Duration::from_secs(3);
 /// Attempts of a write that lost its race, where the server may repeat it.
 pub const WRITE_ATTEMPTS: usize = 8;
+/// Deletions of one collection that run side by side, so that they share the store's commits.
+pub const COLLECTION_DELETES: usize = 32;
 /// Locks that writers of one object share; two objects rarely have the same one.
 pub const WRITE_LOCKS: usize = 1024;
 /// Attempts to find a free name for `generateName` (upstream's `maxNameGenerationCreateAttempts`).

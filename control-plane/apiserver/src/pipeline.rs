@@ -36,6 +36,7 @@ pub(crate) struct Pipeline {
     reading: Arc<Semaphore>,
     writing: Arc<Semaphore>,
     long_running: Arc<Semaphore>,
+    waiting: Semaphore,
 }
 
 impl Pipeline {
@@ -46,6 +47,7 @@ impl Pipeline {
             reading: places(limits::READING),
             writing: places(limits::WRITING),
             long_running: places(limits::LONG_RUNNING),
+            waiting: Semaphore::new(limits::WAITING),
         }
     }
 
@@ -71,7 +73,7 @@ impl Pipeline {
         let series = self.series(&info);
 
         let answer = async {
-            let place = self.place(&info, long)?;
+            let place = self.place(&info, long).await?;
             let work = self.answer(&info, &query, parts, body, form, &warnings);
             let answer = if long {
                 work.await
@@ -96,8 +98,8 @@ impl Pipeline {
         response
     }
 
-    /// A place among the running requests, or 429.
-    fn place(&self, info: &RequestInfo, long: bool) -> Result<Place, Status> {
+    /// A place among the running requests; 429 when there is none for too long.
+    async fn place(&self, info: &RequestInfo, long: bool) -> Result<Place, Status> {
         let reads = matches!(info.verb.as_str(), "get" | "list" | "watch" | "head" | "options");
         let metrics = &self.core.metrics;
         let (places, gauge): (_, Option<Gauge>) = match (long, reads) {
@@ -105,7 +107,12 @@ impl Pipeline {
             (false, true) => (&self.reading, Some(|m| &m.reading)),
             (false, false) => (&self.writing, Some(|m| &m.writing)),
         };
-        let Ok(permit) = Arc::clone(places).try_acquire_owned() else {
+        let permit = match Arc::clone(places).try_acquire_owned() {
+            Ok(permit) => Some(permit),
+            Err(_) if long => None,
+            Err(_) => self.wait(places).await,
+        };
+        let Some(permit) = permit else {
             metrics.rejected.fetch_add(1, Ordering::Relaxed);
             let why = "Too many requests, please try again later.";
             return Err(Status::too_many_requests(why, limits::RETRY_AFTER_SECONDS));
@@ -114,6 +121,13 @@ impl Pipeline {
             gauge(metrics).fetch_add(1, Ordering::Relaxed);
         }
         Ok(Place { gauge, metrics: Arc::clone(metrics), _permit: permit })
+    }
+
+    /// Waits in line for a place, as upstream's priority and fairness lets a burst wait.
+    async fn wait(&self, places: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+        let _waiting = self.waiting.try_acquire().ok()?;
+        let place = Arc::clone(places).acquire_owned();
+        tokio::time::timeout(limits::WAITING_TIMEOUT, place).await.ok()?.ok()
     }
 
     /// The labels under which a request is counted. Names that nobody serves are not among them, so

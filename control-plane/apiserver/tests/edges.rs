@@ -149,3 +149,39 @@ async fn list_and_watch_agree_while_many_write() {
         .collect();
     assert_eq!(seen, now);
 }
+
+#[tokio::test]
+async fn events_expire_together() {
+    let server = Server::start().await;
+    let leases = async || {
+        let range = sluice_store::Range {
+            key: "/registry/events/".into(),
+            end: sluice_store::prefix_end(b"/registry/events/"),
+            ..Default::default()
+        };
+        let kvs = server.engine.range(range).await.unwrap().kvs;
+        kvs.into_iter().map(|kv| kv.lease).collect::<Vec<i64>>()
+    };
+    for name in ["e1", "e2"] {
+        let event =
+            json!({"metadata": {"name": name}, "involvedObject": {"kind": "Pod", "name": "p", "namespace": "default"}});
+        server.admin.create("/api/v1/namespaces/default/events", event).await;
+    }
+    let leases = leases().await;
+    assert_eq!(leases.len(), 2);
+    assert!(leases[0] != 0 && leases[0] == leases[1], "one lease for events that are close in time: {leases:?}");
+}
+
+/// More writers than places: they wait their turn instead of being turned away.
+#[tokio::test]
+async fn a_burst_waits_in_line() {
+    let server = Server::start().await;
+    let burst =
+        (0..sluice_apiserver::limits::WRITING * 2).map(|i| server.admin.create(MAPS, configmap(&format!("b{i}"))));
+    let made = futures::future::join_all(burst).await;
+    assert_eq!(made.len(), sluice_apiserver::limits::WRITING * 2);
+    let all = server.admin.get(&format!("{MAPS}?resourceVersion=0")).await.ok();
+    assert_eq!(all["items"].as_array().unwrap().len(), made.len());
+    server.admin.delete(MAPS, Value::Null).await.ok();
+    assert_eq!(server.admin.get(MAPS).await.ok()["items"], json!([]));
+}

@@ -29,6 +29,8 @@ use crate::{context::AtRest, limits, meta};
 
 /// Where everything is stored.
 const ROOT: &str = "/registry/";
+/// What expires.
+const EVENTS: &str = "/registry/events/";
 
 /// Reads and writes of objects. Shared as `Arc<Storage>`.
 pub struct Storage {
@@ -257,7 +259,7 @@ impl Storage {
         let created = matches!(condition, Compare::Version { .. });
         let plain = encode(object)?;
         let value = self.at_rest.seal(&key, plain.clone())?;
-        let lease = if resource.plural == "events" { self.event_lease.current(&self.engine).await? } else { 0 };
+        let lease = if resource.store_prefix() == EVENTS { self.event_lease.current(&self.engine).await? } else { 0 };
         let txn = Txn {
             compare: vec![condition],
             success: vec![Op::Put { key: Bytes::copy_from_slice(key.as_bytes()), value, lease }],

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, future::BoxFuture, stream};
 use http::Response;
 use jiff::Timestamp;
 use serde_json::Value;
@@ -133,15 +134,18 @@ impl Call<'_> {
         let selection = Selection::parse(&self.view.resource, self.query)?;
         let list = ListOptions::parse(self.query)?;
         let listed = self.find(&selection, &list).await?;
-        for object in &listed.items {
-            // A collection over all namespaces names each object's own.
-            let call = self.within(&object.namespace);
-            match call.delete_one(&object.name, options).await {
-                Ok(_) => {}
-                Err(status) if status.code == 404 => {}
-                Err(status) => return Err(status),
-            }
-        }
+        let deletions: Vec<BoxFuture<'_, _>> =
+            listed.items.iter().map(|object| self.delete_found(object, options).boxed()).collect();
+        stream::iter(deletions).buffer_unordered(limits::COLLECTION_DELETES).try_collect::<()>().await?;
         Ok(self.list_response(listed))
+    }
+
+    /// Deletes one object of a collection; one that is gone already is no failure.
+    async fn delete_found(&self, object: &StoredObject, options: &DeleteOptions) -> Result<(), Status> {
+        // A collection over all namespaces names each object's own.
+        match self.within(&object.namespace).delete_one(&object.name, options).await {
+            Err(status) if status.code != 404 => Err(status),
+            _ => Ok(()),
+        }
     }
 }

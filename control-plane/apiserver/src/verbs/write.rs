@@ -205,7 +205,10 @@ impl Call<'_> {
                 meta::set(&mut new, "namespace", self.namespace());
             }
             let _allocation = self.prepare(part, &old, &mut new).await?;
-            if let Some(object) = self.commit(&current, &old, new).await? {
+            let committed = self.commit(&current, &old, new).await?;
+            // That nothing changed is only known of the newest state.
+            let unchanged = matches!(&committed, Some(Object::Stored(same)) if Arc::ptr_eq(same, &current));
+            if let Some(object) = committed.filter(|_| newest || !unchanged) {
                 return Ok(Written { object, created: false });
             }
             self.core.storage.fresh().await?;
