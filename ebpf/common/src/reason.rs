@@ -22,27 +22,23 @@ macro_rules! reasons {
 reasons! {
     /// A service without endpoints was asked for; the kernel answers as for a closed port.
     NoEndpoint = 0, "the service has no ready endpoint";
-    /// The packet ends inside a header.
-    Truncated = 1, "the packet ends inside a header";
     /// A later fragment of a packet that would have to be translated.
-    Fragment = 2, "fragments of translated packets are not supported yet";
+    Fragment = 1, "fragments of translated packets are not supported yet";
     /// The flow map is full.
-    FlowsFull = 3, "the flow map is full";
+    FlowsFull = 2, "the flow map is full";
     /// Every probed masquerade port towards that destination is taken.
-    PortsExhausted = 4, "no masquerade port is free towards that destination";
-    /// A pod reached its own service by packet and is its only backend.
-    Hairpin = 5, "a pod can reach itself through a service by socket only";
+    PortsExhausted = 3, "no masquerade port is free towards that destination";
     /// A list names a backend that is not there.
-    Inconsistent = 6, "a backend list named a missing backend";
+    Inconsistent = 4, "a backend list named a missing backend";
     /// The kernel refused to change the packet.
-    Rewrite = 7, "the kernel refused to change the packet";
+    Rewrite = 5, "the kernel refused to change the packet";
     /// A pod's packet to the outside in a protocol that cannot be masqueraded.
-    Protocol = 8, "the protocol cannot be masqueraded";
+    Protocol = 6, "the protocol cannot be masqueraded";
 }
 
 impl Reason {
     /// Number of reasons, the size of the counter array.
-    pub const COUNT: u32 = 9;
+    pub const COUNT: u32 = 7;
 }
 
 const _: () = assert!(Reason::ALL.len() == Reason::COUNT as usize);

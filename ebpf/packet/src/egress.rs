@@ -5,14 +5,19 @@ use sluice_ebpf_common::{Flow, FlowKey, FlowKind, Reason, Settings, limits, prot
 use crate::header::{End, Header, Kind, parse, rewrite};
 use crate::{InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Verdict, flow};
 
-/// A packet on its way to a pod: answers of a backend get the service address back as their source.
+/// A packet on its way to a pod: answers of a backend get the service address back as their source; what a pod sent to
+/// itself through a service arrives from the node.
 #[inline(always)]
 pub fn egress_pod<P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     let Some(header) = parse(packet) else { return Verdict::Pass };
     if header.kind != Kind::Ports || header.protocol == protocol::ICMP {
         return Verdict::Pass;
     }
-    verdict(maps, from_service(packet, maps, &header).map(|_| ()))
+    if !take_mark(packet) {
+        return verdict(maps, from_service(packet, maps, &header).map(|_| ()));
+    }
+    let Some(settings) = maps.settings() else { return Verdict::Pass };
+    verdict(maps, masquerade(packet, maps, &settings, &header))
 }
 
 /// A packet on its way out of the node: answers of a backend get the service address back as their source; pods'
@@ -21,10 +26,7 @@ pub fn egress_pod<P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
 pub fn egress_uplink<P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     let Some(header) = parse(packet) else { return Verdict::Pass };
     let Some(settings) = maps.settings() else { return Verdict::Pass };
-    let forwarded = packet.mark() & MARK_NEEDS_SOURCE != 0;
-    if forwarded {
-        packet.set_mark(packet.mark() & !MARK_NEEDS_SOURCE);
-    } else {
+    if !take_mark(packet) {
         if header.kind == Kind::Ports && header.protocol != protocol::ICMP {
             match from_service(packet, maps, &header) {
                 Ok(false) => {}
@@ -36,6 +38,16 @@ pub fn egress_uplink<P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
         }
     }
     verdict(maps, masquerade(packet, maps, &settings, &header))
+}
+
+/// Was it decided on ingress that the source must become this node?
+#[inline(always)]
+fn take_mark<P: Packet>(packet: &mut P) -> bool {
+    let mark = packet.mark();
+    if mark & MARK_NEEDS_SOURCE != 0 {
+        packet.set_mark(mark & !MARK_NEEDS_SOURCE);
+    }
+    mark & MARK_NEEDS_SOURCE != 0
 }
 
 #[inline(always)]

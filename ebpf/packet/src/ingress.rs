@@ -15,24 +15,19 @@ struct Target {
     backend: u32,
 }
 
-/// Handles a packet that comes in. On uplinks (`Scope::External`) replies to masqueraded connections find their pod
-/// again; on every link packets for service addresses find a backend. Anything else passes untouched.
+/// Handles a packet that comes in. Replies to masqueraded connections find their pod again; packets for service
+/// addresses find a backend. Anything else passes untouched.
 #[inline(always)]
 pub fn ingress<P: Packet, M: Maps>(packet: &mut P, maps: &M, scope: Scope) -> Verdict {
     let Some(header) = parse(packet) else { return Verdict::Pass };
     let Some(settings) = maps.settings() else { return Verdict::Pass };
     let result = match header.kind {
         Kind::Fragment | Kind::Other => Ok(()),
-        Kind::IcmpError if scope == Scope::External => deliver_error(packet, maps, &header),
-        Kind::IcmpError => Ok(()),
-        Kind::EchoReply if scope == Scope::External => unmasquerade(packet, maps, &settings, &header).map(|_| ()),
-        Kind::EchoReply => Ok(()),
-        Kind::Ports => match scope {
-            Scope::External => match unmasquerade(packet, maps, &settings, &header) {
-                Ok(false) => to_service(packet, maps, &settings, &header, scope),
-                other => other.map(|_| ()),
-            },
-            Scope::Internal => to_service(packet, maps, &settings, &header, scope),
+        Kind::IcmpError => deliver_error(packet, maps, &header),
+        Kind::EchoReply => unmasquerade(packet, maps, &settings, &header).map(|_| ()),
+        Kind::Ports => match unmasquerade(packet, maps, &settings, &header) {
+            Ok(false) => to_service(packet, maps, &settings, &header, scope),
+            other => other.map(|_| ()),
         },
     };
     match result {
@@ -166,11 +161,12 @@ fn known<M: Maps>(maps: &M, header: &Header, bytes: u32) -> Option<Target> {
 
 #[inline(always)]
 fn new<M: Maps>(maps: &M, header: &Header, frontend: &Frontend, scope: Scope, bytes: u32) -> Result<Target, Reason> {
-    let avoid = if scope == Scope::Internal { header.source } else { 0 };
-    let (id, backend) = service::pick(maps, frontend, avoid).inspect_err(|_| {
+    let (id, backend) = service::pick(maps, frontend).inspect_err(|_| {
         maps.count_service(frontend.service, |counters| counters.refused += 1);
     })?;
-    let needs_source = scope == Scope::External && backend.flags & Backend::LOCAL == 0;
+    // A backend elsewhere has to answer through this node, and a pod that reached itself would not answer itself.
+    let elsewhere = scope == Scope::External && backend.flags & Backend::LOCAL == 0;
+    let needs_source = elsewhere || backend.address == header.source;
     let now = maps.now();
     let key = flow::key(header, FlowKind::Service);
     let reply_key = FlowKey {

@@ -31,26 +31,13 @@ pub(crate) fn is_node_port<M: Maps>(maps: &M, settings: &Settings, address: u32,
     number >= settings.node_port_first && number <= settings.node_port_last && maps.is_local(address)
 }
 
-/// Picks a backend at random; one with the address `avoid` (0: none) is passed over for its neighbour.
+/// Picks a backend at random.
 #[inline(always)]
-pub fn pick<M: Maps>(maps: &M, frontend: &Frontend, avoid: u32) -> Result<(u32, Backend), Reason> {
+pub fn pick<M: Maps>(maps: &M, frontend: &Frontend) -> Result<(u32, Backend), Reason> {
     if frontend.count == 0 {
         return Err(Reason::NoEndpoint);
     }
     let index = ((u64::from(maps.random()) * u64::from(frontend.count)) >> 32) as u32;
-    let (id, backend) = at(maps, frontend, index)?;
-    if backend.address != avoid {
-        return Ok((id, backend));
-    }
-    if frontend.count == 1 {
-        return Err(Reason::Hairpin);
-    }
-    let (id, backend) = at(maps, frontend, if index == 0 { frontend.count - 1 } else { index - 1 })?;
-    if backend.address == avoid { Err(Reason::Hairpin) } else { Ok((id, backend)) }
-}
-
-#[inline(always)]
-fn at<M: Maps>(maps: &M, frontend: &Frontend, index: u32) -> Result<(u32, Backend), Reason> {
     let id = maps.slot(frontend.base.wrapping_add(index)).ok_or(Reason::Inconsistent)?;
     let backend = maps.backend(id).ok_or(Reason::Inconsistent)?;
     if backend.address == 0 { Err(Reason::Inconsistent) } else { Ok((id, backend)) }

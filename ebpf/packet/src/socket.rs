@@ -46,7 +46,7 @@ fn translate<M: Maps>(maps: &M, address: u32, port: u16, protocol: u8, state: Op
             }
         }
     }
-    match service::pick(maps, &frontend, 0) {
+    match service::pick(maps, &frontend) {
         Ok((id, backend)) => {
             maps.count_service(frontend.service, |counters| counters.connections += 1);
             maps.count_backend(id, |counters| counters.connections += 1);

@@ -235,6 +235,8 @@ fn pods_reach_services_by_packet() {
             assert!(client.alive());
             assert!(connect(NODE).unwrap().alive());
         });
+        // A pod that is its own service's only backend.
+        world.pods[1].within(|| assert!(connect(CLUSTER).unwrap().alive()));
         world.dataplane.apply(&tcp(&[REMOTE])).unwrap();
         world.pods[0].within(|| assert_eq!(connect(CLUSTER).unwrap().seen_as.ip().to_string(), "10.2.0.1"));
         // Nobody there: an answer at once, not silence.
