@@ -21,9 +21,9 @@ use crate::etc::{DnsSettings, ResolvConf};
 use crate::events::{self, Note, Recorder};
 use crate::eviction;
 use crate::informers::{self, NodesView};
+use crate::node::Keeper;
 use crate::node::machine::Machine;
 use crate::node::object::Observed;
-use crate::node::Keeper;
 use crate::node_context::{Identity, NodeContext};
 use crate::pod::worker::Message;
 use crate::real::{RealApi, RealNetwork};
@@ -120,8 +120,7 @@ impl Agent {
         let (network_ready, ready) = watch::channel(false);
         let (services, links) = watch::channel(None);
         let (recorder, notes) = Recorder::new();
-        let real =
-            RealNetwork { network: network.clone(), dataplane: dataplane.clone(), ready: ready.clone() };
+        let real = RealNetwork { network: network.clone(), dataplane: dataplane.clone(), ready: ready.clone() };
         let node = Arc::new(NodeContext::new(
             identity,
             Arc::new(runtime.clone()),
@@ -259,12 +258,7 @@ fn labels(
 }
 
 /// Gives containers' ends to their pods' workers.
-async fn follow_runtime(
-    runtime: Runtime,
-    node: Arc<NodeContext>,
-    changed: Arc<Notify>,
-    shutdown: CancellationToken,
-) {
+async fn follow_runtime(runtime: Runtime, node: Arc<NodeContext>, changed: Arc<Notify>, shutdown: CancellationToken) {
     let mut events = runtime.events();
     loop {
         let event = tokio::select! {
@@ -361,4 +355,3 @@ async fn serve_dns(settings: dns::Settings, client: Client, shutdown: Cancellati
         tracing::error!(error = format!("{error:#}"), ?listen, "cluster DNS is not served on this node");
     }
 }
-

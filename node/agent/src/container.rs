@@ -6,9 +6,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 use sluice_runtime::cgroup::Qos;
-use sluice_runtime::{
-    ContainerSpec, Mount, MountSource, PidMode, Propagation, Resources, Seccomp, Security,
-};
+use sluice_runtime::{ContainerSpec, Mount, MountSource, PidMode, Propagation, Resources, Seccomp, Security};
 
 use crate::env;
 use crate::model::{Container, Pod, SeccompProfile};
@@ -174,7 +172,9 @@ fn mounts(
     }
     let taken = |path: &str, out: &[Mount]| out.iter().any(|m| m.destination == Path::new(path));
     let read_only_root = c.security_context.as_ref().is_some_and(|s| s.read_only_root_filesystem);
-    for (path, file) in [("/etc/hosts", "etc-hosts"), ("/etc/resolv.conf", "resolv.conf"), ("/etc/hostname", "hostname")] {
+    for (path, file) in
+        [("/etc/hosts", "etc-hosts"), ("/etc/resolv.conf", "resolv.conf"), ("/etc/hostname", "hostname")]
+    {
         if taken(path, &out) {
             continue;
         }

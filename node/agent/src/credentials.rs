@@ -120,9 +120,9 @@ fn matches(registry: &str, image: &str) -> bool {
 fn glob(pattern: &str, text: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == text,
-        Some((head, tail)) => {
-            text.strip_prefix(head).is_some_and(|rest| (0..=rest.len()).any(|i| rest.is_char_boundary(i) && glob(tail, &rest[i..])))
-        }
+        Some((head, tail)) => text
+            .strip_prefix(head)
+            .is_some_and(|rest| (0..=rest.len()).any(|i| rest.is_char_boundary(i) && glob(tail, &rest[i..]))),
     }
 }
 
@@ -158,10 +158,7 @@ mod tests {
     #[test]
     fn reads_both_formats_and_orders_by_length() {
         let secret = |key: &str, v: serde_json::Value| {
-            Arc::new(KeyData {
-                data: BTreeMap::from([(key.into(), v.to_string().into_bytes())]),
-                ..KeyData::default()
-            })
+            Arc::new(KeyData { data: BTreeMap::from([(key.into(), v.to_string().into_bytes())]), ..KeyData::default() })
         };
         let basic = |u: &str, p: &str| Login::Basic { username: u.into(), password: p.into() };
         let secrets = [

@@ -243,7 +243,8 @@ fn refusal(
     if let Some(labels) = labels
         && pod.spec.node_selector.iter().any(|(k, v)| labels.get(k) != Some(v))
     {
-        let message = "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
+        let message =
+            "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
         return failure("NodeAffinity", message.to_owned());
     }
     let short = |what: &str, requested: i128, used: i128, capacity: i128| {

@@ -72,12 +72,8 @@ async fn write(client: &Client, settings: &Settings) -> Result<(), Error> {
 
 /// The EndpointSlice of one address family; `None` if the node has no address of it.
 fn slice(settings: &Settings, family: &str) -> Option<Value> {
-    let addresses: Vec<String> = settings
-        .listen
-        .iter()
-        .filter(|ip| ip.is_ipv4() == (family == "IPv4"))
-        .map(ToString::to_string)
-        .collect();
+    let addresses: Vec<String> =
+        settings.listen.iter().filter(|ip| ip.is_ipv4() == (family == "IPv4")).map(ToString::to_string).collect();
     if addresses.is_empty() {
         return None;
     }
@@ -85,9 +81,10 @@ fn slice(settings: &Settings, family: &str) -> Option<Value> {
     if family == "IPv6" {
         name.push_str("-v6");
     }
-    let owner = settings.node_uid.as_ref().map(|uid| {
-        json!([{"apiVersion": "v1", "kind": "Node", "name": settings.node, "uid": uid}])
-    });
+    let owner = settings
+        .node_uid
+        .as_ref()
+        .map(|uid| json!([{"apiVersion": "v1", "kind": "Node", "name": settings.node, "uid": uid}]));
     let endpoint = json!({
         "addresses": addresses, "nodeName": settings.node,
         "conditions": {"ready": true, "serving": true, "terminating": false},

@@ -290,10 +290,7 @@ mod tests {
             json!({"envFrom": [{"prefix": "P_", "configMapRef": {"name": "cm"}}, {"secretRef": {"name": "sec"}}]}),
             Ok(&[("P_k", "v"), ("P_other.key", "o"), ("pw", "s3")]),
         );
-        check(
-            json!({"envFrom": [{"configMapRef": {"name": "x"}}]}),
-            Err("configmap \"x\" not found"),
-        );
+        check(json!({"envFrom": [{"configMapRef": {"name": "x"}}]}), Err("configmap \"x\" not found"));
         check(json!({"envFrom": [{"configMapRef": {"name": "x", "optional": true}}]}), Ok(&[]));
         check(json!({"envFrom": [{"secretRef": {"name": "x"}}]}), Err("secret \"x\" not found"));
         check(from(json!({"configMapKeyRef": {"name": "cm", "key": "k"}})), Ok(&[("A", "v")]));

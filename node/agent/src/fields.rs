@@ -138,8 +138,7 @@ mod tests {
             "resources": {"limits": {"cpu": "1500m"}, "requests": {"memory": "64Mi"}},
         }))
         .unwrap();
-        let facts =
-            Facts { allocatable: BTreeMap::from([("memory".into(), "1Gi".into())]), ..Facts::default() };
+        let facts = Facts { allocatable: BTreeMap::from([("memory".into(), "1Gi".into())]), ..Facts::default() };
         for (name, divisor, expected) in [
             ("limits.cpu", None, Ok("2")),
             ("limits.cpu", Some("1m"), Ok("1500")),

@@ -153,8 +153,7 @@ pub async fn nodes(
     let stream = watcher(Api::<Node>::all(client), watcher::Config::default()).default_backoff();
     follow(stream, &mut all, shutdown, |all| {
         let me = all.get(&own);
-        let mut peers: Vec<Peer> =
-            all.iter().filter(|(n, _)| **n != own).filter_map(|(_, n)| n.peer(path)).collect();
+        let mut peers: Vec<Peer> = all.iter().filter(|(n, _)| **n != own).filter_map(|(_, n)| n.peer(path)).collect();
         peers.sort_by(|a, b| a.node.cmp(&b.node));
         let view = NodesView {
             ranges: me.map(Node::ranges).unwrap_or_default(),
@@ -172,11 +171,7 @@ pub async fn nodes(
 }
 
 /// Follows the Services until the shutdown.
-pub async fn services(
-    client: Client,
-    out: watch::Sender<Option<Arc<Vec<ServiceLink>>>>,
-    shutdown: CancellationToken,
-) {
+pub async fn services(client: Client, out: watch::Sender<Option<Arc<Vec<ServiceLink>>>>, shutdown: CancellationToken) {
     let mut all: HashMap<String, Service> = HashMap::new();
     let stream = watcher(Api::<Service>::all(client), watcher::Config::default()).default_backoff();
     follow(stream, &mut all, shutdown, |all| {

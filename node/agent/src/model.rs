@@ -58,8 +58,7 @@ impl Pod {
         self.containers().find(|c| c.name == name)
     }
 
-    /// True for a pod read from a file rather than bound by the scheduler: never the case here, but kept as a
-    /// name so that callers state the rule.
+    /// True if the pod has ended, as the API server knows it.
     pub fn is_terminal(&self) -> bool {
         matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed"))
     }

@@ -35,8 +35,14 @@ pub enum Lookup {
 /// Finds objects by name and follows them.
 pub trait Source: Send + Sync + 'static {
     /// Follows one object until the sender's receivers are gone. Runs as its own task.
-    fn follow(&self, kind: Kind, namespace: &str, name: &str, out: watch::Sender<Lookup>, changed: Arc<Changed>)
-    -> AbortHandle;
+    fn follow(
+        &self,
+        kind: Kind,
+        namespace: &str,
+        name: &str,
+        out: watch::Sender<Lookup>,
+        changed: Arc<Changed>,
+    ) -> AbortHandle;
 }
 
 /// Those to be told of a change.
@@ -85,9 +91,7 @@ impl References {
         wanted.extend(pod.spec.image_pull_secrets.iter().map(|s| (Kind::Secret, s.name.as_str())));
         let mut entries: HashMap<(Kind, String), Arc<Entry>> = HashMap::new();
         for (kind, name) in wanted {
-            entries
-                .entry((kind, name.to_owned()))
-                .or_insert_with(|| self.follow(kind, pod.namespace(), name, notify));
+            entries.entry((kind, name.to_owned())).or_insert_with(|| self.follow(kind, pod.namespace(), name, notify));
         }
         PodObjects { entries }
     }

@@ -68,8 +68,13 @@ pub trait PodApi: Send + Sync + 'static {
     /// DELETE with grace 0 and the uid as precondition.
     async fn delete(&self, pod: &PodName) -> Result<(), ApiError>;
     /// TokenRequest for the pod's service account.
-    async fn token(&self, pod: &PodName, account: &str, audience: Option<&str>, seconds: i64)
-    -> Result<Token, ApiError>;
+    async fn token(
+        &self,
+        pod: &PodName,
+        account: &str,
+        audience: Option<&str>,
+        seconds: i64,
+    ) -> Result<Token, ApiError>;
 }
 
 /// A service account token and the end of its life.

@@ -102,8 +102,7 @@ impl Sim {
         let (_, services) = watch::channel(Some(Arc::new(Vec::new())));
         let network = Arc::new(SimNetwork { journal: journal.clone() });
         let references = References::new(ObjectsRef(objects.clone()));
-        let node =
-            Arc::new(NodeContext::new(identity, runtime.clone(), network, api, references, recorder, services));
+        let node = Arc::new(NodeContext::new(identity, runtime.clone(), network, api, references, recorder, services));
         *runtime.node.lock() = Some(Arc::downgrade(&node));
         Sim { journal, node, runtime, objects, status, done: Arc::new(Notify::new()), _dir: dir }
     }
@@ -306,10 +305,12 @@ impl PodApi for SimApi {
     }
 }
 
+type Follower = (watch::Sender<Lookup>, Arc<Changed>);
+
 /// ConfigMaps the test sets; Secrets are all missing.
 #[derive(Default)]
 pub(crate) struct SimObjects {
-    senders: Mutex<HashMap<String, (watch::Sender<Lookup>, Arc<Changed>)>>,
+    senders: Mutex<HashMap<String, Follower>>,
     data: Mutex<HashMap<String, Arc<KeyData>>>,
 }
 
@@ -328,14 +329,7 @@ impl SimObjects {
 struct ObjectsRef(Arc<SimObjects>);
 
 impl Source for ObjectsRef {
-    fn follow(
-        &self,
-        _: Kind,
-        _: &str,
-        name: &str,
-        out: watch::Sender<Lookup>,
-        changed: Arc<Changed>,
-    ) -> AbortHandle {
+    fn follow(&self, _: Kind, _: &str, name: &str, out: watch::Sender<Lookup>, changed: Arc<Changed>) -> AbortHandle {
         let first = match self.0.data.lock().get(name) {
             Some(data) => Lookup::Found(data.clone()),
             None => Lookup::Missing,

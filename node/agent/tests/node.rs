@@ -37,10 +37,12 @@ fn a_pod_from_create_to_gone() {
         assert_eq!(status["qosClass"], "Burstable");
         assert_eq!(status["initContainerStatuses"][0]["state"]["terminated"]["reason"], "Completed");
 
-        let (code, out, err) = w.kubectl(&["exec", "web", "-c", "web", "--", "sh", "-c", "cat /data/index.html; exit 3"]);
+        let (code, out, err) =
+            w.kubectl(&["exec", "web", "-c", "web", "--", "sh", "-c", "cat /data/index.html; exit 3"]);
         assert_eq!((code, out.as_str()), (3, "made\n"), "{err}");
         assert!(err.contains("command terminated with exit code 3"), "{err}");
-        let token = ["exec", "web", "-c", "web", "--", "sh", "-c", "cat /var/run/secrets/kubernetes.io/serviceaccount/ca.crt"];
+        let token =
+            ["exec", "web", "-c", "web", "--", "sh", "-c", "cat /var/run/secrets/kubernetes.io/serviceaccount/ca.crt"];
         assert_eq!(w.kubectl(&token).1, "authority");
         let (_, hosts, _) = w.kubectl(&["exec", "web", "-c", "web", "--", "cat", "/etc/hosts", "/etc/resolv.conf"]);
         assert!(hosts.contains("\tweb\n") && hosts.contains("nameserver 10.96.0.10"), "{hosts}");
@@ -139,4 +141,154 @@ fn forwarded(w: &World, pod: &str, port: u16) -> String {
     });
     child.wait().unwrap();
     text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or(text)
+}
+
+#[test]
+fn what_pods_may_ask_for() {
+    in_namespace(|| async {
+        let w = World::start("ask").await;
+        let map = json!({"metadata": {"name": "settings"}, "data": {"greeting": "hello", "mode": "slow"}});
+        w.post("/api/v1/namespaces/default/configmaps", &map).await.unwrap();
+        let secret = json!({"metadata": {"name": "keys"}, "stringData": {"password": "s3cret"}});
+        w.post("/api/v1/namespaces/default/secrets", &secret).await.unwrap();
+        let idle = ["sh", "-c", "trap 'exit 0' TERM; while true; do sleep 1 & wait $!; done"];
+        w.pod(
+            "full",
+            json!({
+                "hostname": "box", "subdomain": "sub", "shareProcessNamespace": true,
+                "securityContext": {"runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 2000},
+                "initContainers": [{"name": "side", "image": IMAGE, "restartPolicy": "Always", "command": idle,
+                    "startupProbe": {"exec": {"command": ["true"]}, "periodSeconds": 1}}],
+                "containers": [{
+                    "name": "main", "image": IMAGE, "command": idle,
+                    "envFrom": [{"configMapRef": {"name": "settings"}, "prefix": "S_"}],
+                    "env": [
+                        {"name": "PW", "valueFrom": {"secretKeyRef": {"name": "keys", "key": "password"}}},
+                        {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+                        {"name": "CPU", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu", "divisor": "1m"}}},
+                        {"name": "BOTH", "value": "$(S_greeting) $(PW)"},
+                    ],
+                    "resources": {"limits": {"cpu": "250m", "memory": "32Mi"}},
+                    "lifecycle": {"postStart": {"exec": {"command": ["sh", "-c", "echo up > /scratch/started"]}}},
+                    "volumeMounts": [
+                        {"name": "map", "mountPath": "/map"}, {"name": "sec", "mountPath": "/sec", "readOnly": true},
+                        {"name": "me", "mountPath": "/me"}, {"name": "scratch", "mountPath": "/scratch"},
+                        {"name": "map", "mountPath": "/one", "subPath": "greeting"},
+                    ],
+                }],
+                "volumes": [
+                    {"name": "map", "configMap": {"name": "settings"}},
+                    {"name": "sec", "secret": {"secretName": "keys", "defaultMode": 256}},
+                    {"name": "me", "downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}},
+                    {"name": "scratch", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
+                ],
+            }),
+        )
+        .await;
+        let status = w.ready("full").await;
+        let run = |script: &str| {
+            let (code, out, err) = w.kubectl(&["exec", "full", "-c", "main", "--", "sh", "-c", script]);
+            assert_eq!(code, 0, "{script}: {err}");
+            out.trim().to_owned()
+        };
+        assert_eq!(run("echo $S_greeting $S_mode $PW $CPU $BOTH"), "hello slow s3cret 250 hello s3cret");
+        assert_eq!(run("echo $IP"), status["podIP"].as_str().unwrap());
+        assert_eq!(run("cat /map/greeting /sec/password /one /scratch/started"), "hellos3crethelloup");
+        assert_eq!(run("cat /me/labels"), "app=\"full\"");
+        assert_eq!(run("hostname; id -u; id -G"), "box\n1000\n1000 2000");
+        assert!(run("cat /etc/hosts").contains("box.sub.default.svc.cluster.local\tbox"));
+        assert!(run("ls -l /sec/..data/password").contains("r--r-----"));
+        assert!(run("cat /proc/*/cmdline | tr '\\0' ' ' 2>/dev/null || cat /proc/*/comm").matches("sh").count() >= 2);
+        // What the objects say, the files say, without anybody asking.
+        let patch = json!({"data": {"greeting": "servus"}});
+        let request = http::Request::patch("/api/v1/namespaces/default/configmaps/settings")
+            .header("content-type", "application/merge-patch+json")
+            .body(serde_json::to_vec(&patch).unwrap())
+            .unwrap();
+        let _: serde_json::Value = w.client.request(request).await.unwrap();
+        let begun = Instant::now();
+        while run("cat /map/greeting") != "servus" {
+            assert!(begun.elapsed() < Duration::from_secs(10), "the file follows the ConfigMap");
+        }
+
+        w.pod(
+            "poor",
+            json!({"restartPolicy": "Never", "containers": [{"name": "a", "image": IMAGE,
+            "command": ["sh", "-c", "echo because > /dev/termination-log; exit 7"]}]}),
+        )
+        .await;
+        let status = w.until("poor", "failed", |s| s["phase"] == "Failed").await;
+        let end = &status["containerStatuses"][0]["state"]["terminated"];
+        assert_eq!(
+            (end["exitCode"].as_i64(), end["reason"].as_str(), end["message"].as_str()),
+            (Some(7), Some("Error"), Some("because\n"))
+        );
+
+        w.pod(
+            "missing",
+            json!({"containers": [{"name": "a", "image": "127.0.0.1:1/none:1", "imagePullPolicy": "IfNotPresent"}]}),
+        )
+        .await;
+        let status = w
+            .until("missing", "in back-off", |s| {
+                s["containerStatuses"][0]["state"]["waiting"]["reason"] == "ImagePullBackOff"
+            })
+            .await;
+        println!("{}", status["containerStatuses"][0]["state"]["waiting"]["message"]);
+
+        w.pod(
+            "keyless",
+            json!({"containers": [{"name": "a", "image": IMAGE, "command": idle,
+            "env": [{"name": "X", "valueFrom": {"configMapKeyRef": {"name": "settings", "key": "later"}}}]}]}),
+        )
+        .await;
+        let status = w
+            .until("keyless", "waiting for its key", |s| {
+                s["containerStatuses"][0]["state"]["waiting"]["reason"] == "CreateContainerConfigError"
+            })
+            .await;
+        let message = &status["containerStatuses"][0]["state"]["waiting"]["message"];
+        assert_eq!(message, "couldn't find key later in ConfigMap default/settings");
+
+        w.pod(
+            "greedy",
+            json!({"restartPolicy": "Never", "containers": [{"name": "a", "image": IMAGE,
+            "command": ["busybox", "tail", "/dev/zero"],
+            "resources": {"limits": {"memory": "16Mi"}}}]}),
+        )
+        .await;
+        let status = w.until("greedy", "killed", |s| s["phase"] == "Failed").await;
+        println!("{}", status["containerStatuses"][0]["state"]);
+
+        for name in ["full", "poor", "missing", "keyless", "greedy"] {
+            w.kubectl(&["delete", "pod", name, "--wait=false"]);
+        }
+        for name in ["full", "poor", "missing", "keyless", "greedy"] {
+            w.until(name, "gone", serde_json::Value::is_null).await;
+        }
+        w.end().await;
+    });
+}
+
+#[test]
+fn how_long_a_pod_takes() {
+    in_namespace(|| async {
+        let w = World::start("time").await;
+        let idle = ["sh", "-c", "trap 'exit 0' TERM; while true; do sleep 100 & wait $!; done"];
+        let (mut up, mut down) = (Vec::new(), Vec::new());
+        for i in 0..6 {
+            let name = format!("p{i}");
+            let begun = Instant::now();
+            w.pod(&name, json!({"containers": [{"name": "a", "image": IMAGE, "command": idle}]})).await;
+            w.until(&name, "running", |s| s["phase"] == "Running").await;
+            up.push(begun.elapsed().as_millis());
+            let begun = Instant::now();
+            w.kubectl(&["delete", "pod", &name, "--wait=false"]);
+            w.until(&name, "gone", serde_json::Value::is_null).await;
+            down.push(begun.elapsed().as_millis());
+        }
+        println!("create to Running: {up:?} ms; delete to gone: {down:?} ms");
+        assert!(up.iter().all(|ms| *ms < 20_000));
+        w.end().await;
+    });
 }

@@ -33,11 +33,14 @@ impl User {
     }
 }
 
+/// Who wants to do what to which subresource.
+type Question = (User, String, &'static str);
+
 /// Answers of the API server, remembered for a while.
 pub(super) struct Authorizer {
     client: Client,
     node: String,
-    cache: Mutex<HashMap<(User, String, &'static str), (Instant, bool)>>,
+    cache: Mutex<HashMap<Question, (Instant, bool)>>,
 }
 
 impl Authorizer {

@@ -123,16 +123,16 @@ fn running(
     let found = view.containers.iter().find(|c| c.name == container);
     let id = found.and_then(|c| c.id.clone());
     let tty = view.pod.container(container).is_some_and(|c| c.tty);
-    id.map(|id| (id, tty)).ok_or_else(|| {
-        (StatusCode::NOT_FOUND, format!("container not found (\"{container}\")"))
-    })
+    id.map(|id| (id, tty)).ok_or_else(|| (StatusCode::NOT_FOUND, format!("container not found (\"{container}\")")))
 }
 
 /// What is known of a pod of this node.
 pub(super) fn view(shared: &Shared, namespace: &str, pod: &str) -> Result<View, (StatusCode, String)> {
     match shared.workers.by_name(namespace, pod) {
         Some(handle) => Ok(handle.view.borrow().clone()),
-        None => Err((StatusCode::NOT_FOUND, format!("pod \"{pod}\" not found in namespace \"{namespace}\" on this node"))),
+        None => {
+            Err((StatusCode::NOT_FOUND, format!("pod \"{pod}\" not found in namespace \"{namespace}\" on this node")))
+        }
     }
 }
 

@@ -16,13 +16,7 @@ use super::{Shared, flag, query};
 use crate::dispatch::Workers;
 
 /// Streams the log.
-pub(super) fn serve(
-    shared: &Arc<Shared>,
-    namespace: &str,
-    pod: &str,
-    container: &str,
-    text: &str,
-) -> Response<Reply> {
+pub(super) fn serve(shared: &Arc<Shared>, namespace: &str, pod: &str, container: &str, text: &str) -> Response<Reply> {
     let options = match options(text, Timestamp::now()) {
         Ok(options) => options,
         Err(message) => return error(StatusCode::BAD_REQUEST, &message),
@@ -123,7 +117,8 @@ mod tests {
     #[test]
     fn parameters() {
         let now: Timestamp = "2026-01-01T00:01:00Z".parse().unwrap();
-        let o = options("follow=true&tailLines=5&sinceSeconds=60&timestamps=true&limitBytes=9&stream=Stderr", now).unwrap();
+        let o =
+            options("follow=true&tailLines=5&sinceSeconds=60&timestamps=true&limitBytes=9&stream=Stderr", now).unwrap();
         assert!(o.follow && o.timestamps && o.tail == Some(5) && o.limit == Some(9) && o.stream == LogStream::Stderr);
         assert_eq!(o.since.unwrap().to_string(), "2026-01-01T00:00:00Z");
         let o = options("sinceTime=2026-01-01T00%3A00%3A30Z&tailLines=", now).unwrap();

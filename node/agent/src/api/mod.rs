@@ -135,11 +135,7 @@ impl Server {
     }
 }
 
-async fn connection(
-    stream: tokio::net::TcpStream,
-    tls: tokio_rustls::TlsAcceptor,
-    shared: Arc<Shared>,
-) -> Result<()> {
+async fn connection(stream: tokio::net::TcpStream, tls: tokio_rustls::TlsAcceptor, shared: Arc<Shared>) -> Result<()> {
     stream.set_nodelay(true)?;
     let stream = tokio::time::timeout(limits::HANDSHAKE, tls.accept(stream)).await??;
     let user = User::of(stream.get_ref().1.peer_certificates());

@@ -44,7 +44,9 @@ impl Acceptor {
         if identity.has_changed().unwrap_or(false) {
             match acceptor(&self.verifier, &identity.borrow_and_update()) {
                 Ok(fresh) => *current = fresh,
-                Err(error) => tracing::error!(error = format!("{error:#}"), "the renewed serving certificate is not used"),
+                Err(error) => {
+                    tracing::error!(error = format!("{error:#}"), "the renewed serving certificate is not used")
+                }
             }
         }
         current.clone()

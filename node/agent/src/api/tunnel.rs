@@ -44,7 +44,7 @@ pub(super) async fn serve(socket: Socket, netns: Option<PathBuf>) {
             _ => continue,
         }
         loop {
-            match decoder.next() {
+            match decoder.frame() {
                 Ok(Some(Frame::GoAway)) => break 'client,
                 Ok(Some(frame)) => tunnel.take(frame).await,
                 Ok(None) => break,

@@ -33,7 +33,10 @@ where
     let accept = derive_accept_key(key.as_bytes());
     let Some(protocol) = choose(headers, supported) else {
         let offered = supported.join(", ");
-        return error(StatusCode::FORBIDDEN, &format!("none of the subprotocols is supported here; these are: {offered}"));
+        return error(
+            StatusCode::FORBIDDEN,
+            &format!("none of the subprotocols is supported here; these are: {offered}"),
+        );
     };
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
@@ -63,9 +66,11 @@ where
 /// True for a WebSocket handshake.
 fn is_upgrade(headers: &HeaderMap) -> bool {
     let has = |name, word: &str| {
-        headers.get_all(name).iter().filter_map(|v| v.to_str().ok()).any(|v| {
-            v.split(',').any(|part| part.trim().eq_ignore_ascii_case(word))
-        })
+        headers
+            .get_all(name)
+            .iter()
+            .filter_map(|v| v.to_str().ok())
+            .any(|v| v.split(',').any(|part| part.trim().eq_ignore_ascii_case(word)))
     };
     has(header::CONNECTION, "upgrade") && has(header::UPGRADE, "websocket")
 }

@@ -97,7 +97,8 @@ impl Membership {
             std::fs::read_to_string(&file).with_context(|| format!("cannot read {}; join again", file.display()))
         };
         let cluster: serde_json::Value = serde_json::from_str(&read("cluster.json")?)?;
-        let text = |key: &str| cluster[key].as_str().map(str::to_owned).with_context(|| format!("cluster.json: no {key}"));
+        let text =
+            |key: &str| cluster[key].as_str().map(str::to_owned).with_context(|| format!("cluster.json: no {key}"));
         let (server, ca_pem) = (text("server")?, text("ca")?);
         let identity = read("client.pem")?;
         keep(&place.kubeconfig(), &kubeconfig(&server, &ca_pem, &identity)?)?;
@@ -177,11 +178,7 @@ async fn client(server: &str, ca_pem: &str, auth: AuthInfo) -> Result<Client> {
 
 fn auth_of(pem: &str) -> AuthInfo {
     let data = base64(pem);
-    AuthInfo {
-        client_certificate_data: Some(data.clone()),
-        client_key_data: Some(data.into()),
-        ..AuthInfo::default()
-    }
+    AuthInfo { client_certificate_data: Some(data.clone()), client_key_data: Some(data.into()), ..AuthInfo::default() }
 }
 
 fn base64(text: &str) -> String {

@@ -97,11 +97,8 @@ mod tests {
 
     #[test]
     fn asks_for_the_node() {
-        let place = Place {
-            node_name: "n1".into(),
-            node_ips: vec!["192.0.2.4".parse().unwrap()],
-            dir: "/nowhere".into(),
-        };
+        let place =
+            Place { node_name: "n1".into(), node_ips: vec!["192.0.2.4".parse().unwrap()], dir: "/nowhere".into() };
         let key = KeyPair::generate().unwrap();
         for (purpose, sans) in [(Purpose::Client, 0), (Purpose::Serving, 2)] {
             let pem = signing_request(&place, purpose, &key).unwrap();

@@ -59,7 +59,8 @@ pub(super) async fn authority(server: &str, trust: &Trust) -> Result<String> {
 
 /// The certificates of a PEM text.
 pub(super) fn ders(pem: &str) -> Result<Vec<Vec<u8>>> {
-    let list: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).map(|c| c.map(|c| c.to_vec())).collect();
+    let list: Result<Vec<_>, _> =
+        CertificateDer::pem_slice_iter(pem.as_bytes()).map(|c| c.map(|c| c.to_vec())).collect();
     let list = list.context("the cluster's authority is no PEM certificate")?;
     if list.is_empty() {
         bail!("the cluster's authority is empty");
@@ -81,9 +82,8 @@ mod tests {
     #[test]
     fn hashes_the_public_key() {
         let key = rcgen::KeyPair::generate().unwrap();
-        let make = |name: &str| {
-            rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap().self_signed(&key).unwrap().pem()
-        };
+        let make =
+            |name: &str| rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap().self_signed(&key).unwrap().pem();
         let of = |pem: String| ca_hash(&STANDARD.encode(pem)).unwrap();
         let first = of(make("a.test"));
         assert!(first.starts_with("sha256:") && first.len() == 71);

@@ -29,7 +29,7 @@ impl Machine {
         let line = |path: &str| fs::read_to_string(path).map(|t| t.trim().to_owned()).unwrap_or_default();
         let machine_id = line("/etc/machine-id");
         let uuid = line("/sys/class/dmi/id/product_uuid");
-        let disk = nix::sys::statvfs::statvfs(dir).map_or(0, |s| s.blocks() as u64 * s.fragment_size() as u64);
+        let disk = nix::sys::statvfs::statvfs(dir).map_or(0, |s| s.blocks() * s.fragment_size());
         Machine {
             cpus: line("/proc/stat").lines().filter(|l| l.starts_with("cpu") && !l.starts_with("cpu ")).count(),
             memory: memory(&line("/proc/meminfo"), "MemTotal"),

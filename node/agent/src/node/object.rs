@@ -112,7 +112,9 @@ fn conditions(o: &Observed, old: &Value, now: Timestamp) -> Vec<Value> {
     let ready = match (&o.runtime, o.network) {
         (Some(Ok(_)), true) => (true, "KubeletReady", "kubelet is posting ready status".to_owned()),
         (Some(Err(e)), _) => (false, "KubeletNotReady", format!("[container runtime is down: {e}]")),
-        (None, _) => (false, "KubeletNotReady", "[container runtime status check may not have completed yet]".to_owned()),
+        (None, _) => {
+            (false, "KubeletNotReady", "[container runtime status check may not have completed yet]".to_owned())
+        }
         (Some(Ok(_)), false) => (
             false,
             "KubeletNotReady",

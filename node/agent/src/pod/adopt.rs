@@ -27,7 +27,9 @@ pub struct Found {
 pub enum FoundState {
     /// Made, never started.
     Created,
-    Running { at: Timestamp },
+    Running {
+        at: Timestamp,
+    },
     Exited(Exit),
 }
 
@@ -71,9 +73,8 @@ fn reported<'a>(status: &'a PodStatus, name: &str) -> Option<&'a ContainerStatus
 
 fn container(mine: &[&Found], reported: Option<&ContainerStatus>) -> Ctr {
     let mut c = Ctr::new();
-    let last_reported = |s: &Option<ContainerState>| {
-        s.as_ref().and_then(|s| s.terminated.as_ref()).map(|t| Box::new(exit_of(t)))
-    };
+    let last_reported =
+        |s: &Option<ContainerState>| s.as_ref().and_then(|s| s.terminated.as_ref()).map(|t| Box::new(exit_of(t)));
     if let Some(r) = reported {
         c.restarts = u32::try_from(r.restart_count).unwrap_or(0);
         c.image = r.image.clone();
@@ -97,9 +98,10 @@ fn container(mine: &[&Found], reported: Option<&ContainerStatus>) -> Ctr {
     if same.is_none() {
         c.image = newest.image.clone();
         c.image_id = newest.image_id.clone();
-        if let Some(FoundState::Exited(exit)) = mine.get(1).map(|f| &f.state) {
-            c.last = Some(Box::new(exit.clone()));
-        }
+        c.last = None;
+    }
+    if let (None, Some(FoundState::Exited(exit))) = (&c.last, mine.get(1).map(|f| &f.state)) {
+        c.last = Some(Box::new(exit.clone()));
     }
     match &newest.state {
         FoundState::Created => {

@@ -130,9 +130,7 @@ impl Files {
                 }
                 Ok(())
             }
-            Err(e) => Err(format!(
-                "MountVolume.SetUp failed for volume \"{volume}\" : failed to fetch token: {e}"
-            )),
+            Err(e) => Err(format!("MountVolume.SetUp failed for volume \"{volume}\" : failed to fetch token: {e}")),
         }
     }
 }

@@ -26,18 +26,40 @@ pub enum Event {
     VolumesReady,
     VolumesFailed(String),
     /// Container `index` runs.
-    Started { index: usize, id: String, image: String, image_id: String, at: Timestamp },
+    Started {
+        index: usize,
+        id: String,
+        image: String,
+        image_id: String,
+        at: Timestamp,
+    },
     /// Its start did not get that far.
-    StartFailed { index: usize, error: StartError },
-    Exited { index: usize, exit: Exit },
+    StartFailed {
+        index: usize,
+        error: StartError,
+    },
+    Exited {
+        index: usize,
+        exit: Exit,
+    },
     /// A probe reached its threshold.
-    Probe { index: usize, id: String, kind: ProbeKind, ok: bool },
+    Probe {
+        index: usize,
+        id: String,
+        kind: ProbeKind,
+        ok: bool,
+    },
     /// A ConfigMap or Secret the pod refers to appeared or changed.
     ReferenceChanged,
     /// The pod is to go down within `grace`; `deleting` if the API object is to be deleted.
-    Delete { grace: Duration },
+    Delete {
+        grace: Duration,
+    },
     /// The node evicts the pod.
-    Evict { failure: Failure, grace: Duration },
+    Evict {
+        failure: Failure,
+        grace: Duration,
+    },
     /// Network and volumes are gone.
     TornDown,
 }
@@ -65,20 +87,40 @@ pub enum Action {
     SetupNetwork,
     SetupVolumes,
     /// Make and start container `index` as attempt number `attempt`.
-    Start { index: usize, attempt: u32 },
+    Start {
+        index: usize,
+        attempt: u32,
+    },
     /// Give up a start under way as soon as that is possible.
-    AbortStart { index: usize },
+    AbortStart {
+        index: usize,
+    },
     /// Pre-stop hook, stop signal, SIGKILL, all within `grace`. A second one shortens the first.
-    Stop { index: usize, grace: Duration, reason: StopReason },
-    StartProbe { index: usize, kind: ProbeKind },
+    Stop {
+        index: usize,
+        grace: Duration,
+        reason: StopReason,
+    },
+    StartProbe {
+        index: usize,
+        kind: ProbeKind,
+    },
     /// End the container's probes; `readiness` says whether that one too.
-    EndProbes { index: usize, readiness: bool },
+    EndProbes {
+        index: usize,
+        readiness: bool,
+    },
     /// Remove network and volumes.
     TearDown,
     /// Final status, then DELETE with grace 0.
     DeletePod,
     /// An event about the pod or one of its containers.
-    Record { warning: bool, reason: &'static str, message: String, container: Option<usize> },
+    Record {
+        warning: bool,
+        reason: &'static str,
+        message: String,
+        container: Option<usize>,
+    },
 }
 
 /// Why a container is stopped.
@@ -150,7 +192,7 @@ fn apply(state: &mut PodState, event: Event, now: Timestamp, out: &mut Vec<Actio
         Event::Rejected(failure) => {
             out.push(Action::Record {
                 warning: true,
-                reason: leak_reason(&failure.reason),
+                reason: known_reason(&failure.reason),
                 message: failure.message.clone(),
                 container: None,
             });
@@ -200,7 +242,7 @@ fn apply(state: &mut PodState, event: Event, now: Timestamp, out: &mut Vec<Actio
         }
         Event::Evict { failure, grace } => {
             if state.stop.is_none() {
-                out.push(record(true, leak_reason(&failure.reason), failure.message.clone(), None));
+                out.push(record(true, known_reason(&failure.reason), failure.message.clone(), None));
                 state.failure = Some(failure);
                 stop_pod(state, grace, now, out);
             }
@@ -214,7 +256,7 @@ fn record(warning: bool, reason: &'static str, message: String, container: Optio
 }
 
 /// Event reasons are a fixed set; those of a rejected or evicted pod are looked up in it.
-fn leak_reason(reason: &str) -> &'static str {
+fn known_reason(reason: &str) -> &'static str {
     const KNOWN: [&str; 9] = [
         "OutOfcpu",
         "OutOfmemory",
@@ -356,11 +398,8 @@ fn failed_run(
     c.made = true;
     let backoff = Backoff::next(c.crash, limits::CRASH_BACKOFF_FIRST, limits::CRASH_BACKOFF_MAX, now);
     c.crash = Some(backoff);
-    c.phase = Phase::Exited {
-        exit: Box::new(exit),
-        why: again.then_some(why),
-        retry_at: again.then(|| now + backoff.delay),
-    };
+    c.phase =
+        Phase::Exited { exit: Box::new(exit), why: again.then_some(why), retry_at: again.then(|| now + backoff.delay) };
 }
 
 fn exited(state: &mut PodState, index: usize, exit: Exit, now: Timestamp, out: &mut Vec<Action>) {

@@ -60,7 +60,11 @@ mod tests {
     fn file_then_log() {
         let dir = tempfile::tempdir().unwrap();
         let (file, log) = (dir.path().join("m"), dir.path().join("l"));
-        std::fs::write(&log, "2026-01-01T00:00:00Z stdout F one\n2026-01-01T00:00:00Z stderr P tw\n2026-01-01T00:00:00Z stderr F o\n").unwrap();
+        std::fs::write(
+            &log,
+            "2026-01-01T00:00:00Z stdout F one\n2026-01-01T00:00:00Z stderr P tw\n2026-01-01T00:00:00Z stderr F o\n",
+        )
+        .unwrap();
         let c = |policy: &str| Container { termination_message_policy: policy.into(), ..Container::default() };
         assert_eq!(read(&c("File"), &file, &log, 1), None);
         assert_eq!(read(&c("FallbackToLogsOnError"), &file, &log, 1).as_deref(), Some("one\ntwo\n"));

@@ -58,7 +58,8 @@ pub(super) fn plan_containers(state: &mut PodState, now: Timestamp, out: &mut Ve
                 if matches!(wish, Wish::Start) {
                     start = start.or(Some(index));
                 }
-                if !was_initialized && !(c.started && c.run().is_some()) {
+                let runs = c.started && c.run().is_some();
+                if !(was_initialized || runs) {
                     init_done = false;
                     break;
                 }
@@ -125,10 +126,8 @@ fn show_pull_backoff(state: &mut PodState, now: Timestamp, out: &mut Vec<Action>
             continue;
         }
         let message = format!("Back-off pulling image \"{}\"", c.image);
-        *why = Failure {
-            reason: "ImagePullBackOff".into(),
-            message: format!("{message}: ErrImagePull: {}", why.message),
-        };
+        *why =
+            Failure { reason: "ImagePullBackOff".into(), message: format!("{message}: ErrImagePull: {}", why.message) };
         out.push(Action::Record { warning: false, reason: "BackOff", message, container: Some(index) });
         out.push(Action::Record {
             warning: true,

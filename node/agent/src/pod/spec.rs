@@ -114,9 +114,11 @@ impl Spec {
                 container(c, Kind::Init, own.unwrap_or(inherited))
             }
         });
-        let main = pod.spec.containers.iter().map(|c| {
-            container(c, Kind::Main, c.restart_policy.as_deref().map_or(restart, Restart::parse))
-        });
+        let main = pod
+            .spec
+            .containers
+            .iter()
+            .map(|c| container(c, Kind::Main, c.restart_policy.as_deref().map_or(restart, Restart::parse)));
         Spec {
             full_name: pod.full_name().into(),
             restart,
@@ -144,9 +146,8 @@ pub fn seconds(n: i64) -> Duration {
 
 fn container(c: &Container, kind: Kind, restart: Restart) -> ContainerSpec {
     let probed = kind != Kind::Init;
-    let grace = |p: &Option<Box<crate::model::Probe>>| {
-        p.as_ref().and_then(|p| p.termination_grace_period_seconds).map(seconds)
-    };
+    let grace =
+        |p: &Option<Box<crate::model::Probe>>| p.as_ref().and_then(|p| p.termination_grace_period_seconds).map(seconds);
     ContainerSpec {
         name: c.name.as_str().into(),
         kind,

@@ -35,9 +35,14 @@ pub struct PodState {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Not done; to be tried at once or at `retry_at`.
-    Todo { retry_at: Option<Timestamp>, failures: u32 },
+    Todo {
+        retry_at: Option<Timestamp>,
+        failures: u32,
+    },
     /// Under way.
-    Running { failures: u32 },
+    Running {
+        failures: u32,
+    },
     Done,
 }
 
@@ -94,7 +99,10 @@ pub struct Ctr {
 #[derive(Clone, Debug)]
 pub enum Phase {
     /// Nothing runs; `why` says what stood in the way, `retry_at` when to try again (none: at once).
-    Waiting { why: Option<Failure>, retry_at: Option<Timestamp> },
+    Waiting {
+        why: Option<Failure>,
+        retry_at: Option<Timestamp>,
+    },
     /// A start is under way: image, configuration, create, start, post-start hook.
     Starting {
         exit: Option<Box<Exit>>,
@@ -105,7 +113,11 @@ pub enum Phase {
     },
     Running(Run),
     /// Gone. `why` replaces the terminated state while a restart waits.
-    Exited { exit: Box<Exit>, why: Option<Failure>, retry_at: Option<Timestamp> },
+    Exited {
+        exit: Box<Exit>,
+        why: Option<Failure>,
+        retry_at: Option<Timestamp>,
+    },
 }
 
 /// A container that runs.
@@ -247,6 +259,5 @@ impl Exit {
 
 /// Delay before the `failures`-th retry of a set-up step.
 pub fn setup_delay(failures: u32) -> Duration {
-    (limits::SETUP_RETRY_FIRST * 2u32.saturating_pow(failures.saturating_sub(1).min(8)))
-        .min(limits::SETUP_RETRY_MAX)
+    (limits::SETUP_RETRY_FIRST * 2u32.saturating_pow(failures.saturating_sub(1).min(8))).min(limits::SETUP_RETRY_MAX)
 }

@@ -66,7 +66,8 @@ pub fn patch(uid: &str, old: &PodStatus, new: &PodStatus) -> Option<Value> {
         if key == "conditions" {
             let before = old.get(key).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
             let items = value.as_array().map_or(&[][..], Vec::as_slice);
-            let changed: Vec<Value> = items.iter().filter(|c| !before.contains(c)).cloned().collect();
+            let changed: Vec<Value> =
+                items.iter().filter(|c| !before.contains(c)).map(|c| without_leftovers(c, before)).collect();
             if !changed.is_empty() {
                 change.insert(key.clone(), Value::Array(changed));
             }
@@ -176,6 +177,18 @@ fn object(status: &PodStatus) -> Map<String, Value> {
     }
 }
 
+/// A condition for a merge by type: what it no longer says is taken away.
+fn without_leftovers(condition: &Value, before: &[Value]) -> Value {
+    let mut out = condition.clone();
+    let old = before.iter().find(|b| b["type"] == condition["type"]).and_then(Value::as_object);
+    if let (Some(out), Some(old)) = (out.as_object_mut(), old) {
+        for key in old.keys() {
+            out.entry(key.clone()).or_insert(Value::Null);
+        }
+    }
+    out
+}
+
 /// API times have whole seconds; rounding here keeps a status equal to what comes back.
 pub fn whole_seconds(t: Timestamp) -> Timestamp {
     Timestamp::from_second(t.as_second()).unwrap_or(t)
@@ -187,7 +200,7 @@ fn container_statuses(pod: &Pod, state: &PodState) -> (Vec<ContainerStatus>, Vec
         let status = container_status(state, spec, c, container);
         if spec.kind == Kind::Main { main.push(status) } else { init.push(status) }
     }
-    init.sort_by(|a, b| order(&pod.spec.init_containers, a).cmp(&order(&pod.spec.init_containers, b)));
+    init.sort_by_key(|s| order(&pod.spec.init_containers, s));
     main.sort_by(|a, b| a.name.cmp(&b.name));
     (init, main)
 }
@@ -215,7 +228,9 @@ fn container_status(state: &PodState, spec: &ContainerSpec, c: &Ctr, container: 
         }
         Phase::Starting { exit: Some(exit), why: None, .. } => terminated(exit),
         // A pod that is gone has no waiting containers (upstream: the state could not be found).
-        Phase::Waiting { .. } if state.teardown == Teardown::Deleting || gone(state, spec, c) => terminated(&unknown(c)),
+        Phase::Waiting { .. } if state.teardown == Teardown::Deleting || gone(state, spec, c) => {
+            terminated(&unknown(c))
+        }
         Phase::Waiting { why: Some(why), .. } | Phase::Starting { why: Some(why), .. } => {
             waiting(&why.reason, Some(why.message.clone()))
         }
@@ -385,11 +400,8 @@ fn containers_ready(state: &PodState, phase: &str) -> Verdict {
         "Failed" => return Err(("PodFailed", String::new())),
         _ => {}
     }
-    let open: Vec<&str> = state
-        .each()
-        .filter(|(_, s, c)| s.kind != Kind::Init && !is_ready(s, c))
-        .map(|(_, s, _)| &*s.name)
-        .collect();
+    let open: Vec<&str> =
+        state.each().filter(|(_, s, c)| s.kind != Kind::Init && !is_ready(s, c)).map(|(_, s, _)| &*s.name).collect();
     if open.is_empty() {
         return Ok(None);
     }

@@ -177,9 +177,8 @@ impl Worker {
     ) {
         self.begin(found, rejected).await;
         while !self.is_over() {
-            let nap = wake(&self.state).map(|t| {
-                Duration::try_from(t.duration_since(Timestamp::now())).unwrap_or_default()
-            });
+            let nap =
+                wake(&self.state).map(|t| Duration::try_from(t.duration_since(Timestamp::now())).unwrap_or_default());
             tokio::select! {
                 message = messages.recv() => match message {
                     Some(message) => self.take(message).await,
@@ -344,6 +343,7 @@ impl Worker {
         let (state, actions) = step(self.state.clone(), event, now);
         self.state = state;
         for action in actions {
+            tracing::debug!(pod = self.pod.name(), ?action, "action");
             self.act(action);
         }
         self.current = status::compute(&self.pod, &self.state, &self.current, &self.node.identity.ips, now);
@@ -516,7 +516,8 @@ impl Worker {
         self.kept = kept;
         for (_, attempt, id) in old {
             let node = self.node.clone();
-            let files = [node.log_path(&self.pod, &name, attempt), node.dir(self.pod.uid()).termination(&name, attempt)];
+            let files =
+                [node.log_path(&self.pod, &name, attempt), node.dir(self.pod.uid()).termination(&name, attempt)];
             tokio::spawn(async move {
                 node.disown(&id);
                 if let Err(error) = node.runtime.remove(&id).await {
@@ -541,12 +542,18 @@ impl Worker {
             if let Some(hook) = hook.as_ref().and_then(|l| l.pre_stop.as_ref()).filter(|_| !again)
                 && let Err(message) = hooks::run(&target, hook, grace).await
             {
-                tracing::info!(pod = pod.full_name(), container = target.container.name, message, "pre-stop hook failed");
+                tracing::info!(
+                    pod = pod.full_name(),
+                    container = target.container.name,
+                    message,
+                    "pre-stop hook failed"
+                );
                 node.recorder.pod(&pod, Some(&target.container.name), true, "FailedPreStopHook", "PreStopHook failed");
             }
             let signal = hook.as_ref().and_then(|l| l.stop_signal.clone());
             // A probe's or a user's explicit grace counts to the second; a hook that used it up leaves the minimum.
-            let least = if grace < limits::MIN_GRACE || reason != StopReason::PodStops { grace } else { limits::MIN_GRACE };
+            let least =
+                if grace < limits::MIN_GRACE || reason != StopReason::PodStops { grace } else { limits::MIN_GRACE };
             let left = grace.saturating_sub(begun.elapsed()).max(least.min(limits::MIN_GRACE));
             while let Err(error) = node.runtime.stop(&id, signal.as_deref(), left).await {
                 if error.is_not_found() {
@@ -607,6 +614,7 @@ impl Worker {
             stop.abort();
         }
         self.pids.remove(&index);
+        tracing::debug!(pod = self.pod.name(), id, code, "container ended");
         let exit = exit_of(id, &exit, read.unwrap_or_default());
         self.event(Event::Exited { index, exit });
     }

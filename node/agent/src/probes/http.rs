@@ -107,8 +107,7 @@ async fn exchange(
     let result = async {
         let response = sender.send_request(request).await.map_err(|e| go_error(&e))?;
         let status = response.status();
-        let location =
-            response.headers().get(header::LOCATION).and_then(|l| l.to_str().ok()).map(str::to_owned);
+        let location = response.headers().get(header::LOCATION).and_then(|l| l.to_str().ok()).map(str::to_owned);
         // The body is read up to the limit and thrown away: a server may wait for its reader.
         let _ = Limited::new(response.into_body(), limits::PROBE_BODY).collect().await;
         Ok((status, location))
@@ -203,7 +202,10 @@ mod tests {
         let ok = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
         for (answers, expected) in [
             (vec![ok], Outcome::Success),
-            (vec!["HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n"], Outcome::Failure("HTTP probe failed with statuscode: 503".into())),
+            (
+                vec!["HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n"],
+                Outcome::Failure("HTTP probe failed with statuscode: 503".into()),
+            ),
             (vec!["HTTP/1.1 302 Found\r\nlocation: /b\r\ncontent-length: 0\r\n\r\n", ok], Outcome::Success),
             (vec!["HTTP/1.1 302 Found\r\nlocation: http://other.test/\r\ncontent-length: 0\r\n\r\n"], Outcome::Success),
         ] {
@@ -229,7 +231,8 @@ mod tests {
         let Outcome::Failure(message) = outcome else { panic!("{outcome:?}") };
         assert!(message.contains("context deadline exceeded"), "{message}");
         drop(listener);
-        let expected = format!("Get \"http://127.0.0.1:{port}/\": dial tcp 127.0.0.1:{port}: connect: connection refused");
+        let expected =
+            format!("Get \"http://127.0.0.1:{port}/\": dial tcp 127.0.0.1:{port}: connect: connection refused");
         assert_eq!(probe(&get, "127.0.0.1", port, Duration::from_secs(1)).await, Outcome::Failure(expected));
     }
 }

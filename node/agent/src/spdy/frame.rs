@@ -14,15 +14,33 @@ const FIN: u8 = 1;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Frame {
     /// The client opens a stream.
-    Open { stream: u32, fin: bool, headers: Vec<(String, String)> },
+    Open {
+        stream: u32,
+        fin: bool,
+        headers: Vec<(String, String)>,
+    },
     /// The server accepts it.
-    Reply { stream: u32 },
-    Data { stream: u32, fin: bool, data: Bytes },
-    Reset { stream: u32, status: u32 },
-    Ping { id: u32 },
+    Reply {
+        stream: u32,
+    },
+    Data {
+        stream: u32,
+        fin: bool,
+        data: Bytes,
+    },
+    Reset {
+        stream: u32,
+        status: u32,
+    },
+    Ping {
+        id: u32,
+    },
     /// The other side leaves.
     GoAway,
-    Window { stream: u32, delta: u32 },
+    Window {
+        stream: u32,
+        delta: u32,
+    },
     /// Settings and kinds that need no action.
     Other,
 }
@@ -49,7 +67,7 @@ impl Decoder {
     ///
     /// # Errors
     /// When the bytes are not SPDY/3.1, or a frame is larger than the limit.
-    pub fn next(&mut self) -> io::Result<Option<Frame>> {
+    pub fn frame(&mut self) -> io::Result<Option<Frame>> {
         let Some(head) = self.buffer.first_chunk::<8>().copied() else { return Ok(None) };
         let first = u32::from_be_bytes([head[0], head[1], head[2], head[3]]);
         let flags = head[4];
@@ -197,7 +215,7 @@ mod tests {
             let mut seen = Vec::new();
             for piece in bytes.chunks(size) {
                 decoder.push(piece);
-                while let Some(frame) = decoder.next().unwrap() {
+                while let Some(frame) = decoder.frame().unwrap() {
                     seen.push(frame);
                 }
             }
@@ -216,11 +234,14 @@ mod tests {
 
     #[test]
     fn garbage_is_refused() {
-        for bytes in [&b"\x80\x02\x00\x06\x00\x00\x00\x04\x00\x00\x00\x01"[..], b"\x00\x00\x00\x01\x00\xff\xff\xff", b"\x80\x03\x00\x01\x00\x00\x00\x01x"]
-        {
+        for bytes in [
+            &b"\x80\x02\x00\x06\x00\x00\x00\x04\x00\x00\x00\x01"[..],
+            b"\x00\x00\x00\x01\x00\xff\xff\xff",
+            b"\x80\x03\x00\x01\x00\x00\x00\x01x",
+        ] {
             let mut decoder = Decoder::default();
             decoder.push(bytes);
-            assert!(decoder.next().is_err(), "{bytes:?}");
+            assert!(decoder.frame().is_err(), "{bytes:?}");
         }
     }
 }

@@ -184,7 +184,10 @@ mod tests {
         }
     }
 
-    fn check(volume: serde_json::Value, expected: Result<&[(&str, &[u8], u32)], &str>) {
+    /// Path, bytes, mode.
+    type Expected = (&'static str, &'static [u8], u32);
+
+    fn check(volume: serde_json::Value, expected: Result<&[Expected], &str>) {
         let volume: Volume = serde_json::from_value(volume).unwrap();
         let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p", "labels": {"x": "y"}}})).unwrap();
         let facts = Facts::default();

@@ -15,9 +15,9 @@ use sluice_apiserver::ApiServer;
 use sluice_apiserver::bootstrap::pki::Usage;
 use sluice_apiserver::context::UserInfo;
 use sluice_network::PeerPath;
+use sluice_runtime::Runtime;
 use sluice_runtime::cgroup::Cgroups;
 use sluice_runtime::daemon::Containerd;
-use sluice_runtime::Runtime;
 use sluice_store::embedded::{Embedded, Options};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -113,8 +113,7 @@ impl World {
         let client = server.client(UserInfo::new("admin", &["system:masters", "system:authenticated"]));
         let kubeconfig = dir.path().join("kubeconfig");
         std::fs::write(&kubeconfig, server.pki().admin_kubeconfig(&format!("https://{bind}")).unwrap()).unwrap();
-        let mut world =
-            World { dir, server, client, runtime, kubeconfig, daemon, agent: None, prefix, guard };
+        let mut world = World { dir, server, client, runtime, kubeconfig, daemon, agent: None, prefix, guard };
         world.objects().await;
         world.start_agent().await;
         let nodes: Api<Node> = Api::all(world.client.clone());
@@ -202,7 +201,10 @@ impl World {
     }
 
     pub async fn status(&self, name: &str) -> Value {
-        self.get(&format!("/api/v1/namespaces/default/pods/{name}")).await.map(|p| p["status"].clone()).unwrap_or_default()
+        self.get(&format!("/api/v1/namespaces/default/pods/{name}"))
+            .await
+            .map(|p| p["status"].clone())
+            .unwrap_or_default()
     }
 
     /// Waits until the pod's status fulfils a condition.
@@ -290,7 +292,8 @@ fn busybox_archive(path: &Path, tag: &str) {
         add(dir, tar::EntryType::Directory, 0o755, b"");
     }
     add("bin/busybox", tar::EntryType::Regular, 0o755, &std::fs::read("/bin/busybox").unwrap());
-    for applet in ["sh", "echo", "sleep", "cat", "id", "env", "httpd", "nc", "ls", "true", "kill", "hostname", "mkdir"] {
+    for applet in ["sh", "echo", "sleep", "cat", "id", "env", "httpd", "nc", "ls", "true", "kill", "hostname", "mkdir"]
+    {
         add(&format!("bin/{applet}"), tar::EntryType::Symlink, 0o777, b"");
     }
     let layer = layer.into_inner().unwrap();

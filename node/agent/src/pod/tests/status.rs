@@ -62,6 +62,9 @@ fn a_patch_has_only_what_changed() {
     let types: Vec<&str> =
         p["status"]["conditions"].as_array().unwrap().iter().map(|c| c["type"].as_str().unwrap()).collect();
     assert_eq!(types, ["Ready", "ContainersReady"]);
+    let ready = &p["status"]["conditions"][0];
+    assert_eq!((&ready["status"], &ready["reason"]), (&json!("True"), &json!(null)), "an old reason is taken away");
+    assert!(ready.as_object().unwrap().contains_key("message"));
     assert_eq!(p["metadata"]["uid"], "u");
 }
 

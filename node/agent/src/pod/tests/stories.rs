@@ -22,7 +22,9 @@ async fn a_pod_lives_and_dies() {
     let spec = sim.runtime.spec("a");
     assert_eq!(spec.command, ["127.0.0.1"]);
     assert_eq!(spec.netns.as_deref(), Some("/sim/netns".as_ref()));
-    for event in ["Pulled: Container image \"img\" already present", "Created: Container created", "Started: Container started"] {
+    for event in
+        ["Pulled: Container image \"img\" already present", "Created: Container created", "Started: Container started"]
+    {
         sim.journal.expect(&format!("event {event}")).await;
     }
     handle.queue.send(Message::Event(Event::Delete { grace: Duration::from_secs(7) })).await.unwrap();
