@@ -11,6 +11,7 @@ mod context;
 mod daemonset;
 mod deployment;
 mod discovery;
+mod disruption;
 mod endpoints;
 mod events;
 mod expectations;
@@ -39,6 +40,7 @@ use kube::runtime::watcher::Config;
 use tokio_util::sync::CancellationToken;
 
 use context::Context;
+use disruption::Budget;
 use events::Recorder;
 use informer::Informer;
 use types::{
@@ -105,6 +107,7 @@ fn start(context: &Context) -> Result<(), String> {
     let revisions: Informer<ControllerRevision> = Informer::new(Config::default());
     let jobs: Informer<Job> = Informer::new(Config::default());
     let stateful: Informer<StatefulSet> = Informer::new(Config::default());
+    let budgets: Informer<Budget> = Informer::new(Config::default());
     let services: Informer<Service> = Informer::new(Config::default());
     let slices: Informer<Slice> = Informer::new(Config::default());
     let classic: Informer<Endpoints> = Informer::new(Config::default());
@@ -123,6 +126,12 @@ fn start(context: &Context) -> Result<(), String> {
     daemonset::start(context, &daemons, &revisions, &pods, &nodes);
     job::start(context, &jobs, &pods);
     statefulset::start(context, &stateful, &revisions, &pods);
+    let workloads = disruption::Workloads {
+        deployments: deployments.store.clone(),
+        replica_sets: sets.store.clone(),
+        stateful_sets: stateful.store.clone(),
+    };
+    disruption::start(context, &budgets, &pods, workloads);
     endpoints::start(context, &services, &pods, &nodes, &slices, &classic);
     accounts::start(context, &namespaces, &accounts, &maps);
     let emptied = namespaces::start(context, &namespaces);
@@ -143,6 +152,7 @@ fn start(context: &Context) -> Result<(), String> {
     revisions.start(client.clone(), shutdown.clone());
     jobs.start(client.clone(), shutdown.clone());
     stateful.start(client.clone(), shutdown.clone());
+    budgets.start(client.clone(), shutdown.clone());
     services.start(client.clone(), shutdown.clone());
     slices.start(client.clone(), shutdown.clone());
     classic.start(client.clone(), shutdown.clone());

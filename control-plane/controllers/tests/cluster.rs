@@ -341,3 +341,19 @@ async fn stateful_pods_keep_their_names() {
     cluster.patch("StatefulSet", "n", "s", json!({"spec": {"replicas": 1}})).await;
     cluster.until("StatefulSet", "n", |all| settled(all, 1)).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_https_too() {
+    let cluster = Cluster::apart().await;
+    let _node = cluster.node("a").await;
+    cluster.namespace("n").await;
+    cluster.create("Deployment", deployment("n", "web", 3)).await;
+    let spec = json!({"minAvailable": "50%", "selector": {"matchLabels": {"app": "web"}}});
+    cluster.create("PodDisruptionBudget", json!({"metadata": {"name": "web", "namespace": "n"}, "spec": spec})).await;
+    cluster.until("Deployment", "n", |all| all.get("web").is_some_and(rolled_out)).await;
+    let budgets =
+        cluster.until("PodDisruptionBudget", "n", |all| all["web"]["status"]["disruptionsAllowed"] == 1).await;
+    assert_eq!(budgets["web"]["status"]["desiredHealthy"], 2);
+    cluster.all("Namespace").delete("n", &DeleteParams::default()).await.unwrap();
+    cluster.until("Namespace", "", |all| !all.contains_key("n")).await;
+}

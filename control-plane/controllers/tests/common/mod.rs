@@ -32,30 +32,59 @@ impl Cluster {
         Self::with(|options| options).await
     }
 
+    /// Scheduler and controllers talk to the API server over HTTPS, as on a machine of their own.
+    pub async fn apart() -> Self {
+        Self::build(true, |options| options).await
+    }
+
     /// A control plane whose controllers' options are changed by `change`.
     pub async fn with(change: impl FnOnce(sluice_controllers::Options) -> sluice_controllers::Options) -> Self {
+        Self::build(false, change).await
+    }
+
+    async fn build(
+        https: bool,
+        change: impl FnOnce(sluice_controllers::Options) -> sluice_controllers::Options,
+    ) -> Self {
         let _ = tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).try_init();
         let dir = tempfile::tempdir().unwrap();
         let engine: DynEngine = Embedded::open(&dir.path().join("store"), Default::default()).unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
         let config = Config {
             dir: dir.path().join("pki"),
             advertise: vec!["127.0.0.1".parse().unwrap()],
-            bind: "127.0.0.1:6443".parse().unwrap(),
+            bind: address,
             service_cidr: "10.96.0.0/16".into(),
             pod_cidr: "10.244.0.0/16".into(),
             cluster_domain: "cluster.local".into(),
         };
         let api = ApiServer::start(config, engine).await.unwrap();
         let shutdown = CancellationToken::new();
-        let user = |name: &str| api.client(UserInfo::new(name, &["system:authenticated"]));
+        if https {
+            let (api, shutdown) = (api.clone(), shutdown.clone());
+            tokio::spawn(async move { api.serve(listener, shutdown).await.unwrap() });
+        }
+        let user = |name: &'static str| {
+            let api = api.clone();
+            async move {
+                if !https {
+                    return api.client(UserInfo::new(name, &["system:authenticated"]));
+                }
+                let text = api.pki().kubeconfig(&format!("https://{address}"), name, &[]).unwrap();
+                let kubeconfig = kube::config::Kubeconfig::from_yaml(&text).unwrap();
+                let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await.unwrap();
+                Client::try_from(config).unwrap()
+            }
+        };
         let options = change(sluice_controllers::Options {
             cluster_ca: Some((api.pki().ca_pem().to_owned(), api.pki().ca_key_pem())),
             ca_bundle: api.pki().ca_pem().to_owned(),
             pod_cidrs: vec!["10.244.0.0/16".into()],
             ..Default::default()
         });
-        tokio::spawn(sluice_controllers::run(user("system:kube-controller-manager"), options, shutdown.clone()));
-        tokio::spawn(sluice_scheduler::run(user("system:kube-scheduler"), Default::default(), shutdown.clone()));
+        tokio::spawn(sluice_controllers::run(user("system:kube-controller-manager").await, options, shutdown.clone()));
+        tokio::spawn(sluice_scheduler::run(user("system:kube-scheduler").await, Default::default(), shutdown.clone()));
         let client = api.client(UserInfo::new("admin", &["system:masters"]));
         Self { api, client, _stop: shutdown.clone().drop_guard(), shutdown, _dir: dir }
     }
@@ -76,6 +105,7 @@ impl Cluster {
             "ReplicaSet" => self.of("apps/v1", kind, "replicasets"),
             "DaemonSet" => self.of("apps/v1", kind, "daemonsets"),
             "ControllerRevision" => self.of("apps/v1", kind, "controllerrevisions"),
+            "PodDisruptionBudget" => self.of("policy/v1", kind, "poddisruptionbudgets"),
             "StatefulSet" => self.of("apps/v1", kind, "statefulsets"),
             "Job" => self.of("batch/v1", kind, "jobs"),
             "EndpointSlice" => self.of("discovery.k8s.io/v1", kind, "endpointslices"),
