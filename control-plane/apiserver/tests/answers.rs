@@ -379,3 +379,24 @@ async fn events_and_autoscalers_have_two_faces() {
     let v2 = http.get("/apis/autoscaling/v2/namespaces/default/horizontalpodautoscalers/h").await.ok();
     assert_eq!(v2["spec"]["metrics"][0]["resource"]["target"]["averageUtilization"], 50);
 }
+
+#[tokio::test]
+async fn ephemeral_containers_come_by_their_own_way() {
+    let server = Server::start().await;
+    server.namespace("n").await;
+    let http = &server.admin;
+    let path = "/api/v1/namespaces/n/pods/a";
+    http.create("/api/v1/namespaces/n/pods", pod("a")).await;
+    let debugger = json!({"spec": {"ephemeralContainers": [{"name": "dbg", "image": "busybox"}]}});
+    assert_eq!(http.patch(path, "strategic-merge", debugger.clone()).await.code, 422);
+    let own = format!("{path}/ephemeralcontainers");
+    let patched = http.patch(&own, "strategic-merge", debugger).await.ok();
+    assert_eq!(patched["spec"]["ephemeralContainers"][0]["name"], "dbg");
+    let (_, _, message) = http.patch(&own, "merge", json!({"spec": {"ephemeralContainers": []}})).await.failed();
+    assert!(message.ends_with("existing ephemeral containers \"dbg\" may not be removed"), "{message}");
+    let clash = json!({"spec": {"ephemeralContainers": [{"name": "c", "image": "busybox"}]}});
+    assert_eq!(http.patch(&own, "strategic-merge", clash).await.code, 422, "the name is taken");
+    let resize = json!({"spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": "100m"}}}]}});
+    let resized = http.patch(&format!("{path}/resize"), "strategic-merge", resize).await.ok();
+    assert_eq!(resized["spec"]["containers"][0]["resources"]["requests"]["cpu"], "100m");
+}

@@ -68,11 +68,36 @@ pub(super) fn keep(old: &Value, new: &mut Value) {
             meta::map(&mut new["spec"]).shift_remove("healthCheckNodePort");
         }
     }
+    drop_unused(old, new);
     if external(&is) && !external(&was) {
         let spec = meta::map(&mut new["spec"]);
         for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
             spec.shift_remove(field);
         }
+    }
+}
+
+/// What only Services with outside traffic have goes with the type that had it.
+fn drop_unused(old: &Value, new: &mut Value) {
+    let outside = |object: &Value| {
+        let addresses = object["spec"]["externalIPs"].as_array().is_some_and(|ips| !ips.is_empty());
+        addresses || matches!(kind(object), "NodePort" | "LoadBalancer")
+    };
+    let balanced = |object: &Value| kind(object) == "LoadBalancer";
+    let unused: &[&str] = match () {
+        () if outside(old) && !outside(new) => {
+            &["externalTrafficPolicy", "allocateLoadBalancerNodePorts", "loadBalancerClass"]
+        }
+        () if balanced(old) && !balanced(new) => &["allocateLoadBalancerNodePorts", "loadBalancerClass"],
+        () => &[],
+    };
+    for field in unused {
+        if new["spec"][field] == old["spec"][field] {
+            meta::map(&mut new["spec"]).shift_remove(*field);
+        }
+    }
+    if new["spec"]["healthCheckNodePort"] == 0 {
+        meta::map(&mut new["spec"]).shift_remove("healthCheckNodePort");
     }
 }
 
@@ -285,7 +310,7 @@ mod tests {
 
     #[test]
     fn an_update_keeps_what_it_does_not_name() {
-        let old = json!({"spec": {"type": "NodePort", "clusterIP": "10.96.1.1", "clusterIPs": ["10.96.1.1"],
+        let old = json!({"spec": {"type": "NodePort", "externalTrafficPolicy": "Cluster", "clusterIP": "10.96.1.1", "clusterIPs": ["10.96.1.1"],
             "ipFamilies": ["IPv4"], "ports": [{"port": 80, "protocol": "TCP", "nodePort": 30080}]}});
         let mut same = json!({"spec": {"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP"}]}});
         keep(&old, &mut same);
@@ -294,7 +319,10 @@ mod tests {
 
         let mut inner = old.clone();
         inner["spec"]["type"] = json!("ClusterIP");
+        inner["spec"]["healthCheckNodePort"] = json!(0);
         keep(&old, &mut inner);
+        assert_eq!(inner["spec"].get("externalTrafficPolicy"), None);
+        assert_eq!(inner["spec"].get("healthCheckNodePort"), None);
         assert_eq!(inner["spec"]["ports"][0].get("nodePort"), None);
 
         let mut external = old.clone();

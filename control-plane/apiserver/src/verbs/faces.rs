@@ -2,7 +2,11 @@
 //! of what is submitted. PUT and PATCH of all of them run through the one read-modify-write. Pure.
 
 use serde_json::{Value, json};
-use sluice_api::{resource::Resource, scale, status::Status};
+use sluice_api::{
+    resource::Resource,
+    scale,
+    status::{FieldError, Status},
+};
 
 use super::write::Part;
 use crate::meta;
@@ -34,9 +38,9 @@ const FINALIZE: Face =
 const APPROVAL: Face =
     Face { part: Part::Kept, merge: |_, old, new| Ok(with(old, &new, &["status", "conditions"])), ..MAIN };
 
-const EPHEMERAL: Face = Face { merge: |_, old, new| Ok(with(old, &new, &["spec", "ephemeralContainers"])), ..MAIN };
+const EPHEMERAL: Face = Face { part: Part::Below("spec.ephemeralContainers"), merge: debugged, ..MAIN };
 
-const RESIZE: Face = Face { merge: resized, ..MAIN };
+const RESIZE: Face = Face { part: Part::Below("spec."), merge: resized, ..MAIN };
 
 impl Face {
     /// The face that a subresource's name stands for.
@@ -94,6 +98,25 @@ fn with(old: &Value, submitted: &Value, [outer, inner]: &[&str; 2]) -> Value {
         outer.insert((*inner).to_owned(), taken);
     }
     new
+}
+
+/// Ephemeral containers come and never go.
+fn debugged(resource: &Resource, old: &Value, submitted: Value) -> Result<Value, Status> {
+    let field = ["spec", "ephemeralContainers"];
+    let new = with(old, &submitted, &field);
+    let names = |object: &Value| -> Vec<Value> {
+        let list = object[field[0]][field[1]].as_array();
+        list.into_iter().flatten().map(|c| c["name"].clone()).collect()
+    };
+    let now = names(&new);
+    match names(old).into_iter().find(|name| !now.contains(name)) {
+        None => Ok(new),
+        Some(gone) => {
+            let why = format!("existing ephemeral containers {gone} may not be removed");
+            let error = FieldError::forbidden(field.join("."), why);
+            Err(Status::invalid(resource, meta::name(old), vec![error]))
+        }
+    }
 }
 
 /// Only the resources of containers that are there already.

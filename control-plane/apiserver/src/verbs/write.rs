@@ -23,6 +23,9 @@ pub(crate) enum Part {
     /// Everything but the status.
     Whole,
     Status,
+    /// Only what is below this field, by the rules of a new object there: what the object's own
+    /// updates may not touch (`pods/resize`, `pods/ephemeralcontainers`).
+    Below(&'static str),
     /// The change itself kept everything else as it was.
     Kept,
 }
@@ -232,7 +235,7 @@ impl Call<'_> {
         self.warn(warnings);
         rules::defaults(resource, new);
         match part {
-            Part::Whole => strategy::prepare_update(resource, old, new),
+            Part::Whole | Part::Below(_) => strategy::prepare_update(resource, old, new),
             Part::Status => strategy::prepare_status_update(resource, old, new),
             Part::Kept => {}
         }
@@ -241,6 +244,10 @@ impl Call<'_> {
         if part == Part::Whole {
             allocation = self.core.services.update(self, old, new).await?;
             errors.extend(strategy::validate_update(resource, old, new));
+        }
+        if let Part::Below(field) = part {
+            let found = strategy::validate_create(resource, new);
+            errors.extend(found.into_iter().filter(|e| e.field.starts_with(field)));
         }
         rules::invalid(resource, new, errors)?;
         let warnings = self.core.admission.validate(&frame, Some(new)).await?;
