@@ -71,6 +71,19 @@ impl Network {
         netns::unpin(&self.netns_path(uid))
     }
 
+    /// Removes the networks of all pods but these: links, and namespaces pinned by a daemon that died before it made one.
+    /// For a daemon's start, when it knows the node's pods.
+    pub async fn retain(&self, uids: &HashSet<String>) -> Result<(), Error> {
+        let linked = self.pods().await?.into_iter().map(|pod| pod.uid);
+        let pinned = netns::pinned(&self.inner.config.netns_dir).into_iter();
+        let pinned = pinned.filter_map(|path| path.file_name()?.to_str().map(str::to_owned));
+        let gone: HashSet<String> = linked.chain(pinned).filter(|uid| !uids.contains(uid)).collect();
+        for uid in gone {
+            self.delete_pod(&uid).await?;
+        }
+        Ok(())
+    }
+
     /// Every pod's network, read from the kernel.
     pub async fn pods(&self) -> Result<Vec<PodNet>, Error> {
         let links = self.inner.netlink.links().await?;

@@ -88,3 +88,37 @@ async fn many_pods_at_once_get_different_addresses() {
     assert_eq!(node.network.pods().await.unwrap().len(), 30);
     node.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_have_an_address_of_each_family() {
+    let mut node = Node::new(Namespace::new(), "10.244.1.0/24,fd00:10:244:1::/64");
+    node.network.setup_node().await.unwrap();
+    let a = node.network.create_pod("pod-a").await.unwrap();
+    let b = node.network.create_pod("pod-b").await.unwrap();
+    let ips: Vec<String> = b.ips.iter().map(ToString::to_string).collect();
+    assert_eq!(ips, ["10.244.1.3", "fd00:10:244:1::3"]);
+    let (in_a, in_b) = (Namespace::open(&a.netns), Namespace::open(&b.netns));
+    for at in [0, 1] {
+        assert_eq!(in_a.asks(&in_b, b.ips[at]).unwrap(), a.ips[at]);
+        assert_eq!(node.namespace.asks(&in_b, b.ips[at]).unwrap(), node.network.gateways()[at]);
+    }
+    node.reopen();
+    assert_eq!(node.network.create_pod("pod-b").await.unwrap(), b);
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_belongs_to_no_pod_is_removed() {
+    let node = Node::new(Namespace::new(), "10.244.1.0/24");
+    node.network.setup_node().await.unwrap();
+    let kept = node.network.create_pod("kept").await.unwrap();
+    let gone = node.network.create_pod("gone").await.unwrap();
+    // As a daemon leaves it that dies between the namespace and the link.
+    node.network.create_pod("half").await.unwrap();
+    let half = node.network.pods().await.unwrap().into_iter().find(|pod| pod.uid == "half").unwrap();
+    node.namespace.ip(&format!("link del {}", half.host_ifname));
+    node.network.retain(&["kept".to_owned()].into()).await.unwrap();
+    assert_eq!(node.network.pods().await.unwrap(), [kept]);
+    assert!(!gone.netns.exists() && !half.netns.exists());
+    node.end().await;
+}

@@ -100,6 +100,7 @@ impl Containerd {
         if let Some(pid) = owner(socket) {
             Self::adopt(pid)?.stop().await?;
         }
+        let addresses = shim_sockets(&dir.join("state"));
         for pid in shims(socket) {
             let Ok(mut shim) = Self::adopt(pid) else { continue };
             for child in sys::children(pid) {
@@ -107,6 +108,10 @@ impl Containerd {
             }
             signal(pid, Signal::SIGKILL);
             shim.exited().await.map_err(Error::io("waiting for a shim to end".into()))?;
+        }
+        for address in addresses {
+            // A shim that ended by itself has taken its own along.
+            let _ = fs::remove_file(address);
         }
         for target in sys::mounts_below(dir) {
             nix::mount::umount2(&target, nix::mount::MntFlags::MNT_DETACH)
@@ -220,6 +225,15 @@ fn shims(socket: &Path) -> Vec<Pid> {
         })
         .map(|(pid, _)| pid)
         .collect()
+}
+
+/// Where the shims listen: outside of our folders, named in each container's bundle.
+fn shim_sockets(state: &Path) -> Vec<PathBuf> {
+    let entries = |dir: PathBuf| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let namespaces = entries(state.join("io.containerd.runtime.v2.task"));
+    let bundles = namespaces.flat_map(entries);
+    let addresses = bundles.filter_map(|bundle| fs::read_to_string(bundle.join("address")).ok());
+    addresses.filter_map(|address| address.trim().strip_prefix("unix://").map(PathBuf::from)).collect()
 }
 
 fn signal(pid: Pid, signal: Signal) {

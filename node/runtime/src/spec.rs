@@ -345,3 +345,108 @@ fn device_rules(spec: &ContainerSpec, devices: &[LinuxDevice]) -> Vec<LinuxDevic
     });
     [all].into_iter().chain(permitted).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn host(capabilities: &[&str]) -> Host {
+        let capabilities = names(capabilities.iter().copied()).unwrap();
+        Host { unified: true, capabilities, oom_score_adj: 0 }
+    }
+
+    fn image() -> ImageConfig {
+        ImageConfig {
+            entrypoint: vec!["/entry".into()],
+            cmd: vec!["default".into()],
+            env: vec!["PATH=/image".into(), "FROM=image".into()],
+            working_dir: "/work".into(),
+            ..ImageConfig::default()
+        }
+    }
+
+    #[test]
+    fn commands_follow_kubernetes_rule() {
+        for (command, args, want) in [
+            (vec![], vec![], vec!["/entry", "default"]),
+            (vec![], vec!["a"], vec!["/entry", "a"]),
+            (vec!["c"], vec![], vec!["c"]),
+            (vec!["c"], vec!["a"], vec!["c", "a"]),
+        ] {
+            let owned = |list: &[&str]| list.iter().map(|&text| text.to_owned()).collect();
+            let spec = ContainerSpec { command: owned(&command), args: owned(&args), ..ContainerSpec::default() };
+            assert_eq!(arguments(&spec, &image()), want, "{command:?} {args:?}");
+        }
+    }
+
+    #[test]
+    fn the_last_word_on_a_variable_wins_in_its_first_place() {
+        let env = vec![("FROM".into(), "pod".into()), ("A".into(), "1".into()), ("A".into(), "2".into())];
+        let spec = ContainerSpec { env, hostname: Some("web".into()), tty: true, ..ContainerSpec::default() };
+        let want = ["PATH=/image", "TERM=xterm", "HOSTNAME=web", "FROM=pod", "A=2"];
+        assert_eq!(environment(&spec, &image()), want);
+    }
+
+    #[test]
+    fn only_what_we_hold_is_passed_on() {
+        let held = host(&["CHOWN", "SYS_ADMIN", "NET_BIND_SERVICE"]);
+        let check = |set: fn(&mut Security), want: &[&str]| {
+            let mut security = Security::default();
+            set(&mut security);
+            let sets = capabilities(&security, &held).unwrap();
+            assert_eq!(*sets.bounding(), Some(names(want.iter().copied()).unwrap()), "{security:?}");
+        };
+        check(|_| {}, &["CHOWN", "NET_BIND_SERVICE"]);
+        check(|security| security.privileged = true, &["CHOWN", "SYS_ADMIN", "NET_BIND_SERVICE"]);
+        check(
+            |security| security.add_capabilities = vec!["CAP_SYS_ADMIN".into(), "SYS_TIME".into()],
+            &["CHOWN", "SYS_ADMIN", "NET_BIND_SERVICE"],
+        );
+        check(|security| security.drop_capabilities = vec!["chown".into()], &["NET_BIND_SERVICE"]);
+        check(|security| security.drop_capabilities = vec!["all".into()], &[]);
+        check(|security| security.add_capabilities = vec!["ALL".into()], &["CHOWN", "SYS_ADMIN", "NET_BIND_SERVICE"]);
+    }
+
+    #[test]
+    fn a_score_that_cannot_be_set_is_left_out() {
+        for (held, wanted, want) in
+            [(&[][..], -997, None), (&[], 0, Some(0)), (&[], 1000, Some(1000)), (&["SYS_RESOURCE"], -997, Some(-997))]
+        {
+            let resources = Resources { oom_score_adj: Some(wanted), ..Resources::default() };
+            assert_eq!(oom_score_adj(&resources, &host(held)), want, "{held:?} {wanted}");
+        }
+    }
+
+    #[test]
+    fn namespaces_and_mounts_are_shared_where_asked() {
+        let spec = ContainerSpec {
+            netns: Some("/run/netns/pod".into()),
+            hostname: Some("web".into()),
+            pid: PidMode::Of(7),
+            mounts: vec![Mount {
+                source: MountSource::Bind("/host".into()),
+                destination: "/dev/shm".into(),
+                read_only: true,
+                propagation: Propagation::HostToContainer,
+            }],
+            ..ContainerSpec::default()
+        };
+        let built = build(&spec, &image(), &Identity::default(), &host(&[]), Vec::new(), None).unwrap();
+        let json = serde_json::to_value(&built).unwrap();
+        let paths: Vec<_> = json["linux"]["namespaces"].as_array().unwrap().iter().collect();
+        let path = |kind: &str| paths.iter().find(|space| space["type"] == kind).map(|space| space["path"].as_str());
+        assert_eq!(path("network"), Some(Some("/run/netns/pod")));
+        assert_eq!(path("pid"), Some(Some("/proc/7/ns/pid")));
+        assert_eq!(
+            (path("ipc"), path("uts"), path("cgroup"), path("user")),
+            (Some(None), Some(None), Some(None), None)
+        );
+        let shm: Vec<_> =
+            json["mounts"].as_array().unwrap().iter().filter(|mount| mount["destination"] == "/dev/shm").collect();
+        assert_eq!(shm.len(), 1, "the pod's mount replaces the default one");
+        assert_eq!(shm[0]["options"], serde_json::json!(["rbind", "rslave", "ro"]));
+        assert_eq!(json["linux"]["rootfsPropagation"], "rslave");
+        assert_eq!(json["process"]["cwd"], "/work");
+    }
+}

@@ -112,6 +112,7 @@ impl Node {
         self.network.teardown().await.unwrap();
         assert_eq!(self.namespace.ip("route show proto 92"), "");
         assert_eq!(self.namespace.ip("route show type unreachable"), "");
+        assert_eq!(self.namespace.ip("-6 route show proto 92"), "");
         let links = self.namespace.ip("-o link show");
         assert!(!links.contains("slc") && !links.contains("sluice"), "{links}");
         assert!(!self.namespace.ip("addr show dev lo").contains("10.244"));
@@ -123,9 +124,9 @@ impl Node {
 
 fn open(namespace: &Namespace, netns_dir: PathBuf, range: &str) -> Network {
     let config = Config {
-        cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
+        cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/48".parse().unwrap()],
         service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
-        pod_cidrs: vec![range.parse().unwrap()],
+        pod_cidrs: range.split(',').map(|range| range.parse().unwrap()).collect(),
         node_ips: Vec::new(),
         mtu: None,
         netns_dir,
