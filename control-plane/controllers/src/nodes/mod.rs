@@ -123,6 +123,11 @@ impl Controller {
         if old.is_none_or(|old| state(old) != state(node)) {
             self.queue.add(node.key());
         }
+        if old.is_some_and(|old| health::ready(old) != "True") && health::ready(node) == "True" {
+            // Evictions that stopped because everything seemed lost may go on.
+            let lost = self.nodes.all().into_iter().filter(|other| health::ready(other) != "True");
+            lost.for_each(|other| self.queue.add(other.key()));
+        }
     }
 
     async fn sync(&self, key: &Key) -> anyhow::Result<()> {

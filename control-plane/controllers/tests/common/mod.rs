@@ -204,6 +204,8 @@ impl Cluster {
         let stop = self.shutdown.child_token();
         let pods = self.of("v1", "Pod", "pods");
         tokio::spawn(stop.clone().run_until_cancelled_owned(run_pods(client, pods, name.to_owned())));
+        let leases = self.namespaced("Lease", "kube-node-lease");
+        tokio::spawn(stop.clone().run_until_cancelled_owned(renew(leases, name.to_owned())));
         SimulatedNode { stop, name: name.to_owned() }
     }
 }
@@ -217,6 +219,20 @@ pub struct SimulatedNode {
 impl SimulatedNode {
     pub fn die(&self) {
         self.stop.cancel();
+    }
+}
+
+/// Renews the node's lease often enough for the short grace of the tests.
+async fn renew(leases: Api<DynamicObject>, node: String) {
+    let mut tick = tokio::time::interval(Duration::from_millis(500));
+    loop {
+        tick.tick().await;
+        let now = format!("{:.6}", jiff::Timestamp::now());
+        let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": node, "namespace": "kube-node-lease"},
+            "spec": {"holderIdentity": node, "renewTime": now}});
+        if leases.patch(&node, &PatchParams::default(), &Patch::Merge(&lease)).await.is_err() {
+            let _ = leases.create(&PostParams::default(), &serde_json::from_value(lease).unwrap()).await;
+        }
     }
 }
 
