@@ -11,7 +11,7 @@ use sluice_api::status::Status;
 use super::{
     Call,
     deletion::{DeleteOptions, Plan, plan, plan_namespace, pod_grace},
-    list::ListOptions,
+    paging::ListOptions,
 };
 use crate::{
     context::{Body, Operation},

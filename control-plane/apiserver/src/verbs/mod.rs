@@ -5,6 +5,7 @@ mod delete;
 mod deletion;
 mod faces;
 mod list;
+mod paging;
 mod patch;
 mod pods;
 mod watch;
@@ -133,7 +134,7 @@ impl<'a> Call<'a> {
             }
             "update" => {
                 let object = self.decode(body).await?;
-                self.update(object, write::Part::Whole).await
+                self.update(object).await
             }
             "patch" => self.patched(&faces::MAIN, body).await,
             "delete" | "deletecollection" => {
@@ -275,7 +276,7 @@ impl<'a> Call<'a> {
 
     /// GET of a subresource that shows the object.
     async fn shown(&self, face: &Face) -> Result<Response<Body>, Status> {
-        let object = self.read(self.name(), list::revision(self.query)?).await?;
+        let object = self.read(self.name(), paging::revision(self.query)?).await?;
         self.face_response(200, face, Object::Stored(object))
     }
 

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Call,
-    list::{At, revision},
+    paging::{At, revision},
 };
 use crate::{
     context::{Body, BoxError},

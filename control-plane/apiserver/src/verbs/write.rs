@@ -121,9 +121,9 @@ impl Call<'_> {
     }
 
     /// UPDATE of an object from a request's body.
-    pub(crate) async fn update(&self, object: Value, part: Part) -> Result<Response<Body>, Status> {
+    pub(crate) async fn update(&self, object: Value) -> Result<Response<Body>, Status> {
         self.check_address(&object)?;
-        let written = self.modify(part, |_| Ok(object.clone()), Some(&object)).await?;
+        let written = self.modify(Part::Whole, |_| Ok(object.clone()), Some(&object)).await?;
         let code = if written.created { 201 } else { 200 };
         Ok(self.object_response(code, &written.object))
     }
