@@ -73,6 +73,11 @@ impl Drop for Guard {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let ended = runtime.block_on(Containerd::teardown(&dir.join("containerd"), &dir.join("containerd.sock")));
             let removed = Cgroups::new(&prefix).remove_all();
+            for mount in mounts_below(&dir) {
+                // Best effort: the test has failed already, and says so.
+                let _ = nix::mount::umount2(mount.as_path(), nix::mount::MntFlags::MNT_DETACH);
+            }
+            let _ = std::fs::remove_dir_all(&dir);
             eprintln!("cleaned up: {ended:?} {removed:?}");
         };
         std::thread::spawn(clean).join().unwrap();
