@@ -217,7 +217,10 @@ pub(crate) async fn attach(runtime: &Runtime, id: &str) -> Result<Process> {
     let (record, _) = runtime.record(id).await?;
     let tty = record.labels.contains_key(labels::TTY);
     let (_open, path) = socket(config, id)?;
-    let stream = UnixStream::connect(path).await.map_err(Error::io(format!("attaching to {id}")))?;
+    let failed = || Error::io(format!("attaching to {id}"));
+    let mut stream = UnixStream::connect(path).await.map_err(failed())?;
+    // The logger's first frame is empty: it says that we are heard.
+    stream.read_exact(&mut [0; 5]).await.map_err(failed())?;
     let of = Target { runtime: runtime.clone(), container: id.to_owned(), exec: String::new() };
     let stdin = match record.labels.get(labels::STDIN).map(String::as_str) {
         None => None,

@@ -24,7 +24,11 @@ impl Clients {
     pub(super) fn accept(&mut self, listener: &UnixListener) {
         while let Ok((stream, _)) = listener.accept() {
             if self.0.len() < limits::ATTACHED && stream.set_nonblocking(true).is_ok() {
-                self.0.push(Client { stream, queue: VecDeque::new(), broken: false });
+                self.0.push(Client {
+                    stream, // An empty frame: from now on it misses nothing.
+                    queue: VecDeque::from([Stream::Stdout as u8, 0, 0, 0, 0]),
+                    broken: false,
+                });
             }
         }
     }
