@@ -51,12 +51,15 @@ pub(crate) async fn start_joined(config: &Config, options: &NodeOptions, parts: 
     } else {
         Membership::join(place, &join(options)?).await?
     };
-    let identity = membership.serving().await?;
     let bind = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), config.node_port);
-    let api = api::Config { bind, client_ca_pem: membership.ca_pem().to_owned(), identity };
+    let api = api::Config { bind, client_ca_pem: membership.ca_pem().to_owned(), identity: membership.identity() };
     let client = membership.client();
     let shutdown = parts.shutdown.clone();
     parts.tasks.spawn(async move {
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            served = membership.serve() => served?,
+        }
         membership.renew(shutdown).await;
         Ok(())
     });

@@ -205,7 +205,19 @@ impl Agent {
             });
         }
         tasks.spawn(dispatch::run(client.clone(), self.node.clone(), self.workers.clone(), labels, stop.clone()));
-        if let Some(config) = self.config.api.clone() {
+        if let Some(mut config) = self.config.api.clone() {
+            // A node that has just joined is given its serving certificate only after it is registered.
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                known = config.identity.wait_for(|identity| !identity.cert_pem.is_empty()) => {
+                    known.context("no serving certificate for the node's API")?;
+                }
+            }
+            if shutdown.is_cancelled() {
+                tasks.close();
+                tasks.wait().await;
+                return Ok(());
+            }
             let server = api::Server::new(config, self.node.clone(), self.workers, client, stop.clone())?;
             let served = server.run().await;
             if served.is_err() {

@@ -104,6 +104,7 @@ impl PodNetwork for RealNetwork {
         if let Some(dataplane) = &self.dataplane {
             let info = PodInfo { namespace: pod.namespace.clone(), name: pod.name.clone() };
             dataplane.attach_pod(net.host_ifindex, &info).map_err(|e| e.to_string())?;
+            dataplane.know_namespace(net.host_ifindex, &net.netns).map_err(|e| e.to_string())?;
         }
         Ok(PodAddress { netns: net.netns, ips: net.ips })
     }

@@ -193,7 +193,7 @@ fn fixed(cluster: &Cluster) -> Vec<Item> {
         cluster.service_ip,
         json!([{"name": "https", "port": 443, "protocol": "TCP", "targetPort": cluster.port}]),
     );
-    let dns = service(
+    let mut dns = service(
         "kube-system",
         "kube-dns",
         json!({"k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true",
@@ -202,6 +202,8 @@ fn fixed(cluster: &Cluster) -> Vec<Item> {
         json!([{"name": "dns", "port": 53, "protocol": "UDP", "targetPort": 53},
             {"name": "dns-tcp", "port": 53, "protocol": "TCP", "targetPort": 53}]),
     );
+    // Every node answers DNS itself: a question leaves the node only when its own server is away.
+    dns["spec"]["trafficDistribution"] = json!("PreferSameNode");
     let range = json!({"metadata": {"name": "kubernetes"},
         "spec": {"cidrs": [cluster.service_cidr]},
         "status": {"conditions": [{"type": "Ready", "status": "True", "reason": "",

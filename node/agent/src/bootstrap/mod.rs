@@ -122,11 +122,17 @@ impl Membership {
         Client::new(service, "default")
     }
 
-    /// The serving certificate of the node's API, asked for if there is none; the channel gets renewed ones.
+    /// The serving certificate of the node's API; empty until [`Membership::serve`] has got one.
+    pub fn identity(&self) -> watch::Receiver<ServingIdentity> {
+        self.serving.subscribe()
+    }
+
+    /// Asks for a serving certificate if there is none. It is granted only once the Node object has the addresses it
+    /// names, so the node must be registered meanwhile.
     ///
     /// # Errors
     /// When the request is refused or cannot be made.
-    pub async fn serving(&self) -> Result<watch::Receiver<ServingIdentity>> {
+    pub async fn serve(&self) -> Result<()> {
         let file = self.place.file("serving.pem");
         let pem = match std::fs::read_to_string(&file) {
             Ok(pem) if rotate::left(&pem).is_some_and(|l| !l.is_zero()) => pem,
@@ -139,7 +145,7 @@ impl Membership {
             }
         };
         self.serving.send_replace(ServingIdentity { cert_pem: pem.clone(), key_pem: pem });
-        Ok(self.serving.subscribe())
+        Ok(())
     }
 
     /// Renews both certificates at 70 to 90 % of their life, until the shutdown.
