@@ -12,12 +12,12 @@ pub(crate) const WARM_UP: usize = 2;
 pub(crate) const BURST: usize = 30;
 /// How often that is done.
 pub(crate) const BURSTS: usize = 3;
-/// Pairs of load on the pod's address and on the Service's, for each kind of connection.
+/// Loads on the pod's address and the Service's in turns, for each kind of connection.
 pub(crate) const TRAFFIC_ROUNDS: usize = 20;
-/// How long each load of a pair lasts.
-pub(crate) const TRAFFIC_SLICE: Duration = Duration::from_millis(400);
-/// Connections at the same time, a thread each.
-pub(crate) const TRAFFIC_THREADS: usize = 4;
+/// How long each of them lasts.
+pub(crate) const TRAFFIC_SLICE: Duration = Duration::from_millis(800);
+/// Threads that ask at the same time; more only measure the scheduler of a small machine.
+pub(crate) const TRAFFIC_THREADS: usize = 2;
 /// Requests kept per load: more are not sent.
 pub(crate) const TRAFFIC_REQUESTS: usize = 1_000_000;
 /// A load gives up after so many failed requests.

@@ -39,19 +39,22 @@ impl Outcome {
     }
 }
 
-/// Asks `target` from `threads` threads until `time` is over. Blocks.
-pub(crate) fn run(target: SocketAddr, connections: Connections, threads: usize, time: Duration) -> Outcome {
-    let begun = Instant::now();
-    let end = begun + time;
-    let parts: Vec<Outcome> = thread::scope(|scope| {
+/// Asks both targets from `threads` threads until `time` is over, each thread one target after the other, so that
+/// both meet the same machine at the same moment. `seconds` is the time spent on a target. Blocks.
+pub(crate) fn run(targets: [SocketAddr; 2], connections: Connections, threads: usize, time: Duration) -> [Outcome; 2] {
+    let end = Instant::now() + time;
+    let parts: Vec<[Outcome; 2]> = thread::scope(|scope| {
         let workers: Vec<_> =
-            (0..threads).map(|_| scope.spawn(move || ask(target, connections, threads, end))).collect();
+            (0..threads).map(|_| scope.spawn(move || ask(targets, connections, threads, end))).collect();
         workers.into_iter().filter_map(|worker| worker.join().ok()).collect()
     });
-    let mut all = Outcome { seconds: begun.elapsed().as_secs_f64(), ..Outcome::default() };
-    for part in parts {
-        all.latencies.extend(part.latencies);
-        all.failed += part.failed;
+    let mut all = [Outcome::default(), Outcome::default()];
+    #[expect(clippy::cast_precision_loss)]
+    let threads = threads as f64;
+    for (whole, part) in parts.into_iter().flat_map(|part| [0, 1].into_iter().zip(part)) {
+        all[whole].latencies.extend(part.latencies);
+        all[whole].failed += part.failed;
+        all[whole].seconds += part.seconds / threads;
     }
     all
 }
@@ -61,27 +64,31 @@ pub(crate) fn once(target: SocketAddr) -> io::Result<()> {
     exchange(&mut connect(target)?, Connections::Fresh)
 }
 
-fn ask(target: SocketAddr, connections: Connections, threads: usize, end: Instant) -> Outcome {
-    let mut outcome = Outcome::default();
-    let mut kept: Option<TcpStream> = None;
-    while Instant::now() < end
-        && outcome.latencies.len() < limits::TRAFFIC_REQUESTS / threads
-        && outcome.failed < limits::TRAFFIC_FAILURES
-    {
+fn ask(targets: [SocketAddr; 2], connections: Connections, threads: usize, end: Instant) -> [Outcome; 2] {
+    let mut outcomes = [Outcome::default(), Outcome::default()];
+    let mut kept: [Option<TcpStream>; 2] = [None, None];
+    for turn in 0..limits::TRAFFIC_REQUESTS / threads {
+        let at = turn % 2;
+        let outcome = &mut outcomes[at];
+        if Instant::now() >= end || outcome.failed >= limits::TRAFFIC_FAILURES {
+            break;
+        }
         let begun = Instant::now();
-        let done = match kept.take() {
+        let done = match kept[at].take() {
             Some(mut stream) => exchange(&mut stream, connections).map(|()| stream),
-            None => connect(target).and_then(|mut stream| exchange(&mut stream, connections).map(|()| stream)),
+            None => connect(targets[at]).and_then(|mut stream| exchange(&mut stream, connections).map(|()| stream)),
         };
+        let took = begun.elapsed().as_secs_f64();
+        outcome.seconds += took;
         match done {
             Ok(stream) => {
-                outcome.latencies.push(begun.elapsed().as_secs_f64() * 1e6);
-                kept = Some(stream).filter(|_| connections == Connections::Kept);
+                outcome.latencies.push(took * 1e6);
+                kept[at] = Some(stream).filter(|_| connections == Connections::Kept);
             }
             Err(_) => outcome.failed += 1,
         }
     }
-    outcome
+    outcomes
 }
 
 fn connect(target: SocketAddr) -> io::Result<TcpStream> {
@@ -170,25 +177,28 @@ mod tests {
     const GOOD: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
     #[test]
-    fn kept_connections_are_one_per_thread() {
+    fn kept_connections_are_one_per_thread_and_target() {
         let (address, count) = server(GOOD);
-        let outcome = run(address, Connections::Kept, 2, Duration::from_millis(100));
-        assert!(outcome.latencies.len() > 2 && outcome.rate() > 0.0, "{outcome:?}");
-        assert_eq!((outcome.failed, count.load(Ordering::SeqCst)), (0, 2));
+        let outcome = run([address; 2], Connections::Kept, 2, Duration::from_millis(100));
+        for one in &outcome {
+            assert!(one.latencies.len() > 2 && one.rate() > 0.0 && one.failed == 0, "{one:?}");
+        }
+        assert_eq!(count.load(Ordering::SeqCst), 4);
     }
 
     #[test]
     fn fresh_connections_are_one_per_request() {
         let (address, count) = server(GOOD);
-        let outcome = run(address, Connections::Fresh, 2, Duration::from_millis(100));
-        assert_eq!((outcome.failed, count.load(Ordering::SeqCst)), (0, outcome.latencies.len()));
+        let outcome = run([address; 2], Connections::Fresh, 2, Duration::from_millis(100));
+        let asked: usize = outcome.iter().map(|one| one.latencies.len()).sum();
+        assert_eq!((outcome[0].failed + outcome[1].failed, count.load(Ordering::SeqCst)), (0, asked));
     }
 
     #[test]
     fn failures_end_a_load_early() {
         let (address, _) = server("HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n");
-        let outcome = run(address, Connections::Kept, 1, Duration::from_secs(60));
-        assert_eq!((outcome.latencies.len(), outcome.failed), (0, limits::TRAFFIC_FAILURES));
+        let outcome = run([address; 2], Connections::Kept, 1, Duration::from_secs(60));
+        assert_eq!((outcome[0].latencies.len(), outcome[0].failed), (0, limits::TRAFFIC_FAILURES));
         assert!(once(address).is_err());
     }
 

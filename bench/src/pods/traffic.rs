@@ -1,4 +1,4 @@
-//! The Service's address beside its only pod's own, in turns, so that both meet the same machine. Run in the node's
+//! The Service's address beside its only pod's own, request by request, so that both meet the same machine. Run in the node's
 //! network namespace and cgroup: what a program on the node sees.
 
 use std::{
@@ -52,19 +52,12 @@ struct Round {
 }
 
 fn rounds(pod: SocketAddr, service: SocketAddr, connections: Connections) -> Vec<Round> {
-    let load = |target, time| load::run(target, connections, limits::TRAFFIC_THREADS, time);
+    let load = || load::run([pod, service], connections, limits::TRAFFIC_THREADS, limits::TRAFFIC_SLICE);
     // Caches and the processor's clock are warm before the first counted one.
-    load(pod, limits::TRAFFIC_SLICE);
-    load(service, limits::TRAFFIC_SLICE);
-    let rounds = (0..limits::TRAFFIC_ROUNDS).map(|number| {
-        // Neither is always the second.
-        if number % 2 == 0 {
-            let pod = load(pod, limits::TRAFFIC_SLICE);
-            Round { pod, service: load(service, limits::TRAFFIC_SLICE) }
-        } else {
-            let service = load(service, limits::TRAFFIC_SLICE);
-            Round { pod: load(pod, limits::TRAFFIC_SLICE), service }
-        }
+    load();
+    let rounds = (0..limits::TRAFFIC_ROUNDS).map(|_| {
+        let [pod, service] = load();
+        Round { pod, service }
     });
     rounds.collect()
 }
