@@ -45,6 +45,8 @@ pub mod limits {
     pub const FLOWS: u32 = 262_144;
     /// Local addresses and links of the node.
     pub const LOCALS: u32 = 4_096;
+    /// Other nodes' addresses.
+    pub const NODES: u32 = 16_384;
     /// Pods of the node.
     pub const PODS: u32 = 4_096;
     /// Bytes of the event ring.
@@ -67,6 +69,8 @@ pub mod maps {
     pub const FLOWS: &str = "flows";
     /// Local addresses.
     pub const LOCALS: &str = "locals";
+    /// Addresses of the other nodes.
+    pub const NODES: &str = "nodes";
     /// Link index to the address that masqueraded traffic leaves with.
     pub const SOURCES: &str = "sources";
     /// Cookies of the pods' network namespaces, with the index of the node's side of their link.
@@ -86,13 +90,14 @@ pub mod maps {
     /// Socket storage of `SocketState`.
     pub const SOCKETS: &str = "sockets";
     /// Every pinned map.
-    pub const ALL: [&str; 15] = [
+    pub const ALL: [&str; 16] = [
         FRONTENDS,
         BACKENDS,
         SLAB,
         NAMES,
         FLOWS,
         LOCALS,
+        NODES,
         SOURCES,
         NAMESPACES,
         SETTINGS,

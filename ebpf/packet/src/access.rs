@@ -54,6 +54,8 @@ pub trait Maps {
     fn backend(&self, id: u32) -> Option<Backend>;
     /// Is this one of the node's own addresses (loopback included for the node's own sockets)?
     fn is_local(&self, address: u32) -> bool;
+    /// Is this another node's address?
+    fn is_node(&self, address: u32) -> bool;
     /// Are this socket's addresses translated? Those of namespaces that are no pod's may lead anywhere.
     fn translates(&self, settings: &Settings) -> bool;
     /// The address that masqueraded traffic leaves with on the packet's link, 0 when there is none.

@@ -33,7 +33,9 @@ pub fn egress_uplink<P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
                 other => return verdict(maps, other.map(|_| ())),
             }
         }
-        if !leaves(&settings, &header) {
+        // Nodes have routes to each other's pods, and an answer to a connection that a node sent on must come back
+        // from the pod's own address.
+        if !leaves(&settings, &header) || maps.is_node(header.destination) {
             return Verdict::Pass;
         }
     }

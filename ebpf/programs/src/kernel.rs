@@ -63,6 +63,11 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
+    fn is_node(&self, address: u32) -> bool {
+        maps::NODES.get_ptr(address).is_some()
+    }
+
+    #[inline(always)]
     fn translates(&self, settings: &Settings) -> bool {
         let Kernel::Socket(cookie) = self else { return true };
         settings.known_only == 0 || settings.host_cookie == *cookie || maps::NAMESPACES.get_ptr(cookie).is_some()

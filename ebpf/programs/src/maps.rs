@@ -31,6 +31,9 @@ pub static FLOWS: HashMap<FlowKey, Flow, { limits::FLOWS as usize }, ON_DEMAND> 
 #[btf_map(name = "locals")]
 pub static LOCALS: HashMap<u32, u32, { limits::LOCALS as usize }, ON_DEMAND> = HashMap::new();
 
+#[btf_map(name = "nodes")]
+pub static NODES: HashMap<u32, u32, { limits::NODES as usize }, ON_DEMAND> = HashMap::new();
+
 #[btf_map(name = "sources")]
 pub static SOURCES: HashMap<u32, u32, { limits::LOCALS as usize }, ON_DEMAND> = HashMap::new();
 

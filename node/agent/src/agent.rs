@@ -327,6 +327,10 @@ impl Routes {
                     Ok(()) => peers = view.peers,
                     Err(error) => tracing::error!(%error, "routes to other nodes' pods could not be set"),
                 }
+                let nodes = peers.iter().filter_map(|peer| v4(&peer.node_ip));
+                if let Some(Err(error)) = self.dataplane.as_ref().map(|dataplane| dataplane.set_nodes(nodes)) {
+                    tracing::error!(%error, "the data plane does not know the other nodes");
+                }
             }
             tokio::select! {
                 () = shutdown.cancelled() => return,

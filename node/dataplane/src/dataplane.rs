@@ -21,7 +21,7 @@ use crate::pins::{self, Pins};
 use crate::plan::{Tables, plan};
 use crate::range::{Range, wire};
 use crate::store::{Store, typed};
-use crate::{Error, object, sweep, sys};
+use crate::{Error, links, object, sweep, sys};
 
 /// What the data plane of a node is told.
 #[derive(Clone, Debug)]
@@ -80,6 +80,7 @@ pub(crate) struct Inner {
     pub(crate) traffic: Traffic,
     pub(crate) ebpf: Mutex<Ebpf>,
     pub(crate) locals: Mutex<HashMap<MapData, u32, u32>>,
+    nodes: Mutex<HashMap<MapData, u32, u32>>,
     pub(crate) sources: Mutex<HashMap<MapData, u32, u32>>,
     pub(crate) uplinks: Mutex<BTreeSet<Link>>,
     namespaces: Mutex<HashMap<MapData, u64, u32>>,
@@ -132,6 +133,7 @@ impl Dataplane {
             pins,
             traffic,
             locals: Mutex::new(typed(&Pins::new(&config.pin_dir), maps::LOCALS)?),
+            nodes: Mutex::new(typed(&Pins::new(&config.pin_dir), maps::NODES)?),
             namespaces: Mutex::new(typed(&Pins::new(&config.pin_dir), maps::NAMESPACES)?),
             sources: Mutex::new(typed(&Pins::new(&config.pin_dir), maps::SOURCES)?),
             uplinks: Mutex::default(),
@@ -189,6 +191,12 @@ impl Dataplane {
         let inner = &self.inner;
         let mut ebpf = inner.ebpf.lock();
         attach::attach_traffic(&mut ebpf, &inner.pins, inner.traffic, POD_PROGRAMS, &link)
+    }
+
+    /// Tells the addresses of the other nodes: pods' packets to them keep the pod's address.
+    pub fn set_nodes(&self, nodes: impl IntoIterator<Item = Ipv4Addr>) -> Result<(), Error> {
+        let nodes = nodes.into_iter().map(|address| (wire(address), 1)).collect();
+        links::replace(&mut self.inner.nodes.lock(), &nodes, "other nodes")
     }
 
     /// Makes a pod's namespace known: its sockets are translated when they connect, which costs nothing per packet

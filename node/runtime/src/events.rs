@@ -118,10 +118,10 @@ fn handle(runtime: Runtime, envelope: Envelope) {
     }
 }
 
-/// Announces the end of a container once its log is whole, writes it down and lets its task go.
+/// Writes the end of a container down, lets its task go, and announces it. In this order, because the shim holds the
+/// logger's pipes until the task is deleted and answers that only after the logger's end: then the log is whole.
 async fn exited(runtime: Runtime, event: TaskExit) {
     let id = event.container_id;
-    exec::logged(&runtime.inner.config, &id).await;
     let record = match runtime.record(&id).await {
         Ok((record, _)) => record,
         Err(error) => {
@@ -134,8 +134,8 @@ async fn exited(runtime: Runtime, event: TaskExit) {
         return;
     }
     let exit = runtime.exit(&record, event.exit_status, event.exited_at);
-    let _ = runtime.inner.events.send(Event::Exited { id: id.clone(), exit: exit.clone() });
     if let Err(error) = runtime.settle(&id, &exit).await {
         tracing::warn!(container = id, %error, "the end of a container is not written down yet");
     }
+    let _ = runtime.inner.events.send(Event::Exited { id, exit });
 }

@@ -241,19 +241,6 @@ pub(crate) async fn attach(runtime: &Runtime, id: &str) -> Result<Process> {
     })
 }
 
-/// Waits (a little) until the logger of an ended container has written everything: it hangs up then.
-pub(crate) async fn logged(config: &Config, id: &str) {
-    let hung_up = async {
-        let Ok((_open, path)) = socket(config, id) else { return };
-        let Ok(mut stream) = UnixStream::connect(path).await else { return };
-        let mut rest = [0; 4096];
-        while matches!(stream.read(&mut rest).await, Ok(1..)) {}
-    };
-    if tokio::time::timeout(limits::LOG_END, hung_up).await.is_err() {
-        tracing::debug!(container = id, "something the container left behind holds its output open");
-    }
-}
-
 /// Deals the logger's frames out to the two streams until the container or the reader is gone.
 async fn split(mut from: UnixStream, stdout: DuplexStream, stderr: DuplexStream) {
     let (mut stdout, mut stderr) = (Some(stdout), Some(stderr));

@@ -58,5 +58,3 @@ pub const REGISTRY_CONNECT: Duration = Duration::from_secs(30);
 pub const REGISTRY_SILENCE: Duration = Duration::from_secs(60);
 /// Bytes of a log read or sent at once.
 pub const LOG_CHUNK: usize = 32 * 1024;
-/// How long the end of a container waits for the last of its output to be in its log.
-pub const LOG_END: Duration = Duration::from_secs(1);

@@ -16,6 +16,8 @@ fn who_leaves_with_the_nodes_address() {
         ("10.244.0.5:1000", OUTSIDE, true),
         ("10.244.0.5:1000", "10.1.0.7:443", true),
         ("10.244.0.5:1000", "10.244.7.7:80", false),
+        // Another node, whose connection to a pod this may answer.
+        ("10.244.0.5:8080", "10.1.0.3:61000", false),
         ("10.1.0.1:1000", OUTSIDE, false),
         ("10.244.7.7:1000", OUTSIDE, false),
     ];

@@ -289,6 +289,10 @@ impl Maps for World {
         address == wire("10.1.0.1") || address == wire("127.0.0.1")
     }
 
+    fn is_node(&self, address: u32) -> bool {
+        address == wire("10.1.0.3")
+    }
+
     fn translates(&self, settings: &Settings) -> bool {
         settings.known_only == 0
     }
