@@ -158,7 +158,11 @@ fn is_pod(name: &str, except: &[String]) -> bool {
     starts(name, except) && sys::is_veth(name).unwrap_or(true)
 }
 
-pub(crate) fn replace(map: &mut HashMap<MapData, u32, u32>, wanted: &BTreeMap<u32, u32>, what: &str) -> Result<(), Error> {
+pub(crate) fn replace(
+    map: &mut HashMap<MapData, u32, u32>,
+    wanted: &BTreeMap<u32, u32>,
+    what: &str,
+) -> Result<(), Error> {
     let failed = |error| Error::ebpf(format!("write the {what}"), error);
     let known: BTreeMap<u32, u32> = map.iter().collect::<Result<_, _>>().map_err(failed)?;
     for (key, value) in wanted {

@@ -20,7 +20,8 @@ use crate::sh::output;
 const READY: Duration = Duration::from_secs(120);
 
 /// Enters cgroup `$0` and network namespace `$1`, then becomes the rest.
-const ENTER: &str = r#"mkdir -p "$0" && echo $$ >"$0/cgroup.procs" && net="$1" && shift && exec nsenter --net="$net" "$@""#;
+const ENTER: &str =
+    r#"mkdir -p "$0" && echo $$ >"$0/cgroup.procs" && net="$1" && shift && exec nsenter --net="$net" "$@""#;
 
 /// A node of a lab; stopped and removed on drop.
 pub struct Node {

@@ -214,7 +214,8 @@ fn killed(lab: &mut Lab) -> Result<()> {
     lab.kubectl("wait --for=condition=Ready pod -l app=echo --timeout=60s")?;
     let after = lab.kubectl(ids)?;
     ensure!(before == after, "containers changed: {before} -> {after}");
-    let restarts = lab.kubectl("get pods -l app=echo -o jsonpath={.items[*].status.containerStatuses[0].restartCount}")?;
+    let restarts =
+        lab.kubectl("get pods -l app=echo -o jsonpath={.items[*].status.containerStatuses[0].restartCount}")?;
     ensure!(restarts.split(' ').all(|count| count == "0"), "restarts: {restarts}");
     Ok(())
 }

@@ -132,9 +132,7 @@ pub fn qos_class(pod: &Value) -> &'static str {
     for list in ["/spec/containers", "/spec/initContainers"] {
         for container in pod.pointer(list).and_then(Value::as_array).into_iter().flatten() {
             let get = |what: &str, name: &str| {
-                container
-                    .pointer(&format!("/resources/{what}/{name}"))
-                    .and_then(|q| crate::quantity::Quantity::from_value(q))
+                container.pointer(&format!("/resources/{what}/{name}")).and_then(crate::quantity::Quantity::from_value)
             };
             for name in ["cpu", "memory"] {
                 let (request, limit) = (get("requests", name), get("limits", name));

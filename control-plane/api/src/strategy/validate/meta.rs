@@ -8,8 +8,11 @@ use crate::{names, resource::Resource, status::FieldError};
 /// All annotations of an object together, in bytes.
 const MAX_ANNOTATIONS: usize = 256 * 1024;
 
+/// The rules of a syntax that a text breaks.
+type Syntax = fn(&str) -> Vec<String>;
+
 /// Kinds whose names are not DNS subdomains.
-const NAMES: &[(&str, &str, fn(&str) -> Vec<String>)] = &[
+const NAMES: &[(&str, &str, Syntax)] = &[
     ("", "Namespace", names::dns_label),
     ("", "Service", names::dns_1035_label),
     ("rbac.authorization.k8s.io", "Role", names::path_segment),
@@ -23,7 +26,7 @@ pub(super) fn meta(resource: &Resource, meta: At<'_>, errors: &mut Errors) {
     let syntax = NAMES
         .iter()
         .find(|(group, kind, _)| resource.group == *group && resource.kind == *kind)
-        .map_or(names::dns_subdomain as fn(&str) -> Vec<String>, |(_, _, syntax)| *syntax);
+        .map_or(names::dns_subdomain as Syntax, |(_, _, syntax)| *syntax);
     let name = meta.field("name");
     if name.is_empty() {
         errors.push(FieldError::required(&name.path, "name or generateName is required"));
