@@ -49,7 +49,12 @@ fn unfinished(path: &str, text: &str) -> Option<String> {
     (!path.ends_with("tidy.rs")).then(|| format!("holds {mark}"))
 }
 
-fn no_module_paragraph(_: &str, text: &str) -> Option<String> {
+/// A unit test's module belongs to the one beside it, which says what it is for.
+fn no_module_paragraph(path: &str, text: &str) -> Option<String> {
+    let unit_test = path.ends_with("tests.rs") || (path.contains("/src/") && path.contains("/tests/"));
+    if unit_test {
+        return None;
+    }
     let begins = text.lines().find(|line| !line.starts_with("#![") && !line.is_empty())?;
     (!begins.starts_with("//!")).then(|| "does not begin with a module paragraph (//!)".to_owned())
 }
