@@ -32,7 +32,7 @@ pub(crate) async fn start_beside(config: &Config, server: &ApiServer, parts: &mu
     let client = server.client(UserInfo::new(&user, &["system:nodes", "system:authenticated"]));
     let pki = server.pki();
     let mut sans = vec![config.node_name.clone()];
-    sans.extend(config.node_ip.or_else(crate::machine::own_address).map(|ip| ip.to_string()));
+    sans.extend(own_addresses(config).iter().map(IpAddr::to_string));
     let identity = pki.issue(&user, &["system:nodes"], &sans, Usage::Both, SERVING_TTL)?;
     let bind = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), config.node_port);
     let api = api::Config::fixed(bind, pki.ca_pem().to_owned(), identity.cert_pem, identity.key_pem);
@@ -43,7 +43,7 @@ pub(crate) async fn start_beside(config: &Config, server: &ApiServer, parts: &mu
 pub(crate) async fn start_joined(config: &Config, options: &NodeOptions, parts: &mut Parts) -> Result<()> {
     let place = Place {
         node_name: config.node_name.clone(),
-        node_ips: config.node_ip.or_else(crate::machine::own_address).into_iter().collect(),
+        node_ips: own_addresses(config),
         dir: config.data_dir.join("node-pki"),
     };
     let membership = if place.has_joined() {
@@ -134,13 +134,18 @@ pub(crate) async fn network(config: &Config) -> Result<Network> {
     Ok(Network::new(network_config(config)?).await?)
 }
 
+/// The node's address as configured, else that of the default route's link; none where there is neither.
+fn own_addresses(config: &Config) -> Vec<IpAddr> {
+    config.node_ip.or_else(crate::machine::own_address).into_iter().collect()
+}
+
 fn network_config(config: &Config) -> Result<sluice_network::Config> {
     let range = |text: &str| text.parse::<Cidr>().map_err(|e| anyhow::anyhow!("{text}: {e}"));
     Ok(sluice_network::Config {
         cluster_cidrs: vec![range(&config.pod_cidr)?],
         service_cidrs: vec![range(&config.service_cidr)?],
         pod_cidrs: Vec::new(),
-        node_ips: config.node_ip.into_iter().collect(),
+        node_ips: own_addresses(config),
         mtu: None,
         netns_dir: config.run_dir.join("netns"),
     })
@@ -152,7 +157,7 @@ async fn agent_config(config: &Config, api: api::Config) -> Result<sluice_agent:
     let dns: Vec<IpAddr> = service.nth(10).into_iter().collect();
     Ok(sluice_agent::Config {
         node_name: config.node_name.clone(),
-        node_ips: config.node_ip.into_iter().collect(),
+        node_ips: own_addresses(config),
         dir: config.data_dir.clone(),
         logs: config.pod_logs(),
         runtime: runtime_config(config, containerd_socket(config).await),
