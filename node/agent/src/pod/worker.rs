@@ -128,6 +128,7 @@ pub fn spawn(
         kept: Vec::new(),
         files: None,
         publishing: false,
+        heard: false,
         delete_wanted: false,
         gone: false,
     };
@@ -163,6 +164,8 @@ struct Worker {
     kept: Vec<(usize, u32, String)>,
     files: Option<AbortHandle>,
     publishing: bool,
+    /// The API server told of the pod while a write was under way.
+    heard: bool,
     delete_wanted: bool,
     gone: bool,
 }
@@ -252,7 +255,12 @@ impl Worker {
             Own::Published(status, result) => {
                 self.publishing = false;
                 match result {
-                    Ok(()) => self.published = *status,
+                    Ok(()) => {
+                        self.published = *status;
+                        if std::mem::take(&mut self.heard) {
+                            self.hear();
+                        }
+                    }
                     // Another pod has the name, or none: the watch will say so.
                     Err(ApiError::Gone(_)) => {
                         self.published = *status;
@@ -309,15 +317,21 @@ impl Worker {
         }
         // Conditions of others come from the API server, ours stay as they are.
         let own = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"];
-        for status in [&mut self.current, &mut self.published] {
-            let mut list = status.conditions.take().unwrap_or_default();
-            list.retain(|c| own.contains(&c.type_.as_str()));
-            let theirs = pod.status.conditions.iter().flatten().filter(|c| !own.contains(&c.type_.as_str()));
-            list.extend(theirs.cloned());
-            status.conditions = Some(list);
-        }
+        let mut list = self.current.conditions.take().unwrap_or_default();
+        list.retain(|c| own.contains(&c.type_.as_str()));
+        let theirs = pod.status.conditions.iter().flatten().filter(|c| !own.contains(&c.type_.as_str()));
+        list.extend(theirs.cloned());
+        self.current.conditions = Some(list);
+        self.heard = self.publishing;
+        self.hear();
         self.event(Event::Wake);
         self.check_deletion(&pod);
+    }
+
+    /// What the API server has counts as published: the node controller takes readiness from the pods of a node that
+    /// seemed lost, and ours is written again. News that is older than our last write costs one write too many.
+    fn hear(&mut self) {
+        self.published.conditions.clone_from(&self.pod.status.conditions);
     }
 
     fn check_deletion(&mut self, pod: &Pod) {
