@@ -31,9 +31,15 @@ pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// `cargo` with the toolchain that runs this task.
+/// `cargo` with the toolchain that runs this task, without what `cargo run` told this program about
+/// itself: build scripts that look at those variables would run again, and half the tree after them.
 pub(crate) fn cargo() -> Command {
-    command(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut command = command(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let own = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in std::env::vars().filter(|(name, _)| own(name)) {
+        command.env_remove(name);
+    }
+    command
 }
 
 /// Runs to the end with inherited output; fails on a non-zero exit.
