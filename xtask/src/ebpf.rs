@@ -90,7 +90,6 @@ fn linker(root: &Path) -> anyhow::Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut places: Vec<PathBuf> = std::env::split_paths(&path).collect();
     places.push(own.join("bin"));
-    places.push("/opt/sluice-tools/bin".into());
     if let Some(found) = places.iter().map(|dir| dir.join("bpf-linker")).find(|file| file.is_file()) {
         return Ok(found);
     }
