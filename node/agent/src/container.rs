@@ -27,6 +27,8 @@ pub struct Inputs<'a> {
     pub cgroup_parent: String,
     /// A running process of the pod, to share namespaces with.
     pub neighbour: Option<u32>,
+    /// The process whose container an ephemeral one looks at.
+    pub target: Option<u32>,
     /// The node's memory, for the OOM score.
     pub node_memory: i128,
 }
@@ -59,7 +61,7 @@ pub fn spec(i: Inputs<'_>) -> Result<ContainerSpec, String> {
         pid: match (pod.spec.host_pid, pod.spec.share_process_namespace, i.neighbour) {
             (true, ..) => PidMode::Host,
             (_, Some(true), Some(pid)) => PidMode::Of(pid),
-            _ => PidMode::Container,
+            _ => i.target.map_or(PidMode::Container, PidMode::Of),
         },
         host_ipc: pod.spec.host_ipc,
         ipc_of: i.neighbour.filter(|_| !pod.spec.host_ipc),
@@ -291,6 +293,7 @@ mod tests {
             hostname: "p".into(),
             cgroup_parent: "/x".into(),
             neighbour: Some(7),
+            target: None,
             node_memory: 0,
         })
         .unwrap();

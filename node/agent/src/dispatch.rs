@@ -200,8 +200,8 @@ async fn tell(handle: &Handle, message: Message) {
 /// A container of containerd as the state machine's adoption wants it.
 fn found(c: ContainerState) -> Found {
     let state = match c.status {
-        Status::Running { started_at, .. } | Status::Paused { started_at, .. } => {
-            FoundState::Running { at: started_at }
+        Status::Running { pid, started_at } | Status::Paused { pid, started_at } => {
+            FoundState::Running { at: started_at, pid }
         }
         Status::Created | Status::Unknown => FoundState::Created,
         Status::Exited(exit) => FoundState::Exited(worker::exit_of(c.id.clone(), &exit, None)),

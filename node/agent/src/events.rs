@@ -46,8 +46,13 @@ impl Recorder {
     /// Records an event about a pod, or about its container when `container` names one.
     pub fn pod(&self, pod: &Pod, container: Option<&str>, warning: bool, reason: &str, message: &str) {
         let field = container.map(|name| {
-            let init = pod.spec.init_containers.iter().any(|c| c.name == name);
-            format!("spec.{}{{{name}}}", if init { "initContainers" } else { "containers" })
+            let among = |list: &[crate::model::Container]| list.iter().any(|c| c.name == name);
+            let list = match () {
+                () if among(&pod.spec.init_containers) => "initContainers",
+                () if among(&pod.spec.ephemeral_containers) => "ephemeralContainers",
+                () => "containers",
+            };
+            format!("spec.{list}{{{name}}}")
         });
         let about = ObjectReference {
             api_version: Some("v1".into()),

@@ -48,12 +48,17 @@ impl Pod {
         }
     }
 
-    /// Init containers, then the others.
+    /// Init containers, then the main ones, then the ephemeral ones (which may come later: positions stay).
     pub fn containers(&self) -> impl Iterator<Item = &Container> {
+        self.own_containers().chain(&self.spec.ephemeral_containers)
+    }
+
+    /// The containers the pod was created with: init containers, then the main ones.
+    pub fn own_containers(&self) -> impl Iterator<Item = &Container> {
         self.spec.init_containers.iter().chain(&self.spec.containers)
     }
 
-    /// The container of that name, init or not.
+    /// The container of that name, of any kind.
     pub fn container(&self, name: &str) -> Option<&Container> {
         self.containers().find(|c| c.name == name)
     }
@@ -96,6 +101,8 @@ pub struct PodSpec {
     pub restart_policy: String,
     pub init_containers: Vec<Container>,
     pub containers: Vec<Container>,
+    pub ephemeral_containers: Vec<Container>,
+    pub runtime_class_name: Option<String>,
     pub volumes: Vec<Volume>,
     pub active_deadline_seconds: Option<i64>,
     pub termination_grace_period_seconds: Option<i64>,
@@ -185,12 +192,24 @@ pub struct Container {
     pub lifecycle: Option<Box<Lifecycle>>,
     pub restart_policy: Option<String>,
     pub restart_policy_rules: Vec<RestartRule>,
+    pub resize_policy: Vec<ResizePolicy>,
+    /// Of an ephemeral container: whose processes it sees.
+    pub target_container_name: String,
     pub security_context: Option<Box<SecurityContext>>,
     pub stdin: bool,
     pub stdin_once: bool,
     pub tty: bool,
     pub termination_message_path: String,
     pub termination_message_policy: String,
+}
+
+/// What a change of one resource does to a running container.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ResizePolicy {
+    pub resource_name: String,
+    /// `NotRequired` or `RestartContainer`.
+    pub restart_policy: String,
 }
 
 /// A rule that decides on a restart by exit code (Kubernetes 1.35).

@@ -77,7 +77,7 @@ async fn ended(workers: Workers, namespace: String, pod: String, container: Stri
 }
 
 fn waiting(status: &k8s_openapi::api::core::v1::PodStatus, container: &str) -> String {
-    let lists = [&status.init_container_statuses, &status.container_statuses];
+    let lists = [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses];
     let found = lists.into_iter().flatten().flatten().find(|c| c.name == container);
     let reason = found.and_then(|c| c.state.as_ref()?.waiting.as_ref()?.reason.clone());
     reason.unwrap_or_else(|| "ContainerCreating".to_owned())

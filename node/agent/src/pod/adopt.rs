@@ -29,6 +29,7 @@ pub enum FoundState {
     Created,
     Running {
         at: Timestamp,
+        pid: u32,
     },
     Exited(Exit),
 }
@@ -67,7 +68,7 @@ pub fn adopt(
 }
 
 fn reported<'a>(status: &'a PodStatus, name: &str) -> Option<&'a ContainerStatus> {
-    let lists = [&status.init_container_statuses, &status.container_statuses];
+    let lists = [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses];
     lists.into_iter().flatten().flatten().find(|c| c.name == name)
 }
 
@@ -108,7 +109,7 @@ fn container(mine: &[&Found], reported: Option<&ContainerStatus>) -> Ctr {
             // Its start was never reported: it is made again under the next number.
             c.phase = Phase::Waiting { why: None, retry_at: None };
         }
-        FoundState::Running { at } => {
+        FoundState::Running { at, .. } => {
             let since = same.and_then(|r| r.state.as_ref()?.running.as_ref()?.started_at.as_ref()).map(|t| t.0);
             c.started = same.is_some_and(|r| r.started.unwrap_or(false));
             c.probe_ready = same.is_some_and(|r| r.ready);
@@ -182,8 +183,10 @@ mod tests {
                 ..PodStatus::default()
             };
             let now = Timestamp::UNIX_EPOCH;
-            let list =
-                [found("old", 1, FoundState::Exited(exit("old"))), found("new", 2, FoundState::Running { at: now })];
+            let list = [
+                found("old", 1, FoundState::Exited(exit("old"))),
+                found("new", 2, FoundState::Running { at: now, pid: 1 }),
+            ];
             let state = adopt(spec(), &list, &status, None, now);
             let c = &state.containers[0];
             assert_eq!(c.run().map(|r| r.id.as_str()), Some("new"));

@@ -569,6 +569,6 @@ pub fn initialized(state: &PodState) -> bool {
         || state.each().all(|(_, s, c)| match s.kind {
             Kind::Init => c.succeeded(),
             Kind::Sidecar => c.started && c.run().is_some(),
-            Kind::Main => true,
+            Kind::Main | Kind::Ephemeral => true,
         })
 }

@@ -34,9 +34,16 @@ pub(super) fn plan_containers(state: &mut PodState, now: Timestamp, out: &mut Ve
     if !was_initialized {
         init_done = true;
     }
+    // Ephemeral containers wait for nobody, and nobody waits for them.
+    for (index, ..) in state.each().filter(|(_, spec, _)| spec.kind == Kind::Ephemeral) {
+        if matches!(wish(state, index, now), Wish::Start) {
+            start = start.or(Some(index));
+        }
+    }
     for (index, spec, c) in state.each() {
         let wish = wish(state, index, now);
         match spec.kind {
+            Kind::Ephemeral => {}
             Kind::Init if was_initialized => {}
             Kind::Init => match wish {
                 Wish::Ended(true) => {}

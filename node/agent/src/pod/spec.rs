@@ -1,5 +1,6 @@
 //! What the state machine needs to know of a pod's spec: containers in start order, their kinds, policies and
-//! which probes they have. Built once per pod; a pod's containers do not change while it lives.
+//! which probes they have. Built again when the spec changes, which never moves a container: ephemeral ones are added at
+//! the end.
 
 use std::time::Duration;
 
@@ -15,6 +16,8 @@ pub enum Kind {
     Sidecar,
     /// One of `spec.containers`.
     Main,
+    /// Added to a running pod to look at it: started once, whatever the others do.
+    Ephemeral,
 }
 
 /// When an exited container is started again.
@@ -119,10 +122,12 @@ impl Spec {
             .containers
             .iter()
             .map(|c| container(c, Kind::Main, c.restart_policy.as_deref().map_or(restart, Restart::parse)));
+        let ephemeral = pod.spec.ephemeral_containers.iter();
+        let ephemeral = ephemeral.map(|c| container(c, Kind::Ephemeral, Restart::Never));
         Spec {
             full_name: pod.full_name().into(),
             restart,
-            containers: init.chain(main).collect(),
+            containers: init.chain(main).chain(ephemeral).collect(),
             deadline: pod.spec.active_deadline_seconds.map(seconds),
             grace: pod.spec.termination_grace_period_seconds.map_or(limits::DEFAULT_GRACE, seconds),
         }
@@ -135,7 +140,7 @@ impl Spec {
 
     /// True if the pod has init containers of either kind.
     pub fn has_init(&self) -> bool {
-        self.containers.first().is_some_and(|c| c.kind != Kind::Main)
+        self.containers.first().is_some_and(|c| matches!(c.kind, Kind::Init | Kind::Sidecar))
     }
 }
 
@@ -145,7 +150,7 @@ pub fn seconds(n: i64) -> Duration {
 }
 
 fn container(c: &Container, kind: Kind, restart: Restart) -> ContainerSpec {
-    let probed = kind != Kind::Init;
+    let probed = matches!(kind, Kind::Main | Kind::Sidecar);
     let grace =
         |p: &Option<Box<crate::model::Probe>>| p.as_ref().and_then(|p| p.termination_grace_period_seconds).map(seconds);
     ContainerSpec {

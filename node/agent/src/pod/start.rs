@@ -33,6 +33,7 @@ pub(super) struct Start {
     pub(super) ips: Vec<IpAddr>,
     pub(super) netns: Option<PathBuf>,
     pub(super) neighbour: Option<u32>,
+    pub(super) target: Option<u32>,
     pub(super) worker: mpsc::Sender<Message>,
     pub(super) aborted: CancellationToken,
 }
@@ -150,6 +151,7 @@ impl Start {
             hostname,
             cgroup_parent,
             neighbour: self.neighbour,
+            target: self.target,
             node_memory: node.identity.memory,
         })
     }

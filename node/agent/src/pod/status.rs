@@ -21,7 +21,7 @@ use crate::model::{Container, Pod, Resources};
 /// The status of `pod` in `state`. `old` is what was written last (or read from the API server); its conditions
 /// keep their transition times while they do not change.
 pub fn compute(pod: &Pod, state: &PodState, old: &PodStatus, host: &[IpAddr], now: Timestamp) -> PodStatus {
-    let (init, main) = container_statuses(pod, state);
+    let [init, main, ephemeral] = container_statuses(pod, state);
     let phase = phase(state);
     let mut status = PodStatus {
         phase: Some(phase.to_owned()),
@@ -33,6 +33,7 @@ pub fn compute(pod: &Pod, state: &PodState, old: &PodStatus, host: &[IpAddr], no
         nominated_node_name: old.nominated_node_name.clone(),
         container_statuses: Some(main),
         init_container_statuses: (!init.is_empty()).then_some(init),
+        ephemeral_container_statuses: (!ephemeral.is_empty()).then_some(ephemeral),
         ..PodStatus::default()
     };
     if !state.ips.is_empty() {
@@ -49,6 +50,7 @@ pub fn compute(pod: &Pod, state: &PodState, old: &PodStatus, host: &[IpAddr], no
             // Upstream writes nothing but phase, reason and message for a pod it refused.
             status.container_statuses = None;
             status.init_container_statuses = None;
+            status.ephemeral_container_statuses = None;
         }
     }
     status.conditions = Some(conditions(pod, state, &status, phase, old, now));
@@ -92,7 +94,7 @@ pub fn phase(state: &PodState) -> &'static str {
         let blocked = match spec.kind {
             Kind::Init => !c.succeeded(),
             Kind::Sidecar => !c.started,
-            Kind::Main => false,
+            Kind::Main | Kind::Ephemeral => false,
         };
         let failed = matches!(&c.phase, Phase::Exited { exit, .. } if exit.code != 0);
         if spec.kind == Kind::Init && failed && (never || state.is_finished()) {
@@ -131,7 +133,7 @@ pub fn phase(state: &PodState) -> &'static str {
 /// The class by requests and limits of every container.
 pub fn qos_class(pod: &Pod) -> &'static str {
     let (mut any, mut guaranteed) = (false, true);
-    for c in pod.containers() {
+    for c in pod.own_containers() {
         for name in ["cpu", "memory"] {
             let limit = c.resources.limits.get(name).filter(|q| crate::quantity::milli(q) != Some(0));
             let request = c.resources.requests.get(name).filter(|q| crate::quantity::milli(q) != Some(0));
@@ -153,14 +155,24 @@ pub fn qos_class(pod: &Pod) -> &'static str {
 
 /// True if the container runs, is started and its readiness probe (if any) said yes.
 pub fn is_ready(spec: &ContainerSpec, c: &Ctr) -> bool {
-    if spec.kind == Kind::Init {
-        return c.succeeded();
+    match spec.kind {
+        Kind::Init => return c.succeeded(),
+        Kind::Ephemeral => return false,
+        Kind::Main | Kind::Sidecar => {}
     }
     c.run().is_some() && c.started && (!spec.has_readiness || c.probe_ready)
 }
 
-const OWNED: [&str; 7] =
-    ["reason", "message", "podIP", "podIPs", "containerStatuses", "initContainerStatuses", "observedGeneration"];
+const OWNED: [&str; 8] = [
+    "reason",
+    "message",
+    "podIP",
+    "podIPs",
+    "containerStatuses",
+    "initContainerStatuses",
+    "ephemeralContainerStatuses",
+    "observedGeneration",
+];
 
 fn ended_for_good(spec: &ContainerSpec, c: &Ctr) -> bool {
     matches!(&c.phase, Phase::Exited { exit, .. } if !spec.restarts_after(exit.code))
@@ -194,15 +206,21 @@ pub fn whole_seconds(t: Timestamp) -> Timestamp {
     Timestamp::from_second(t.as_second()).unwrap_or(t)
 }
 
-fn container_statuses(pod: &Pod, state: &PodState) -> (Vec<ContainerStatus>, Vec<ContainerStatus>) {
-    let (mut init, mut main) = (Vec::new(), Vec::new());
+/// Those of init, main and ephemeral containers.
+fn container_statuses(pod: &Pod, state: &PodState) -> [Vec<ContainerStatus>; 3] {
+    let mut lists = [Vec::new(), Vec::new(), Vec::new()];
     for ((_, spec, c), container) in state.each().zip(pod.containers()) {
-        let status = container_status(state, spec, c, container);
-        if spec.kind == Kind::Main { main.push(status) } else { init.push(status) }
+        let list = match spec.kind {
+            Kind::Init | Kind::Sidecar => &mut lists[0],
+            Kind::Main => &mut lists[1],
+            Kind::Ephemeral => &mut lists[2],
+        };
+        list.push(container_status(state, spec, c, container));
     }
-    init.sort_by_key(|s| order(&pod.spec.init_containers, s));
-    main.sort_by(|a, b| a.name.cmp(&b.name));
-    (init, main)
+    lists[0].sort_by_key(|s| order(&pod.spec.init_containers, s));
+    lists[1].sort_by(|a, b| a.name.cmp(&b.name));
+    lists[2].sort_by(|a, b| a.name.cmp(&b.name));
+    lists
 }
 
 fn order(list: &[Container], status: &ContainerStatus) -> usize {
@@ -214,7 +232,8 @@ fn container_status(state: &PodState, spec: &ContainerSpec, c: &Ctr, container: 
         waiting: Some(ContainerStateWaiting { reason: Some(reason.to_owned()), message }),
         ..ContainerState::default()
     };
-    let default = if state.spec.has_init() { "PodInitializing" } else { "ContainerCreating" };
+    let initializing = state.spec.has_init() && spec.kind != Kind::Ephemeral;
+    let default = if initializing { "PodInitializing" } else { "ContainerCreating" };
     let mut last = c.last.as_deref();
     let now_state = match &c.phase {
         Phase::Running(run) => ContainerState {
@@ -387,7 +406,7 @@ fn is_initialized(state: &PodState, phase: &str) -> Verdict {
         .filter(|(_, s, c)| match s.kind {
             Kind::Init => !c.succeeded(),
             Kind::Sidecar => !c.started,
-            Kind::Main => false,
+            Kind::Main | Kind::Ephemeral => false,
         })
         .map(|(_, s, _)| &*s.name)
         .collect();
@@ -400,8 +419,11 @@ fn containers_ready(state: &PodState, phase: &str) -> Verdict {
         "Failed" => return Err(("PodFailed", String::new())),
         _ => {}
     }
-    let open: Vec<&str> =
-        state.each().filter(|(_, s, c)| s.kind != Kind::Init && !is_ready(s, c)).map(|(_, s, _)| &*s.name).collect();
+    let open: Vec<&str> = state
+        .each()
+        .filter(|(_, s, c)| matches!(s.kind, Kind::Main | Kind::Sidecar) && !is_ready(s, c))
+        .map(|(_, s, _)| &*s.name)
+        .collect();
     if open.is_empty() {
         return Ok(None);
     }

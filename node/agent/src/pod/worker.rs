@@ -14,12 +14,12 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::adopt::{Found, adopt};
+use super::adopt::{Found, FoundState, adopt};
 use super::files::pod_name;
 use super::machine::{Event, StartError, step, wake};
 use super::spec::{ProbeKind, Spec};
 use super::start::Started;
-use super::state::{Exit, Failure, PodState};
+use super::state::{Ctr, Exit, Failure, PodState};
 use super::{messages, status};
 use crate::limits;
 use crate::model::Pod;
@@ -117,6 +117,7 @@ pub fn spawn(
         pods,
         views,
         objects,
+        notify,
         refresh: Arc::new(Notify::new()),
         own: queue.clone(),
         netns: None,
@@ -135,7 +136,7 @@ pub fn spawn(
     let uid = worker.pod.uid().to_owned();
     let name = uid.clone();
     tokio::spawn(async move {
-        worker.run(messages, notify, found, rejected).await;
+        worker.run(messages, found, rejected).await;
         done(&name);
     });
     Handle { uid, queue, view }
@@ -152,6 +153,8 @@ struct Worker {
     /// What it should have.
     current: PodStatus,
     objects: Arc<PodObjects>,
+    /// Told when one of the objects changes.
+    notify: Arc<Notify>,
     refresh: Arc<Notify>,
     own: mpsc::Sender<Message>,
     netns: Option<PathBuf>,
@@ -171,14 +174,9 @@ struct Worker {
 }
 
 impl Worker {
-    async fn run(
-        mut self,
-        mut messages: mpsc::Receiver<Message>,
-        notify: Arc<Notify>,
-        found: Vec<Found>,
-        rejected: Option<Failure>,
-    ) {
+    async fn run(mut self, mut messages: mpsc::Receiver<Message>, found: Vec<Found>, rejected: Option<Failure>) {
         self.begin(found, rejected).await;
+        let notify = self.notify.clone();
         while !self.is_over() {
             let nap =
                 wake(&self.state).map(|t| Duration::try_from(t.duration_since(Timestamp::now())).unwrap_or_default());
@@ -208,6 +206,9 @@ impl Worker {
             if let Some(index) = self.state.spec.index(&f.name) {
                 self.node.own(&f.id, index, self.own.clone());
                 self.kept.push((index, f.attempt, f.id.clone()));
+                if let FoundState::Running { pid, .. } = f.state {
+                    self.pids.insert(index, pid);
+                }
             }
         }
         if let Some(failure) = rejected {
@@ -312,8 +313,12 @@ impl Worker {
     fn updated(&mut self, pod: Arc<Pod>) {
         let before = std::mem::replace(&mut self.pod, pod.clone());
         let meta = |p: &Pod| (p.metadata.labels.clone(), p.metadata.annotations.clone());
-        if meta(&before) != meta(&pod) {
+        let described = meta(&before) != meta(&pod);
+        if described {
             self.pods.send_replace(pod.clone());
+        }
+        if before.metadata.generation != pod.metadata.generation || before.metadata.generation.is_none() {
+            self.respecify();
         }
         // Conditions of others come from the API server, ours stay as they are.
         let own = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"];
@@ -324,8 +329,22 @@ impl Worker {
         self.current.conditions = Some(list);
         self.heard = self.publishing;
         self.hear();
-        self.event(Event::Wake);
+        // A configuration that could not be made may depend on labels and annotations.
+        self.event(if described { Event::ReferenceChanged } else { Event::Wake });
         self.check_deletion(&pod);
+    }
+
+    /// Takes over what may change in a pod's spec: the deadline, and ephemeral containers that were added.
+    fn respecify(&mut self) {
+        let spec = Spec::of(&self.pod);
+        if spec.containers.len() < self.state.spec.containers.len() {
+            return;
+        }
+        if spec.containers.len() > self.state.spec.containers.len() {
+            self.objects = Arc::new(self.node.references.of(&self.pod, &self.notify));
+        }
+        self.state.containers.resize_with(spec.containers.len(), Ctr::new);
+        self.state.spec = Arc::new(spec);
     }
 
     /// What the API server has counts as published: the node controller takes readiness from the pods of a node that

@@ -78,7 +78,7 @@ pub fn common_user(pod: &Pod) -> Option<u32> {
     let user = |c: &crate::model::Container| {
         c.security_context.as_ref().and_then(|s| s.run_as_user).or(pod.spec.security_context.run_as_user)
     };
-    let mut users = pod.containers().map(user);
+    let mut users = pod.own_containers().map(user);
     let first = users.next().flatten()?;
     users.all(|u| u == Some(first)).then_some(first)
 }

@@ -46,6 +46,24 @@ fn init_containers_run_one_after_the_other() {
 }
 
 #[test]
+fn ephemeral_containers_wait_for_nobody_and_count_for_nothing() {
+    let mut w = World::ready(json!({
+        "restartPolicy": "Always", "initContainers": [{"name": "i"}], "containers": [{"name": "a"}],
+        "ephemeralContainers": [{"name": "look", "targetContainerName": "a"}],
+    }));
+    assert_eq!(w.send(Event::VolumesReady), ["start look#0"]);
+    assert_eq!(w.container("look"), "waiting ContainerCreating");
+    assert_eq!(w.started("look"), ["start i#0"]);
+    w.started("i");
+    assert_eq!(w.exited("i", 0), ["start a#0"]);
+    w.started("a");
+    assert_eq!((w.condition("Ready").as_str(), w.container("look").as_str()), ("True", "running"));
+    assert!(w.exited("look", 1).is_empty(), "it is never started again");
+    assert_eq!((w.phase(), w.container("look").as_str()), ("Running", "terminated Error 1"));
+    assert_eq!(w.send(Event::Delete { grace: Duration::from_secs(30) }), ["stop a 30"]);
+}
+
+#[test]
 fn failed_init_container_fails_a_never_pod() {
     let mut w = World::ready(json!({
         "restartPolicy": "Never", "initContainers": [{"name": "i"}], "containers": [{"name": "a"}],

@@ -128,7 +128,8 @@ impl World {
 
     /// A container's state in one line: `waiting CrashLoopBackOff`, `running`, `terminated Error 1`.
     pub(super) fn container(&self, name: &str) -> String {
-        let lists = [&self.status.init_container_statuses, &self.status.container_statuses];
+        let s = &self.status;
+        let lists = [&s.init_container_statuses, &s.container_statuses, &s.ephemeral_container_statuses];
         let c = lists.into_iter().flatten().flatten().find(|c| c.name == name).unwrap();
         let s = c.state.as_ref().unwrap();
         if let Some(w) = &s.waiting {

@@ -107,7 +107,7 @@ async fn an_adopted_pod_is_left_alone() {
         attempt: 2,
         image: "img".into(),
         image_id: "sha256:1".into(),
-        state: FoundState::Running { at: jiff::Timestamp::now() },
+        state: FoundState::Running { at: jiff::Timestamp::now(), pid: 1 },
     };
     let status = json!({
         "phase": "Running", "podIP": "127.0.0.1",

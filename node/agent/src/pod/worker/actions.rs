@@ -108,6 +108,7 @@ impl Worker {
             ips: self.state.ips.clone(),
             netns: self.netns.clone(),
             neighbour: self.neighbour(),
+            target: self.target_process(index),
             worker: self.own.clone(),
             aborted,
         };
@@ -117,6 +118,12 @@ impl Worker {
     /// A running process of the pod.
     fn neighbour(&self) -> Option<u32> {
         self.state.each().filter(|(_, _, c)| c.run().is_some()).find_map(|(i, ..)| self.pids.get(&i).copied())
+    }
+
+    /// The process of the container that an ephemeral one is to look at, if it runs.
+    fn target_process(&self, index: usize) -> Option<u32> {
+        let name = &self.pod.containers().nth(index)?.target_container_name;
+        self.pids.get(&self.state.spec.index(name)?).copied()
     }
 
     pub(super) fn started(&mut self, index: usize, result: Result<StartedContainer, StartError>) {
