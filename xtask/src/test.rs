@@ -18,7 +18,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     setup::ensure(setup::Purpose::Everything)?;
     prepare()?;
     sh::step("cargo test");
-    sh::run(sh::cargo().arg("test").args(&options.cargo).env("SLUICE_TEST_IMAGE", image::build()?))
+    sh::run(sh::cargo().args(["test", "--no-fail-fast"]).args(&options.cargo).env("SLUICE_TEST_IMAGE", image::build()?))
 }
 
 /// Builds what the end-to-end tests start: the eBPF object, the binary, the sample image.
