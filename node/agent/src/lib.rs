@@ -4,6 +4,7 @@
 //! containerd, the kernel and the API server.
 
 mod agent;
+pub mod allocations;
 pub mod api;
 pub mod bootstrap;
 pub mod container;

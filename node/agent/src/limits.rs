@@ -82,5 +82,7 @@ pub const CONFIG_RETRY: Duration = Duration::from_secs(60);
 pub const EVICTION_MEMORY: u64 = 100 * 1024 * 1024;
 /// Time a client of the node's API gets for its TLS handshake.
 pub const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Wait before a resize that failed is tried again.
+pub const RESIZE_RETRY: Duration = Duration::from_secs(10);
 /// Longest header block of a SPDY stream, unpacked.
 pub const SPDY_HEADERS: usize = 64 * 1024;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, watch};
 
+use crate::allocations::Allocations;
 use crate::env::ServiceLink;
 use crate::etc::DnsSettings;
 use crate::events::Recorder;
@@ -42,6 +43,7 @@ pub struct NodeContext {
     pub api: Arc<dyn PodApi>,
     pub references: References,
     pub recorder: Recorder,
+    pub allocations: Allocations,
     /// Services for environment variables; none before the first list.
     pub services: watch::Receiver<Option<Arc<Vec<ServiceLink>>>>,
     pub pulls: Semaphore,
@@ -61,6 +63,7 @@ impl NodeContext {
         services: watch::Receiver<Option<Arc<Vec<ServiceLink>>>>,
     ) -> NodeContext {
         NodeContext {
+            allocations: Allocations::new(&identity.allocatable),
             identity,
             runtime,
             network,

@@ -70,6 +70,9 @@ impl Containers for Runtime {
         cgroups.create(&path, &limits)?;
         Ok(path)
     }
+    async fn update_cgroup(&self, path: &str, limits: Resources) -> Result<()> {
+        Cgroups::new(&self.config().cgroup_prefix).create(path, &limits)
+    }
     async fn remove_cgroup(&self, qos: Qos, uid: &str) -> Result<()> {
         let cgroups = Cgroups::new(&self.config().cgroup_prefix);
         cgroups.remove(&cgroups.pod(qos, uid))

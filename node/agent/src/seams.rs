@@ -34,6 +34,8 @@ pub trait Containers: Send + Sync + 'static {
     async fn stats(&self, id: &str) -> Result<Stats>;
     /// Makes the pod's cgroup and returns its path.
     async fn make_cgroup(&self, qos: Qos, uid: &str, limits: Resources) -> Result<String>;
+    /// Sets the limits of a container's cgroup.
+    async fn update_cgroup(&self, path: &str, limits: Resources) -> Result<()>;
     async fn remove_cgroup(&self, qos: Qos, uid: &str) -> Result<()>;
 }
 

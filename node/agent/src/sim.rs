@@ -240,6 +240,10 @@ impl Containers for SimRuntime {
     async fn make_cgroup(&self, _: Qos, uid: &str, _: Resources) -> Result<String> {
         Ok(format!("/sim/pod{uid}"))
     }
+    async fn update_cgroup(&self, _: &str, limits: Resources) -> Result<()> {
+        self.journal.add(format!("update {:?} {:?}", limits.cpu_quota, limits.memory_limit));
+        Ok(())
+    }
     async fn remove_cgroup(&self, _: Qos, _: &str) -> Result<()> {
         Ok(())
     }

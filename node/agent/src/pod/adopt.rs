@@ -5,10 +5,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, PodStatus};
+use k8s_openapi::api::core::v1::{
+    ContainerState, ContainerStateTerminated, ContainerStatus, PodStatus, ResourceRequirements,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::spec::Spec;
 use super::state::{Ctr, Exit, Failure, Phase, PodState, Run, Step, Stop, Teardown};
+use crate::model::Resources;
 
 /// A container that the runtime knows, as far as the state needs it.
 #[derive(Clone, Debug)]
@@ -113,6 +117,8 @@ fn container(mine: &[&Found], reported: Option<&ContainerStatus>) -> Ctr {
             let since = same.and_then(|r| r.state.as_ref()?.running.as_ref()?.started_at.as_ref()).map(|t| t.0);
             c.started = same.is_some_and(|r| r.started.unwrap_or(false));
             c.probe_ready = same.is_some_and(|r| r.ready);
+            c.resources = same.and_then(|r| r.resources.as_ref()).map(resources_of);
+            c.allocated.clone_from(&c.resources);
             c.phase = Phase::Running(Run { id: newest.id.clone(), at: since.unwrap_or(*at), stopping: None });
         }
         FoundState::Exited(exit) => {
@@ -122,6 +128,14 @@ fn container(mine: &[&Found], reported: Option<&ContainerStatus>) -> Ctr {
         }
     }
     c
+}
+
+/// What a container runs with, as its status said it.
+fn resources_of(r: &ResourceRequirements) -> Resources {
+    let map = |m: &Option<std::collections::BTreeMap<String, Quantity>>| {
+        m.iter().flatten().map(|(k, v)| (k.clone(), v.0.clone())).collect()
+    };
+    Resources { limits: map(&r.limits), requests: map(&r.requests) }
 }
 
 /// The id as status carries it.

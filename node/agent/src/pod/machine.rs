@@ -49,6 +49,10 @@ pub enum Event {
         kind: ProbeKind,
         ok: bool,
     },
+    /// Container `index` is to be started again with other resources.
+    Restart {
+        index: usize,
+    },
     /// A ConfigMap or Secret the pod refers to appeared or changed.
     ReferenceChanged,
     /// The pod is to go down within `grace`; `deleting` if the API object is to be deleted.
@@ -129,6 +133,7 @@ pub enum StopReason {
     PodStops,
     Liveness,
     Startup,
+    Resize,
 }
 
 /// Applies an event, then plans.
@@ -222,6 +227,17 @@ fn apply(state: &mut PodState, event: Event, now: Timestamp, out: &mut Vec<Actio
         Event::StartFailed { index, error } => start_failed(state, index, error, now, out),
         Event::Exited { index, exit } => exited(state, index, exit, now, out),
         Event::Probe { index, id, kind, ok } => probed(state, index, &id, kind, ok, now, out),
+        Event::Restart { index } => {
+            let grace = state.spec.grace;
+            let name = &state.spec.containers[index].name;
+            let message = format!("Container {name} resize requires restart");
+            if let Phase::Running(run @ Run { stopping: None, .. }) = &mut state.containers[index].phase {
+                run.stopping = Some(now + grace);
+                out.push(record(false, "Killing", message, Some(index)));
+                out.push(Action::EndProbes { index, readiness: false });
+                out.push(Action::Stop { index, grace, reason: StopReason::Resize });
+            }
+        }
         Event::ReferenceChanged => {
             for s in [&mut state.volumes, &mut state.network] {
                 if let Step::Todo { retry_at, .. } = s {

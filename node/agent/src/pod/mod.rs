@@ -9,6 +9,7 @@ mod images;
 pub mod machine;
 pub mod messages;
 mod order;
+mod resize;
 pub mod spec;
 mod start;
 pub mod state;

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 
 use super::spec::{ContainerSpec, Spec};
 use crate::limits;
+use crate::model::Resources;
 
 /// A whole pod.
 #[derive(Clone, Debug)]
@@ -26,6 +27,8 @@ pub struct PodState {
     pub stop: Option<Stop>,
     /// The API server asked for the pod's deletion.
     pub deleting: bool,
+    /// A change of resources that is not through.
+    pub resize: Option<Resize>,
     /// Why the pod failed as a whole (`DeadlineExceeded`, `OutOfcpu`, …).
     pub failure: Option<Failure>,
     pub teardown: Teardown,
@@ -74,6 +77,15 @@ pub enum Teardown {
     Deleting,
 }
 
+/// How far a change of the pod's resources is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resize {
+    /// The node does not have it: `Deferred` or `Infeasible`.
+    Pending { reason: &'static str, message: String },
+    /// Given, and being carried out; with what went wrong the last time.
+    Under(Option<String>),
+}
+
 /// One container.
 #[derive(Clone, Debug)]
 pub struct Ctr {
@@ -93,6 +105,10 @@ pub struct Ctr {
     pub started: bool,
     /// Last verdict of the readiness probe.
     pub probe_ready: bool,
+    /// What the node gave it of processors and memory.
+    pub allocated: Option<Resources>,
+    /// What it runs with.
+    pub resources: Option<Resources>,
 }
 
 /// Where a container is.
@@ -175,6 +191,7 @@ impl PodState {
             containers,
             stop: None,
             deleting: false,
+            resize: None,
             failure: None,
             teardown: Teardown::No,
         }
@@ -205,6 +222,8 @@ impl Ctr {
             pull: None,
             started: false,
             probe_ready: false,
+            allocated: None,
+            resources: None,
         }
     }
 

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use super::adopt::container_id;
 use super::machine::initialized;
 use super::spec::{ContainerSpec, Kind, Restart};
-use super::state::{Ctr, Exit, Phase, PodState, Step, Teardown};
+use super::state::{Ctr, Exit, Phase, PodState, Resize, Step, Teardown};
 use crate::model::{Container, Pod, Resources};
 
 /// The status of `pod` in `state`. `old` is what was written last (or read from the API server); its conditions
@@ -68,8 +68,13 @@ pub fn patch(uid: &str, old: &PodStatus, new: &PodStatus) -> Option<Value> {
         if key == "conditions" {
             let before = old.get(key).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
             let items = value.as_array().map_or(&[][..], Vec::as_slice);
-            let changed: Vec<Value> =
+            let mut changed: Vec<Value> =
                 items.iter().filter(|c| !before.contains(c)).map(|c| without_leftovers(c, before)).collect();
+            let gone = RESIZE.iter().filter(|type_| {
+                let among = |list: &[Value]| list.iter().any(|c| c["type"] == **type_);
+                among(before) && !among(items)
+            });
+            changed.extend(gone.map(|type_| json!({"$patch": "delete", "type": type_})));
             if !changed.is_empty() {
                 change.insert(key.clone(), Value::Array(changed));
             }
@@ -260,6 +265,7 @@ fn container_status(state: &PodState, spec: &ContainerSpec, c: &Ctr, container: 
         _ => c.exit().or(c.last.as_deref()).map(|e| e.id.as_str()),
     };
     let listed = c.run().is_some();
+    let allocated = c.allocated.as_ref().unwrap_or(&container.resources);
     ContainerStatus {
         name: container.name.clone(),
         image: if c.image.is_empty() { container.image.clone() } else { c.image.clone() },
@@ -270,8 +276,8 @@ fn container_status(state: &PodState, spec: &ContainerSpec, c: &Ctr, container: 
         restart_count: i32::try_from(c.restarts).unwrap_or(i32::MAX),
         state: Some(now_state),
         last_state: Some(last.map(terminated).unwrap_or_default()),
-        allocated_resources: listed.then(|| quantities(&container.resources.requests)).flatten(),
-        resources: listed.then(|| resources(&container.resources)),
+        allocated_resources: listed.then(|| quantities(&allocated.requests)).flatten(),
+        resources: listed.then(|| resources(c.resources.as_ref().unwrap_or(allocated))),
         volume_mounts: volume_mounts(container),
         ..ContainerStatus::default()
     }
@@ -358,13 +364,34 @@ fn conditions(
         .into_iter()
         .map(|(type_, verdict)| condition(type_, verdict, before, status.observed_generation, now))
         .collect();
-    for c in before.iter().filter(|c| list.iter().all(|own| own.type_ != c.type_)).cloned().collect::<Vec<_>>() {
+    list.extend(resize_condition(state, before, status.observed_generation, now));
+    let others = |c: &&PodCondition| !RESIZE.contains(&c.type_.as_str()) && list.iter().all(|own| own.type_ != c.type_);
+    for c in before.iter().filter(others).cloned().collect::<Vec<_>>() {
         list.push(c);
     }
     if !list.iter().any(|c| c.type_ == "PodScheduled") {
         list.push(condition("PodScheduled", Ok(None), before, status.observed_generation, now));
     }
     list
+}
+
+/// Conditions that are there only while a resize is not through.
+pub const RESIZE: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
+
+fn resize_condition(
+    state: &PodState,
+    before: &[PodCondition],
+    generation: Option<i64>,
+    now: Timestamp,
+) -> Option<PodCondition> {
+    let (type_, reason, message) = match state.resize.as_ref()? {
+        Resize::Pending { reason, message } => (RESIZE[0], *reason, message.as_str()),
+        Resize::Under(Some(error)) => (RESIZE[1], "Error", error.as_str()),
+        Resize::Under(None) => (RESIZE[1], "", ""),
+    };
+    let mut condition = condition(type_, Ok(Some(reason)), before, generation, now);
+    condition.message = (!message.is_empty()).then(|| message.to_owned());
+    Some(condition)
 }
 
 fn condition(

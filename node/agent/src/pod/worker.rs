@@ -2,6 +2,7 @@
 //! at the API server equal to the state. It decides nothing about the order of things; [`super::machine`] does.
 
 mod actions;
+mod resize;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -19,10 +20,10 @@ use super::files::pod_name;
 use super::machine::{Event, StartError, step, wake};
 use super::spec::{ProbeKind, Spec};
 use super::start::Started;
-use super::state::{Ctr, Exit, Failure, PodState};
+use super::state::{Ctr, Exit, Failure, PodState, Resize};
 use super::{messages, status};
 use crate::limits;
-use crate::model::Pod;
+use crate::model::{Pod, Resources};
 use crate::node_context::NodeContext;
 use crate::references::PodObjects;
 use crate::seams::{ApiError, PodAddress};
@@ -44,9 +45,15 @@ pub enum Message {
 /// Answers of the worker's own tasks.
 pub enum Own {
     Network(Result<PodAddress, String>),
-    Started { index: usize, result: Result<StartedContainer, StartError> },
+    Started {
+        index: usize,
+        result: Result<StartedContainer, StartError>,
+    },
     Published(Box<PodStatus>, Result<(), ApiError>),
     Deleted(Result<(), ApiError>),
+    /// Position, id and new resources of the containers whose cgroups were changed.
+    Resized(Result<Vec<(usize, String, Resources)>, String>),
+    ResizeAgain,
     Retry,
 }
 
@@ -129,6 +136,7 @@ pub fn spawn(
         kept: Vec::new(),
         files: None,
         publishing: false,
+        resizing: false,
         heard: false,
         delete_wanted: false,
         gone: false,
@@ -167,6 +175,8 @@ struct Worker {
     kept: Vec<(usize, u32, String)>,
     files: Option<AbortHandle>,
     publishing: bool,
+    /// A change of cgroups is under way, or waits before it is tried again.
+    resizing: bool,
     /// The API server told of the pod while a write was under way.
     heard: bool,
     delete_wanted: bool,
@@ -175,6 +185,7 @@ struct Worker {
 
 impl Worker {
     async fn run(mut self, mut messages: mpsc::Receiver<Message>, found: Vec<Found>, rejected: Option<Failure>) {
+        let mut returned = self.node.allocations.returned();
         self.begin(found, rejected).await;
         let notify = self.notify.clone();
         while !self.is_over() {
@@ -189,6 +200,7 @@ impl Worker {
                     self.refresh.notify_one();
                     self.event(Event::ReferenceChanged);
                 }
+                _ = returned.changed(), if matches!(self.state.resize, Some(Resize::Pending { .. })) => self.resize(),
                 () = tokio::time::sleep(nap.unwrap_or_default()), if nap.is_some() => self.event(Event::Wake),
             }
         }
@@ -210,6 +222,9 @@ impl Worker {
                     self.pids.insert(index, pid);
                 }
             }
+        }
+        if rejected.is_none() && !self.pod.is_terminal() {
+            self.enter();
         }
         if let Some(failure) = rejected {
             self.event(Event::Rejected(failure));
@@ -285,6 +300,11 @@ impl Worker {
                 self.publishing = true;
                 self.later(limits::STATUS_RETRY);
             }
+            Own::Resized(result) => self.resized(result),
+            Own::ResizeAgain => {
+                self.resizing = false;
+                self.resize();
+            }
             Own::Retry => {
                 self.publishing = false;
                 self.publish();
@@ -321,7 +341,8 @@ impl Worker {
             self.respecify();
         }
         // Conditions of others come from the API server, ours stay as they are.
-        let own = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"];
+        let [pending, resizing] = status::RESIZE;
+        let own = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", pending, resizing];
         let mut list = self.current.conditions.take().unwrap_or_default();
         list.retain(|c| own.contains(&c.type_.as_str()));
         let theirs = pod.status.conditions.iter().flatten().filter(|c| !own.contains(&c.type_.as_str()));
@@ -331,6 +352,7 @@ impl Worker {
         self.hear();
         // A configuration that could not be made may depend on labels and annotations.
         self.event(if described { Event::ReferenceChanged } else { Event::Wake });
+        self.resize();
         self.check_deletion(&pod);
     }
 
@@ -380,6 +402,9 @@ impl Worker {
             self.act(action);
         }
         self.current = status::compute(&self.pod, &self.state, &self.current, &self.node.identity.ips, now);
+        if self.state.is_finished() {
+            self.node.allocations.leave(self.pod.uid());
+        }
         self.show();
         self.publish();
     }
@@ -442,6 +467,7 @@ impl Worker {
     }
 
     async fn clean_up(&mut self) {
+        self.node.allocations.leave(self.pod.uid());
         for (_, task) in self.stops.drain() {
             task.abort();
         }

@@ -99,9 +99,11 @@ impl Worker {
         let aborted = CancellationToken::new();
         self.starts.insert(index, aborted.clone());
         self.attempts.insert(index, attempt);
+        let c = &mut self.state.containers[index];
+        c.resources.clone_from(&c.allocated);
         let start = Start {
             node: self.node.clone(),
-            pod: self.pod.clone(),
+            pod: self.allocated(),
             index,
             attempt,
             objects: self.objects.clone(),
@@ -136,6 +138,7 @@ impl Worker {
                 self.kept.push((index, attempt, s.id.clone()));
                 let Started { id, image, image_id, at, .. } = s;
                 self.event(Event::Started { index, id, image, image_id, at });
+                self.resize();
             }
             Err(error) => {
                 if let StartError::PostStart { id, .. } = &error {
