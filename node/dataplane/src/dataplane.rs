@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use sluice_ebpf_common::{Settings, maps};
 use tokio_util::sync::CancellationToken;
 
-use crate::attach::{self, Link, POD_PROGRAMS, Traffic, UPLINK_PROGRAMS};
+use crate::attach::{self, Link, Traffic, UPLINK_PROGRAMS};
 use crate::compile::{Desired, compile};
 use crate::limits::{PROBLEMS, SOURCE_PORTS};
 use crate::model::Snapshot;
@@ -147,7 +147,7 @@ impl Dataplane {
         {
             let inner = &dataplane.inner;
             let mut ebpf = inner.ebpf.lock();
-            attach::take_over_pods(&mut ebpf, &inner.pins)?;
+            attach::take_over(&mut ebpf, &inner.pins)?;
             attach::attach_sockets(&mut ebpf, &inner.pins, &cgroup)?;
             inner.pins.remove_older()?;
         }
@@ -178,19 +178,29 @@ impl Dataplane {
         if Traffic::best() == Traffic::Clsact {
             for link in Link::all()? {
                 attach::detach_traffic(&pins, Traffic::Clsact, UPLINK_PROGRAMS, &link)?;
-                attach::detach_traffic(&pins, Traffic::Clsact, POD_PROGRAMS, &link)?;
             }
+        }
+        for index in pins.filters() {
+            attach::detach_pod(&pins, index)?;
         }
         pins.remove_all()
     }
 
-    /// Attaches the pod programs to the node's side of a pod's link. Idempotent.
+    /// Attaches the pod programs to the node's side of a pod's link. Idempotent. Takes well under a millisecond and blocks:
+    /// call it where that is allowed.
     pub fn attach_pod(&self, index: u32, pod: &PodInfo) -> Result<(), Error> {
         let link = Link::by_index(index)?;
         tracing::debug!(link = link.name, namespace = pod.namespace, pod = pod.name, "attach the pod's link");
         let inner = &self.inner;
         let mut ebpf = inner.ebpf.lock();
-        attach::attach_traffic(&mut ebpf, &inner.pins, inner.traffic, POD_PROGRAMS, &link)
+        attach::attach_pod(&mut ebpf, &inner.pins, &link)
+    }
+
+    /// All that a new pod needs: [`Self::attach_pod`] and [`Self::know_namespace`]. It has to be done before the pod's first
+    /// container starts, and may run beside everything else that prepares it.
+    pub fn add_pod(&self, index: u32, netns: &Path, pod: &PodInfo) -> Result<(), Error> {
+        self.know_namespace(index, netns)?;
+        self.attach_pod(index, pod)
     }
 
     /// Tells the addresses of the other nodes: pods' packets to them keep the pod's address.
@@ -234,16 +244,13 @@ impl Dataplane {
     /// Takes the pod programs off a link; a link that is gone is success.
     pub fn detach_pod(&self, index: u32) -> Result<(), Error> {
         self.forget_namespace(index)?;
-        let name = Link::by_index(index).map_or_else(|_| String::new(), |link| link.name);
-        let inner = &self.inner;
-        attach::detach_traffic(&inner.pins, inner.traffic, POD_PROGRAMS, &Link { index, name })
+        attach::detach_pod(&self.inner.pins, index)
     }
 
     /// Forgets the programs of a link that is gone; they went with it.
     pub(crate) fn forget_link(&self, index: u32) -> Result<(), Error> {
-        self.forget_namespace(index)?;
+        self.detach_pod(index)?;
         let gone = Link { index, name: String::new() };
-        attach::detach_traffic(&self.inner.pins, Traffic::Tcx, POD_PROGRAMS, &gone)?;
         attach::detach_traffic(&self.inner.pins, Traffic::Tcx, UPLINK_PROGRAMS, &gone)
     }
 

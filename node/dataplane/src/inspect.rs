@@ -10,7 +10,7 @@ use aya::maps::{MapData, MapInfo, PerCpuArray};
 use serde::Serialize;
 use sluice_ebpf_common::{Backend, Frontend, Reason, Scope, maps, protocol};
 
-use crate::attach::{Link, SOCKET_PROGRAMS};
+use crate::attach::{Link, POD_PROGRAMS, SOCKET_PROGRAMS};
 use crate::pins::{Pins, cgroup_root};
 use crate::range::unwire;
 use crate::store::{Store, typed};
@@ -223,11 +223,7 @@ fn programs(pins: &Pins, problems: &mut Vec<String>) -> Result<Vec<ProgramRow>, 
         let target =
             sys::link_target(link.as_fd()).map_err(|error| Error::system(format!("read {}", path.display()), error))?;
         let (program, attached) = match name.rsplit_once('-') {
-            Some((program, _)) => {
-                let index = target.link_index();
-                let link = Link::by_index(index).map_or_else(|_| format!("link {index}"), |link| link.name);
-                (program.to_owned(), link)
-            }
+            Some((program, _)) => (program.to_owned(), link_name(target.link_index())),
             None => {
                 let id = target.cgroup();
                 (name.clone(), cgroups.entry(id).or_insert_with(|| cgroup_path(id)).clone())
@@ -239,7 +235,26 @@ fn programs(pins: &Pins, problems: &mut Vec<String>) -> Result<Vec<ProgramRow>, 
         let verified_instructions = verified.get(&target.program).copied().unwrap_or(0);
         rows.push(ProgramRow { name: program, attached, id: target.program, verified_instructions });
     }
+    pods(pins, &verified, &mut rows)?;
     Ok(rows)
+}
+
+/// The programs on pods' links.
+fn pods(pins: &Pins, verified: &BTreeMap<u32, u32>, rows: &mut Vec<ProgramRow>) -> Result<(), Error> {
+    for index in pins.filters() {
+        for (name, _) in POD_PROGRAMS {
+            let path = pins.filter(name, index);
+            let failed = |error| Error::system(format!("read {}", path.display()), error);
+            let id = sys::open_pinned(&path).and_then(|program| sys::program_id(program.as_fd())).map_err(failed)?;
+            let verified_instructions = verified.get(&id).copied().unwrap_or(0);
+            rows.push(ProgramRow { name: name.into(), attached: link_name(index), id, verified_instructions });
+        }
+    }
+    Ok(())
+}
+
+fn link_name(index: u32) -> String {
+    Link::by_index(index).map_or_else(|_| format!("link {index}"), |link| link.name)
 }
 
 fn cgroup_path(id: u64) -> String {

@@ -1,5 +1,6 @@
 //! Where maps and links live between processes: `<pin dir>/v<schema>/…` in the BPF file system.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -45,6 +46,21 @@ impl Pins {
         names
     }
 
+    fn filter_dir(&self) -> PathBuf {
+        self.current().join("filters")
+    }
+
+    /// The pin of a program that says that a pod's link has it as a filter.
+    pub(crate) fn filter(&self, program: &str, index: u32) -> PathBuf {
+        self.filter_dir().join(format!("{program}-{index}"))
+    }
+
+    /// Indices of the pods' links that have our filters.
+    pub(crate) fn filters(&self) -> BTreeSet<u32> {
+        let entries = std::fs::read_dir(self.filter_dir()).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.rsplit_once('-')?.1.parse().ok()).collect()
+    }
+
     /// Has an earlier process left its maps here?
     pub(crate) fn taken(&self) -> bool {
         self.links().exists()
@@ -63,8 +79,9 @@ impl Pins {
                 }
             })?;
         }
-        let links = self.links();
-        std::fs::create_dir_all(&links).map_err(|error| Error::system(format!("create {}", links.display()), error))
+        [self.links(), self.filter_dir()].iter().try_for_each(|dir| {
+            std::fs::create_dir_all(dir).map_err(|error| Error::system(format!("create {}", dir.display()), error))
+        })
     }
 
     /// Removes pins of other schemas, once this one is attached.

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_UPDATE: libc::c_long = 29;
@@ -38,6 +39,22 @@ pub(crate) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     let fd = bpf(BPF_OBJ_GET, &mut attributes)?;
     // SAFETY: the kernel just returned this descriptor to us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Pins a program, map or link.
+pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attributes = Attributes([0; ATTRIBUTES]);
+    attributes.0[0] = path.as_ptr() as u64;
+    attributes.0[1] = object.as_raw_fd() as u64;
+    bpf(BPF_OBJ_PIN, &mut attributes).map(|_| ())
+}
+
+/// The id of a program.
+pub(crate) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    // struct bpf_prog_info: type, id, …
+    let info = info(program)?;
+    Ok((info[0] >> 32) as u32)
 }
 
 /// Puts another program behind a link; packets and connects see the old or the new one, never none.
@@ -76,12 +93,18 @@ impl LinkTarget {
 /// Asks the kernel about a link.
 pub(crate) fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
     // struct bpf_link_info: type, id, prog_id, then a union that starts with the target.
+    let info = info(link)?;
+    Ok(LinkTarget { program: info[1] as u32, target: info[2] })
+}
+
+/// The first bytes of what the kernel tells about a program or link.
+fn info(object: BorrowedFd<'_>) -> io::Result<[u64; ATTRIBUTES]> {
     let mut info = [0_u64; ATTRIBUTES];
     let mut attributes = Attributes([0; ATTRIBUTES]);
-    attributes.0[0] = link.as_raw_fd() as u64 | (size_of_val(&info) as u64) << 32;
+    attributes.0[0] = object.as_raw_fd() as u64 | (size_of_val(&info) as u64) << 32;
     attributes.0[1] = info.as_mut_ptr() as u64;
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
-    Ok(LinkTarget { program: info[1] as u32, target: info[2] })
+    Ok(info)
 }
 
 /// An array map of words, mapped into this process.

@@ -7,6 +7,7 @@ mod common;
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, UdpSocket};
+use std::time::Instant;
 
 use common::{Namespace, PATIENCE, Place, connect, isolated, run, service, tcp_server, udp_server, words};
 use sluice_dataplane::model::{Protocol, Snapshot};
@@ -334,6 +335,31 @@ fn strangers_sockets_are_left_alone_and_their_packets_are_served() {
 }
 
 #[test]
+fn pods_links_have_filters_that_come_and_go() {
+    isolated("pods_links_have_filters_that_come_and_go", |place| {
+        let world = world(place, Traffic::best());
+        let index = nix::net::if_::if_nametoindex("slc5").unwrap();
+        let pod = PodInfo { namespace: "shop".into(), name: "a".into() };
+        let filters = |side: &str| {
+            let shown =
+                std::process::Command::new("tc").args(["filter", "show", "dev", "slc5", side]).output().unwrap();
+            String::from_utf8(shown.stdout).unwrap()
+        };
+        for _ in 0..2 {
+            world.dataplane.add_pod(index, &world.pods[0].path, &pod).unwrap();
+            // Not links, whose attachment waits for a grace period under the lock of all links.
+            assert!(filters("ingress").contains("pod_in") && filters("egress").contains("pod_out"));
+            world.dataplane.detach_pod(index).unwrap();
+            assert_eq!(filters("ingress") + &filters("egress"), "");
+            world.dataplane.detach_pod(index).unwrap();
+        }
+        world.dataplane.add_pod(index, &world.pods[0].path, &pod).unwrap();
+        Dataplane::remove_all(&place.pins).unwrap();
+        assert_eq!(filters("ingress") + &filters("egress"), "");
+    });
+}
+
+#[test]
 fn node_ports_answer_on_links_that_come_later() {
     isolated("node_ports_answer_on_links_that_come_later", |place| {
         let world = world(place, Traffic::best());
@@ -345,13 +371,13 @@ fn node_ports_answer_on_links_that_come_later() {
         let follower = runtime.spawn(async move { dataplane.follow_links(&stop).await });
         let late = place.neighbour("late", "up9", Some("10.9.0.1/24"), "10.9.0.2/24", None);
         let attached = || world.dataplane.status().unwrap().programs.iter().filter(|row| row.attached == "up9").count();
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         late.within(|| while connect("10.9.0.1:30080").is_err() && start.elapsed() < PATIENCE {});
         assert_eq!(attached(), 2);
         late.within(|| assert!(connect("10.9.0.1:30080").unwrap().alive()));
         // A pod's link that goes takes its programs along, and nothing of them stays.
         run("ip", &["link", "delete", "slc6"]);
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         let pods =
             || world.dataplane.status().unwrap().programs.iter().filter(|row| row.name.starts_with("pod")).count();
         while pods() > 2 && start.elapsed() < PATIENCE {}
