@@ -151,11 +151,7 @@ fn mounts(
     for m in &c.volume_mounts {
         let volume = pod.spec.volumes.iter().find(|v| v.name == m.name);
         let volume = volume.ok_or_else(|| format!("volume \"{}\" not found", m.name))?;
-        let sub_path = if m.sub_path_expr.is_empty() {
-            m.sub_path.clone()
-        } else {
-            env::expand_all(std::slice::from_ref(&m.sub_path_expr), env).concat()
-        };
+        let sub_path = if m.sub_path_expr.is_empty() { m.sub_path.clone() } else { sub_path(&m.sub_path_expr, env)? };
         // Files made from API objects are replaced as a whole: writing to them would be lost (upstream: read-only).
         let api_files = volume.config_map.is_some()
             || volume.secret.is_some()
@@ -196,6 +192,23 @@ fn mounts(
         });
     }
     Ok(out)
+}
+
+/// A `subPathExpr` with its variables; upstream takes no unknown ones here.
+fn sub_path(text: &str, env: &[(String, String)]) -> Result<String, String> {
+    let missing = std::cell::RefCell::new(None);
+    let known = |name: &str| {
+        let value = env.iter().rev().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
+        if value.is_none() {
+            missing.borrow_mut().get_or_insert_with(|| name.to_owned());
+        }
+        value
+    };
+    let expanded = env::expand(text, known);
+    match missing.into_inner() {
+        Some(name) => Err(format!("missing value for \"{name}\"")),
+        None => Ok(expanded),
+    }
 }
 
 fn absolute(path: &str) -> PathBuf {
@@ -258,6 +271,16 @@ mod tests {
                 (Some(shares), quota, memory, Some(score)),
                 "{r}"
             );
+        }
+    }
+
+    #[test]
+    fn sub_path_expressions_know_their_variables() {
+        let env = [("A".to_owned(), "x".to_owned())];
+        for (text, expected) in
+            [("$(A)/y", Ok("x/y")), ("$$(A)", Ok("$(A)")), ("a/$(NO)", Err("missing value for \"NO\""))]
+        {
+            assert_eq!(sub_path(text, &env), expected.map(str::to_owned).map_err(str::to_owned), "{text}");
         }
     }
 

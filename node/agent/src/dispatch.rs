@@ -11,13 +11,13 @@ use parking_lot::RwLock;
 use sluice_runtime::{ContainerState, Status};
 use tokio_util::sync::CancellationToken;
 
+use crate::admit;
 use crate::limits;
 use crate::model::Pod;
 use crate::node_context::NodeContext;
 use crate::pod::adopt::{Found, FoundState};
 use crate::pod::state::Failure;
 use crate::pod::worker::{self, Beginning, Handle, Message};
-use crate::quantity;
 
 /// The workers of a node, by pod uid.
 #[derive(Clone, Default)]
@@ -154,7 +154,7 @@ impl Dispatcher {
             .map(|v| v.pod)
             .collect();
         let labels = self.labels.borrow().clone();
-        refusal(pod, &others, &self.node.identity.allocatable, labels.as_ref())
+        admit::refusal(pod, &others, &self.node.identity.allocatable, labels.as_ref())
     }
 
     async fn remove_orphans(&mut self) {
@@ -207,124 +207,4 @@ fn found(c: ContainerState) -> Found {
         Status::Exited(exit) => FoundState::Exited(worker::exit_of(c.id.clone(), &exit, None)),
     };
     Found { id: c.id, name: c.name, attempt: c.attempt, image: c.image, image_id: c.image_id, state }
-}
-
-/// Requests of a pod in thousandths of a processor and bytes: the larger of what runs together and what the init
-/// containers need one after the other, plus overhead.
-pub fn requests(pod: &Pod) -> (i128, i128) {
-    let amount = |map: &BTreeMap<String, String>, name: &str| -> i128 {
-        let read = if name == "cpu" { quantity::milli } else { quantity::value };
-        map.get(name).and_then(|q| read(q)).unwrap_or(0)
-    };
-    let total = |name: &str| {
-        let main: i128 = pod.spec.containers.iter().map(|c| amount(&c.resources.requests, name)).sum();
-        let (mut sidecars, mut peak) = (0, 0);
-        for c in &pod.spec.init_containers {
-            let own = amount(&c.resources.requests, name);
-            if c.restart_policy.as_deref() == Some("Always") {
-                sidecars += own;
-                peak = peak.max(sidecars);
-            } else {
-                peak = peak.max(sidecars + own);
-            }
-        }
-        (main + sidecars).max(peak) + amount(&pod.spec.overhead, name)
-    };
-    (total("cpu"), total("memory"))
-}
-
-fn refusal(
-    pod: &Pod,
-    others: &[Arc<Pod>],
-    allocatable: &BTreeMap<String, String>,
-    labels: Option<&BTreeMap<String, String>>,
-) -> Option<Failure> {
-    let failure = |reason: &str, message: String| Some(Failure { reason: reason.to_owned(), message });
-    if let Some(labels) = labels
-        && pod.spec.node_selector.iter().any(|(k, v)| labels.get(k) != Some(v))
-    {
-        let message =
-            "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
-        return failure("NodeAffinity", message.to_owned());
-    }
-    let short = |what: &str, requested: i128, used: i128, capacity: i128| {
-        format!(
-            "Pod was rejected: Node didn't have enough resource: {what}, requested: {requested}, used: {used}, \
-             capacity: {capacity}"
-        )
-    };
-    let pods = allocatable.get("pods").and_then(|q| quantity::value(q)).unwrap_or(limits::MAX_PODS as i128);
-    let running = others.len() as i128;
-    if running + 1 > pods {
-        return failure("OutOfpods", short("pods", 1, running, pods));
-    }
-    let (cpu, memory) = requests(pod);
-    let used = others.iter().map(|p| requests(p)).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
-    let capacity = |name: &str, read: fn(&str) -> Option<i128>| allocatable.get(name).and_then(|q| read(q));
-    if let Some(capacity) = capacity("cpu", quantity::milli)
-        && cpu > 0
-        && used.0 + cpu > capacity
-    {
-        return failure("OutOfcpu", short("cpu", cpu, used.0, capacity));
-    }
-    if let Some(capacity) = capacity("memory", quantity::value)
-        && memory > 0
-        && used.1 + memory > capacity
-    {
-        return failure("OutOfmemory", short("memory", memory, used.1, capacity));
-    }
-    None
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use serde_json::json;
-
-    use super::*;
-
-    fn pod(spec: serde_json::Value) -> Pod {
-        serde_json::from_value(json!({"spec": spec})).unwrap()
-    }
-
-    #[test]
-    fn sums() {
-        let r = |cpu: &str| json!({"requests": {"cpu": cpu, "memory": "1Mi"}});
-        let p = pod(json!({
-            "initContainers": [
-                {"name": "s", "restartPolicy": "Always", "resources": r("100m")},
-                {"name": "i", "resources": r("1")},
-            ],
-            "containers": [{"name": "a", "resources": r("200m")}, {"name": "b", "resources": r("300m")}],
-            "overhead": {"cpu": "10m"},
-        }));
-        assert_eq!(requests(&p), (1110, 3 << 20));
-    }
-
-    #[test]
-    fn refusals() {
-        let allocatable: BTreeMap<String, String> =
-            [("cpu", "1"), ("memory", "1Gi"), ("pods", "2")].map(|(k, v)| (k.into(), v.into())).into();
-        let labels = BTreeMap::from([("disk".to_owned(), "ssd".to_owned())]);
-        let ask = |cpu: &str, memory: &str| {
-            pod(json!({"containers": [{"name": "a", "resources": {"requests": {"cpu": cpu, "memory": memory}}}]}))
-        };
-        let other = Arc::new(ask("600m", "600Mi"));
-        for (p, others, reason) in [
-            (ask("400m", "100Mi"), vec![other.clone()], None),
-            (ask("500m", "100Mi"), vec![other.clone()], Some("OutOfcpu")),
-            (ask("100m", "500Mi"), vec![other.clone()], Some("OutOfmemory")),
-            (ask("0", "0"), vec![other.clone(), other.clone()], Some("OutOfpods")),
-            (pod(json!({"nodeSelector": {"disk": "ssd"}})), vec![], None),
-            (pod(json!({"nodeSelector": {"disk": "hdd"}})), vec![], Some("NodeAffinity")),
-        ] {
-            let actual = refusal(&p, &others, &allocatable, Some(&labels));
-            assert_eq!(actual.as_ref().map(|f| f.reason.as_str()), reason, "{actual:?}");
-        }
-        let f = refusal(&ask("500m", "0"), &[other], &allocatable, None).unwrap();
-        assert_eq!(
-            f.message,
-            "Pod was rejected: Node didn't have enough resource: cpu, requested: 500, used: 600, capacity: 1000"
-        );
-    }
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::dispatch::{Workers, requests};
+use crate::admit::requests;
+use crate::dispatch::Workers;
 use crate::limits;
 use crate::node::machine::available_memory;
 use crate::node_context::NodeContext;

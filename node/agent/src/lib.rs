@@ -3,6 +3,7 @@
 //! through `kube::Client`, and keeps no file of its own about pods: a restarted daemon reads everything back from
 //! containerd, the kernel and the API server.
 
+pub mod admit;
 mod agent;
 pub mod allocations;
 pub mod api;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::TokenRequest;
+use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Client, Error};
 use serde_json::{Value, json};
@@ -137,6 +138,11 @@ impl PodApi for RealApi {
             ..DeleteParams::default()
         };
         api.delete(&pod.name, &params).await.map(|_| ()).map_err(api_error)
+    }
+
+    async fn runtime_handler(&self, class: &str) -> Result<String, ApiError> {
+        let api: Api<RuntimeClass> = Api::all(self.0.clone());
+        api.get(class).await.map(|class| class.handler).map_err(api_error)
     }
 
     async fn token(

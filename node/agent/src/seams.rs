@@ -69,6 +69,8 @@ pub trait PodApi: Send + Sync + 'static {
     async fn patch_status(&self, pod: &PodName, patch: &Value) -> Result<(), ApiError>;
     /// DELETE with grace 0 and the uid as precondition.
     async fn delete(&self, pod: &PodName) -> Result<(), ApiError>;
+    /// The handler that a RuntimeClass names.
+    async fn runtime_handler(&self, class: &str) -> Result<String, ApiError>;
     /// TokenRequest for the pod's service account.
     async fn token(
         &self,

@@ -303,6 +303,9 @@ impl PodApi for SimApi {
         self.journal.add(format!("DELETE {}", pod.name));
         Ok(())
     }
+    async fn runtime_handler(&self, class: &str) -> Result<String, ApiError> {
+        Ok(class.to_owned())
+    }
     async fn token(&self, _: &PodName, account: &str, _: Option<&str>, seconds: i64) -> Result<Token, ApiError> {
         self.journal.add(format!("token {account} {seconds}"));
         Ok(Token { token: "jwt".into(), expires: Timestamp::now() + Duration::from_secs(3600) })

@@ -1,9 +1,12 @@
-//! The channel protocol of exec and attach (`v5.channel.k8s.io`, `v4.channel.k8s.io`): the first byte of a message says
+//! The channel protocol of exec and attach (`v5.channel.k8s.io` and its elders): the first byte of a message says
 //! which stream it belongs to. Encoding and decoding are pure.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::{BufMut, Bytes, BytesMut};
 use serde_json::{Value, json};
 use sluice_runtime::TerminalSize;
+use tokio_tungstenite::tungstenite::Message;
 
 pub(super) const STDIN: u8 = 0;
 pub(super) const STDOUT: u8 = 1;
@@ -13,7 +16,61 @@ const RESIZE: u8 = 4;
 const CLOSE: u8 = 255;
 
 /// Subprotocols, the best first.
-pub(super) const PROTOCOLS: [&str; 3] = ["v5.channel.k8s.io", "v4.channel.k8s.io", "channel.k8s.io"];
+pub(super) const PROTOCOLS: [&str; 5] =
+    ["v5.channel.k8s.io", "v4.channel.k8s.io", "base64.channel.k8s.io", "channel.k8s.io", ""];
+
+/// How a subprotocol writes messages, and how it says the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Dialect {
+    /// Text messages: a digit, then base64.
+    base64: bool,
+    /// The end is a Status, whatever it is; older protocols say failures only, in words.
+    status: bool,
+}
+
+impl Dialect {
+    /// Of a subprotocol.
+    pub(super) fn of(protocol: &str) -> Dialect {
+        Dialect { base64: protocol == "base64.channel.k8s.io", status: protocol.starts_with(['v']) }
+    }
+
+    /// A message as it goes out.
+    pub(super) fn message(self, encoded: Bytes) -> Message {
+        match encoded.split_first() {
+            Some((channel, data)) if self.base64 => {
+                Message::text(format!("{}{}", channel.min(&9), STANDARD.encode(data)))
+            }
+            _ => Message::Binary(encoded),
+        }
+    }
+
+    /// What a client's message says.
+    pub(super) fn input(self, message: &Message) -> Input {
+        match message {
+            Message::Binary(data) if !self.base64 => decode(data),
+            Message::Text(text) if !self.base64 => decode(&Bytes::copy_from_slice(text.as_bytes())),
+            Message::Text(text) => unwrap(text.as_bytes()).map_or(Input::Other, |data| decode(&data)),
+            Message::Binary(data) => unwrap(data).map_or(Input::Other, |data| decode(&data)),
+            _ => Input::Other,
+        }
+    }
+
+    /// What the error channel is to say at the end.
+    pub(super) fn last_word(self, status: &Value) -> Option<String> {
+        if self.status {
+            return Some(status.to_string());
+        }
+        (status["status"] != "Success").then(|| status["message"].as_str().unwrap_or_default().to_owned())
+    }
+}
+
+/// A digit and base64 as channel and bytes.
+fn unwrap(text: &[u8]) -> Option<Bytes> {
+    let (channel, data) = text.split_first()?;
+    let mut out = vec![channel.checked_sub(b'0')?];
+    out.extend(STANDARD.decode(data).ok()?);
+    Some(out.into())
+}
 
 /// What a client says.
 #[derive(Debug, PartialEq, Eq)]
@@ -86,6 +143,28 @@ mod tests {
             assert_eq!(decode(&Bytes::copy_from_slice(bytes)), expected, "{bytes:?}");
         }
         assert_eq!(&encode(STDOUT, b"x")[..], b"\x01x");
+    }
+
+    #[test]
+    fn dialects() {
+        let end = exit_status(0);
+        for (protocol, text, success) in [
+            ("v5.channel.k8s.io", false, true),
+            ("v4.channel.k8s.io", false, true),
+            ("channel.k8s.io", false, false),
+            ("", false, false),
+            ("base64.channel.k8s.io", true, false),
+        ] {
+            let dialect = Dialect::of(protocol);
+            let out = dialect.message(encode(STDOUT, b"hi"));
+            assert_eq!(out.is_text(), text, "{protocol}");
+            assert_eq!(out.into_data().as_ref(), if text { &b"1aGk="[..] } else { b"\x01hi" });
+            assert_eq!(dialect.last_word(&end).is_some(), success, "{protocol}");
+            assert!(dialect.last_word(&failure_status("no")).is_some_and(|w| w.contains("no")));
+        }
+        let base64 = Dialect::of("base64.channel.k8s.io");
+        assert_eq!(base64.input(&Message::text("0aGk=")), Input::Stdin(Bytes::from_static(b"hi")));
+        assert_eq!(base64.input(&Message::text("0!")), Input::Other);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
-use super::channel::{self, Input};
+use super::channel::{self, Dialect, Input};
 use super::reply::{Reply, error};
 use super::upgrade::{Socket, websocket};
 use super::{Shared, flag, query};
@@ -42,7 +42,7 @@ pub(super) async fn exec(
         Err((status, message)) => return error(status, &message),
     };
     let runtime = shared.node.runtime.clone();
-    websocket(request, &channel::PROTOCOLS, move |socket, _| async move {
+    websocket(request, &channel::PROTOCOLS, move |socket, protocol| async move {
         let spec = ExecSpec {
             argv,
             tty: streams.tty,
@@ -52,7 +52,7 @@ pub(super) async fn exec(
             size: None,
         };
         let process = runtime.exec(&id, spec).await;
-        join(socket, streams, process, Ending::Exit).await;
+        join(socket, Dialect::of(protocol), streams, process, Ending::Exit).await;
     })
 }
 
@@ -74,9 +74,9 @@ pub(super) async fn attach(
         Err((status, message)) => return error(status, &message),
     };
     let runtime = shared.node.runtime.clone();
-    websocket(request, &channel::PROTOCOLS, move |socket, _| async move {
+    websocket(request, &channel::PROTOCOLS, move |socket, protocol| async move {
         let process = runtime.attach(&id).await;
-        join(socket, Streams { tty, ..streams }, process, Ending::Detach).await;
+        join(socket, Dialect::of(protocol), Streams { tty, ..streams }, process, Ending::Detach).await;
     })
 }
 
@@ -136,13 +136,19 @@ pub(super) fn view(shared: &Shared, namespace: &str, pod: &str) -> Result<View, 
     }
 }
 
-async fn join(socket: Socket, streams: Streams, process: sluice_runtime::Result<Process>, ending: Ending) {
+async fn join(
+    socket: Socket,
+    dialect: Dialect,
+    streams: Streams,
+    process: sluice_runtime::Result<Process>,
+    ending: Ending,
+) {
     let (mut sink, mut source) = socket.split();
     let mut process = match process {
         Ok(process) => process,
         Err(e) => {
             let message = format!("error executing command in container: {e}");
-            return finish(&mut sink, &channel::failure_status(&message)).await;
+            return finish(&mut sink, dialect, &channel::failure_status(&message)).await;
         }
     };
     let (out, mut messages) = mpsc::channel::<Bytes>(8);
@@ -167,13 +173,13 @@ async fn join(socket: Socket, streams: Streams, process: sluice_runtime::Result<
             message = messages.recv() => match message {
                 // All output streams have ended.
                 None => break,
-                Some(message) => if sink.send(Message::Binary(message)).await.is_err() {
+                Some(message) => if sink.send(dialect.message(message)).await.is_err() {
                     gone = true;
                     break;
                 },
             },
             message = source.next() => match message {
-                Some(Ok(Message::Binary(data))) => match channel::decode(&data) {
+                Some(Ok(message @ (Message::Binary(_) | Message::Text(_)))) => match dialect.input(&message) {
                     Input::Stdin(data) => {
                         if let Some(pipe) = &mut stdin
                             && (pipe.write_all(&data).await.is_err() || pipe.flush().await.is_err())
@@ -220,7 +226,7 @@ async fn join(socket: Socket, streams: Streams, process: sluice_runtime::Result<
             Err(e) => channel::failure_status(&format!("error executing command in container: {e}")),
         },
     };
-    finish(&mut sink, &status).await;
+    finish(&mut sink, dialect, &status).await;
 }
 
 /// A process's controls are used on one thread.
@@ -246,11 +252,12 @@ async fn pump(mut stream: sluice_runtime::Output, channel: u8, out: mpsc::Sender
     }
 }
 
-async fn finish(sink: &mut SplitSink<Socket, Message>, status: &serde_json::Value) {
-    let last = channel::encode(channel::ERROR, status.to_string().as_bytes());
+async fn finish(sink: &mut SplitSink<Socket, Message>, dialect: Dialect, status: &serde_json::Value) {
     let close = CloseFrame { code: CloseCode::Normal, reason: "".into() };
     // A client that left does not need to be told.
-    let _ = sink.send(Message::Binary(last)).await;
+    if let Some(word) = dialect.last_word(status) {
+        let _ = sink.send(dialect.message(channel::encode(channel::ERROR, word.as_bytes()))).await;
+    }
     let _ = sink.send(Message::Close(Some(close))).await;
     let _ = sink.close().await;
 }

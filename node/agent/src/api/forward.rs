@@ -20,7 +20,7 @@ use super::reply::{Reply, error};
 use super::upgrade::{Socket, websocket};
 use super::{Shared, query, tunnel};
 
-const PROTOCOLS: [&str; 3] = [tunnel::PROTOCOL, "v4.channel.k8s.io", "portforward.k8s.io"];
+const PROTOCOLS: [&str; 4] = [tunnel::PROTOCOL, "v4.channel.k8s.io", "portforward.k8s.io", ""];
 /// Messages waiting for one connection.
 const QUEUE: usize = 16;
 

@@ -59,7 +59,9 @@ where
     if let Ok(accept) = HeaderValue::from_str(&accept) {
         out.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
     }
-    out.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
+    if !protocol.is_empty() {
+        out.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
+    }
     response
 }
 
@@ -75,8 +77,11 @@ fn is_upgrade(headers: &HeaderMap) -> bool {
     has(header::CONNECTION, "upgrade") && has(header::UPGRADE, "websocket")
 }
 
-/// The client's first choice among the supported ones.
+/// The client's first choice among the supported ones; empty if it names none, which is the oldest (upstream's rule).
 fn choose(headers: &HeaderMap, supported: &[&'static str]) -> Option<&'static str> {
+    if !headers.contains_key(header::SEC_WEBSOCKET_PROTOCOL) {
+        return Some("");
+    }
     let asked = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL);
     let asked = asked.iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(',').map(str::trim));
     asked.filter_map(|a| supported.iter().find(|s| **s == a)).next().copied()
@@ -99,5 +104,6 @@ mod tests {
             headers.insert(header::SEC_WEBSOCKET_PROTOCOL, offer.parse().unwrap());
             assert_eq!(choose(&headers, &supported), expected, "{offer}");
         }
+        assert_eq!(choose(&HeaderMap::new(), &supported), Some(""));
     }
 }

@@ -273,13 +273,14 @@ fn record(warning: bool, reason: &'static str, message: String, container: Optio
 
 /// Event reasons are a fixed set; those of a rejected or evicted pod are looked up in it.
 fn known_reason(reason: &str) -> &'static str {
-    const KNOWN: [&str; 9] = [
+    const KNOWN: [&str; 10] = [
         "OutOfcpu",
         "OutOfmemory",
         "OutOfpods",
         "OutOfephemeral-storage",
         "NodeAffinity",
         "NodePorts",
+        "SysctlForbidden",
         "Evicted",
         "DeadlineExceeded",
         "Taint",

@@ -22,7 +22,7 @@ pub enum Outcome {
     Success,
     /// The answer was no; upstream's message follows `… probe failed: `.
     Failure(String),
-    /// It could not be asked (upstream: `… probe errored: `).
+    /// It could not be asked (upstream: `… probe errored and resulted in unknown state: `).
     Error(String),
 }
 
@@ -96,11 +96,15 @@ pub fn start(
             match &outcome {
                 Outcome::Success => {}
                 Outcome::Failure(m) => unhealthy(format!("{word} probe failed: {m}")),
-                Outcome::Error(m) => unhealthy(format!("{word} probe errored: {m}")),
+                Outcome::Error(m) => {
+                    unhealthy(format!("{word} probe errored and resulted in unknown state: {m}"));
+                }
             }
-            // Upstream: an error of the probe itself counts as failure only for exec time-outs; others are failures too.
-            let verdict = thresholds.add(outcome == Outcome::Success);
-            if let Some(ok) = verdict {
+            // Upstream: what could not be asked counts neither way.
+            if matches!(outcome, Outcome::Error(_)) {
+                continue;
+            }
+            if let Some(ok) = thresholds.add(outcome == Outcome::Success) {
                 report(ok);
                 if kind == ProbeKind::Startup || (kind == ProbeKind::Liveness && !ok) {
                     return;

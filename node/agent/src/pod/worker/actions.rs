@@ -54,6 +54,9 @@ impl Worker {
     fn set_up_network(&self) {
         let (node, pod) = (self.node.clone(), self.pod.clone());
         self.task(async move {
+            if let Err(message) = check_runtime(&node, &pod).await {
+                return Own::Network(Err(message));
+            }
             let address = if pod.spec.host_network {
                 Ok(PodAddress { netns: PathBuf::new(), ips: node.identity.ips.clone() })
             } else {
@@ -261,6 +264,19 @@ impl Worker {
             let _ = queue.send(Message::Event(Event::TornDown)).await;
         });
     }
+}
+
+/// A RuntimeClass may ask for a handler that this node does not have.
+async fn check_runtime(node: &NodeContext, pod: &Pod) -> Result<(), String> {
+    let Some(class) = pod.spec.runtime_class_name.as_deref().filter(|c| !c.is_empty()) else { return Ok(()) };
+    let handler = node.api.runtime_handler(class).await;
+    let handler = handler.map_err(|e| format!("failed to get the RuntimeClass {class:?}: {e}"))?;
+    if matches!(handler.as_str(), "" | "runc") {
+        return Ok(());
+    }
+    Err(format!(
+        "rpc error: code = Unknown desc = failed to get sandbox runtime: no runtime for {handler:?} is configured"
+    ))
 }
 
 async fn take_away(node: &Arc<NodeContext>, pod: &Arc<Pod>) -> Result<(), String> {

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::{Own, Worker};
+use crate::admit::requests;
 use crate::allocations::Refusal;
 use crate::container::{self, pod_resources};
-use crate::dispatch::requests;
 use crate::limits;
 use crate::model::{Pod, Resources};
 use crate::pod::machine::Event;
