@@ -59,6 +59,9 @@ pub fn prepare_create(resource: &Resource, object: &mut Value) {
             meta.remove("generation");
         });
     }
+    if (&*resource.group, &*resource.kind) == ("batch", "Job") {
+        job_selector(object);
+    }
     let first = match (resource.group.as_ref(), resource.kind.as_ref()) {
         ("", "Pod") => json!({"phase": "Pending", "qosClass": qos_class(object)}),
         ("", "Namespace") => json!({"phase": "Active"}),
@@ -77,6 +80,26 @@ pub fn prepare_create(resource: &Resource, object: &mut Value) {
     if let Value::Object(top) = object {
         top.insert("status".into(), first);
     }
+}
+
+/// A Job selects its pods by its own uid unless the user chose a selector (upstream's `generateSelector`).
+fn job_selector(object: &mut Value) {
+    if object.pointer("/spec/manualSelector") == Some(&Value::Bool(true)) {
+        return;
+    }
+    let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
+    let (name, uid) = (text("name"), text("uid"));
+    let prefixed = |name: &str| format!("batch.kubernetes.io/{name}");
+    each(object, "spec.template.+metadata.+labels", &mut |labels| {
+        for (key, value) in [("controller-uid", &uid), ("job-name", &name)] {
+            for key in [key.to_owned(), prefixed(key)] {
+                labels.insert(key, json!(value));
+            }
+        }
+    });
+    each(object, "spec.+selector.+matchLabels", &mut |labels| {
+        labels.insert(prefixed("controller-uid"), json!(uid));
+    });
 }
 
 /// Before an update of the main resource: the status stays as it was, a changed specification
@@ -203,6 +226,18 @@ mod tests {
         let mut config = json!({"metadata": {"generation": 7}, "data": {}});
         prepare_create(kind("", "ConfigMap"), &mut config);
         assert_eq!(config["metadata"], json!({}), "a ConfigMap has no generation");
+    }
+
+    #[test]
+    fn a_job_selects_its_pods_by_its_uid() {
+        let mut job = json!({"metadata": {"name": "j", "uid": "u"}, "spec": {"template": {"spec": {}}}});
+        prepare_create(kind("batch", "Job"), &mut job);
+        assert_eq!(job["spec"]["selector"], json!({"matchLabels": {"batch.kubernetes.io/controller-uid": "u"}}));
+        let labels = &job["spec"]["template"]["metadata"]["labels"];
+        assert_eq!((&labels["job-name"], &labels["batch.kubernetes.io/job-name"]), (&json!("j"), &json!("j")));
+        let mut own = json!({"metadata": {}, "spec": {"manualSelector": true, "selector": {}, "template": {}}});
+        prepare_create(kind("batch", "Job"), &mut own);
+        assert_eq!((&own["spec"]["selector"], &own["spec"]["template"]), (&json!({}), &json!({})));
     }
 
     #[test]

@@ -19,7 +19,7 @@ const NAMES: &[(&str, &str, Syntax)] = &[
     ("rbac.authorization.k8s.io", "ClusterRole", names::path_segment),
     ("rbac.authorization.k8s.io", "RoleBinding", names::path_segment),
     ("rbac.authorization.k8s.io", "ClusterRoleBinding", names::path_segment),
-    ("certificates.k8s.io", "CertificateSigningRequest", names::dns_subdomain),
+    ("networking.k8s.io", "IPAddress", |_| Vec::new()),
 ];
 
 pub(super) fn meta(resource: &Resource, meta: At<'_>, errors: &mut Errors) {

@@ -1,22 +1,28 @@
 //! Validation with upstream's rules and words, field path first. Kinds without rules of their own
-//! get the checks of metadata; their schema is the decoder's. Source: upstream's
+//! get the checks of metadata and those of required fields by their schema. Source: upstream's
 //! `pkg/apis/*/validation`.
 
+mod batch;
 mod config;
 mod container;
 mod cursor;
+mod hooks;
+mod limits;
 mod meta;
+mod networking;
+mod other;
 mod pod;
 mod rbac;
 mod service;
 mod update;
 mod volume;
+mod volumes;
 mod workload;
 
 use serde_json::Value;
 
 use self::cursor::At;
-use crate::{resource::Resource, status::FieldError};
+use crate::{resource::Resource, schema, status::FieldError};
 
 /// What a check adds to.
 type Errors = Vec<FieldError>;
@@ -24,6 +30,11 @@ type Errors = Vec<FieldError>;
 type Check = fn(At<'_>, &mut Errors);
 /// A check of a change, old object first.
 type ChangeCheck = fn(At<'_>, At<'_>, &mut Errors);
+
+const ADMISSION: &str = "admissionregistration.k8s.io";
+const FLOW: &str = "flowcontrol.apiserver.k8s.io";
+const NETWORKING: &str = "networking.k8s.io";
+const STORAGE: &str = "storage.k8s.io";
 
 const CREATE: &[(&str, &str, Check)] = &[
     ("", "Pod", pod::pod),
@@ -37,14 +48,49 @@ const CREATE: &[(&str, &str, Check)] = &[
     ("apps", "ReplicaSet", workload::replica_set),
     ("apps", "StatefulSet", workload::stateful_set),
     ("apps", "DaemonSet", workload::daemon_set),
-    ("batch", "Job", workload::job),
-    ("batch", "CronJob", workload::cron_job),
+    ("batch", "Job", batch::job),
+    ("batch", "CronJob", batch::cron_job),
     ("discovery.k8s.io", "EndpointSlice", service::endpoint_slice),
     ("coordination.k8s.io", "Lease", config::lease),
     ("rbac.authorization.k8s.io", "Role", rbac::role),
     ("rbac.authorization.k8s.io", "ClusterRole", rbac::cluster_role),
     ("rbac.authorization.k8s.io", "RoleBinding", rbac::binding),
     ("rbac.authorization.k8s.io", "ClusterRoleBinding", rbac::binding),
+    ("", "Endpoints", networking::endpoints),
+    ("", "Event", other::core_event),
+    ("", "LimitRange", limits::limit_range),
+    ("", "Namespace", |_, _| ()),
+    ("", "PersistentVolume", volumes::volume),
+    ("", "PersistentVolumeClaim", volumes::claim),
+    ("", "ResourceQuota", limits::resource_quota),
+    ("", "ServiceAccount", |_, _| ()),
+    (ADMISSION, "MutatingAdmissionPolicy", hooks::mutating_policy),
+    (ADMISSION, "MutatingAdmissionPolicyBinding", hooks::mutating_binding),
+    (ADMISSION, "MutatingWebhookConfiguration", hooks::mutating),
+    (ADMISSION, "ValidatingAdmissionPolicy", hooks::validating_policy),
+    (ADMISSION, "ValidatingAdmissionPolicyBinding", hooks::validating_binding),
+    (ADMISSION, "ValidatingWebhookConfiguration", hooks::validating),
+    ("apiregistration.k8s.io", "APIService", other::api_service),
+    ("apps", "ControllerRevision", other::controller_revision),
+    ("autoscaling", "HorizontalPodAutoscaler", limits::autoscaler),
+    ("certificates.k8s.io", "CertificateSigningRequest", other::certificate_request),
+    ("events.k8s.io", "Event", other::event),
+    (FLOW, "FlowSchema", other::flow_schema),
+    (FLOW, "PriorityLevelConfiguration", other::priority_level),
+    (NETWORKING, "IPAddress", networking::ip_address),
+    (NETWORKING, "Ingress", networking::ingress),
+    (NETWORKING, "IngressClass", networking::ingress_class),
+    (NETWORKING, "NetworkPolicy", networking::network_policy),
+    (NETWORKING, "ServiceCIDR", networking::service_cidr),
+    ("node.k8s.io", "RuntimeClass", limits::runtime_class),
+    ("policy", "PodDisruptionBudget", limits::budget),
+    ("scheduling.k8s.io", "PriorityClass", limits::priority_class),
+    (STORAGE, "CSIDriver", volumes::csi_driver),
+    (STORAGE, "CSINode", volumes::csi_node),
+    (STORAGE, "CSIStorageCapacity", volumes::csi_capacity),
+    (STORAGE, "StorageClass", volumes::storage_class),
+    (STORAGE, "VolumeAttachment", volumes::attachment),
+    (STORAGE, "VolumeAttributesClass", volumes::attributes_class),
 ];
 
 const UPDATE: &[(&str, &str, ChangeCheck)] = &[
@@ -57,10 +103,21 @@ const UPDATE: &[(&str, &str, ChangeCheck)] = &[
     ("apps", "ReplicaSet", update::selector),
     ("apps", "StatefulSet", update::stateful_set),
     ("apps", "DaemonSet", update::selector),
-    ("batch", "Job", update::job),
+    ("batch", "Job", batch::job_change),
     ("discovery.k8s.io", "EndpointSlice", update::endpoint_slice),
     ("rbac.authorization.k8s.io", "RoleBinding", update::role_ref),
     ("rbac.authorization.k8s.io", "ClusterRoleBinding", update::role_ref),
+    ("", "PersistentVolume", volumes::volume_change),
+    ("", "PersistentVolumeClaim", volumes::claim_change),
+    ("", "ResourceQuota", limits::resource_quota_change),
+    ("apps", "ControllerRevision", other::controller_revision_change),
+    (NETWORKING, "IPAddress", |old, new, errors| update::fixed(old, new, "spec.parentRef", errors)),
+    (NETWORKING, "IngressClass", |old, new, errors| update::fixed(old, new, "spec.controller", errors)),
+    ("node.k8s.io", "RuntimeClass", limits::runtime_class_change),
+    ("scheduling.k8s.io", "PriorityClass", limits::priority_class_change),
+    (STORAGE, "StorageClass", volumes::storage_class_change),
+    (STORAGE, "VolumeAttachment", volumes::attachment_change),
+    (STORAGE, "VolumeAttributesClass", volumes::attributes_class_change),
 ];
 
 /// Every broken rule of a new object, which has its defaults and its metadata.
@@ -68,8 +125,13 @@ pub fn validate_create(resource: &Resource, object: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
     let at = At::root(object);
     meta::meta(resource, at.field("metadata"), &mut errors);
+    let mut own = false;
     for (_, _, check) in mine(CREATE, resource) {
+        own = true;
         check(at.clone(), &mut errors);
+    }
+    if !own && let Some(schema) = schema::builtin().get(&resource.schema) {
+        errors.extend(schema::missing(schema, object));
     }
     errors
 }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::{Errors, cursor::At, meta};
 use crate::{names, status::FieldError};
 
-const PROTOCOLS: &[&str] = &["SCTP", "TCP", "UDP"];
+pub(super) const PROTOCOLS: &[&str] = &["SCTP", "TCP", "UDP"];
 /// Upstream's limits of an EndpointSlice.
 const MAX_ENDPOINTS: usize = 1000;
 const MAX_PORTS: usize = 20_000;

@@ -234,3 +234,196 @@ fn changes() {
     let odd = |label: &str| json!({"metadata": {"name": "Odd_Name", "namespace": "n", "labels": {"a": label}}});
     check("", "ConfigMap", odd("x"), odd("y"), &[]);
 }
+
+/// For every kind that can be stored: the least object that upstream takes, and one that it refuses
+/// with the errors.
+#[test]
+fn every_kind_takes_its_least_object_and_refuses_a_broken_one() {
+    let template = json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    let once = json!({"spec": {"containers": [{"name": "c", "image": "i"}], "restartPolicy": "Never"}});
+    let selector = json!({"matchLabels": {"a": "b"}});
+    let claim = json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}});
+    let rule = json!({"operations": ["CREATE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"]});
+    let hook = json!({"name": "a.b.c", "clientConfig": {"url": "https://h/"}, "sideEffects": "None",
+        "admissionReviewVersions": ["v1"]});
+    let policy = json!({"matchConstraints": {"resourceRules": [rule]}, "validations": [{"expression": "true"}]});
+    let mutation = json!({"matchConstraints": {"resourceRules": [rule]}, "reinvocationPolicy": "Never",
+        "failurePolicy": "Fail", "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": "[]"}}]});
+    let csr = "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURSBSRVFVRVNULS0tLS0K";
+    let crd = json!({"group": "example.com", "scope": "Namespaced", "names": {"plural": "as", "kind": "A"},
+        "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {"type": "object"}}}]});
+    #[rustfmt::skip]
+    let table: Vec<(&str, Value, Value, &[&str])> = vec![
+        ("v1 ConfigMap", json!({}), json!({"data": {"a/b": ""}}), &["data[a/b]"]),
+        ("v1 Endpoints", json!({}), json!({"subsets": [{}]}), &["subsets[0]: Required value: must specify `addresses` or `notReadyAddresses`"]),
+        ("v1 Event", json!({"involvedObject": {"namespace": "n"}}), json!({"involvedObject": {"namespace": "o"}}), &["involvedObject.namespace: Invalid value: \"o\": does not match event.namespace"]),
+        ("v1 LimitRange", json!({"spec": {"limits": [{"type": "Pod", "max": {"cpu": "1"}}]}}),
+            json!({"spec": {"limits": [{"type": "Pod", "max": {"cpu": "1"}, "min": {"cpu": "2"}}]}}),
+            &["spec.limits[0].min[cpu]: Invalid value: \"2\": min value 2 is greater than max value 1"]),
+        ("v1 Namespace", json!({}), json!({"metadata": {"name": "A"}}), &["metadata.name: Invalid value"]),
+        ("v1 Node", json!({}), json!({"spec": {"taints": [{"key": "a"}]}}), &["spec.taints[0].effect: Required value"]),
+        ("v1 PersistentVolumeClaim", json!({"spec": claim}), json!({"spec": {}}),
+            &["spec.accessModes: Required value: at least 1 access mode is required", "spec.resources[storage]: Required value"]),
+        ("v1 PersistentVolume", json!({"spec": {"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1"}, "hostPath": {"path": "/a"}}}),
+            json!({"spec": {"accessModes": ["Some"], "capacity": {"storage": "1"}}}),
+            &["spec.accessModes: Unsupported value: \"Some\": supported values: \"ReadOnlyMany\", \"ReadWriteMany\", \"ReadWriteOnce\", \"ReadWriteOncePod\"",
+              "spec: Required value: must specify a volume type"]),
+        ("v1 Pod", json!({"spec": template["spec"]}), json!({"spec": {}}), &["spec.containers: Required value"]),
+        ("v1 PodTemplate", json!({"template": template}), json!({}), &["template.spec.containers: Required value"]),
+        ("v1 ReplicationController", json!({"spec": {"template": template}}), json!({"spec": {"selector": {"x": "y"}, "template": template}}),
+            &["spec.template.metadata.labels: Invalid value: {\"a\":\"b\"}: `selector` does not match template `labels`"]),
+        ("v1 ResourceQuota", json!({}), json!({"spec": {"hard": {"foo": "1"}}}), &["spec.hard[foo]: Invalid value: \"foo\": must be a standard resource for quota"]),
+        ("v1 Secret", json!({}), json!({"type": "kubernetes.io/tls"}), &["data[tls.crt]: Required value", "data[tls.key]: Required value"]),
+        ("v1 ServiceAccount", json!({}), json!({"metadata": {"name": "A"}}), &["metadata.name: Invalid value"]),
+        ("v1 Service", json!({"spec": {"ports": [{"port": 80}]}}), json!({"spec": {}}), &["spec.ports: Required value"]),
+        ("apiregistration.k8s.io/v1 APIService", json!({"metadata": {"name": "v1.g.io"}, "spec": {"group": "g.io", "version": "v1", "groupPriorityMinimum": 1, "versionPriority": 1}}),
+            json!({"metadata": {"name": "v1.g.io"}, "spec": {"group": "g.io", "version": "v1", "versionPriority": 1}}),
+            &["spec.groupPriorityMinimum: Invalid value: 0: must be positive and less than 20000"]),
+        ("apps/v1 ControllerRevision", json!({"data": {}, "revision": 1}), json!({"revision": 1}), &["data: Required value: data is mandatory"]),
+        ("apps/v1 DaemonSet", json!({"spec": {"selector": selector, "template": template}}), json!({"spec": {"template": template}}), &["spec.selector: Required value"]),
+        ("apps/v1 Deployment", json!({"spec": {"selector": selector, "template": template}}), json!({"spec": {"selector": {}, "template": template}}),
+            &["spec.selector: Invalid value: {}: empty selector is invalid for deployment"]),
+        ("apps/v1 ReplicaSet", json!({"spec": {"selector": selector, "template": template}}), json!({"spec": {"selector": selector, "template": template, "replicas": -1}}),
+            &["spec.replicas: Invalid value: -1: must be greater than or equal to 0"]),
+        ("apps/v1 StatefulSet", json!({"spec": {"selector": selector, "template": template}}), json!({"spec": {"selector": selector, "template": template, "podManagementPolicy": "x"}}),
+            &["spec.podManagementPolicy: Unsupported value: \"x\": supported values: \"OrderedReady\", \"Parallel\""]),
+        ("events.k8s.io/v1 Event", json!({"regarding": {"namespace": "n"}, "eventTime": "2024-01-01T00:00:00.000000Z", "reportingController": "c", "reportingInstance": "i", "action": "a", "reason": "r", "type": "Normal"}),
+            json!({"regarding": {"namespace": "n"}}), &["eventTime: Required value"]),
+        ("autoscaling/v2 HorizontalPodAutoscaler", json!({"spec": {"maxReplicas": 1, "scaleTargetRef": {"kind": "Deployment", "name": "d"}}}),
+            json!({"spec": {"maxReplicas": 0, "minReplicas": 1, "scaleTargetRef": {"kind": "Deployment"}}}),
+            &["spec.maxReplicas: Invalid value: 0: must be greater than 0", "spec.maxReplicas: Invalid value: 0: must be greater than or equal to `minReplicas`",
+              "spec.scaleTargetRef.name: Required value"]),
+        ("batch/v1 CronJob", json!({"spec": {"schedule": "*/5 * * * mon-fri", "jobTemplate": {"spec": {"template": once}}}}),
+            json!({"spec": {"schedule": "often", "jobTemplate": {"spec": {"template": once}}}}),
+            &["spec.schedule: Invalid value: \"often\": expected exactly 5 fields, found 1: [often]"]),
+        ("batch/v1 Job", json!({"spec": {"template": once}}), json!({"spec": {"template": template}}),
+            &["spec.template.spec.restartPolicy: Required value: valid values: \"OnFailure\", \"Never\""]),
+        ("certificates.k8s.io/v1 CertificateSigningRequest", json!({"spec": {"request": csr, "signerName": "a.io/b", "usages": ["client auth"]}}),
+            json!({"spec": {"request": csr, "usages": ["client auth"]}}), &["spec.signerName: Required value"]),
+        ("networking.k8s.io/v1 IngressClass", json!({"spec": {"controller": "a.io/b"}}), json!({"spec": {"controller": "x"}}),
+            &["spec.controller: Invalid value: \"x\": must be a domain-prefixed path (such as \"acme.io/foo\")"]),
+        ("networking.k8s.io/v1 Ingress", json!({"spec": {"defaultBackend": {"service": {"name": "s", "port": {"number": 80}}}}}),
+            json!({"spec": {"rules": [{"http": {"paths": [{"path": "/", "backend": {"service": {"name": "s", "port": {}}}}]}}]}}),
+            &["spec.rules[0].http.paths[0].pathType: Required value: pathType must be specified",
+              "spec.rules[0].http.paths[0].backend: Required value: port name or number is required"]),
+        ("networking.k8s.io/v1 IPAddress", json!({"metadata": {"name": "10.0.0.1"}, "spec": {"parentRef": {"resource": "services", "name": "s"}}}),
+            json!({"metadata": {"name": "10.0.0.1"}}), &["spec.parentRef: Required value"]),
+        ("networking.k8s.io/v1 NetworkPolicy", json!({"spec": {}}), json!({"spec": {"ingress": [{"from": [{}]}]}}), &["spec.ingress[0].from[0]: Required value: must specify a peer"]),
+        ("networking.k8s.io/v1 ServiceCIDR", json!({"spec": {"cidrs": ["10.0.0.0/16"]}}), json!({}), &["spec.cidrs: Required value: at least one CIDR required"]),
+        ("policy/v1 PodDisruptionBudget", json!({"spec": {"selector": selector}}), json!({"spec": {"minAvailable": "x"}}), &["spec.minAvailable: Invalid value: \"x\": a valid percent string"]),
+        ("rbac.authorization.k8s.io/v1 ClusterRoleBinding", json!({"roleRef": {"kind": "ClusterRole", "name": "r"}}), json!({"roleRef": {"kind": "ClusterRole"}}), &["roleRef.name: Required value"]),
+        ("rbac.authorization.k8s.io/v1 ClusterRole", json!({}), json!({"rules": [{"apiGroups": [""], "resources": ["pods"]}]}), &["rules[0].verbs: Required value"]),
+        ("rbac.authorization.k8s.io/v1 RoleBinding", json!({"roleRef": {"kind": "Role", "name": "r"}}), json!({"roleRef": {"kind": "Role"}}), &["roleRef.name: Required value"]),
+        ("rbac.authorization.k8s.io/v1 Role", json!({}), json!({"rules": [{"apiGroups": [""], "resources": ["pods"]}]}), &["rules[0].verbs: Required value"]),
+        ("storage.k8s.io/v1 CSIDriver", json!({"spec": {}}), json!({"spec": {"fsGroupPolicy": "x"}}), &["spec.fsGroupPolicy: Unsupported value: \"x\""]),
+        ("storage.k8s.io/v1 CSINode", json!({"spec": {"drivers": []}}), json!({"spec": {"drivers": [{"name": "d"}]}}), &["spec.drivers[0].nodeID: Required value"]),
+        ("storage.k8s.io/v1 CSIStorageCapacity", json!({"storageClassName": "c"}), json!({}), &["storageClassName: Required value"]),
+        ("storage.k8s.io/v1 StorageClass", json!({"provisioner": "p"}), json!({}), &["provisioner: Required value"]),
+        ("storage.k8s.io/v1 VolumeAttachment", json!({"spec": {"attacher": "a", "nodeName": "n", "source": {"persistentVolumeName": "v"}}}),
+            json!({"spec": {"attacher": "a", "nodeName": "n"}}), &["spec.source: Required value: must specify exactly one of inlineVolumeSpec and persistentVolumeName"]),
+        ("storage.k8s.io/v1 VolumeAttributesClass", json!({"driverName": "d", "parameters": {"a": "b"}}), json!({"parameters": {"a": "b"}}), &["driverName: Required value"]),
+        ("admissionregistration.k8s.io/v1 MutatingAdmissionPolicy", json!({"spec": mutation}), json!({"spec": {"matchConstraints": {"resourceRules": [rule]}, "reinvocationPolicy": "Never"}}),
+            &["spec.mutations: Required value: mutations must contain at least one item"]),
+        ("admissionregistration.k8s.io/v1 MutatingAdmissionPolicyBinding", json!({"spec": {"policyName": "p"}}), json!({"spec": {}}), &["spec.policyName: Required value"]),
+        ("admissionregistration.k8s.io/v1 MutatingWebhookConfiguration", json!({"webhooks": [hook]}), json!({"webhooks": [{"name": "x"}]}),
+            &["webhooks[0].name: Invalid value: \"x\": should be a domain with at least three segments separated by dots",
+              "webhooks[0].sideEffects: Required value: must specify one of None, NoneOnDryRun", "webhooks[0].clientConfig: Required value: exactly one of url or service is required",
+              "webhooks[0].admissionReviewVersions: Required value: must specify one of v1, v1beta1"]),
+        ("admissionregistration.k8s.io/v1 ValidatingAdmissionPolicy", json!({"spec": policy}), json!({"spec": {"validations": [{"expression": "true"}]}}), &["spec.matchConstraints: Required value"]),
+        ("admissionregistration.k8s.io/v1 ValidatingAdmissionPolicyBinding", json!({"spec": {"policyName": "p", "validationActions": ["Deny"]}}),
+            json!({"spec": {"policyName": "p", "validationActions": ["Deny", "Warn"]}}), &["spec.validationActions: Invalid value: [\"Deny\",\"Warn\"]: must not contain both Deny and Warn"]),
+        ("admissionregistration.k8s.io/v1 ValidatingWebhookConfiguration", json!({"webhooks": [hook]}), json!({"webhooks": [{"name": "a.b.c", "clientConfig": {"url": "http://h"}, "sideEffects": "None", "admissionReviewVersions": ["v1"]}]}),
+            &["webhooks[0].clientConfig.url: Invalid value: \"http\": 'https' is the only allowed URL scheme; desired format: https://host[/path]"]),
+        ("apiextensions.k8s.io/v1 CustomResourceDefinition", json!({"metadata": {"name": "as.example.com"}, "spec": crd}), json!({"spec": {"names": {}}}), &["spec.group: Required value"]),
+        ("scheduling.k8s.io/v1 PriorityClass", json!({"value": 1}), json!({"value": 2_000_000_000}), &["value: Forbidden: maximum allowed value of a user defined priority is 1000000000"]),
+        ("coordination.k8s.io/v1 Lease", json!({}), json!({"spec": {"leaseDurationSeconds": 0}}), &["spec.leaseDurationSeconds: Invalid value: 0: must be greater than zero"]),
+        ("node.k8s.io/v1 RuntimeClass", json!({"handler": "h"}), json!({}), &["handler: Invalid value: \"\""]),
+        ("discovery.k8s.io/v1 EndpointSlice", json!({"addressType": "IPv4", "endpoints": []}), json!({"endpoints": []}), &["addressType: Required value"]),
+        ("flowcontrol.apiserver.k8s.io/v1 FlowSchema", json!({"spec": {"priorityLevelConfiguration": {"name": "p"}}}), json!({"spec": {}}),
+            &["spec.priorityLevelConfiguration.name: Required value: must reference a priority level"]),
+        ("flowcontrol.apiserver.k8s.io/v1 PriorityLevelConfiguration", json!({"spec": {"type": "Exempt"}}), json!({"spec": {"type": "x"}}),
+            &["spec.type: Unsupported value: \"x\": supported values: \"Exempt\", \"Limited\""]),
+        ("resource.k8s.io/v1 DeviceClass", json!({"spec": {}}), json!({"spec": {"config": [{"opaque": {}}]}}), &["spec.config[0].opaque.driver: Required value"]),
+        ("resource.k8s.io/v1 ResourceClaim", json!({"spec": {}}), json!({"spec": {"devices": {"requests": [{}]}}}), &["spec.devices.requests[0].name: Required value"]),
+        ("resource.k8s.io/v1 ResourceClaimTemplate", json!({"spec": {"spec": {}}}), json!({"spec": {"spec": {"devices": {"requests": [{}]}}}}), &["spec.spec.devices.requests[0].name: Required value"]),
+        ("resource.k8s.io/v1 ResourceSlice", json!({"spec": {"driver": "d", "nodeName": "n", "pool": {"name": "p", "generation": 1, "resourceSliceCount": 1}}}),
+            json!({"spec": {"pool": {"name": "p"}}}), &["spec.driver: Required value"]),
+    ];
+    let mut seen: Vec<String> = Vec::new();
+    for (kind, least, broken, expected) in table {
+        let (api, name) = kind.split_once(' ').unwrap();
+        let row = resource::builtin().by_type(api, name).unwrap();
+        seen.push(kind.to_owned());
+        let errors = |object: &Value| -> Vec<String> {
+            let mut object = object.clone();
+            let meta = object.as_object_mut().unwrap().entry("metadata").or_insert(json!({}));
+            meta.as_object_mut().unwrap().entry("name").or_insert(json!("a"));
+            if row.namespaced {
+                meta["namespace"] = json!("n");
+            }
+            let schema = crate::schema::builtin().get(&row.schema).unwrap();
+            let (mut object, unknown) = crate::decode::strict(schema, object).unwrap();
+            assert!(unknown.is_empty(), "{kind} {unknown:?}");
+            defaults(row, &mut object);
+            validate_create(row, &object).iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(errors(&least), [""; 0], "{kind}");
+        let found = errors(&broken);
+        let fits = |i: usize| found.get(i).is_some_and(|text| text.starts_with(expected[i]));
+        assert!((0..expected.len()).all(fits), "{kind}: {found:#?}");
+    }
+    for row in resource::builtin().iter().filter(|r| r.verbs == resource::Verbs::All && r.is_storage_version()) {
+        let name = format!("{} {}", row.api_version(), row.kind);
+        assert!(seen.contains(&name), "{name} is missing here");
+    }
+}
+
+#[test]
+fn what_never_changes() {
+    let claim = |change: Value, phase: &str| {
+        let mut spec = json!({"accessModes": ["ReadWriteOnce"], "storageClassName": "c", "volumeName": "v",
+            "resources": {"requests": {"storage": "2Gi"}}});
+        json_merge(&mut spec, change);
+        json!({"metadata": {"name": "a", "namespace": "n"}, "spec": spec,
+            "status": {"phase": phase, "capacity": {"storage": "2Gi"}}})
+    };
+    const FIXED: &str = "spec: Forbidden: spec is immutable after creation except resources.requests and \
+                 volumeAttributesClassName for bound claims";
+    let once = json!({"spec": {"containers": [{"name": "c", "image": "i"}], "restartPolicy": "Never"}});
+    let other = json!({"spec": {"containers": [{"name": "c", "image": "j"}], "restartPolicy": "Never"}});
+    let job = |template: &Value| json!({"metadata": {"name": "a", "namespace": "n"}, "spec": {"template": template}});
+    let class = |change: Value| {
+        let mut class = json!({"metadata": {"name": "a"}, "provisioner": "p"});
+        json_merge(&mut class, change);
+        class
+    };
+    #[rustfmt::skip]
+    let table: Vec<(&str, &str, Value, Value, &[&str])> = vec![
+        ("", "PersistentVolumeClaim", claim(json!({}), "Bound"), claim(json!({"resources": {"requests": {"storage": "3Gi"}}}), "Bound"), &[]),
+        ("", "PersistentVolumeClaim", claim(json!({}), "Pending"), claim(json!({"resources": {"requests": {"storage": "3Gi"}}}), "Pending"), &[FIXED]),
+        ("", "PersistentVolumeClaim", claim(json!({}), "Bound"), claim(json!({"resources": {"requests": {"storage": "1Gi"}}}), "Bound"),
+            &["spec.resources.requests.storage: Forbidden: field can not be less than status.capacity"]),
+        ("", "PersistentVolumeClaim", claim(json!({}), "Bound"), claim(json!({"storageClassName": "d"}), "Bound"), &[FIXED]),
+        ("batch", "Job", job(&once), job(&once), &[]),
+        ("batch", "Job", job(&once), job(&other), &["spec.template: Invalid value"]),
+        ("storage.k8s.io", "StorageClass", class(json!({})), class(json!({"provisioner": "q"})), &["provisioner: Forbidden: updates to provisioner are forbidden."]),
+        ("storage.k8s.io", "StorageClass", class(json!({})), class(json!({"volumeBindingMode": "WaitForFirstConsumer"})), &["volumeBindingMode: Invalid value: \"WaitForFirstConsumer\": field is immutable"]),
+        ("scheduling.k8s.io", "PriorityClass", json!({"metadata": {"name": "a"}, "value": 1}), json!({"metadata": {"name": "a"}, "value": 2}), &["value: Forbidden: may not be changed in an update."]),
+        ("node.k8s.io", "RuntimeClass", json!({"metadata": {"name": "a"}, "handler": "h"}), json!({"metadata": {"name": "a"}, "handler": "i"}), &["handler: Invalid value: \"i\": field is immutable"]),
+        ("apps", "ControllerRevision", json!({"metadata": {"name": "a", "namespace": "n"}, "data": {"a": 1}}), json!({"metadata": {"name": "a", "namespace": "n"}, "data": {"a": 2}}), &["data: Invalid value: {\"a\":2}: field is immutable"]),
+    ];
+    for (group, kind, mut old, mut new, expected) in table {
+        defaults(row(group, kind), &mut old);
+        defaults(row(group, kind), &mut new);
+        let found: Vec<String> =
+            validate_update(row(group, kind), &old, &new).iter().map(ToString::to_string).collect();
+        let same = found.len() == expected.len() && found.iter().zip(expected).all(|(f, e)| f.starts_with(e));
+        assert!(same, "{kind} {found:#?}");
+    }
+}
+
+fn json_merge(into: &mut Value, change: Value) {
+    for (key, value) in change.as_object().unwrap() {
+        into[key] = value.clone();
+    }
+}

@@ -25,17 +25,6 @@ pub(super) fn endpoint_slice(old: At<'_>, new: At<'_>, errors: &mut Errors) {
     same(&old.field("addressType"), &new.field("addressType"), IMMUTABLE, errors);
 }
 
-pub(super) fn job(old: At<'_>, new: At<'_>, errors: &mut Errors) {
-    for field in ["spec.selector", "spec.completionMode"] {
-        same(&old.at(field), &new.at(field), IMMUTABLE, errors);
-    }
-    // A suspended job that has not started may still change its template's scheduling.
-    let started = !old.at("status.startTime").is_empty() || !old.at("spec.suspend").is_true();
-    if started {
-        same(&old.at("spec.template"), &new.at("spec.template"), IMMUTABLE, errors);
-    }
-}
-
 pub(super) fn stateful_set(old: At<'_>, new: At<'_>, errors: &mut Errors) {
     const MAY: [&str; 8] = [
         "replicas",
@@ -161,4 +150,9 @@ fn without_nulls(value: &Value) -> Value {
         Value::Array(list) => list.iter().map(without_nulls).collect(),
         other => other.clone(),
     }
+}
+
+/// One field that no update changes.
+pub(super) fn fixed(old: At<'_>, new: At<'_>, path: &str, errors: &mut Errors) {
+    same(&old.at(path), &new.at(path), IMMUTABLE, errors);
 }

@@ -5,9 +5,13 @@ use serde_json::Value;
 use super::{Errors, cursor::At, meta, pod};
 use crate::{names, status::FieldError};
 
+/// What is said of a count that is neither a number nor a percentage.
+pub(super) const BAD_PERCENT: &str = "a valid percent string must be a numeric string followed by an ending '%' \
+                                      (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')";
+
 pub(super) fn deployment(object: At<'_>, errors: &mut Errors) {
     let spec = object.field("spec");
-    selected(&spec, &["Always"], errors);
+    selected(&spec, "deployment", errors);
     for field in ["replicas", "minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"] {
         spec.field(field).at_least(0, errors);
     }
@@ -28,7 +32,7 @@ pub(super) fn deployment(object: At<'_>, errors: &mut Errors) {
 
 pub(super) fn replica_set(object: At<'_>, errors: &mut Errors) {
     let spec = object.field("spec");
-    selected(&spec, &["Always"], errors);
+    selected(&spec, "deployment", errors);
     for field in ["replicas", "minReadySeconds"] {
         spec.field(field).at_least(0, errors);
     }
@@ -41,6 +45,11 @@ pub(super) fn replication_controller(object: At<'_>, errors: &mut Errors) {
     if spec.field("template").present() {
         pod::template(spec.field("template"), errors);
         restart(&spec, &["Always"], errors);
+        let labels = spec.at("template.metadata.labels");
+        let found = |key: &str| labels.value.get(key);
+        if spec.field("selector").entries().any(|(key, value)| found(key) != Some(value.value)) {
+            labels.invalid("`selector` does not match template `labels`", errors);
+        }
     } else {
         errors.push(FieldError::required(spec.field("template").path, ""));
     }
@@ -48,8 +57,14 @@ pub(super) fn replication_controller(object: At<'_>, errors: &mut Errors) {
 
 pub(super) fn stateful_set(object: At<'_>, errors: &mut Errors) {
     let spec = object.field("spec");
-    selected(&spec, &["Always"], errors);
-    spec.field("replicas").at_least(0, errors);
+    selected(&spec, "statefulset", errors);
+    for field in ["replicas", "minReadySeconds", "revisionHistoryLimit"] {
+        spec.field(field).at_least(0, errors);
+    }
+    spec.at("ordinals.start").at_least(0, errors);
+    for policy in ["whenDeleted", "whenScaled"] {
+        spec.at("persistentVolumeClaimRetentionPolicy").field(policy).one_of(&["Delete", "Retain"], errors);
+    }
     spec.field("podManagementPolicy").one_of(&["OrderedReady", "Parallel"], errors);
     spec.at("updateStrategy.type").one_of(&["RollingUpdate", "OnDelete"], errors);
     spec.at("updateStrategy.rollingUpdate.partition").at_least(0, errors);
@@ -57,47 +72,21 @@ pub(super) fn stateful_set(object: At<'_>, errors: &mut Errors) {
 
 pub(super) fn daemon_set(object: At<'_>, errors: &mut Errors) {
     let spec = object.field("spec");
-    selected(&spec, &["Always"], errors);
+    selected(&spec, "daemonset", errors);
     spec.field("minReadySeconds").at_least(0, errors);
     spec.at("updateStrategy.type").one_of(&["RollingUpdate", "OnDelete"], errors);
     rolling(&spec.at("updateStrategy.rollingUpdate"), errors);
 }
 
-pub(super) fn job(object: At<'_>, errors: &mut Errors) {
-    job_spec(&object.field("spec"), errors);
-}
-
-pub(super) fn cron_job(object: At<'_>, errors: &mut Errors) {
-    let spec = object.field("spec");
-    if object.at("metadata.name").text().len() > 52 {
-        object.at("metadata.name").invalid("must be no more than 52 characters", errors);
-    }
-    spec.field("schedule").require(errors);
-    spec.field("concurrencyPolicy").one_of(&["Allow", "Forbid", "Replace"], errors);
-    for field in ["startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"] {
-        spec.field(field).at_least(0, errors);
-    }
-    job_spec(&spec.at("jobTemplate.spec"), errors);
-}
-
-fn job_spec(spec: &At<'_>, errors: &mut Errors) {
-    for field in ["parallelism", "completions", "activeDeadlineSeconds", "backoffLimit", "ttlSecondsAfterFinished"] {
-        spec.field(field).at_least(0, errors);
-    }
-    spec.field("completionMode").one_of(&["NonIndexed", "Indexed"], errors);
-    pod::template(spec.field("template"), errors);
-    restart(spec, &["OnFailure", "Never"], errors);
-}
-
 /// The selector is there, is valid, selects something and matches the template's labels.
-fn selected(spec: &At<'_>, policies: &[&str], errors: &mut Errors) {
+fn selected(spec: &At<'_>, kind: &str, errors: &mut Errors) {
     let selector = spec.field("selector");
     if !selector.present() {
         errors.push(FieldError::required(&selector.path, ""));
     } else if selector.is_empty()
         || (selector.field("matchLabels").is_empty() && selector.field("matchExpressions").is_empty())
     {
-        selector.invalid("empty selector is invalid for deployment", errors);
+        selector.invalid(format!("empty selector is invalid for {kind}"), errors);
     }
     label_selector(&selector, errors);
     let labels = spec.at("template.metadata.labels");
@@ -109,7 +98,7 @@ fn selected(spec: &At<'_>, policies: &[&str], errors: &mut Errors) {
         ));
     }
     pod::template(spec.field("template"), errors);
-    restart(spec, policies, errors);
+    restart(spec, &["Always"], errors);
 }
 
 /// The syntax of a `LabelSelector`.
@@ -132,7 +121,7 @@ pub(super) fn label_selector(selector: &At<'_>, errors: &mut Errors) {
     }
 }
 
-fn matches(selector: &At<'_>, labels: &Value) -> bool {
+pub(super) fn matches(selector: &At<'_>, labels: &Value) -> bool {
     let label = |key: &str| labels.get(key).and_then(Value::as_str);
     let all = selector.field("matchLabels").entries().all(|(key, value)| label(key) == Some(value.text()));
     all && selector.field("matchExpressions").items().all(|expression| {
@@ -149,6 +138,10 @@ fn matches(selector: &At<'_>, labels: &Value) -> bool {
 
 fn restart(spec: &At<'_>, policies: &[&str], errors: &mut Errors) {
     spec.at("template.spec.restartPolicy").one_of(policies, errors);
+    let deadline = spec.at("template.spec.activeDeadlineSeconds");
+    if deadline.present() {
+        deadline.forbid("activeDeadlineSeconds in ReplicaSet is not Supported", errors);
+    }
 }
 
 /// `maxSurge`, `maxUnavailable`: counts or percentages, not both zero.
@@ -161,11 +154,7 @@ fn rolling(at: &At<'_>, errors: &mut Errors) {
         let value = at.field(field);
         match value.value {
             Value::String(text) => match text.strip_suffix('%').and_then(|number| number.parse::<u32>().ok()) {
-                None => {
-                    let detail = "a valid percent string must be a numeric string followed by an ending '%' \
-                                  (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')";
-                    value.invalid(detail, errors);
-                }
+                None => value.invalid(BAD_PERCENT, errors),
                 Some(percent) if percent > 100 && field == "maxUnavailable" => {
                     value.invalid("must not be greater than 100%", errors);
                 }
