@@ -1,12 +1,12 @@
 //! `/openapi/v2` and `/openapi/v3`: documents are made when they are first asked for, off the
-//! request's thread, and kept compressed, since they are large and wanted rarely.
+//! request's thread, and kept compressed, since they are large and wanted rarely. They are written
+//! into the compressor part by part: whole they would take tens of megabytes.
 
-use std::{collections::HashMap, io::Read as _, io::Write as _, sync::Arc};
+use std::{collections::HashMap, io::Read as _, sync::Arc};
 
 use bytes::Bytes;
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 use http::{HeaderMap, HeaderValue, Response, header};
-use serde_json::Value;
 use sluice_api::{openapi, resource::Registry, status::Status};
 use tokio::sync::Mutex;
 
@@ -98,22 +98,17 @@ impl Documents {
         }
         let (registry, wanted) = (Arc::clone(registry), path.clone());
         let made = tokio::task::spawn_blocking(move || {
-            let value = match wanted.strip_prefix("v3/") {
-                None => openapi::v2(&registry),
-                Some(path) => openapi::v3(&registry, path).unwrap_or(Value::Null),
-            };
-            compress(&view::encode(&value))
+            let mut packed = GzEncoder::new(Vec::new(), Compression::default());
+            match wanted.strip_prefix("v3/") {
+                None => openapi::write_v2(&registry, &mut packed),
+                Some(path) => openapi::write_v3(&registry, path, &mut packed).map(drop),
+            }?;
+            packed.finish().map(Bytes::from)
         });
         let bytes = made.await.map_err(Status::internal)?.map_err(Status::internal)?;
         kept.insert(path, (hash.to_owned(), bytes.clone()));
         Ok(bytes)
     }
-}
-
-fn compress(bytes: &[u8]) -> std::io::Result<Bytes> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-    encoder.write_all(bytes)?;
-    Ok(encoder.finish()?.into())
 }
 
 /// The document as it is for those who take gzip, else as plain JSON.

@@ -1,8 +1,8 @@
 //! OpenAPI documents of what is served: version 3 per group and version, version 2 as one.
 //!
 //! Made from the resource table (`routes.rs`), the request parameters (`parameters.rs`) and the
-//! types' JSON schemas with the facts of the arena (`types.rs`). Documents are large (a few MB) and
-//! not kept here: the server generates one when it is asked for and caches the bytes.
+//! types' JSON schemas with the facts of the arena (`types.rs`). Documents are large (a few MB): they
+//! are written part by part and not kept here; the server keeps the compressed bytes.
 
 mod parameters;
 mod routes;
@@ -12,12 +12,14 @@ mod v3;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use serde_json::{Map, Value, json};
+use serde::{Serialize, Serializer};
+use serde_json::{Map, Value, json, value::RawValue};
 
 use crate::resource::Registry;
 
-pub use v2::v2;
-pub use v3::v3;
+use routes::Route;
+pub use v2::write_v2;
+pub use v3::write_v3;
 
 /// `/openapi/v3`: where the documents are. Each address has a hash that changes with the rows, so
 /// that clients may keep what they fetched.
@@ -58,6 +60,40 @@ fn parse_path(path: &str) -> Option<(&str, &str)> {
         ["apis", group, version] => Some((group, version)),
         _ => None,
     }
+}
+
+/// The paths of a document, each made when its turn to be written comes.
+struct Paths<'a> {
+    routes: &'a [Route],
+    item: fn(&Route) -> Value,
+}
+
+impl Serialize for Paths<'_> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_map(self.routes.iter().map(|route| (&route.path, (self.item)(route))))
+    }
+}
+
+/// A value as text.
+fn text(value: &Value) -> Box<RawValue> {
+    serde_json::value::to_raw_value(value).expect("a value is JSON")
+}
+
+/// The part of a document that is the same for every version of OpenAPI and every API.
+fn info() -> Value {
+    json!({"title": "Kubernetes", "version": "unversioned"})
+}
+
+/// How requests are authenticated.
+fn security_schemes() -> Value {
+    json!({
+        "BearerToken": {
+            "description": "Bearer Token authentication",
+            "type": "apiKey",
+            "name": "authorization",
+            "in": "header",
+        },
+    })
 }
 
 #[cfg(test)]

@@ -2,6 +2,17 @@
 use super::*;
 use crate::resource::builtin;
 
+fn v3(registry: &Registry, path: &str) -> Option<Value> {
+    let mut out = Vec::new();
+    write_v3(registry, path, &mut out).unwrap().then(|| serde_json::from_slice(&out).unwrap())
+}
+
+fn v2(registry: &Registry) -> Value {
+    let mut out = Vec::new();
+    write_v2(registry, &mut out).unwrap();
+    serde_json::from_slice(&out).unwrap()
+}
+
 fn apps() -> Value {
     v3(builtin(), "apis/apps/v1").unwrap()
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json, value::RawValue};
 
 use super::routes::{DELETE_OPTIONS, LIST_META, list_schema};
 use crate::{
@@ -10,16 +10,18 @@ use crate::{
     schema::{self, DEFINITIONS, Facts, reference},
 };
 
-/// The schemas of `roots` and of everything they refer to, by name.
+/// The schemas of `roots` and of everything they refer to, by name, as text that went through `finish`:
+/// as values all of them would take ten times the memory.
 ///
 /// `delete_options` are the group and version whose requests take them, beside the core group's.
 pub(super) fn components(
     registry: &Registry,
     roots: impl IntoIterator<Item = String>,
     delete_options: &[(&str, &str)],
-) -> BTreeMap<String, Value> {
+    finish: fn(Value) -> Value,
+) -> BTreeMap<String, Box<RawValue>> {
     let types = Types { registry, definitions: schema::definitions(), lists: lists(registry), delete_options };
-    let mut out: BTreeMap<String, Value> = BTreeMap::new();
+    let mut out = BTreeMap::new();
     let mut wanted: Vec<String> = roots.into_iter().collect();
     while let Some(name) = wanted.pop() {
         if out.contains_key(&name) {
@@ -27,14 +29,14 @@ pub(super) fn components(
         }
         let component = types.component(&name);
         references(&component, &mut wanted);
-        out.insert(name, component);
+        out.insert(name, super::text(&finish(component)));
     }
     out
 }
 
 struct Types<'a> {
     registry: &'a Registry,
-    definitions: Map<String, Value>,
+    definitions: BTreeMap<String, Box<RawValue>>,
     /// Rows by the schema of their lists.
     lists: BTreeMap<String, &'a Resource>,
     delete_options: &'a [(&'a str, &'a str)],
@@ -57,9 +59,11 @@ fn references(value: &Value, out: &mut Vec<String>) {
 
 impl Types<'_> {
     fn component(&self, name: &str) -> Value {
+        let definition: Option<Value> =
+            self.definitions.get(name).and_then(|definition| serde_json::from_str(definition.get()).ok());
         if let Some(special) = special(name) {
             let mut out = special;
-            if let Some(text) = self.definitions.get(name).and_then(|d| d.get("description")) {
+            if let Some(text) = definition.as_ref().and_then(|d| d.get("description")) {
                 out["description"] = text.clone();
             }
             return out;
@@ -67,30 +71,13 @@ impl Types<'_> {
         if let Some(row) = self.lists.get(name) {
             return self.list(row);
         }
-        let mut out = match self.definitions.get(name) {
-            Some(definition) => self.object(name, definition),
+        let kinds = self.kinds(name, definition.as_ref());
+        let mut out = match definition {
+            Some(definition) => object(name, definition),
             None => self.custom(name),
         };
-        let kinds = self.kinds(name);
         if !kinds.is_empty() {
             out["x-kubernetes-group-version-kind"] = json!(kinds);
-        }
-        out
-    }
-
-    /// A type of the API's own, with the facts of its fields.
-    fn object(&self, name: &str, definition: &Value) -> Value {
-        let arena = schema::builtin().get(name);
-        let mut out = definition.clone();
-        let properties = out.get_mut("properties").and_then(Value::as_object_mut);
-        for (field, property) in properties.into_iter().flatten() {
-            wrap_reference(property);
-            if let Some(field) = arena.and_then(|t| t.field(field)) {
-                extend(property, field.facts());
-            }
-        }
-        if let Some(arena) = arena {
-            extend(&mut out, arena.facts());
         }
         out
     }
@@ -127,7 +114,7 @@ impl Types<'_> {
     }
 
     /// The kinds that a type is: its rows', or what its name says.
-    fn kinds(&self, name: &str) -> Vec<Value> {
+    fn kinds(&self, name: &str, definition: Option<&Value>) -> Vec<Value> {
         if name == DELETE_OPTIONS {
             let core = std::iter::once(&("", "v1"));
             let mut versions: Vec<_> = core.chain(self.delete_options).collect();
@@ -135,7 +122,7 @@ impl Types<'_> {
             return versions.into_iter().map(|(group, version)| kind(group, version, "DeleteOptions")).collect();
         }
         let (package, short) = name.rsplit_once('.').unwrap_or(("", name));
-        let has = |field: &str| self.definitions.get(name).is_none_or(|d| d["properties"].get(field).is_some());
+        let has = |field: &str| definition.is_none_or(|d| d["properties"].get(field).is_some());
         let meta = package == "io.k8s.apimachinery.pkg.apis.meta.v1";
         if !(has("apiVersion") && has("kind") && (has("metadata") || meta)) || short == "OwnerReference" {
             return Vec::new();
@@ -148,6 +135,23 @@ impl Types<'_> {
         let row = self.registry.iter().find(in_package);
         row.map(|row| kind(&row.group, &row.version, short)).into_iter().collect()
     }
+}
+
+/// A type of the API's own, with the facts of its fields.
+fn object(name: &str, definition: Value) -> Value {
+    let arena = schema::builtin().get(name);
+    let mut out = definition;
+    let properties = out.get_mut("properties").and_then(Value::as_object_mut);
+    for (field, property) in properties.into_iter().flatten() {
+        wrap_reference(property);
+        if let Some(field) = arena.and_then(|t| t.field(field)) {
+            extend(property, field.facts());
+        }
+    }
+    if let Some(arena) = arena {
+        extend(&mut out, arena.facts());
+    }
+    out
 }
 
 fn kind(group: &str, version: &str, kind: &str) -> Value {

@@ -1,15 +1,34 @@
 //! The OpenAPI 2.0 (Swagger) document of everything that is served.
 
-use serde_json::{Map, Value, json};
+use std::{collections::BTreeMap, io};
+
+use serde::Serialize;
+use serde_json::{Map, Value, json, value::RawValue};
 
 use super::{
+    Paths, info,
     routes::{Operation, PATCH, PATCH_TYPES, Route, meaning, routes, version_route},
+    security_schemes,
     types::components,
 };
 use crate::{resource::Registry, schema::DEFINITIONS};
 
-/// The whole document.
-pub fn v2(registry: &Registry) -> Value {
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Document<'a> {
+    swagger: &'static str,
+    info: Value,
+    paths: Paths<'a>,
+    definitions: BTreeMap<String, Box<RawValue>>,
+    security_definitions: Value,
+    security: Value,
+}
+
+/// Writes the whole document.
+///
+/// # Errors
+/// Those of `out`.
+pub fn write_v2(registry: &Registry, out: impl io::Write) -> io::Result<()> {
     let mut all: Vec<Route> = Vec::new();
     let mut versions = Vec::new();
     for (group, group_versions) in registry.groups() {
@@ -22,24 +41,15 @@ pub fn v2(registry: &Registry) -> Value {
     all.sort_by(|a, b| a.path.cmp(&b.path));
     let operations = || all.iter().flat_map(|route| &route.operations);
     let roots = operations().flat_map(|o| [o.body.clone(), o.answer.clone()]).flatten();
-    let definitions = components(registry, roots, &versions);
-    let definitions: Map<String, Value> = definitions.into_iter().map(|(name, s)| (name, to_v2(s))).collect();
-    let paths: Map<String, Value> = all.iter().map(|route| (route.path.clone(), path_item(route))).collect();
-    json!({
-        "swagger": "2.0",
-        "info": {"title": "Kubernetes", "version": "unversioned"},
-        "paths": paths,
-        "definitions": definitions,
-        "securityDefinitions": {
-            "BearerToken": {
-                "description": "Bearer Token authentication",
-                "type": "apiKey",
-                "name": "authorization",
-                "in": "header",
-            },
-        },
-        "security": [{"BearerToken": []}],
-    })
+    let document = Document {
+        swagger: "2.0",
+        info: info(),
+        paths: Paths { routes: &all, item: path_item },
+        definitions: components(registry, roots, &versions, to_v2),
+        security_definitions: security_schemes(),
+        security: json!([{"BearerToken": []}]),
+    };
+    serde_json::to_writer(out, &document).map_err(io::Error::from)
 }
 
 fn path_item(route: &Route) -> Value {

@@ -1,44 +1,57 @@
 //! OpenAPI 3.0 documents, one per group and version.
 
-use serde_json::{Map, Value, json};
+use std::{collections::BTreeMap, convert::identity, io};
+
+use serde::Serialize;
+use serde_json::{Map, Value, json, value::RawValue};
 
 use super::{
-    parse_path,
+    Paths, info, parse_path,
     routes::{Operation, PATCH, Route, routes, version_route},
+    security_schemes,
     types::components,
 };
 use crate::{resource::Registry, schema::DEFINITIONS};
 
-/// The document of `api/v1` or `apis/<group>/<version>`, if that is served.
-pub fn v3(registry: &Registry, path: &str) -> Option<Value> {
-    let (group, version) = parse_path(path)?;
+#[derive(Serialize)]
+struct Document<'a> {
+    openapi: &'static str,
+    info: Value,
+    paths: Paths<'a>,
+    components: Components,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Components {
+    schemas: BTreeMap<String, Box<RawValue>>,
+    security_schemes: Value,
+}
+
+/// Writes the document of `api/v1` or `apis/<group>/<version>`; false if that is not served.
+///
+/// # Errors
+/// Those of `out`.
+pub fn write_v3(registry: &Registry, path: &str, out: impl io::Write) -> io::Result<bool> {
+    let Some((group, version)) = parse_path(path) else { return Ok(false) };
     let rows: Vec<_> = registry.in_version(group, version).collect();
     if rows.is_empty() {
-        return None;
+        return Ok(false);
     }
     let mut all = vec![version_route(group, version)];
     all.extend(rows.iter().flat_map(|row| routes(row)));
     all.sort_by(|a, b| a.path.cmp(&b.path));
     let operations = || all.iter().flat_map(|route| &route.operations);
     let roots = operations().flat_map(|o| [o.body.clone(), o.answer.clone()]).flatten();
-    let schemas = components(registry, roots, &[(group, version)]);
-    let paths: Map<String, Value> = all.iter().map(|route| (route.path.clone(), path_item(route))).collect();
-    Some(json!({
-        "openapi": "3.0.0",
-        "info": {"title": "Kubernetes", "version": "unversioned"},
-        "paths": paths,
-        "components": {
-            "schemas": schemas,
-            "securitySchemes": {
-                "BearerToken": {
-                    "type": "apiKey",
-                    "description": "Bearer Token authentication",
-                    "name": "authorization",
-                    "in": "header",
-                },
-            },
-        },
-    }))
+    let schemas = components(registry, roots, &[(group, version)], identity);
+    let document = Document {
+        openapi: "3.0.0",
+        info: info(),
+        paths: Paths { routes: &all, item: path_item },
+        components: Components { schemas, security_schemes: security_schemes() },
+    };
+    serde_json::to_writer(out, &document).map_err(io::Error::from)?;
+    Ok(true)
 }
 
 fn path_item(route: &Route) -> Value {

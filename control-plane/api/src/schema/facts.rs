@@ -102,6 +102,7 @@ impl Facts {
     }
 }
 
+#[cfg(test)]
 /// The checked-in table: type, field (`.`: the type itself), facts.
 pub(super) fn table() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
     include_str!("facts.tsv").lines().filter_map(|line| {

@@ -1,38 +1,31 @@
 //! The types of objects as a compact arena: per type its fields with their shapes and facts (list
 //! type, merge key, ...). Decoding, pruning and strategic merge run on it.
 //!
-//! The built-in types come from k8s-openapi's JSON schemas (`build.rs`), the facts from
-//! `facts.tsv`, which `cargo xtask codegen` writes. Descriptions are not kept: [`crate::openapi`]
-//! generates the schemas again when it needs them.
+//! The built-in types come from k8s-openapi's JSON schemas, the facts from `facts.tsv`, which
+//! `cargo xtask codegen` writes. The crate's build script makes constants of them: the arena costs
+//! no time at a start and no memory but the program's own. Descriptions are not part of it:
+//! [`crate::openapi`] unpacks the schemas when it needs them.
 
-mod build;
+mod builtin;
 mod facts;
 mod required;
-mod roots;
 
-use std::sync::LazyLock;
-
-pub(crate) use build::{DEFINITIONS, definitions, reference};
+pub use builtin::builtin;
+pub(crate) use builtin::{DEFINITIONS, definitions, reference};
 pub use facts::{Facts, ListType};
 pub use required::missing;
 
 /// An immutable set of types that refer to each other.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Schemas {
     /// All names, each once; [`Sym`]s point into it.
-    text: String,
+    text: &'static str,
     /// Sorted by name.
-    types: Vec<TypeData>,
-    fields: Vec<FieldData>,
-    shapes: Vec<ShapeData>,
+    types: &'static [TypeData],
+    fields: &'static [FieldData],
+    shapes: &'static [ShapeData],
     /// Distinct facts; the first has none.
     facts: Vec<Facts>,
-}
-
-/// The types of every built-in resource and of the bodies of their requests.
-pub fn builtin() -> &'static Schemas {
-    static BUILTIN: LazyLock<Schemas> = LazyLock::new(build::builtin);
-    &BUILTIN
 }
 
 impl Schemas {
@@ -45,15 +38,6 @@ impl Schemas {
     /// All types, by name.
     pub fn types(&self) -> impl Iterator<Item = TypeRef<'_>> {
         (0..self.types.len()).map(|at| TypeRef { schemas: self, at })
-    }
-
-    /// What the arena holds on to, in bytes.
-    pub fn heap_bytes(&self) -> usize {
-        self.text.capacity()
-            + self.types.capacity() * size_of::<TypeData>()
-            + self.fields.capacity() * size_of::<FieldData>()
-            + self.shapes.capacity() * size_of::<ShapeData>()
-            + self.facts.capacity() * size_of::<Facts>()
     }
 
     fn str(&self, sym: Sym) -> &str {

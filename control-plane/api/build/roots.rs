@@ -12,7 +12,7 @@ macro_rules! roots {
 }
 
 /// Puts every type of a served resource, and of a request's body, into the generator.
-pub(super) fn generate(generator: &mut SchemaGenerator) {
+pub(crate) fn generate(generator: &mut SchemaGenerator) {
     roots! { generator;
         api::core::v1 {
             Binding, ComponentStatus, ConfigMap, Endpoints, Event, LimitRange, Namespace, Node, PersistentVolume,
