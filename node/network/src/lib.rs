@@ -11,18 +11,24 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 
+use direct::Direct;
 use ipam::Ipam;
+use mtu::Mtu;
 use netns::Netns;
 use nl::Netlink;
+use sweeper::Sweeper;
 
 pub mod cidr;
+mod direct;
 mod ipam;
 pub mod limits;
+mod mtu;
 mod netns;
 mod nl;
 mod node;
 mod peers;
 mod pods;
+mod sweeper;
 
 pub use cidr::Cidr;
 
@@ -125,11 +131,15 @@ struct Inner {
     config: Config,
     netns: Netns,
     netlink: Netlink,
+    /// For what a pod waits for. Used on threads that may block.
+    direct: Arc<Mutex<Direct>>,
     /// The node's pod ranges.
     ranges: RwLock<Vec<Cidr>>,
     ipam: Mutex<Ipam>,
-    /// Held from the choice of an address until the kernel has its route.
-    pods: tokio::sync::Mutex<()>,
+    /// Set once `ipam` knows the addresses that the kernel has routes for.
+    ipam_loaded: tokio::sync::OnceCell<()>,
+    mtu: Mtu,
+    sweeper: Sweeper,
     peers: tokio::sync::Mutex<()>,
 }
 
@@ -139,9 +149,12 @@ impl Network {
         let inner = Inner {
             netns: Netns::current()?,
             netlink: Netlink::open()?,
+            direct: Arc::new(Mutex::new(Direct::open()?)),
             ranges: RwLock::new(config.pod_cidrs.clone()),
             ipam: Mutex::default(),
-            pods: tokio::sync::Mutex::default(),
+            ipam_loaded: tokio::sync::OnceCell::new(),
+            mtu: Mtu::follow()?,
+            sweeper: Sweeper::start(Direct::open()?),
             peers: tokio::sync::Mutex::default(),
             config,
         };

@@ -20,3 +20,5 @@ pub const DEFAULT_MTU: u32 = 1500;
 pub const LINK_PREFIX: &str = "slc";
 /// Name of the tunnel's link.
 pub const VXLAN_LINK: &str = "sluice.vxlan";
+/// Group of links whose pods have ended: removed all at once (`ip link show group 20828`).
+pub const ENDED_GROUP: u32 = 0x515c;

@@ -60,39 +60,37 @@ impl Netns {
 
     /// Writes kernel parameters (`net/ipv4/ip_forward`, value); those that the kernel lacks are left out.
     pub(crate) async fn sysctls(&self, values: Vec<(String, &'static str)>) -> Result<(), Error> {
-        self.run(move || {
-            for (name, value) in values {
-                let path = Path::new("/proc/sys").join(&name);
-                let present = fs::read_to_string(&path).map(|text| text.trim() == value);
-                match present {
-                    Ok(true) => {}
-                    Ok(false) => fs::write(&path, value).map_err(failed(format!("setting {name} to {value}")))?,
-                    Err(error) => tracing::debug!(name, %error, "kernel parameter not there"),
-                }
-            }
-            Ok(())
-        })
-        .await
+        self.run(move || values.iter().try_for_each(|(name, value)| set_sysctl(name, value))).await
     }
 }
 
-/// Makes a namespace and pins it at `path`; one that is pinned there already is taken.
-pub(crate) async fn pin(path: &Path) -> Result<Netns, Error> {
+/// Makes a namespace and pins it at `path`, or takes the one that is pinned there. The calling thread is in it from then
+/// on: it has to be one that ends ([`on_thread`]).
+pub(crate) fn pin_and_enter(path: &Path) -> Result<Netns, Error> {
     if is_pinned(path) {
-        return Netns::open(path);
+        let present = Netns::open(path)?;
+        setns(present.file(), CloneFlags::CLONE_NEWNET).map_err(call("entering a network namespace"))?;
+        return Ok(present);
     }
-    let path = path.to_owned();
-    on_thread(move || {
-        if let Some(dir) = path.parent() {
-            fs::create_dir_all(dir).map_err(failed(format!("making {}", dir.display())))?;
-        }
-        File::create(&path).map_err(failed(format!("making {}", path.display())))?;
-        unshare(CloneFlags::CLONE_NEWNET).map_err(call("making a network namespace"))?;
-        mount(Some("/proc/thread-self/ns/net"), &path, NULL, MsFlags::MS_BIND, NULL)
-            .map_err(call("pinning a network namespace"))?;
-        Netns::open(&path)
-    })
-    .await
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir).map_err(failed(format!("making {}", dir.display())))?;
+    }
+    File::create(path).map_err(failed(format!("making {}", path.display())))?;
+    unshare(CloneFlags::CLONE_NEWNET).map_err(call("making a network namespace"))?;
+    mount(Some("/proc/thread-self/ns/net"), path, NULL, MsFlags::MS_BIND, NULL)
+        .map_err(call("pinning a network namespace"))?;
+    Netns::open(path)
+}
+
+/// Sets a parameter of the calling thread's namespace, unless it has the value or the kernel lacks it.
+pub(crate) fn set_sysctl(name: &str, value: &str) -> Result<(), Error> {
+    let path = Path::new("/proc/sys").join(name);
+    match fs::read_to_string(&path).map(|text| text.trim() == value) {
+        Ok(true) => {}
+        Ok(false) => fs::write(&path, value).map_err(failed(format!("setting {name} to {value}")))?,
+        Err(error) => tracing::debug!(name, %error, "kernel parameter not there"),
+    }
+    Ok(())
 }
 
 /// Whether a namespace is pinned at the path.
@@ -118,7 +116,10 @@ pub(crate) fn pinned(dir: &Path) -> Vec<PathBuf> {
     fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }
 
-async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+/// Runs blocking work on a thread that ends with it, and may so change its namespace.
+pub(crate) async fn on_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
     let (answer, answered) = tokio::sync::oneshot::channel();
     let body = move || {
         // Nobody waits any more when the caller was dropped.

@@ -2,21 +2,19 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use futures::{Stream, TryStreamExt};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
-use rtnetlink::{Handle, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder};
+use rtnetlink::{Handle, LinkUnspec, LinkVxlan, RouteMessageBuilder};
 use tokio::sync::Mutex;
 
-use crate::netns::Netns;
 use crate::{Cidr, Error, limits};
 
 /// A hardware address.
@@ -89,28 +87,6 @@ impl Netlink {
         }
     }
 
-    /// A pair of links, the other end as `eth0` of the namespace.
-    pub(crate) async fn add_veth(
-        &self,
-        name: &str,
-        mac: Mac,
-        inside: &Netns,
-        inside_mac: Mac,
-        mtu: u32,
-    ) -> Result<(), Error> {
-        let peer = LinkUnspec::new_with_name("eth0")
-            .address(inside_mac.to_vec())
-            .mtu(mtu)
-            .setns_by_fd(inside.file().as_raw_fd())
-            .build();
-        let pair = LinkVeth::new(name, "eth0")
-            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
-            .address(mac.to_vec())
-            .mtu(mtu)
-            .build();
-        self.handle.link().add(pair).execute().await.map_err(failed(&format!("making link {name}")))
-    }
-
     pub(crate) async fn add_vxlan(&self, name: &str, mac: Mac, local: IpAddr, mtu: u32) -> Result<(), Error> {
         let tunnel = LinkVxlan::new(name, limits::VXLAN_VNI)
             .port(limits::VXLAN_PORT)
@@ -124,14 +100,9 @@ impl Netlink {
         self.handle.link().add(tunnel.up().build()).execute().await.map_err(failed(&format!("making link {name}")))
     }
 
-    /// Names the link's owner and sets it up.
-    pub(crate) async fn set_up(&self, index: u32, alias: Option<&str>) -> Result<(), Error> {
-        let link = LinkUnspec::new_with_index(index).up();
-        let link = match alias {
-            Some(alias) => link.alias(alias),
-            None => link,
-        };
-        self.handle.link().set(link.build()).execute().await.map_err(failed("setting a link up"))
+    pub(crate) async fn set_up(&self, index: u32) -> Result<(), Error> {
+        let link = LinkUnspec::new_with_index(index).up().build();
+        self.handle.link().set(link).execute().await.map_err(failed("setting a link up"))
     }
 
     pub(crate) async fn delete_link(&self, index: u32) -> Result<(), Error> {
@@ -280,7 +251,7 @@ impl RouteHeaderTable {
 }
 
 impl Route {
-    fn message(&self) -> Result<RouteMessage, Error> {
+    pub(crate) fn message(&self) -> Result<RouteMessage, Error> {
         let invalid = |error: &dyn std::fmt::Display| Error::Invalid(format!("route to {}: {error}", self.to));
         let mut builder = RouteMessageBuilder::<IpAddr>::new()
             .destination_prefix(self.to.addr(), self.to.prefix())
@@ -300,7 +271,7 @@ impl Route {
     }
 }
 
-fn link(message: &LinkMessage) -> Link {
+pub(crate) fn link(message: &LinkMessage) -> Link {
     let mut link =
         Link { index: message.header.index, name: String::new(), alias: String::new(), mac: Mac::default(), mtu: 0 };
     for attribute in &message.attributes {
@@ -397,12 +368,12 @@ fn failed(what: &str) -> impl FnOnce(rtnetlink::Error) -> Error {
     }
 }
 
-fn is(error: &Error, codes: &[i32]) -> bool {
+pub(crate) fn is(error: &Error, codes: &[i32]) -> bool {
     matches!(error, Error::Kernel { source, .. } if source.raw_os_error().is_some_and(|code| codes.contains(&code)))
 }
 
 /// Makes a removal succeed when there is nothing to remove.
-fn gone(result: Result<(), Error>) -> Result<(), Error> {
+pub(crate) fn gone(result: Result<(), Error>) -> Result<(), Error> {
     match result {
         Err(error) if is(&error, &[libc::ENODEV, libc::ENOENT, libc::ESRCH, libc::EADDRNOTAVAIL]) => Ok(()),
         other => other,

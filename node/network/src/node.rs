@@ -14,7 +14,7 @@ impl Network {
             self.refuse(*range).await?;
         }
         if let Some(lo) = self.inner.netlink.link("lo").await? {
-            self.inner.netlink.set_up(lo.index, None).await?;
+            self.inner.netlink.set_up(lo.index).await?;
         }
         let v6 = config.cluster_cidrs.iter().any(|range| !range.addr().is_ipv4());
         let mut sysctls = vec![("net/ipv4/ip_forward".to_owned(), "1")];
@@ -22,6 +22,8 @@ impl Network {
             sysctls.push(("net/ipv6/conf/all/forwarding".to_owned(), "1"));
         }
         self.inner.netns.sysctls(sysctls).await?;
+        // What a daemon gave up that died before its removal.
+        self.inner.sweeper.ask();
         self.set_pod_cidrs(config.pod_cidrs.clone()).await
     }
 
@@ -39,6 +41,7 @@ impl Network {
             }
         }
         *self.inner.ranges.write() = ranges;
+        self.inner.mtu.forget();
         Ok(())
     }
 
@@ -80,10 +83,16 @@ impl Network {
         if let Some(mtu) = self.inner.config.mtu {
             return Ok(mtu);
         }
-        match self.inner.netlink.link(limits::VXLAN_LINK).await? {
-            Some(tunnel) => Ok(tunnel.mtu),
-            None => self.uplink_mtu().await,
-        }
+        let begun = match self.inner.mtu.known() {
+            Ok(mtu) => return Ok(mtu),
+            Err(begun) => begun,
+        };
+        let mtu = match self.inner.netlink.link(limits::VXLAN_LINK).await? {
+            Some(tunnel) => tunnel.mtu,
+            None => self.uplink_mtu().await?,
+        };
+        self.inner.mtu.learn(begun, mtu);
+        Ok(mtu)
     }
 
     pub(crate) async fn uplink_mtu(&self) -> Result<u32, Error> {
@@ -98,7 +107,9 @@ impl Network {
         let node = &self.inner.netlink;
         let links = node.links().await?;
         for link in &links {
-            let pod = link.name.starts_with(limits::LINK_PREFIX) && crate::pods::link_name(&link.alias) == link.name;
+            // One without an owner was given up, or made halfway.
+            let owned = link.alias.is_empty() || crate::pods::link_name(&link.alias) == link.name;
+            let pod = link.name.starts_with(limits::LINK_PREFIX) && owned;
             if pod || link.name == limits::VXLAN_LINK {
                 node.delete_link(link.index).await?;
             }

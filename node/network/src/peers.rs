@@ -53,6 +53,7 @@ impl Network {
         {
             node.delete_link(link.index).await?;
         }
+        self.inner.mtu.forget();
         Ok(())
     }
 

@@ -3,9 +3,13 @@
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
-use crate::nl::{Hop, Link, Mac, Neighbour, Netlink, Route};
+use parking_lot::Mutex;
+
+use crate::direct::Direct;
+use crate::nl::{Hop, Link, Mac, Neighbour, Route};
 use crate::{Cidr, Error, Network, PodNet, limits, netns};
 
 /// Where a pod sends everything: an address that exists nowhere but in the pod's neighbour table.
@@ -16,59 +20,60 @@ impl Network {
     /// Gives the pod a namespace, a link and addresses; returns what is there if it has them already.
     pub async fn create_pod(&self, uid: &str) -> Result<PodNet, Error> {
         check(uid)?;
-        let one_at_a_time = self.inner.pods.lock().await;
+        self.load_addresses().await?;
         let node = &self.inner.netlink;
         let name = link_name(uid);
         if let Some(link) = node.link(&name).await? {
             if let Some(pod) = self.found(uid, &link).await? {
                 return Ok(pod);
             }
-            // Made halfway by a daemon that died.
+            // Made halfway by a daemon that died, or given up and not gone yet.
             node.delete_link(link.index).await?;
+            self.inner.ipam.lock().release(uid, Instant::now());
         }
-        drop(one_at_a_time);
-        let path = self.netns_path(uid);
-        let inside = netns::pin(&path).await?;
-        let pod = inside.netlink().await?;
-        inside.sysctls(pod_sysctls()).await?;
-        if let Some(lo) = pod.link("lo").await? {
-            pod.set_up(lo.index, None).await?;
+        let ranges = self.inner.ranges.read().clone();
+        if ranges.is_empty() {
+            return Err(Error::NoPodCidr);
         }
-        let (mac, host_mac) = (random_mac(), random_mac());
         let mtu = self.pod_mtu().await?;
-        let reserved = self.inner.pods.lock().await;
-        let ips = self.pick_addresses().await?;
-        node.add_veth(&name, host_mac, &inside, mac, mtu).await?;
-        let link = node.link(&name).await?.ok_or_else(|| Error::Invalid(format!("link {name} has vanished")))?;
-        let made = async {
-            node.set_up(link.index, Some(uid)).await?;
-            for ip in &ips {
-                node.set_neighbour(&Neighbour { link: link.index, ip: *ip, mac }).await?;
-                node.replace_route(&self.pod_route(*ip, link.index)).await?;
-            }
-            // From here on the kernel knows that the addresses are taken.
-            drop(reserved);
-            configure_inside(&pod, &ips, host_mac).await
+        let making = Making {
+            ips: self.inner.ipam.lock().reserve(uid, &ranges, Instant::now())?,
+            uid: uid.to_owned(),
+            name,
+            path: self.netns_path(uid),
+            gateways: self.gateways(),
+            mtu,
         };
-        if let Err(error) = made.await {
-            node.delete_link(link.index).await?;
-            return Err(error);
+        let direct = Arc::clone(&self.inner.direct);
+        let made = netns::on_thread(move || making.make(&direct)).await;
+        if made.is_err() {
+            self.inner.sweeper.ask();
+            self.inner.ipam.lock().release(uid, Instant::now());
         }
-        Ok(PodNet { uid: uid.to_owned(), netns: path, ips, host_ifname: name, host_ifindex: link.index, host_mac, mac })
+        made
     }
 
-    /// Removes the pod's link, routes and namespace; nothing there is success.
+    /// Removes the pod's routes and namespace, and lets its link go; nothing there is success.
     pub async fn delete_pod(&self, uid: &str) -> Result<(), Error> {
         check(uid)?;
-        let node = &self.inner.netlink;
-        if let Some(link) = node.link(&link_name(uid)).await? {
-            let now = Instant::now();
-            for entry in node.neighbours().await?.into_iter().filter(|entry| entry.link == link.index) {
-                self.inner.ipam.lock().release(entry.ip, now);
+        self.load_addresses().await?;
+        let ips = self.inner.ipam.lock().of(uid);
+        let (direct, name, path) = (Arc::clone(&self.inner.direct), link_name(uid), self.netns_path(uid));
+        let removed = tokio::task::spawn_blocking(move || {
+            let mut direct = direct.lock();
+            if let Some(link) = direct.link(&name)? {
+                for ip in ips {
+                    direct.delete_route(&pod_route(ip, link.index, &[]))?;
+                }
+                direct.give_up(link.index)?;
             }
-            node.delete_link(link.index).await?;
-        }
-        netns::unpin(&self.netns_path(uid))
+            drop(direct);
+            netns::unpin(&path)
+        });
+        removed.await.map_err(|error| Error::Invalid(error.to_string()))??;
+        self.inner.sweeper.ask();
+        self.inner.ipam.lock().release(uid, Instant::now());
+        Ok(())
     }
 
     /// Removes the networks of all pods but these: links, and namespaces pinned by a daemon that died before it made one.
@@ -138,29 +143,24 @@ impl Network {
         }
     }
 
-    /// One free address of every range of the node. The caller holds the lock until the kernel has the routes.
-    async fn pick_addresses(&self) -> Result<Vec<IpAddr>, Error> {
-        let ranges = self.inner.ranges.read().clone();
-        if ranges.is_empty() {
-            return Err(Error::NoPodCidr);
-        }
-        let routes = self.inner.netlink.routes().await?;
-        let used: HashSet<IpAddr> = routes
-            .into_iter()
-            .filter(|route| Cidr::host(route.to.addr()) == route.to)
-            .map(|route| route.to.addr())
-            .collect();
-        let ipam = self.inner.ipam.lock();
-        let pick = |range: Cidr| {
-            let free = ipam.pick(range, &used, Instant::now());
-            free.ok_or_else(|| Error::Exhausted { range, used: used.iter().filter(|ip| range.contains(**ip)).count() })
+    /// Reads once which addresses the kernel has routes for, and whose they are.
+    async fn load_addresses(&self) -> Result<(), Error> {
+        let load = async || {
+            let links = self.inner.netlink.links().await?.into_iter();
+            let owners: HashMap<u32, String> =
+                links.filter(|link| link_name(&link.alias) == link.name).map(|link| (link.index, link.alias)).collect();
+            let routes = self.inner.netlink.routes().await?;
+            let mut ipam = self.inner.ipam.lock();
+            for route in routes.iter().filter(|route| Cidr::host(route.to.addr()) == route.to) {
+                let owner = match route.via {
+                    Hop::Link(link) => owners.get(&link).map(String::as_str),
+                    _ => None,
+                };
+                ipam.found(owner.unwrap_or_default(), route.to.addr());
+            }
+            Ok(())
         };
-        ranges.into_iter().map(pick).collect()
-    }
-
-    fn pod_route(&self, ip: IpAddr, link: u32) -> Route {
-        let source = self.gateways().into_iter().find(|gateway| gateway.is_ipv4() == ip.is_ipv4());
-        Route { to: Cidr::host(ip), via: Hop::Link(link), source }
+        self.inner.ipam_loaded.get_or_try_init(load).await.map(drop)
     }
 
     fn netns_path(&self, uid: &str) -> PathBuf {
@@ -168,34 +168,92 @@ impl Network {
     }
 }
 
+/// A pod's network that is to be made.
+struct Making {
+    uid: String,
+    name: String,
+    path: PathBuf,
+    ips: Vec<IpAddr>,
+    gateways: Vec<IpAddr>,
+    mtu: u32,
+}
+
+impl Making {
+    /// Makes it; the calling thread is in the pod's namespace afterwards. A link made halfway is given up.
+    fn make(self, node: &Mutex<Direct>) -> Result<PodNet, Error> {
+        let inside = netns::pin_and_enter(&self.path)?;
+        let mut pod = Direct::open()?;
+        for (name, value) in POD_SYSCTLS {
+            netns::set_sysctl(name, value)?;
+        }
+        if let Some(lo) = pod.link("lo")? {
+            pod.set_up(lo.index, None)?;
+        }
+        let (mac, host_mac) = (random_mac(), random_mac());
+        let link = {
+            let mut node = node.lock();
+            node.add_veth(&self.name, host_mac, &inside, mac, self.mtu)?;
+            node.link(&self.name)?
+        };
+        let link = link.ok_or_else(|| Error::Invalid(format!("link {} has vanished", self.name)))?;
+        // The pod's own side comes last: it says that the rest is there.
+        let done =
+            self.node_side(&mut node.lock(), link.index, mac).and_then(|()| inner_side(&mut pod, &self.ips, host_mac));
+        if let Err(error) = done {
+            node.lock().give_up(link.index)?;
+            return Err(error);
+        }
+        Ok(PodNet {
+            uid: self.uid,
+            netns: self.path,
+            ips: self.ips,
+            host_ifname: self.name,
+            host_ifindex: link.index,
+            host_mac,
+            mac,
+        })
+    }
+
+    fn node_side(&self, node: &mut Direct, link: u32, mac: Mac) -> Result<(), Error> {
+        node.set_up(link, Some(&self.uid))?;
+        for ip in &self.ips {
+            node.set_neighbour(&Neighbour { link, ip: *ip, mac })?;
+            node.replace_route(&pod_route(*ip, link, &self.gateways))?;
+        }
+        Ok(())
+    }
+}
+
+fn pod_route(ip: IpAddr, link: u32, gateways: &[IpAddr]) -> Route {
+    let source = gateways.iter().copied().find(|gateway| gateway.is_ipv4() == ip.is_ipv4());
+    Route { to: Cidr::host(ip), via: Hop::Link(link), source }
+}
+
 /// The pod's own side: addresses, and everything through the node without asking who it is.
-async fn configure_inside(pod: &Netlink, ips: &[IpAddr], host_mac: Mac) -> Result<(), Error> {
-    let eth0 = pod.link("eth0").await?.ok_or_else(|| Error::Invalid("eth0 of the pod has vanished".into()))?;
-    pod.set_up(eth0.index, None).await?;
+fn inner_side(pod: &mut Direct, ips: &[IpAddr], host_mac: Mac) -> Result<(), Error> {
+    let eth0 = pod.link("eth0")?.ok_or_else(|| Error::Invalid("eth0 of the pod has vanished".into()))?;
+    pod.set_up(eth0.index, None)?;
     for ip in ips {
         let (gateway, anywhere) = if ip.is_ipv4() {
             (GATEWAY_V4, IpAddr::V4(Ipv4Addr::UNSPECIFIED))
         } else {
             (GATEWAY_V6, IpAddr::V6(Ipv6Addr::UNSPECIFIED))
         };
-        pod.set_neighbour(&Neighbour { link: eth0.index, ip: gateway, mac: host_mac }).await?;
-        pod.add_address(eth0.index, *ip).await?;
+        pod.set_neighbour(&Neighbour { link: eth0.index, ip: gateway, mac: host_mac })?;
+        pod.add_address(eth0.index, *ip)?;
         let everything = Cidr::new(anywhere, 0).ok_or(Error::NoPodCidr)?;
-        let route = Route { to: everything, via: Hop::Gateway(eth0.index, gateway), source: None };
-        pod.replace_route(&route).await?;
+        pod.replace_route(&Route { to: everything, via: Hop::Gateway(eth0.index, gateway), source: None })?;
     }
     Ok(())
 }
 
 /// As container runtimes set them: low ports and ping for every user; IPv6 addresses are unique without asking.
-fn pod_sysctls() -> Vec<(String, &'static str)> {
-    vec![
-        ("net/ipv4/ip_unprivileged_port_start".into(), "0"),
-        ("net/ipv4/ping_group_range".into(), "0\t2147483647"),
-        ("net/ipv6/conf/default/accept_dad".into(), "0"),
-        ("net/ipv6/conf/default/accept_ra".into(), "0"),
-    ]
-}
+const POD_SYSCTLS: [(&str, &str); 4] = [
+    ("net/ipv4/ip_unprivileged_port_start", "0"),
+    ("net/ipv4/ping_group_range", "0\t2147483647"),
+    ("net/ipv6/conf/default/accept_dad", "0"),
+    ("net/ipv6/conf/default/accept_ra", "0"),
+];
 
 /// `slc` and eight hex digits of the uid's hash (FNV-1a): short enough for the kernel, the same after every restart.
 pub(crate) fn link_name(uid: &str) -> String {

@@ -122,3 +122,45 @@ async fn what_belongs_to_no_pod_is_removed() {
     assert!(!gone.netns.exists() && !half.netns.exists());
     node.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn links_of_ended_pods_go_by_themselves() {
+    let mut node = Node::new(Namespace::new(), "10.244.1.0/24");
+    node.network.setup_node().await.unwrap();
+    let kept = node.network.create_pod("kept").await.unwrap();
+    for round in 0..3 {
+        let uids: Vec<String> = (0..8).map(|at| format!("pod-{round}-{at}")).collect();
+        for uid in &uids {
+            node.network.create_pod(uid).await.unwrap();
+        }
+        for uid in &uids {
+            node.network.delete_pod(uid).await.unwrap();
+        }
+        // Neither address nor namespace waits for the links.
+        assert_eq!(node.network.pods().await.unwrap(), std::slice::from_ref(&kept));
+        assert_eq!(node.namespace.ip("route show proto 92 scope link").lines().count(), 1);
+    }
+    links_become(&node, 1);
+    // A pod whose uid comes back meanwhile gets a whole new link.
+    node.network.delete_pod("kept").await.unwrap();
+    let again = node.network.create_pod("kept").await.unwrap();
+    assert!(node.namespace.asks(&Namespace::open(&again.netns), again.ips[0]).is_ok());
+    // As a daemon leaves it that dies between the two steps.
+    node.namespace.ip(&format!("link set {} group 20828 alias -", again.host_ifname));
+    node.reopen();
+    node.network.setup_node().await.unwrap();
+    links_become(&node, 0);
+    node.end().await;
+}
+
+/// Each look takes a program's start: no need to wait in between.
+fn links_become(node: &Node, count: usize) {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        let links = node.namespace.ip("-o link show");
+        if links.lines().filter(|line| line.contains("slc")).count() == count {
+            return;
+        }
+        assert!(Instant::now() < end, "links are left: {links}");
+    }
+}
