@@ -156,7 +156,8 @@ fn mounts(
         let api_files = volume.config_map.is_some()
             || volume.secret.is_some()
             || volume.downward_api.is_some()
-            || volume.projected.is_some();
+            || volume.projected.is_some()
+            || volume.image.is_some();
         out.push(Mount {
             source: MountSource::Bind(volumes::source(dir, volume, m, &sub_path)?),
             destination: absolute(&m.mount_path),

@@ -168,6 +168,9 @@ impl Dispatcher {
             if let Err(error) = self.node.network.delete(&uid).await {
                 tracing::warn!(error, pod = uid, "network of a pod that is gone not removed");
             }
+            if let Err(error) = self.node.unmount_images(&uid).await {
+                tracing::warn!(%error, pod = uid, "images mounted for a pod that is gone are left");
+            }
             let dir = self.node.dir(&uid);
             let removed = tokio::task::spawn_blocking(move || crate::volumes::tear_down(&dir)).await;
             if let Ok(Err(error)) = removed {

@@ -484,6 +484,15 @@ pub struct Volume {
     #[serde(rename = "downwardAPI")]
     pub downward_api: Option<DownwardApi>,
     pub projected: Option<Projected>,
+    pub image: Option<ImageVolume>,
+}
+
+/// The files of an image, to be read.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ImageVolume {
+    pub reference: String,
+    pub pull_policy: String,
 }
 
 /// A directory that lives as long as the pod.

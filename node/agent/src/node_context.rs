@@ -18,7 +18,7 @@ use crate::model::Pod;
 use crate::pod::worker::Message;
 use crate::references::References;
 use crate::seams::{Containers, PodApi, PodNetwork};
-use crate::volumes::PodDir;
+use crate::volumes::{self, PodDir};
 
 /// Facts of the node that do not change while it runs.
 #[derive(Clone, Debug, Default)]
@@ -90,6 +90,14 @@ impl NodeContext {
     /// The log file of one attempt of a container.
     pub fn log_path(&self, pod: &Pod, container: &str, attempt: u32) -> PathBuf {
         self.log_dir(pod).join(container).join(format!("{attempt}.log"))
+    }
+
+    /// Lets go of the images mounted for a pod.
+    pub async fn unmount_images(&self, uid: &str) -> sluice_runtime::Result<()> {
+        for (target, key) in volumes::image_mounts(&self.dir(uid), uid) {
+            self.runtime.unmount_image(&key, &target).await?;
+        }
+        Ok(())
     }
 
     /// From now on events of this container go to that worker. Done before the container is made, so that none is lost.

@@ -1,5 +1,6 @@
 //! The real node behind the seams: containerd, the kernel's network with the data plane, and the API server.
 
+use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -34,6 +35,15 @@ impl Containers for Runtime {
     }
     async fn pull(&self, reference: &str, credentials: &[Credentials]) -> Result<ImageInfo> {
         Runtime::pull(self, reference, credentials, |_| {}).await
+    }
+    async fn remove_image(&self, reference: &str) -> Result<()> {
+        Runtime::remove_image(self, reference).await
+    }
+    async fn mount_image(&self, reference: &str, key: &str, target: &Path) -> Result<()> {
+        Runtime::mount_image(self, reference, key, target).await
+    }
+    async fn unmount_image(&self, key: &str, target: &Path) -> Result<()> {
+        Runtime::unmount_image(self, key, target).await
     }
     async fn create(&self, spec: &ContainerSpec) -> Result<()> {
         Runtime::create(self, spec).await

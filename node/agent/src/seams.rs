@@ -2,7 +2,7 @@
 //! real ones are thin ([`crate::real`]); tests put a simulated node behind the same traits.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -21,6 +21,11 @@ pub trait Containers: Send + Sync + 'static {
     async fn image(&self, reference: &str) -> Result<Option<ImageInfo>>;
     async fn images(&self) -> Result<Vec<ImageInfo>>;
     async fn pull(&self, reference: &str, credentials: &[Credentials]) -> Result<ImageInfo>;
+    /// Removes an image's names; its layers go when nothing uses them.
+    async fn remove_image(&self, reference: &str) -> Result<()>;
+    /// Mounts a present image for reading.
+    async fn mount_image(&self, reference: &str, key: &str, target: &Path) -> Result<()>;
+    async fn unmount_image(&self, key: &str, target: &Path) -> Result<()>;
     async fn create(&self, spec: &ContainerSpec) -> Result<()>;
     /// Returns the pid.
     async fn start(&self, id: &str) -> Result<u32>;

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -180,6 +181,17 @@ impl Containers for SimRuntime {
             return Err(Error::ImageNotFound { image: reference.to_owned() });
         }
         Ok(image(reference))
+    }
+    async fn remove_image(&self, reference: &str) -> Result<()> {
+        self.journal.add(format!("remove image {reference}"));
+        Ok(())
+    }
+    async fn mount_image(&self, reference: &str, _: &str, _: &Path) -> Result<()> {
+        self.journal.add(format!("mount {reference}"));
+        Ok(())
+    }
+    async fn unmount_image(&self, _: &str, _: &Path) -> Result<()> {
+        Ok(())
     }
     async fn create(&self, spec: &ContainerSpec) -> Result<()> {
         self.journal.add(format!("create {}#{}", spec.name, spec.attempt));

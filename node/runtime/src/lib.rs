@@ -16,6 +16,7 @@ mod error;
 mod events;
 mod exec;
 mod host;
+mod image_mounts;
 mod images;
 mod io;
 mod labels;

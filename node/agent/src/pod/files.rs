@@ -8,9 +8,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
 
+use super::images::{self, Wanted};
+use super::machine::StartError;
 use crate::fields::Facts;
 use crate::limits;
-use crate::model::{Pod, TokenProjection};
+use crate::model::{Pod, TokenProjection, Volume};
 use crate::node_context::NodeContext;
 use crate::references::PodObjects;
 use crate::seams::{PodName, Token};
@@ -71,6 +73,7 @@ impl Files {
             ));
         }
         for volume in &pod.spec.volumes {
+            self.mount_image(&pod, volume).await?;
             for projection in payload::tokens(volume) {
                 self.renew(&pod, &volume.name, projection, tokens).await?;
             }
@@ -84,6 +87,24 @@ impl Files {
             Ok(())
         });
         task.await.map_err(|e| e.to_string())?
+    }
+
+    /// An image volume is pulled and mounted once.
+    async fn mount_image(&self, pod: &Pod, volume: &Volume) -> Result<(), String> {
+        let Some(source) = &volume.image else { return Ok(()) };
+        let target = self.node.dir(pod.uid()).volume(volume);
+        if target.exists() && volumes::is_mount_point(&target).map_err(|e| e.to_string())? {
+            return Ok(());
+        }
+        let failed = |e: String| format!("MountVolume.SetUp failed for volume \"{}\" : {e}", volume.name);
+        let wanted = Wanted { image: &source.reference, policy: &source.pull_policy, container: None };
+        images::ensure(&self.node, pod, wanted, &self.objects).await.map_err(|e| match e {
+            StartError::Image { reason, message, .. } => failed(format!("{reason}: {message}")),
+            other => failed(format!("{other:?}")),
+        })?;
+        let key = volumes::image_key(pod.uid(), &volume.name);
+        let mounted = self.node.runtime.mount_image(&source.reference, &key, &target).await;
+        mounted.map_err(|e| failed(e.to_string()))
     }
 
     fn payloads(&self, pod: &Pod, tokens: &Tokens) -> Result<Vec<Option<payload::Files>>, String> {

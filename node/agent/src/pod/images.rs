@@ -1,4 +1,4 @@
-//! Gets a container's image ready by its pull policy, with upstream's events and errors.
+//! Gets the image of a container or a volume ready by its pull policy, with upstream's events and errors.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,21 +8,30 @@ use sluice_runtime::{Credentials, Error, ImageInfo};
 use super::machine::StartError;
 use crate::credentials::{Login, logins};
 use crate::env::Objects;
-use crate::model::{Container, Pod};
+use crate::model::Pod;
 use crate::node_context::NodeContext;
 use crate::references::PodObjects;
+
+/// An image that is needed.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted<'a> {
+    pub(super) image: &'a str,
+    pub(super) policy: &'a str,
+    /// Whose it is; none: a volume's.
+    pub(super) container: Option<&'a str>,
+}
 
 /// The image, pulled if the policy and its absence ask for it.
 pub(super) async fn ensure(
     node: &NodeContext,
     pod: &Pod,
-    container: &Container,
+    wanted: Wanted<'_>,
     objects: &PodObjects,
 ) -> Result<ImageInfo, StartError> {
-    let image = container.image.as_str();
+    let image = wanted.image;
     let fail = |reason, message: String| StartError::Image { reason, message, image: image.to_owned() };
     let event = |warning, reason: &str, message: &str| {
-        node.recorder.pod(pod, Some(&container.name), warning, reason, message);
+        node.recorder.pod(pod, wanted.container, warning, reason, message);
     };
     let invalid = |e: &Error| {
         let message = format!("Failed to apply default image tag \"{image}\": {e}");
@@ -38,7 +47,7 @@ pub(super) async fn ensure(
             return Err(fail("ImageInspectError", message));
         }
     };
-    match (container.image_pull_policy.as_str(), present) {
+    match (wanted.policy, present) {
         ("IfNotPresent" | "Never" | "", Some(info)) => {
             let message =
                 format!("Container image \"{image}\" already present on machine and can be accessed by the pod");

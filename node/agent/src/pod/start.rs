@@ -53,8 +53,13 @@ impl Start {
     pub(super) async fn run(self) -> Result<Started, StartError> {
         let pod = self.pod.clone();
         let container = pod.containers().nth(self.index).ok_or(StartError::Aborted)?;
+        let wanted = images::Wanted {
+            image: &container.image,
+            policy: &container.image_pull_policy,
+            container: Some(&container.name),
+        };
         let image = tokio::select! {
-            image = images::ensure(&self.node, &pod, container, &self.objects) => image?,
+            image = images::ensure(&self.node, &pod, wanted, &self.objects) => image?,
             () = self.aborted.cancelled() => return Err(StartError::Aborted),
         };
         let env = tokio::select! {

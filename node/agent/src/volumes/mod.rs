@@ -50,6 +50,7 @@ impl PodDir {
             () if volume.config_map.is_some() => "kubernetes.io~configmap",
             () if volume.secret.is_some() => "kubernetes.io~secret",
             () if volume.downward_api.is_some() => "kubernetes.io~downward-api",
+            () if volume.image.is_some() => IMAGE_PLUGIN,
             () => "kubernetes.io~projected",
         };
         if let Some(h) = &volume.host_path {
@@ -57,6 +58,20 @@ impl PodDir {
         }
         self.root.join("volumes").join(plugin).join(&volume.name)
     }
+}
+
+/// Directory of the image volumes among a pod's volumes.
+const IMAGE_PLUGIN: &str = "kubernetes.io~image";
+
+/// The images mounted for a pod: where, and the key of each.
+pub fn image_mounts(dir: &PodDir, uid: &str) -> Vec<(PathBuf, String)> {
+    let entries = fs::read_dir(dir.root.join("volumes").join(IMAGE_PLUGIN)).into_iter().flatten().flatten();
+    entries.map(|e| (e.path(), image_key(uid, &e.file_name().to_string_lossy()))).collect()
+}
+
+/// What an image volume is called in the runtime.
+pub fn image_key(uid: &str, volume: &str) -> String {
+    format!("sluice-volume-{uid}-{volume}")
 }
 
 /// True if the node can mount this kind of volume.
@@ -67,6 +82,7 @@ pub fn is_supported(v: &Volume) -> bool {
         || v.secret.is_some()
         || v.downward_api.is_some()
         || v.projected.is_some()
+        || v.image.is_some()
 }
 
 /// Makes a volume, or brings its files up to date. Idempotent. Errors are in upstream's words.
@@ -77,6 +93,9 @@ pub fn set_up(dir: &PodDir, pod: &Pod, volume: &Volume, files: Option<&Files>) -
         empty_dir(&path, e, group).map_err(|e| e.to_string())
     } else if let Some(h) = &volume.host_path {
         host_path(h)
+    } else if volume.image.is_some() {
+        // Mounted before, as that takes the runtime.
+        Ok(())
     } else if let Some(files) = files {
         let user = payload::tokens(volume).next().and_then(|_| payload::common_user(pod));
         api_volume(&path, files, Owner { user, group }, in_memory(volume)).map_err(|e| e.to_string())
@@ -184,7 +203,8 @@ fn host_path(h: &HostPath) -> Result<(), String> {
     if ok { Ok(()) } else { Err(format!("cannot create {}", h.path)) }
 }
 
-fn is_mount_point(path: &Path) -> io::Result<bool> {
+/// Whether something is mounted there.
+pub fn is_mount_point(path: &Path) -> io::Result<bool> {
     let parent = path.parent().unwrap_or(path);
     Ok(fs::metadata(path)?.dev() != fs::metadata(parent)?.dev())
 }

@@ -284,6 +284,7 @@ async fn take_away(node: &Arc<NodeContext>, pod: &Arc<Pod>) -> Result<(), String
         node.network.delete(pod.uid()).await?;
     }
     let dir = node.dir(pod.uid());
+    node.unmount_images(pod.uid()).await.map_err(|e| e.to_string())?;
     let removed = tokio::task::spawn_blocking(move || crate::volumes::tear_down(&dir)).await;
     removed.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
 }
