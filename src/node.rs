@@ -84,17 +84,11 @@ fn join(options: &NodeOptions) -> Result<Join> {
 async fn start(config: &Config, client: kube::Client, api: api::Config, parts: &mut Parts) -> Result<()> {
     let socket = containerd_socket(config).await;
     if socket == config.own_containerd_socket() {
-        let mut containerd = Containerd::spawn(&config.own_containerd_dir(), &socket).await.context("containerd")?;
-        let (dir, shutdown) = (config.own_containerd_dir(), parts.shutdown.clone());
+        let containerd = Containerd::spawn(&config.own_containerd_dir(), &socket).await.context("containerd")?;
+        let shutdown = parts.shutdown.clone();
         parts.tasks.spawn(async move {
-            loop {
-                tokio::select! {
-                    () = shutdown.cancelled() => return Ok(()),
-                    ended = containerd.exited() => ended?,
-                }
-                tracing::warn!("containerd ended; starting it again");
-                containerd = Containerd::spawn(&dir, &socket).await.context("containerd")?;
-            }
+            containerd.supervise(shutdown).await;
+            Ok(())
         });
     }
     let agent = Agent::start(agent_config(config, api).await?, client).await?;

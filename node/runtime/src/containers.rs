@@ -1,7 +1,6 @@
 //! The life of a container: snapshot, record, task; and its state as containerd has it.
 //!
-//! Round trips are few: a create makes four calls, a start one. Nothing is leased: the snapshot is a root for containerd's
-//! collector from its first moment (label `containerd.io/gc.root`) and removed with its container.
+//! Round trips are few: a create makes four calls, a start one.
 
 use std::collections::HashMap;
 use std::fs;
@@ -9,7 +8,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use containerd_client::services::v1::container::Runtime as RuntimeName;
-use containerd_client::services::v1::snapshots::PrepareSnapshotRequest;
 use containerd_client::services::v1::{
     Container, CreateContainerRequest, CreateTaskRequest, DeleteContainerRequest, DeleteTaskRequest,
     GetContainerRequest, GetRequest, KillRequest, ListContainersRequest, ListTasksRequest, StartRequest,
@@ -17,14 +15,15 @@ use containerd_client::services::v1::{
 };
 use containerd_client::types::v1::{Process as Task, Status as TaskStatus};
 use jiff::Timestamp;
+use nix::unistd::Pid;
 use prost_types::{Any, FieldMask};
 use tonic::Code;
 
 use crate::error::or_gone;
 use crate::host::{self, Layers};
-use crate::images::Unpacked;
 use crate::{
-    Config, ContainerSpec, ContainerState, Error, Exit, Result, Runtime, Seccomp, Status, exec, labels, spec, users,
+    Config, ContainerSpec, ContainerState, Error, Exit, Prepared, Result, Runtime, Seccomp, Status, exec, labels, spec,
+    users,
 };
 
 const RUNC: &str = "io.containerd.runc.v2";
@@ -35,11 +34,13 @@ impl Runtime {
     /// Makes the snapshot, the container and its task (cgroup, namespaces; nothing of it runs yet). Undone on error.
     pub async fn create(&self, spec: &ContainerSpec) -> Result<()> {
         check(spec)?;
-        let image = self.inner.images.resolve(&spec.image).await?;
-        if let Some(dir) = spec.log_path.parent() {
-            fs::create_dir_all(dir).map_err(Error::io(format!("making {}", dir.display())))?;
-        }
-        let created = self.create_parts(spec, &image).await;
+        let prepared = self.prepare(&spec.id, &spec.image).await?;
+        self.create_on(spec, prepared.ok_or_else(|| Error::ImageMissing(spec.image.clone()))?).await
+    }
+
+    /// Makes the container and its task on a root file system that was made for its id. Undone on error, all of it.
+    pub async fn create_on(&self, spec: &ContainerSpec, prepared: Prepared) -> Result<()> {
+        let created = self.create_parts(spec, prepared).await;
         if created.is_err()
             && let Err(error) = self.remove_parts(&spec.id).await
         {
@@ -48,18 +49,14 @@ impl Runtime {
         created
     }
 
-    async fn create_parts(&self, spec: &ContainerSpec, image: &Unpacked) -> Result<()> {
+    async fn create_parts(&self, spec: &ContainerSpec, prepared: Prepared) -> Result<()> {
+        check(spec)?;
         let (client, config) = (&self.inner.client, &self.inner.config);
-        let snapshotter = config.snapshotter.clone().unwrap_or_default();
-        let now = Timestamp::now().to_string();
-        let prepare = PrepareSnapshotRequest {
-            snapshotter: snapshotter.clone(),
-            key: spec.id.clone(),
-            parent: image.chain_id.clone(),
-            labels: HashMap::from([("containerd.io/gc.root".to_owned(), now)]),
-        };
-        let prepared = client.snapshots().prepare(client.call(prepare)).await;
-        let rootfs = prepared.map_err(client.failed(&spec.image))?.into_inner().mounts;
+        let rootfs = prepared.mounts;
+        let image = prepared.unpacked.ok_or_else(|| Error::ImageMissing(spec.image.clone()))?;
+        if let Some(dir) = spec.log_path.parent() {
+            fs::create_dir_all(dir).map_err(Error::io(format!("making {}", dir.display())))?;
+        }
         let identity = users::resolve(&spec.security, &image.config.user, &Layers::new(&rootfs))?;
         let devices = if spec.security.privileged {
             host::devices()
@@ -79,7 +76,7 @@ impl Runtime {
             image: spec.image.clone(),
             runtime: Some(RuntimeName { name: RUNC.into(), options: Some(runc_options(config)) }),
             spec: Some(Any { type_url: SPEC.into(), value: oci }),
-            snapshotter,
+            snapshotter: self.snapshotter(),
             snapshot_key: spec.id.clone(),
             ..Container::default()
         };
@@ -109,16 +106,14 @@ impl Runtime {
 
     /// `signal` (`None`: the image's, else SIGTERM), then SIGKILL after `grace`. Ended already is success.
     pub async fn stop(&self, id: &str, signal: Option<&str>, grace: Duration) -> Result<Exit> {
-        let chosen = match signal {
-            Some(signal) => signal_number(signal)?,
-            None => {
-                let (record, _) = self.record(id).await?;
-                let own = record.labels.get(labels::STOP_SIGNAL).and_then(|signal| signal_number(signal).ok());
-                own.unwrap_or(libc::SIGTERM.cast_unsigned())
-            }
-        };
+        let named = signal.map(signal_number).transpose()?;
         if !grace.is_zero() {
-            or_gone(self.signal(id, chosen, false).await)?;
+            let (record, task) = self.record(id).await?;
+            let own = record.labels.get(labels::STOP_SIGNAL).and_then(|signal| signal_number(signal).ok());
+            let chosen = named.or(own).unwrap_or(libc::SIGTERM.cast_unsigned());
+            if !directly(id, task.as_ref(), chosen) {
+                or_gone(self.signal(id, chosen, false).await)?;
+            }
             if let Ok(exit) = tokio::time::timeout(grace, self.await_exit(id)).await {
                 return exit;
             }
@@ -224,14 +219,22 @@ impl Runtime {
         }
     }
 
-    /// A container's record and task.
-    pub(crate) async fn record(&self, id: &str) -> Result<(Container, Option<Task>)> {
+    /// A container's record.
+    pub(crate) async fn container_record(&self, id: &str) -> Result<Container> {
         let client = &self.inner.client;
         let get = client.call(GetContainerRequest { id: id.to_owned() });
         let answer = client.containers().get(get).await.map_err(client.failed(id))?;
-        let record = answer.into_inner().container.ok_or_else(|| Error::NotFound(id.to_owned()))?;
+        answer.into_inner().container.ok_or_else(|| Error::NotFound(id.to_owned()))
+    }
+
+    /// A container's record and task.
+    pub(crate) async fn record(&self, id: &str) -> Result<(Container, Option<Task>)> {
+        let client = &self.inner.client;
         let get = client.call(GetRequest { container_id: id.to_owned(), exec_id: String::new() });
-        let task = match client.tasks().get(get).await {
+        let mut tasks = client.tasks();
+        let (record, task) = tokio::join!(self.container_record(id), tasks.get(get));
+        let record = record?;
+        let task = match task {
             Ok(answer) => answer.into_inner().process,
             Err(status) if status.code() == Code::NotFound => None,
             Err(status) => return Err(client.failed(id)(status)),
@@ -294,7 +297,7 @@ impl Runtime {
     pub(crate) async fn await_exit(&self, id: &str) -> Result<Exit> {
         match self.wait_task(id).await {
             Ok((code, at)) => {
-                let (record, _) = self.record(id).await?;
+                let record = self.container_record(id).await?;
                 let written = labels::read_exit(&record.labels, time(record.created_at));
                 Ok(written.unwrap_or_else(|| self.exit(&record, code, at)))
             }
@@ -306,6 +309,18 @@ impl Runtime {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Signals a running container's first process without runc, whose start takes longer than most programs' end. `false`:
+/// containerd has to be asked.
+fn directly(id: &str, task: Option<&Task>, signal: u32) -> bool {
+    let Some(task) = task.filter(|task| task.status() == TaskStatus::Running) else { return false };
+    let Ok(pid) = i32::try_from(task.pid) else { return false };
+    let sent = crate::sys::signal_member(Pid::from_raw(pid), &format!("/{id}"), signal.cast_signed());
+    sent.unwrap_or_else(|error| {
+        tracing::debug!(container = id, %error, "not signalled directly");
+        false
+    })
 }
 
 /// containerd 1.6 passes the shim's refusal on without a code of its own.

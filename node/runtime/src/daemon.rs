@@ -9,12 +9,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::Pid;
 use tokio::io::unix::AsyncFd;
+use tokio_util::sync::CancellationToken;
 
 use crate::client::Client;
 use crate::{Error, Result, limits, sys};
@@ -25,6 +26,14 @@ const PROGRAM_DIRS: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// A running private containerd; dropping it leaves it running.
 #[derive(Debug)]
 pub struct Containerd {
+    process: Watched,
+    dir: PathBuf,
+    socket: PathBuf,
+}
+
+/// A process that need not be a child of ours.
+#[derive(Debug)]
+struct Watched {
     pid: Pid,
     ended: AsyncFd<OwnedFd>,
 }
@@ -33,9 +42,10 @@ impl Containerd {
     /// Starts containerd with root, state, configuration and log below `dir`, listening on `socket`; returns when it
     /// answers. One that answers there already is adopted. [`Error::NotInstalled`] if the programs are missing.
     pub async fn spawn(dir: &Path, socket: &Path) -> Result<Self> {
+        let known = |process| Self { process, dir: dir.to_owned(), socket: socket.to_owned() };
         if let Some(pid) = owner(socket) {
             ready(socket).await?;
-            return Self::adopt(pid);
+            return Watched::new(pid).map(known);
         }
         let path = search_path();
         for program in ["containerd", "runc"] {
@@ -60,54 +70,85 @@ impl Containerd {
             .process_group_of_its_own()
             .spawn()
             .map_err(Error::io("starting containerd".into()))?;
-        let daemon = Self::adopt(Pid::from_raw(child.id().cast_signed()))?;
+        let process = Watched::new(Pid::from_raw(child.id().cast_signed()))?;
         // Its parent has to reap it, or it stays as a zombie that looks alive.
         std::thread::spawn(move || child.wait());
         tokio::select! {
             ready = ready(socket) => ready?,
-            _ = daemon.ended.readable() => {
+            _ = process.ended() => {
                 return Err(Error::Unavailable {
                     socket: socket.display().to_string(),
                     reason: format!("it ended at once, see {}: {}", log.display(), last_line(&log)),
                 });
             }
         }
-        Ok(daemon)
+        Ok(known(process))
     }
 
     /// Its process id.
     pub fn pid(&self) -> u32 {
-        self.pid.as_raw().cast_unsigned()
+        self.process.pid.as_raw().cast_unsigned()
     }
 
-    /// Waits until the process has ended (for supervision).
+    /// Waits until the process has ended.
     pub async fn exited(&mut self) -> io::Result<()> {
-        self.ended.readable().await.map(drop)
+        self.process.ended().await
+    }
+
+    /// Starts it again whenever it ends, until the shutdown; it is left running then. The pause before a start doubles from
+    /// [`limits::RESTART_FIRST`] to [`limits::RESTART_MAX`]; a life of [`limits::RESTART_RESET`] makes up for all ends
+    /// before.
+    pub async fn supervise(mut self, shutdown: CancellationToken) {
+        let mut pause = limits::RESTART_FIRST;
+        loop {
+            let begun = Instant::now();
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                ended = self.exited() => if let Err(error) = ended {
+                    tracing::error!(%error, "containerd cannot be watched: it is not started again when it ends");
+                    return;
+                },
+            }
+            if begun.elapsed() >= limits::RESTART_RESET {
+                pause = limits::RESTART_FIRST;
+            }
+            let log = self.dir.join("containerd.log");
+            tracing::warn!(?pause, last_words = last_line(&log), "containerd ended; starting it again");
+            loop {
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    () = tokio::time::sleep(pause) => {}
+                }
+                pause = (pause * 2).min(limits::RESTART_MAX);
+                match Self::spawn(&self.dir, &self.socket).await {
+                    Ok(next) => {
+                        self = next;
+                        break;
+                    }
+                    Err(error) => tracing::error!(%error, ?pause, "containerd does not start; trying again"),
+                }
+            }
+        }
     }
 
     /// SIGTERM, then SIGKILL; shims and containers keep running.
     pub async fn stop(&mut self) -> Result<()> {
-        signal(self.pid, Signal::SIGTERM);
-        if tokio::time::timeout(limits::DAEMON_STOP, self.exited()).await.is_err() {
-            signal(self.pid, Signal::SIGKILL);
-            self.exited().await.map_err(Error::io("waiting for containerd to end".into()))?;
-        }
-        Ok(())
+        self.process.stop().await
     }
 
     /// Ends what runs below `dir`: shims with their containers, containerd, mounts. For `down` and tests; the files stay.
     pub async fn teardown(dir: &Path, socket: &Path) -> Result<()> {
         if let Some(pid) = owner(socket) {
-            Self::adopt(pid)?.stop().await?;
+            Watched::new(pid)?.stop().await?;
         }
         let addresses = shim_sockets(&dir.join("state"));
         for pid in shims(socket) {
-            let Ok(mut shim) = Self::adopt(pid) else { continue };
+            let Ok(shim) = Watched::new(pid) else { continue };
             for child in sys::children(pid) {
                 signal(child, Signal::SIGKILL);
             }
             signal(pid, Signal::SIGKILL);
-            shim.exited().await.map_err(Error::io("waiting for a shim to end".into()))?;
+            shim.ended().await.map_err(Error::io("waiting for a shim to end".into()))?;
         }
         for address in addresses {
             // A shim that ended by itself has taken its own along.
@@ -119,29 +160,49 @@ impl Containerd {
         }
         fs::remove_file(socket).or_else(gone).map_err(Error::io(socket.display().to_string()))
     }
+}
 
-    fn adopt(pid: Pid) -> Result<Self> {
+impl Watched {
+    fn new(pid: Pid) -> Result<Self> {
         let ended = sys::pidfd(pid).map_err(Error::io(format!("watching process {pid}")))?;
         Ok(Self { pid, ended })
+    }
+
+    async fn ended(&self) -> io::Result<()> {
+        self.ended.readable().await.map(drop)
+    }
+
+    async fn stop(&self) -> Result<()> {
+        signal(self.pid, Signal::SIGTERM);
+        if tokio::time::timeout(limits::DAEMON_STOP, self.ended()).await.is_err() {
+            signal(self.pid, Signal::SIGKILL);
+            self.ended().await.map_err(Error::io("waiting for containerd to end".into()))?;
+        }
+        Ok(())
     }
 }
 
 /// Waits until containerd answers on the socket.
 pub async fn ready(socket: &Path) -> Result<()> {
     let client = Client::new(socket, "default")?;
+    let dir = socket.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(dir).map_err(Error::io(format!("making {}", dir.display())))?;
+    // Before the first question: its socket may appear right after that.
+    let changes = sys::Watch::new(dir).map_err(Error::io(format!("watching {}", dir.display())))?;
     let answer = async {
-        loop {
-            match client.version().version(client.endless(())).await {
-                Ok(_) => return,
-                // It is starting: there is nothing to await but its socket.
-                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        while client.version().version(client.endless(())).await.is_err() {
+            tokio::select! {
+                changed = changes.changed() => changed.map_err(Error::io(format!("watching {}", dir.display())))?,
+                // It has had its socket for long, and comes to answer only now.
+                () = tokio::time::sleep(limits::DAEMON_ASK) => {}
             }
         }
+        Ok(())
     };
     tokio::time::timeout(limits::DAEMON_START, answer).await.map_err(|_| Error::Unavailable {
         socket: socket.display().to_string(),
         reason: format!("no answer within {:?}", limits::DAEMON_START),
-    })
+    })?
 }
 
 trait ProcessGroup {

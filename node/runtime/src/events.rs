@@ -122,8 +122,8 @@ fn handle(runtime: Runtime, envelope: Envelope) {
 /// logger's pipes until the task is deleted and answers that only after the logger's end: then the log is whole.
 async fn exited(runtime: Runtime, event: TaskExit) {
     let id = event.container_id;
-    let record = match runtime.record(&id).await {
-        Ok((record, _)) => record,
+    let record = match runtime.container_record(&id).await {
+        Ok(record) => record,
         Err(error) => {
             tracing::debug!(container = id, %error, "an unknown container ended");
             return;

@@ -192,15 +192,19 @@ impl Images {
             Err(Error::ImageMissing(_)) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let mut names = match as_image_id(name) {
-            Some(_) => Vec::new(),
+        self.named(name, &image).await.map(Some)
+    }
+
+    /// What is told of an image that was found by this name.
+    pub(crate) async fn named(&self, name: &str, image: &Unpacked) -> Result<ImageInfo> {
+        let names = match as_image_id(name) {
             None => vec![normalise(name)?.whole()],
+            Some(_) => {
+                let all = self.all().await?.into_iter();
+                all.filter(|(_, other)| other.config_digest == image.config_digest).map(|(name, _)| name).collect()
+            }
         };
-        if names.is_empty() {
-            let all = self.all().await?.into_iter();
-            names = all.filter(|(_, other)| other.config_digest == image.config_digest).map(|(name, _)| name).collect();
-        }
-        Ok(Some(image.info(names)))
+        Ok(image.info(names))
     }
 
     /// Every image with all its names, sorted by the first name.

@@ -26,13 +26,16 @@ pub mod logs;
 mod registry;
 mod runtime;
 mod seccomp;
+mod snapshots;
 mod spec;
 mod sys;
 mod turns;
 mod types;
+mod usage;
 mod users;
 
 pub use error::{Error, Result};
 pub use io::{Input, Output, Process, Terminal};
 pub use runtime::{Events, Runtime};
+pub use snapshots::Prepared;
 pub use types::*;

@@ -18,6 +18,14 @@ pub const EVENTS: usize = 1024;
 pub const CALL: Duration = Duration::from_secs(120);
 /// Longest to wait for a private containerd to answer.
 pub const DAEMON_START: Duration = Duration::from_secs(30);
+/// A private containerd that has its socket but does not answer is asked again so often.
+pub const DAEMON_ASK: Duration = Duration::from_millis(500);
+/// Pause before a private containerd that has ended is started again; doubles up to the second value.
+pub const RESTART_FIRST: Duration = Duration::from_millis(100);
+/// See [`RESTART_FIRST`].
+pub const RESTART_MAX: Duration = Duration::from_secs(30);
+/// A life of this length makes the next pause the shortest again.
+pub const RESTART_RESET: Duration = Duration::from_secs(60);
 /// Longest a private containerd may take to end by itself.
 pub const DAEMON_STOP: Duration = Duration::from_secs(10);
 /// Largest message accepted from containerd.

@@ -142,7 +142,7 @@ impl Runtime {
 
     /// Counters of a running container.
     pub async fn stats(&self, id: &str) -> Result<Stats> {
-        let (record, _) = self.record(id).await?;
+        let record = self.container_record(id).await?;
         let path = record.labels.get(crate::labels::CGROUP).ok_or_else(|| Error::NotFound(id.to_owned()))?;
         self.inner.cgroups.stats(path)
     }

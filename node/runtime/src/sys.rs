@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{self, Read};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -12,6 +12,36 @@ use tokio::io::unix::AsyncFd;
 
 /// A descriptor that becomes readable when the process has ended.
 pub(crate) fn pidfd(pid: Pid) -> io::Result<AsyncFd<OwnedFd>> {
+    let fd = open_pidfd(pid)?;
+    // SAFETY: an OwnedFd always tells the same descriptor and closes it only when dropped.
+    unsafe { AsyncFd::register(fd) }.map_err(Into::into)
+}
+
+/// Signals a process if it is in a cgroup whose path ends so; `false`: it is not, or there is no such process any more. A
+/// number that another process got meanwhile is never signalled.
+pub(crate) fn signal_member(pid: Pid, cgroup: &str, signal: i32) -> io::Result<bool> {
+    let fd = match open_pidfd(pid) {
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(false),
+        other => other?,
+    };
+    // Read after the descriptor was opened: if the process ended in between, the signal below finds nobody.
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    if !groups.lines().any(|line| line.ends_with(cgroup)) {
+        return Ok(false);
+    }
+    let info = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: the descriptor is open; without a siginfo the call reads no memory of ours.
+    let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd.as_raw_fd(), signal, info, 0) };
+    match sent {
+        0 => Ok(true),
+        _ => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ESRCH) => Ok(false),
+            error => Err(error),
+        },
+    }
+}
+
+fn open_pidfd(pid: Pid) -> io::Result<OwnedFd> {
     // SAFETY: pidfd_open takes two integers and touches no memory of ours.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
     let fd = i32::try_from(fd).map_err(io::Error::other)?;
@@ -19,9 +49,7 @@ pub(crate) fn pidfd(pid: Pid) -> io::Result<AsyncFd<OwnedFd>> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    // SAFETY: an OwnedFd always tells the same descriptor and closes it only when dropped.
-    unsafe { AsyncFd::register(fd) }.map_err(Into::into)
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Every process with its command line (arguments end with a zero byte).

@@ -242,7 +242,7 @@ pub enum Event {
 }
 
 /// A present image.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct ImageInfo {
     /// Normalised references (`docker.io/library/nginx:1.29`).
     pub names: Vec<String>,

@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
 use common::{World, eventually, log};
@@ -11,6 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sluice_runtime::daemon::Containerd;
 use sluice_runtime::{Event, Status};
+use tokio_util::sync::CancellationToken;
 
 fn parent(pid: u32) -> i32 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
@@ -38,6 +40,65 @@ async fn containers_outlive_containerd() {
     // The same daemon is adopted, not started twice.
     let again = Containerd::spawn(&world.dir.path().join("containerd"), &world.socket).await.unwrap();
     assert_eq!(again.pid(), world.daemon.pid());
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_supervised_containerd_comes_back_each_time() {
+    let mut world = World::start("supervised").await;
+    world.import().await;
+    let spec = world.run("echo up; while :; do sleep 0.1; done").await;
+    let dir = world.dir.path().join("containerd");
+    let shutdown = CancellationToken::new();
+    // The same process, adopted.
+    let supervised = Containerd::spawn(&dir, &world.socket).await.unwrap();
+    let supervision = tokio::spawn(supervised.supervise(shutdown.clone()));
+    let mut events = world.runtime.events();
+    for _ in 0..2 {
+        kill(Pid::from_raw(world.daemon.pid().cast_signed()), Signal::SIGKILL).unwrap();
+        world.daemon.exited().await.unwrap();
+        let resync = async { while events.next().await != Event::Resync {} };
+        tokio::time::timeout(Duration::from_secs(20), resync).await.unwrap();
+        world.daemon = Containerd::spawn(&dir, &world.socket).await.unwrap();
+        let state = world.runtime.container(&spec.id).await.unwrap().unwrap();
+        assert!(matches!(state.status, Status::Running { .. }), "{:?}", state.status);
+    }
+    shutdown.cancel();
+    supervision.await.unwrap();
+    // What is left running is not started again.
+    assert!(world.runtime.version().await.is_ok());
+    world.end().await;
+}
+
+/// As containerd lists them.
+fn snapshots(world: &World) -> String {
+    let mut ctr = Command::new("ctr");
+    ctr.arg("--address").arg(&world.socket).args(["--namespace", "k8s.io", "snapshots", "list"]);
+    String::from_utf8(ctr.output().unwrap().stdout).unwrap()
+}
+
+#[tokio::test]
+async fn what_a_killed_daemon_prepared_is_removed_by_the_next() {
+    let mut world = World::start("prepared").await;
+    world.import().await;
+    let running = world.run("sleep 1000").await;
+    let spec = world.spec("echo again");
+    world.runtime.prepare(&spec.id, &spec.image).await.unwrap().unwrap();
+    // Made again by the same daemon, as after a start that failed.
+    let prepared = world.runtime.prepare(&spec.id, &spec.image).await.unwrap().unwrap();
+    assert_eq!(prepared.image.names, ["docker.io/library/busybox:test"]);
+    assert_eq!(world.runtime.prepare(&spec.id, "none:1").await.unwrap().map(|p| p.image), None);
+    assert!(snapshots(&world).contains(&spec.id));
+    let next = world.reconnect().await;
+    next.sweep().await.unwrap();
+    let left = snapshots(&world);
+    assert!(!left.contains(&spec.id) && left.contains(&running.id), "{left}");
+    let state = next.container(&running.id).await.unwrap().unwrap();
+    assert!(matches!(state.status, Status::Running { .. }), "{:?}", state.status);
+    let prepared = next.prepare(&spec.id, &spec.image).await.unwrap().unwrap();
+    next.create_on(&spec, prepared).await.unwrap();
+    next.start(&spec.id).await.unwrap();
+    assert_eq!(next.wait(&spec.id).await.unwrap().code, 0);
     world.end().await;
 }
 
