@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::eviction::rank::CRITICAL;
+use crate::eviction::signals::Pressure;
 use crate::limits;
 use crate::model::{Pod, Port};
 use crate::pod::state::Failure;
+use crate::pod::status::qos_class;
 use crate::quantity;
 
 /// Kernel parameters that concern nobody but the pod (upstream's list).
@@ -54,8 +57,13 @@ pub fn refusal(
     others: &[Arc<Pod>],
     allocatable: &BTreeMap<String, String>,
     labels: Option<&BTreeMap<String, String>>,
+    pressure: Pressure,
 ) -> Option<Failure> {
     let failure = |reason: &str, message: String| Some(Failure { reason: reason.to_owned(), message });
+    if is_kept_out(pod, pressure) {
+        let message = format!("Pod was rejected: The node had condition: [{}]. ", pressure.names().join(" "));
+        return failure("Evicted", message);
+    }
     if let Some(labels) = labels
         && pod.spec.node_selector.iter().any(|(k, v)| labels.get(k) != Some(v))
     {
@@ -98,6 +106,13 @@ pub fn refusal(
         return failure("OutOfmemory", short("memory", memory, used.1, capacity));
     }
     None
+}
+
+/// Under memory pressure alone, pods that asked for memory still come in (upstream: all but BestEffort).
+fn is_kept_out(pod: &Pod, pressure: Pressure) -> bool {
+    let critical = pod.spec.priority.is_some_and(|p| p >= CRITICAL);
+    let only_memory = pressure.memory && !pressure.disk && !pressure.pids;
+    pressure.any() && !critical && !(only_memory && qos_class(pod) != "BestEffort")
 }
 
 /// Upstream's sentence about the first kernel parameter that the pod may not set.
@@ -172,7 +187,7 @@ mod tests {
             (pod(json!({"nodeSelector": {"disk": "ssd"}})), vec![], None),
             (pod(json!({"nodeSelector": {"disk": "hdd"}})), vec![], Some("NodeAffinity")),
         ] {
-            let actual = refusal(&p, &others, &allocatable, Some(&labels));
+            let actual = refusal(&p, &others, &allocatable, Some(&labels), Pressure::default());
             assert_eq!(actual.as_ref().map(|f| f.reason.as_str()), reason, "{actual:?}");
         }
         let sysctl = |name: &str, host: bool| {
@@ -193,10 +208,20 @@ mod tests {
             (port("192.0.2.2", "TCP"), None),
             (port("192.0.2.1", "UDP"), None),
         ] {
-            let actual = refusal(&p, std::slice::from_ref(&taken), &allocatable, None);
+            let actual = refusal(&p, std::slice::from_ref(&taken), &allocatable, None, Pressure::default());
             assert_eq!(actual.as_ref().map(|f| f.reason.as_str()), reason, "{actual:?}");
         }
-        let f = refusal(&ask("500m", "0"), &[other], &allocatable, None).unwrap();
+        let (memory, disk) =
+            (Pressure { memory: true, ..Pressure::default() }, Pressure { disk: true, ..Pressure::default() });
+        for (p, pressure, refused) in [
+            (pod(json!({"containers": [{"name": "a"}]})), memory, true),
+            (ask("1m", "1Mi"), memory, false),
+            (ask("1m", "1Mi"), disk, true),
+            (pod(json!({"priority": 2_000_000_000, "containers": [{"name": "a"}]})), disk, false),
+        ] {
+            assert_eq!(refusal(&p, &[], &allocatable, None, pressure).is_some(), refused, "{pressure:?}");
+        }
+        let f = refusal(&ask("500m", "0"), &[other], &allocatable, None, Pressure::default()).unwrap();
         assert_eq!(
             f.message,
             "Pod was rejected: Node didn't have enough resource: cpu, requested: 500, used: 600, capacity: 1000"

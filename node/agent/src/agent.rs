@@ -21,9 +21,9 @@ use crate::etc::{DnsSettings, ResolvConf};
 use crate::events::{self, Note, Recorder};
 use crate::eviction;
 use crate::informers::{self, NodesView};
-use crate::node::Keeper;
 use crate::node::machine::Machine;
 use crate::node::object::Observed;
+use crate::node::{Keeper, Relief};
 use crate::node_context::{Identity, NodeContext};
 use crate::pod::worker::Message;
 use crate::real::{RealApi, RealNetwork};
@@ -144,7 +144,10 @@ impl Agent {
             observed,
             network: ready,
             changed: images_changed.clone(),
-            pressure: watch::channel(false).0,
+            dir: config.dir.clone(),
+            beats: watch::Sender::default(),
+            pressure: node.pressure.clone(),
+            relief: Relief::default(),
         };
         keeper.register().await.context("the node could not be registered at the API server")?;
         let (nodes, _) = watch::channel(NodesView::default());
@@ -191,8 +194,8 @@ impl Agent {
             ready: self.network_ready,
         };
         tasks.spawn(routes.run(ranges, tasks.clone(), stop.clone()));
-        let pressure = self.keeper.pressure.subscribe();
-        tasks.spawn(eviction::run(self.node.clone(), self.workers.clone(), pressure, stop.clone()));
+        let beats = self.keeper.beats.subscribe();
+        tasks.spawn(eviction::run(self.node.clone(), self.workers.clone(), beats, stop.clone()));
         tasks.spawn(self.keeper.run(stop.clone()));
         self.node.recorder.node(&self.config.node_name, false, "Starting", "Starting kubelet.");
         tasks.spawn(follow_runtime(self.runtime.clone(), self.node.clone(), self.images_changed, stop.clone()));

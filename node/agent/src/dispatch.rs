@@ -154,7 +154,7 @@ impl Dispatcher {
             .map(|v| v.pod)
             .collect();
         let labels = self.labels.borrow().clone();
-        admit::refusal(pod, &others, &self.node.identity.allocatable, labels.as_ref())
+        admit::refusal(pod, &others, &self.node.identity.allocatable, labels.as_ref(), *self.node.pressure.borrow())
     }
 
     async fn remove_orphans(&mut self) {

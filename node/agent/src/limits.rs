@@ -68,6 +68,14 @@ pub const AUTHZ_TTL: Duration = Duration::from_secs(30);
 pub const LOG_LINE: usize = 256 * 1024;
 /// Largest message taken from a streaming client.
 pub const STREAM_MESSAGE: usize = 1024 * 1024;
+/// Messages waiting in each direction of a streaming client.
+pub const STREAM_QUEUE: usize = 8;
+/// SPDY frames waiting for a client, and those kept until it has opened its streams.
+pub const SPDY_QUEUE: usize = 32;
+/// How long a client of exec or attach may take to open its streams (upstream's default).
+pub const STREAMS_OPENED: Duration = Duration::from_secs(30);
+/// Longest size of a terminal, in bytes of JSON.
+pub const TERMINAL_SIZE: usize = 1024;
 /// Streams one port-forward connection may hold.
 pub const PORT_FORWARD_STREAMS: usize = 256;
 /// Life asked for a pod's service-account token when the volume names none.
@@ -80,6 +88,22 @@ pub const PULL_ERROR_SHOWN: Duration = Duration::from_secs(3);
 pub const CONFIG_RETRY: Duration = Duration::from_secs(60);
 /// Memory that is kept free: below it the node is under memory pressure and evicts.
 pub const EVICTION_MEMORY: u64 = 100 * 1024 * 1024;
+/// Parts of a hundred of the disk and of its inodes that are kept free, and of the process numbers.
+pub const EVICTION_DISK: u64 = 10;
+/// See [`EVICTION_DISK`].
+pub const EVICTION_INODES: u64 = 5;
+/// See [`EVICTION_DISK`].
+pub const EVICTION_PIDS: u64 = 1;
+/// How long a pressure condition is shown after the pressure has gone (upstream's `evictionPressureTransitionPeriod`).
+pub const PRESSURE_SHOWN: Duration = Duration::from_secs(300);
+/// Unused images are collected from so many parts of a hundred of the disk in use (upstream's defaults)…
+pub const IMAGES_HIGH: u64 = 85;
+/// …down to so many.
+pub const IMAGES_LOW: u64 = 80;
+/// An image younger than this is left alone.
+pub const IMAGES_AGE: Duration = Duration::from_secs(120);
+/// How often the disk's fill is looked at for images.
+pub const IMAGES_PERIOD: Duration = Duration::from_secs(300);
 /// Time a client of the node's API gets for its TLS handshake.
 pub const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Wait before a resize that failed is tried again.

@@ -13,6 +13,7 @@ use crate::allocations::Allocations;
 use crate::env::ServiceLink;
 use crate::etc::DnsSettings;
 use crate::events::Recorder;
+use crate::eviction::signals::Pressure;
 use crate::limits;
 use crate::model::Pod;
 use crate::pod::worker::Message;
@@ -46,6 +47,8 @@ pub struct NodeContext {
     pub allocations: Allocations,
     /// Services for environment variables; none before the first list.
     pub services: watch::Receiver<Option<Arc<Vec<ServiceLink>>>>,
+    /// The node's conditions.
+    pub pressure: watch::Sender<Pressure>,
     pub pulls: Semaphore,
     pub starts: Semaphore,
     owners: Mutex<HashMap<String, (usize, mpsc::Sender<Message>)>>,
@@ -71,6 +74,7 @@ impl NodeContext {
             references,
             recorder,
             services,
+            pressure: watch::Sender::default(),
             pulls: Semaphore::new(limits::PARALLEL_PULLS),
             starts: Semaphore::new(limits::PARALLEL_STARTS),
             owners: Mutex::new(HashMap::new()),

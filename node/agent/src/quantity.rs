@@ -10,6 +10,17 @@ pub fn value(text: &str) -> Option<i128> {
     scaled(text, 1)
 }
 
+/// Bytes as a quantity with the largest binary suffix that fits without a rest, as upstream prints amounts.
+pub fn binary(bytes: i128) -> String {
+    const SUFFIXES: [&str; 7] = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
+    let (mut number, mut suffix) = (bytes, 0);
+    while number != 0 && number % 1024 == 0 && suffix + 1 < SUFFIXES.len() {
+        number /= 1024;
+        suffix += 1;
+    }
+    format!("{number}{}", SUFFIXES[suffix])
+}
+
 fn scaled(text: &str, scale: i128) -> Option<i128> {
     let text = text.trim();
     let (negative, text) = match text.strip_prefix('-') {
@@ -60,6 +71,14 @@ fn multiplier(suffix: &str) -> Option<(i128, i128)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn amounts_are_printed_short() {
+        for (bytes, text) in [(0, "0"), (1, "1"), (1024, "1Ki"), (1536, "1536"), (100 << 20, "100Mi"), (5 << 30, "5Gi")]
+        {
+            assert_eq!(binary(bytes), text);
+        }
+    }
 
     #[test]
     fn table() {

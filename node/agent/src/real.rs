@@ -75,6 +75,9 @@ impl Containers for Runtime {
     async fn stats(&self, id: &str) -> Result<Stats> {
         Runtime::stats(self, id).await
     }
+    async fn layer_usage(&self, id: &str) -> Result<u64> {
+        Runtime::layer_usage(self, id).await
+    }
     async fn make_cgroup(&self, qos: Qos, uid: &str, limits: Resources) -> Result<String> {
         let cgroups = Cgroups::new(&self.config().cgroup_prefix);
         let path = cgroups.pod(qos, uid);

@@ -37,6 +37,8 @@ pub trait Containers: Send + Sync + 'static {
     async fn attach(&self, id: &str) -> Result<Process>;
     async fn containers(&self) -> Result<Vec<ContainerState>>;
     async fn stats(&self, id: &str) -> Result<Stats>;
+    /// Bytes of a container's own layer.
+    async fn layer_usage(&self, id: &str) -> Result<u64>;
     /// Makes the pod's cgroup and returns its path.
     async fn make_cgroup(&self, qos: Qos, uid: &str, limits: Resources) -> Result<String>;
     /// Sets the limits of a container's cgroup.

@@ -249,6 +249,9 @@ impl Containers for SimRuntime {
     async fn stats(&self, _id: &str) -> Result<Stats> {
         Ok(Stats::default())
     }
+    async fn layer_usage(&self, _: &str) -> Result<u64> {
+        Ok(0)
+    }
     async fn make_cgroup(&self, _: Qos, uid: &str, _: Resources) -> Result<String> {
         Ok(format!("/sim/pod{uid}"))
     }

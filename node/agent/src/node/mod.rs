@@ -4,6 +4,7 @@
 pub mod machine;
 pub mod object;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::eviction::signals::{Pressure, Signals};
 use crate::limits;
 use crate::seams::Containers;
 use object::Observed;
@@ -31,6 +33,25 @@ fn micro_time(t: Timestamp) -> String {
     t.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string()
 }
 
+/// When each kind of pressure was felt last.
+#[derive(Debug, Default)]
+pub struct Relief([Option<std::time::Instant>; 3]);
+
+impl Relief {
+    /// What the Node's conditions say: pressure is shown for a while after it has gone, so that they do not flap.
+    fn shown(&mut self, felt: Pressure, now: std::time::Instant) -> Pressure {
+        let mut show = [felt.memory, felt.disk, felt.pids];
+        for (show, last) in show.iter_mut().zip(&mut self.0) {
+            if *show {
+                *last = Some(now);
+            }
+            *show |= last.is_some_and(|at| now.duration_since(at) < limits::PRESSURE_SHOWN);
+        }
+        let [memory, disk, pids] = show;
+        Pressure { memory, disk, pids }
+    }
+}
+
 /// Keeps the Node and its lease alive.
 pub struct Keeper {
     pub client: Client,
@@ -40,8 +61,14 @@ pub struct Keeper {
     pub network: watch::Receiver<bool>,
     /// Told when images or the runtime may have changed.
     pub changed: Arc<Notify>,
-    /// Tells of memory pressure.
-    pub pressure: watch::Sender<bool>,
+    /// The daemon's directory, whose filesystem is watched.
+    pub dir: PathBuf,
+    /// Tells at every heartbeat what is left.
+    pub beats: watch::Sender<Signals>,
+    /// The conditions as they are shown.
+    pub pressure: watch::Sender<Pressure>,
+    /// Since when each kind of pressure is gone, while it is still shown.
+    pub relief: Relief,
 }
 
 impl Keeper {
@@ -118,10 +145,11 @@ impl Keeper {
         if images && let Ok(list) = self.runtime.images().await {
             self.observed.images = object::images(list);
         }
-        let available = machine::available_memory();
-        self.observed.memory_pressure = available > 0 && available < limits::EVICTION_MEMORY;
-        let pressure = self.observed.memory_pressure;
+        let signals = Signals::read(&self.dir);
+        self.observed.pressure = self.relief.shown(signals.pressure(), std::time::Instant::now());
+        let pressure = self.observed.pressure;
         self.pressure.send_if_modified(|old| std::mem::replace(old, pressure) != pressure);
+        self.beats.send_replace(signals);
     }
 
     async fn write(&self, old: &Value) -> Result<Value, Error> {

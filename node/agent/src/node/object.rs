@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use sluice_runtime::ImageInfo;
 
 use super::machine::Machine;
+use crate::eviction::signals::Pressure;
 use crate::limits;
 
 /// What the Node's status is made from.
@@ -20,8 +21,7 @@ pub struct Observed {
     pub runtime: Option<Result<String, String>>,
     /// True once pods can have addresses.
     pub network: bool,
-    pub memory_pressure: bool,
-    pub disk_pressure: bool,
+    pub pressure: Pressure,
     pub images: Vec<(Vec<String>, u64)>,
 }
 
@@ -127,7 +127,7 @@ fn conditions(o: &Observed, old: &Value, now: Timestamp) -> Vec<Value> {
         (
             "MemoryPressure",
             pressure(
-                o.memory_pressure,
+                o.pressure.memory,
                 ("KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),
                 ("KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
             ),
@@ -135,7 +135,7 @@ fn conditions(o: &Observed, old: &Value, now: Timestamp) -> Vec<Value> {
         (
             "DiskPressure",
             pressure(
-                o.disk_pressure,
+                o.pressure.disk,
                 ("KubeletHasDiskPressure", "kubelet has disk pressure"),
                 ("KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
             ),
@@ -143,7 +143,7 @@ fn conditions(o: &Observed, old: &Value, now: Timestamp) -> Vec<Value> {
         (
             "PIDPressure",
             pressure(
-                false,
+                o.pressure.pids,
                 ("KubeletHasInsufficientPID", "kubelet has insufficient PID available"),
                 ("KubeletHasSufficientPID", "kubelet has sufficient PID available"),
             ),
@@ -209,12 +209,24 @@ mod tests {
     }
 
     #[test]
+    fn pressure_is_shown_for_a_while() {
+        let mut relief = super::super::Relief::default();
+        let start = std::time::Instant::now();
+        let felt = Pressure { disk: true, ..Pressure::default() };
+        assert_eq!(relief.shown(Pressure::default(), start), Pressure::default());
+        assert_eq!(relief.shown(felt, start), felt);
+        assert_eq!(relief.shown(Pressure::default(), start + limits::PRESSURE_SHOWN / 2), felt);
+        assert_eq!(relief.shown(Pressure::default(), start + limits::PRESSURE_SHOWN), Pressure::default());
+    }
+
+    #[test]
     fn heartbeats_are_no_difference() {
         let a = status(&observed(), &Value::Null, Timestamp::UNIX_EPOCH);
         let later = Timestamp::UNIX_EPOCH + std::time::Duration::from_secs(60);
         let b = status(&observed(), &a, later);
         assert!(!differs(&a, &b));
-        let c = status(&Observed { memory_pressure: true, ..observed() }, &b, later);
+        let c =
+            status(&Observed { pressure: Pressure { memory: true, ..Pressure::default() }, ..observed() }, &b, later);
         assert!(differs(&b, &c));
         assert_eq!(c["conditions"][0]["lastTransitionTime"], "1970-01-01T00:01:00Z");
         assert_eq!(c["conditions"][3]["lastTransitionTime"], "1970-01-01T00:00:00Z");

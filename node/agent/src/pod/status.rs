@@ -364,6 +364,12 @@ fn conditions(
         .into_iter()
         .map(|(type_, verdict)| condition(type_, verdict, before, status.observed_generation, now))
         .collect();
+    if let Some(failure) = state.failure.as_ref().filter(|f| f.reason == "Evicted" && !is_rejected(state)) {
+        let verdict = Ok(Some("TerminationByKubelet"));
+        let mut target = condition("DisruptionTarget", verdict, before, status.observed_generation, now);
+        target.message = Some(failure.message.clone());
+        list.push(target);
+    }
     list.extend(resize_condition(state, before, status.observed_generation, now));
     let others = |c: &&PodCondition| !RESIZE.contains(&c.type_.as_str()) && list.iter().all(|own| own.type_ != c.type_);
     for c in before.iter().filter(others).cloned().collect::<Vec<_>>() {

@@ -1,0 +1,119 @@
+//! What the node has left of what its pods share, and when that is too little. Pure but for the reading.
+
+use std::fs;
+use std::path::Path;
+
+use crate::limits;
+use crate::node::machine::available_memory;
+
+/// Amounts that are left, beside all there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Signals {
+    /// Bytes of memory a new process could have.
+    pub memory: u64,
+    /// Bytes on the filesystem of the daemon's directory.
+    pub disk: Room,
+    pub inodes: Room,
+    pub pids: Room,
+}
+
+/// How much of something is left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    pub left: u64,
+    pub all: u64,
+}
+
+impl Room {
+    /// True if less than so many of a hundred parts are left; false where nothing is known.
+    pub fn is_below(self, percent: u64) -> bool {
+        self.all > 0 && u128::from(self.left) * 100 < u128::from(self.all) * u128::from(percent)
+    }
+
+    /// The parts of a hundred that are in use.
+    pub fn used_percent(self) -> u64 {
+        let used = u128::from(self.all.saturating_sub(self.left));
+        u64::try_from(used * 100 / u128::from(self.all.max(1))).unwrap_or(100)
+    }
+}
+
+/// Conditions of the node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pressure {
+    pub memory: bool,
+    pub disk: bool,
+    pub pids: bool,
+}
+
+impl Pressure {
+    /// True if there is any.
+    pub fn any(self) -> bool {
+        self.memory || self.disk || self.pids
+    }
+
+    /// Upstream's names of those there are.
+    pub fn names(self) -> Vec<&'static str> {
+        let all = [(self.memory, "MemoryPressure"), (self.disk, "DiskPressure"), (self.pids, "PIDPressure")];
+        all.into_iter().filter(|(on, _)| *on).map(|(_, name)| name).collect()
+    }
+}
+
+impl Signals {
+    /// Reads them; what cannot be read counts as plenty.
+    pub fn read(dir: &Path) -> Signals {
+        let stat = nix::sys::statvfs::statvfs(dir).ok();
+        let disk = stat
+            .as_ref()
+            .map(|s| Room { left: s.blocks_available() * s.fragment_size(), all: s.blocks() * s.fragment_size() });
+        let inodes = stat.as_ref().map(|s| Room { left: s.files_available(), all: s.files() });
+        Signals {
+            memory: available_memory(),
+            disk: disk.unwrap_or_default(),
+            inodes: inodes.unwrap_or_default(),
+            pids: pids().unwrap_or_default(),
+        }
+    }
+
+    /// By upstream's default thresholds.
+    pub fn pressure(&self) -> Pressure {
+        Pressure {
+            memory: self.memory > 0 && self.memory < limits::EVICTION_MEMORY,
+            disk: self.disk.is_below(limits::EVICTION_DISK) || self.inodes.is_below(limits::EVICTION_INODES),
+            pids: self.pids.is_below(limits::EVICTION_PIDS),
+        }
+    }
+}
+
+/// Process numbers: the kernel's bound, less the tasks there are.
+fn pids() -> Option<Room> {
+    let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let all = number("/proc/sys/kernel/pid_max")?.min(number("/proc/sys/kernel/threads-max")?);
+    let load = fs::read_to_string("/proc/loadavg").ok()?;
+    let tasks: u64 = load.split_whitespace().nth(3)?.split_once('/')?.1.parse().ok()?;
+    Some(Room { left: all.saturating_sub(tasks), all })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thresholds() {
+        let room = |left, all| Room { left, all };
+        let plenty = Signals { memory: 1 << 30, disk: room(50, 100), inodes: room(50, 100), pids: room(5000, 10_000) };
+        for (signals, expected) in [
+            (plenty, &[][..]),
+            (Signals { memory: (100 << 20) - 1, ..plenty }, &["MemoryPressure"][..]),
+            (Signals { disk: room(9, 100), ..plenty }, &["DiskPressure"]),
+            (Signals { disk: room(10, 100), ..plenty }, &[]),
+            (Signals { inodes: room(4, 100), ..plenty }, &["DiskPressure"]),
+            (Signals { pids: room(99, 10_000), ..plenty }, &["PIDPressure"]),
+            (Signals::default(), &[]),
+        ] {
+            assert_eq!(signals.pressure().names(), expected, "{signals:?}");
+        }
+        assert_eq!(room(15, 100).used_percent(), 85);
+        let here = Signals::read(Path::new("/"));
+        assert!(here.disk.all > 0 && here.pids.all > 0 && here.memory > 0, "{here:?}");
+    }
+}
