@@ -5,6 +5,7 @@
 //! Objects on the write path are `serde_json::Value`s; typed structs appear only where a rule
 //! needs them.
 
+pub mod apply;
 pub mod convert;
 pub mod decode;
 pub mod discovery;
