@@ -76,6 +76,33 @@ impl Quantity {
     }
 }
 
+impl Quantity {
+    /// In whole units, rounded up; the largest integer where it is more.
+    pub fn value(&self) -> i64 {
+        self.scaled(10i128.pow(NANO_DIGITS.unsigned_abs()))
+    }
+
+    /// In thousandths, rounded up; the largest integer where it is more.
+    pub fn milli(&self) -> i64 {
+        self.scaled(10i128.pow(NANO_DIGITS.unsigned_abs() - 3))
+    }
+
+    fn scaled(&self, unit: i128) -> i64 {
+        let whole = self.nano.div_euclid(unit) + i128::from(self.nano.rem_euclid(unit) != 0);
+        i64::try_from(whole).unwrap_or(if whole < 0 { i64::MIN } else { i64::MAX })
+    }
+}
+
+impl std::ops::Add for Quantity {
+    type Output = Self;
+
+    /// The sum, written as the first unless that is nothing.
+    fn add(self, other: Self) -> Self {
+        let format = if self.nano == 0 { other.format } else { self.format };
+        Self { nano: self.nano.saturating_add(other.nano), format }
+    }
+}
+
 impl PartialEq for Quantity {
     fn eq(&self, other: &Self) -> bool {
         self.nano == other.nano
@@ -175,6 +202,28 @@ mod tests {
         for bad in ["", "m", "1.2.3", "1x", "1 Gi", "--1", "1e", "1e99", "."] {
             assert!(Quantity::parse(bad).is_none(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn numbers_are_rounded_up() {
+        for (text, thousandths, units) in [
+            ("0", 0, 0),
+            ("1", 1000, 1),
+            ("100m", 100, 1),
+            ("1.5", 1500, 2),
+            ("0.1", 100, 1),
+            ("2Ki", 2_048_000, 2048),
+            ("1.5Gi", 1_610_612_736_000, 1_610_612_736),
+            ("12e3", 12_000_000, 12_000),
+            ("1E", i64::MAX, 1_000_000_000_000_000_000),
+            ("1n", 1, 1),
+            ("-1", -1000, -1),
+        ] {
+            let quantity = Quantity::parse(text).unwrap();
+            assert_eq!((quantity.milli(), quantity.value()), (thousandths, units), "{text}");
+        }
+        let sum = Quantity::parse("0").unwrap() + Quantity::parse("512Mi").unwrap() + Quantity::parse("1Gi").unwrap();
+        assert_eq!(sum.to_string(), "1536Mi");
     }
 
     #[test]

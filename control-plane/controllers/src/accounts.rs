@@ -2,15 +2,16 @@
 //! pods verify the API server with. Both are put back when someone removes or changes them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kube::Client;
 use serde_json::json;
 
 use crate::context::Context;
-use crate::informer::{Informer, Store};
-use crate::limits;
+use crate::harness::{Informers, Reconcile, Wiring};
+use crate::informer::Store;
 use crate::object::Object;
-use crate::queue::{self, Key, Queue};
+use crate::queue::Key;
 use crate::rest;
 use crate::types::{ConfigMap, Namespace, ServiceAccount};
 
@@ -31,61 +32,37 @@ struct Controller {
     namespaces: Arc<Store<Namespace>>,
     accounts: Arc<Store<ServiceAccount>>,
     maps: Arc<Store<ConfigMap>>,
-    queue: Queue<Key>,
 }
 
-/// Starts the controller. `maps` holds only ConfigMaps called `kube-root-ca.crt`.
-pub(crate) fn start(
-    context: &Context,
-    namespaces: &Informer<Namespace>,
-    accounts: &Informer<ServiceAccount>,
-    maps: &Informer<ConfigMap>,
-) {
+/// Starts the controller.
+pub(crate) fn start(context: &Context, all: &Informers) {
+    let mut wiring = Wiring::new();
     let controller = Arc::new(Controller {
         client: context.client.clone(),
         bundle: context.options.ca_bundle.clone(),
-        namespaces: namespaces.store.clone(),
-        accounts: accounts.store.clone(),
-        maps: maps.store.clone(),
-        queue: Queue::default(),
+        namespaces: wiring.drives(&all.namespaces),
+        accounts: wiring.reads(&all.accounts),
+        maps: wiring.reads(&all.bundles),
     });
-    let queue = controller.queue.clone();
-    namespaces.on_change(move |_, new| {
-        if let Some(namespace) = new.filter(|n| !n.deleting()) {
-            queue.add(namespace.key());
-        }
-    });
-    let queue = controller.queue.clone();
-    accounts.on_change(move |old, new| {
+    wiring.wakes(&all.accounts, |old, new, queue| {
         if let (Some(account), None) = (old, new)
             && account.name() == DEFAULT
         {
             queue.add(Key::new("", account.ns()));
         }
     });
-    let queue = controller.queue.clone();
-    maps.on_change(move |old, new| {
+    wiring.wakes(&all.bundles, |old, new, queue| {
         if let Some(map) = new.or(old) {
             queue.add(Key::new("", map.ns()));
         }
     });
-    let (queue, shutdown) = (controller.queue.clone(), context.shutdown.clone());
-    tokio::spawn(async move {
-        controller.namespaces.synced().await;
-        controller.accounts.synced().await;
-        controller.maps.synced().await;
-        queue::work("namespace-content-controller", queue, limits::WORKERS, shutdown, |key| {
-            let controller = controller.clone();
-            async move { controller.sync(&key).await }
-        })
-        .await;
-    });
+    wiring.run(context, "namespace-content-controller", controller);
 }
 
-impl Controller {
-    async fn sync(&self, key: &Key) -> anyhow::Result<()> {
+impl Reconcile for Controller {
+    async fn sync(&self, key: &Key) -> anyhow::Result<Option<Duration>> {
         if self.namespaces.get(key).is_none_or(|namespace| namespace.deleting()) {
-            return Ok(());
+            return Ok(None);
         }
         let namespace = &*key.name;
         if self.accounts.get(&Key::new(namespace, DEFAULT)).is_none() {
@@ -109,7 +86,7 @@ impl Controller {
             }
             Some(_) => {}
         }
-        Ok(())
+        Ok(None)
     }
 }
 

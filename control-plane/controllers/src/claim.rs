@@ -31,7 +31,12 @@ pub(crate) async fn claim<O: Kind, K: Kind>(
         }
     }
     let adoptable = |o: &Arc<K>| !o.deleting() && o.controller().is_none() && selector.matches(o.labels());
-    for object in orphans.into_iter().filter(|o| !owner.deleting() && adoptable(o)) {
+    let mut orphans = orphans.into_iter().filter(|o| !owner.deleting() && adoptable(o)).peekable();
+    // Whoever deletes an owner and orphans its objects does not want them adopted again: the store may not know yet.
+    if orphans.peek().is_none() || !rest::lives(client, owner).await? {
+        return Ok(claimed);
+    }
+    for object in orphans {
         let mut references = references(&*object);
         references.push(owner.as_controller());
         if let Some(adopted) = tolerate(set_owners(client, &*object, references).await)? {

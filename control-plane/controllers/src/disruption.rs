@@ -15,12 +15,12 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::context::Context;
-use crate::informer::{Informer, Kind, Store};
-use crate::limits;
+use crate::harness::{Informers, Reconcile, Wiring};
+use crate::informer::{Kind, Store};
 use crate::object::Object;
-use crate::queue::{self, Key, Queue};
+use crate::queue::Key;
 use crate::rest;
-use crate::types::{Deployment, Pod, ReplicaSet, StatefulSet, nullable, resource};
+use crate::types::{Deployment, Pod, ReplicaSet, ReplicationController, StatefulSet, nullable, portion, resource};
 
 /// An evicted pod that is still there after this time was not evicted after all (as upstream).
 const EVICTION_TIMEOUT: Duration = Duration::from_secs(120);
@@ -57,85 +57,65 @@ struct BudgetStatus {
     disrupted_pods: BTreeMap<String, Time>,
 }
 
-/// What workloads ask for, to know how many pods a budget should have.
-pub(crate) struct Workloads {
-    pub(crate) deployments: Arc<Store<Deployment>>,
-    pub(crate) replica_sets: Arc<Store<ReplicaSet>>,
-    pub(crate) stateful_sets: Arc<Store<StatefulSet>>,
-}
-
 struct Controller {
     client: Client,
     context: Context,
     budgets: Arc<Store<Budget>>,
     pods: Arc<Store<Pod>>,
-    workloads: Workloads,
-    queue: Queue<Key>,
+    // What workloads ask for, to know how many pods a budget should have.
+    deployments: Arc<Store<Deployment>>,
+    replica_sets: Arc<Store<ReplicaSet>>,
+    replication_controllers: Arc<Store<ReplicationController>>,
+    stateful_sets: Arc<Store<StatefulSet>>,
 }
 
 /// Starts the controller.
-pub(crate) fn start(context: &Context, budgets: &Informer<Budget>, pods: &Informer<Pod>, workloads: Workloads) {
+pub(crate) fn start(context: &Context, all: &Informers) {
+    let mut wiring = Wiring::new();
     let controller = Arc::new(Controller {
         client: context.client.clone(),
         context: context.clone(),
-        budgets: budgets.store.clone(),
-        pods: pods.store.clone(),
-        workloads,
-        queue: Queue::default(),
+        budgets: wiring.drives(&all.budgets),
+        pods: wiring.reads(&all.pods),
+        deployments: wiring.reads(&all.deployments),
+        replica_sets: wiring.reads(&all.replica_sets),
+        replication_controllers: wiring.reads(&all.replication_controllers),
+        stateful_sets: wiring.reads(&all.stateful_sets),
     });
-    let queue = controller.queue.clone();
-    budgets.on_change(move |_, new| {
-        if let Some(budget) = new {
-            queue.add(budget.key());
-        }
-    });
-    let watching = controller.clone();
-    pods.on_change(move |old, new| {
+    let budgets = controller.budgets.clone();
+    wiring.wakes(&all.pods, move |old, new, queue| {
         let state = |pod: &Arc<Pod>| (pod.labels().clone(), pod.ready(), pod.active());
         if old.map(state) == new.map(state) {
             return;
         }
         let Some(any) = new.or(old) else { return };
-        for budget in watching.budgets.namespace(any.ns()) {
+        for budget in budgets.namespace(any.ns()) {
             let selector = selector(&budget);
             if [old, new].into_iter().flatten().any(|pod| selector.as_ref().is_some_and(|s| s.matches(pod.labels()))) {
-                watching.queue.add(budget.key());
+                queue.add(budget.key());
             }
         }
     });
-    let (queue, shutdown) = (controller.queue.clone(), context.shutdown.clone());
-    tokio::spawn(async move {
-        controller.budgets.synced().await;
-        controller.pods.synced().await;
-        controller.workloads.deployments.synced().await;
-        controller.workloads.replica_sets.synced().await;
-        controller.workloads.stateful_sets.synced().await;
-        queue::work("disruption-controller", queue, limits::WORKERS, shutdown, |key| {
-            let controller = controller.clone();
-            async move { controller.sync(&key).await }
-        })
-        .await;
-    });
+    wiring.run(context, "disruption-controller", controller);
 }
 
-impl Controller {
-    async fn sync(&self, key: &Key) -> anyhow::Result<()> {
-        let Some(budget) = self.budgets.get(key) else { return Ok(()) };
+impl Reconcile for Controller {
+    async fn sync(&self, key: &Key) -> anyhow::Result<Option<Duration>> {
+        let Some(budget) = self.budgets.get(key) else { return Ok(None) };
         let selector = selector(&budget);
         let matching = |pod: &Arc<Pod>| pod.active() && selector.as_ref().is_some_and(|s| s.matches(pod.labels()));
         let pods: Vec<_> = self.pods.namespace(&key.namespace).into_iter().filter(matching).collect();
         let now = self.context.now();
         let status = status(&budget, &pods, self.expected(&pods), now);
-        if !status.disrupted_pods.is_empty() {
-            self.queue.add_after(key.clone(), EVICTION_TIMEOUT);
+        let again = (!status.disrupted_pods.is_empty()).then_some(EVICTION_TIMEOUT);
+        if status != budget.status {
+            rest::patch_status(&self.client, &*budget, body(&budget.status, &status, now)).await?;
         }
-        if status == budget.status {
-            return Ok(());
-        }
-        rest::patch_status(&self.client, &*budget, body(&budget.status, &status, now)).await?;
-        Ok(())
+        Ok(again)
     }
+}
 
+impl Controller {
     /// Pods the controllers of these pods ask for together; pods without a known controller count as themselves.
     fn expected(&self, pods: &[Arc<Pod>]) -> i32 {
         let mut seen = BTreeSet::new();
@@ -147,11 +127,15 @@ impl Controller {
             };
             let key = Key::new(pod.ns(), &owner.name);
             let (id, size) = match owner.kind.as_str() {
-                "ReplicaSet" => match self.workloads.replica_sets.get(&key) {
+                "ReplicaSet" => match self.replica_sets.get(&key) {
                     Some(set) => self.replica_set(&set),
                     None => (pod.uid().to_owned(), 1),
                 },
-                "StatefulSet" => match self.workloads.stateful_sets.get(&key) {
+                "ReplicationController" => match self.replication_controllers.get(&key) {
+                    Some(set) => (set.uid().to_owned(), set.spec.replicas.unwrap_or(1)),
+                    None => (pod.uid().to_owned(), 1),
+                },
+                "StatefulSet" => match self.stateful_sets.get(&key) {
                     Some(set) => (set.uid().to_owned(), set.spec.replicas.unwrap_or(1)),
                     None => (pod.uid().to_owned(), 1),
                 },
@@ -166,7 +150,7 @@ impl Controller {
 
     fn replica_set(&self, set: &ReplicaSet) -> (String, i32) {
         let owner = set.controller().filter(|owner| owner.kind == "Deployment");
-        let deployment = owner.and_then(|owner| self.workloads.deployments.get(&Key::new(set.ns(), &owner.name)));
+        let deployment = owner.and_then(|owner| self.deployments.get(&Key::new(set.ns(), &owner.name)));
         match deployment {
             Some(deployment) => (deployment.uid().to_owned(), deployment.spec.replicas.unwrap_or(1)),
             None => (set.uid().to_owned(), set.spec.replicas.unwrap_or(1)),
@@ -187,9 +171,9 @@ fn status(budget: &Budget, pods: &[Arc<Pod>], scale: i32, now: Timestamp) -> Bud
     disrupted_pods.retain(|name, at| fresh(at) && pods.iter().any(|pod| pod.name() == name));
     let healthy = pods.iter().filter(|pod| pod.ready() && !disrupted_pods.contains_key(pod.name())).count();
     let (expected_pods, desired_healthy) = match (&budget.spec.max_unavailable, &budget.spec.min_available) {
-        (Some(most), _) => (scale, (scale - resolve(most, scale)).max(0)),
+        (Some(most), _) => (scale, (scale - portion(most, scale, true)).max(0)),
         (None, Some(IntOrString::Int(least))) => (count(pods.len()), *least),
-        (None, Some(least)) => (scale, resolve(least, scale)),
+        (None, Some(least)) => (scale, portion(least, scale, true)),
         (None, None) => (count(pods.len()), 0),
     };
     let current_healthy = count(healthy);
@@ -201,14 +185,6 @@ fn status(budget: &Budget, pods: &[Arc<Pod>], scale: i32, now: Timestamp) -> Bud
         disruptions_allowed: if expected_pods <= 0 { 0 } else { allowed },
         expected_pods,
         disrupted_pods,
-    }
-}
-
-/// A number or a percentage of `of`, rounded up.
-fn resolve(value: &IntOrString, of: i32) -> i32 {
-    match value {
-        IntOrString::Int(number) => *number,
-        IntOrString::String(text) => (text.trim_end_matches('%').parse::<i32>().unwrap_or(0) * of + 99) / 100,
     }
 }
 

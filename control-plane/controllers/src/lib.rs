@@ -8,6 +8,7 @@ mod accounts;
 mod certificates;
 mod claim;
 mod context;
+mod cronjob;
 mod daemonset;
 mod deployment;
 mod discovery;
@@ -16,6 +17,7 @@ mod endpoints;
 mod events;
 mod expectations;
 mod gc;
+mod harness;
 mod informer;
 mod job;
 mod limits;
@@ -36,17 +38,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::Client;
-use kube::runtime::watcher::Config;
 use tokio_util::sync::CancellationToken;
 
 use context::Context;
-use disruption::Budget;
 use events::Recorder;
-use informer::Informer;
-use types::{
-    Certificate, ConfigMap, ControllerRevision, DaemonSet, Deployment, Endpoints, Job, Lease, Namespace, Node, Pod,
-    ReplicaSet, ReplicationController, Secret, Service, ServiceAccount, Slice, StatefulSet,
-};
+use harness::Informers;
 
 /// A source of the current time.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -99,69 +95,26 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
 
 /// Wires every controller to the informers, then starts the informers.
 fn start(context: &Context) -> Result<(), String> {
-    let pods: Informer<Pod> = Informer::new(Config::default());
-    let sets: Informer<ReplicaSet> = Informer::new(Config::default());
-    let replications: Informer<ReplicationController> = Informer::new(Config::default());
-    let deployments: Informer<Deployment> = Informer::new(Config::default());
-    let daemons: Informer<DaemonSet> = Informer::new(Config::default());
-    let revisions: Informer<ControllerRevision> = Informer::new(Config::default());
-    let jobs: Informer<Job> = Informer::new(Config::default());
-    let stateful: Informer<StatefulSet> = Informer::new(Config::default());
-    let budgets: Informer<Budget> = Informer::new(Config::default());
-    let services: Informer<Service> = Informer::new(Config::default());
-    let slices: Informer<Slice> = Informer::new(Config::default());
-    let classic: Informer<Endpoints> = Informer::new(Config::default());
-    let nodes: Informer<Node> = Informer::new(Config::default());
-    let leases: Informer<Lease> = Informer::new(Config::default());
-    let requests: Informer<Certificate> = Informer::new(Config::default());
-    let tokens: Informer<Secret> = Informer::new(Config::default().fields(tokens::FIELDS));
-    let namespaces: Informer<Namespace> = Informer::new(Config::default());
-    let accounts: Informer<ServiceAccount> = Informer::new(Config::default());
-    let maps: Informer<ConfigMap> =
-        Informer::new(Config::default().fields(&format!("metadata.name={}", accounts::ROOT_CA)));
-
-    replicaset::start(context, "replicaset-controller", &sets, &pods);
-    replicaset::start(context, "replication-controller", &replications, &pods);
-    deployment::start(context, &deployments, &sets, &pods);
-    daemonset::start(context, &daemons, &revisions, &pods, &nodes);
-    job::start(context, &jobs, &pods);
-    statefulset::start(context, &stateful, &revisions, &pods);
-    let workloads = disruption::Workloads {
-        deployments: deployments.store.clone(),
-        replica_sets: sets.store.clone(),
-        stateful_sets: stateful.store.clone(),
-    };
-    disruption::start(context, &budgets, &pods, workloads);
-    endpoints::start(context, &services, &pods, &nodes, &slices, &classic);
-    accounts::start(context, &namespaces, &accounts, &maps);
-    let emptied = namespaces::start(context, &namespaces);
+    let all = Informers::new();
+    replicaset::start(context, "replicaset-controller", &all.replica_sets, &all.pods);
+    replicaset::start(context, "replication-controller", &all.replication_controllers, &all.pods);
+    deployment::start(context, &all);
+    daemonset::start(context, &all);
+    statefulset::start(context, &all);
+    job::start(context, &all);
+    job::orphans::start(context, &all);
+    cronjob::start(context, &all);
+    disruption::start(context, &all);
+    endpoints::start(context, &all);
+    accounts::start(context, &all);
+    let emptied = namespaces::start(context, &all);
     gc::start(context, emptied);
-    nodes::start(context, &nodes, &leases, &pods);
-    nodes::evict::start(context, &nodes, &pods);
-    nodes::podgc::start(context, &nodes, &pods);
-    nodes::ipam::start(context, &nodes)?;
-    certificates::start(context, &requests, &nodes)?;
-    tokens::start(context, &tokens);
-
-    let (client, shutdown) = (&context.client, &context.shutdown);
-    pods.start(client.clone(), shutdown.clone());
-    sets.start(client.clone(), shutdown.clone());
-    replications.start(client.clone(), shutdown.clone());
-    deployments.start(client.clone(), shutdown.clone());
-    daemons.start(client.clone(), shutdown.clone());
-    revisions.start(client.clone(), shutdown.clone());
-    jobs.start(client.clone(), shutdown.clone());
-    stateful.start(client.clone(), shutdown.clone());
-    budgets.start(client.clone(), shutdown.clone());
-    services.start(client.clone(), shutdown.clone());
-    slices.start(client.clone(), shutdown.clone());
-    classic.start(client.clone(), shutdown.clone());
-    nodes.start(client.clone(), shutdown.clone());
-    namespaces.start(client.clone(), shutdown.clone());
-    accounts.start(client.clone(), shutdown.clone());
-    maps.start(client.clone(), shutdown.clone());
-    leases.start(client.clone(), shutdown.clone());
-    requests.start(client.clone(), shutdown.clone());
-    tokens.start(client.clone(), shutdown.clone());
+    nodes::start(context, &all);
+    nodes::evict::start(context, &all);
+    nodes::podgc::start(context, &all);
+    nodes::ipam::start(context, &all)?;
+    certificates::start(context, &all)?;
+    tokens::start(context, &all);
+    all.start(context);
     Ok(())
 }

@@ -28,6 +28,12 @@ pub(crate) const ENDPOINTS_PER_SLICE: usize = 100;
 pub(crate) const ENDPOINTS_ADDRESSES: usize = 1000;
 /// Objects the garbage collector keeps a deletion attempt for at once.
 pub(crate) const GC_WORKERS: usize = 20;
+/// A daemon's pod that finished again on a node is replaced after this time, which doubles ...
+pub(crate) const DAEMON_BACKOFF_MIN: Duration = Duration::from_secs(1);
+/// ... up to this (upstream's).
+pub(crate) const DAEMON_BACKOFF_MAX: Duration = Duration::from_secs(900);
+/// Start times of a CronJob looked back over one by one; more are counted by their distance.
+pub(crate) const CRON_STARTS: usize = 100;
 /// Finished pods kept in the whole cluster.
 pub(crate) const TERMINATED_PODS: usize = 12_500;
 /// Certificates signed are valid for a year at most.

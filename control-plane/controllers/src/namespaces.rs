@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 
 use crate::context::Context;
 use crate::discovery::{self, Served};
-use crate::informer::{Informer, Store};
-use crate::limits;
+use crate::harness::{Informers, Reconcile, Wiring};
+use crate::informer::Store;
 use crate::object::Object;
-use crate::queue::{self, Key, Queue};
+use crate::queue::{Key, Queue};
 use crate::rest;
 use crate::types::{Namespace, NodeCondition};
 
@@ -36,41 +36,26 @@ struct Controller {
     client: Client,
     context: Context,
     namespaces: Arc<Store<Namespace>>,
-    queue: Queue<Key>,
 }
 
 /// Starts the controller; the queue it returns takes namespaces whose content changed.
-pub(crate) fn start(context: &Context, namespaces: &Informer<Namespace>) -> Queue<Key> {
+pub(crate) fn start(context: &Context, all: &Informers) -> Queue<Key> {
+    let mut wiring = Wiring::new();
     let controller = Arc::new(Controller {
         client: context.client.clone(),
         context: context.clone(),
-        namespaces: namespaces.store.clone(),
-        queue: Queue::default(),
+        namespaces: wiring.drives(&all.namespaces),
     });
-    let queue = controller.queue.clone();
-    namespaces.on_change(move |_, new| {
-        if let Some(namespace) = new.filter(|n| n.deleting()) {
-            queue.add(namespace.key());
-        }
-    });
-    let (queue, shutdown) = (controller.queue.clone(), context.shutdown.clone());
-    let work = queue.clone();
-    tokio::spawn(async move {
-        controller.namespaces.synced().await;
-        queue::work("namespace-controller", work, limits::WORKERS, shutdown, |key| {
-            let controller = controller.clone();
-            async move { controller.sync(&key).await }
-        })
-        .await;
-    });
+    let queue = wiring.queue();
+    wiring.run(context, "namespace-controller", controller);
     queue
 }
 
-impl Controller {
-    async fn sync(&self, key: &Key) -> anyhow::Result<()> {
-        let Some(namespace) = self.namespaces.get(key).filter(|n| n.deleting()) else { return Ok(()) };
+impl Reconcile for Controller {
+    async fn sync(&self, key: &Key) -> anyhow::Result<Option<Duration>> {
+        let Some(namespace) = self.namespaces.get(key).filter(|n| n.deleting()) else { return Ok(None) };
         if !namespace.spec.finalizers.iter().any(|f| f == FINALIZER) {
-            return Ok(());
+            return Ok(None);
         }
         let mut failures = Vec::new();
         let mut left = Vec::new();
@@ -90,14 +75,16 @@ impl Controller {
             anyhow::bail!("cannot empty namespace {}: {}", key.name, failures.join("; "));
         }
         if left.is_empty() {
-            return self.finalize(&namespace).await;
+            self.finalize(&namespace).await?;
+            return Ok(None);
         }
         // The garbage collector's watches wake us when something goes; this is for what they do not see.
         let grace = left.iter().map(|rest| rest.grace).max().unwrap_or(0);
-        self.queue.add_after(key.clone(), Duration::from_secs(grace.clamp(4, 14).unsigned_abs() / 2 + 1));
-        Ok(())
+        Ok(Some(Duration::from_secs(grace.clamp(4, 14).unsigned_abs() / 2 + 1)))
     }
+}
 
+impl Controller {
     /// Deletes all objects of a resource and says what is left.
     async fn empty(&self, namespace: &str, served: &Served) -> kube::Result<Option<Rest>> {
         let url = DynamicObject::url_path(&served.resource, Some(namespace));

@@ -2,18 +2,23 @@
 //! the informer has still to show.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::{StreamExt, stream};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::Client;
+use kube::core::{Selector, SelectorExt};
 use serde_json::Value;
 
 use crate::context::Context;
 use crate::events::Recorder;
 use crate::expectations::Expectations;
-use crate::informer::{Informer, Kind};
+use crate::harness::Wiring;
+use crate::informer::{Informer, Kind, Store};
 use crate::limits;
 use crate::object::Object;
-use crate::queue::{Key, Queue};
+use crate::queue::Key;
 use crate::rest;
 use crate::types::{Pod, Template};
 
@@ -32,9 +37,9 @@ impl PodControl {
     }
 
     /// Makes an owner of kind `O` due whenever one of its pods changes.
-    pub(crate) fn follow<O: Kind>(self: &Arc<Self>, pods: &Informer<Pod>, queue: Queue<Key>) {
+    pub(crate) fn follow<O: Kind>(self: &Arc<Self>, wiring: &Wiring, pods: &Informer<Pod>) {
         let control = self.clone();
-        pods.on_change(move |old, new| {
+        wiring.wakes(pods, move |old, new, queue| {
             for pod in [old, new].into_iter().flatten() {
                 let Some(owner) = owner_of::<O>(pod) else { continue };
                 if old.is_none() {
@@ -115,6 +120,41 @@ impl PodControl {
         }
         outcome
     }
+}
+
+/// Makes owners due whose selector matches a pod that nobody owns: they may adopt it.
+pub(crate) fn adopters<O: Kind>(
+    wiring: &Wiring,
+    pods: &Informer<Pod>,
+    owners: &Arc<Store<O>>,
+    selector: fn(&O) -> Option<Selector>,
+) {
+    let owners = owners.clone();
+    wiring.wakes(pods, move |old, new, queue| {
+        let Some(pod) = new.filter(|pod| pod.controller().is_none() && !pod.deleting()) else { return };
+        if old.is_some_and(|old| old.labels() == pod.labels() && old.controller().is_none()) {
+            return;
+        }
+        for owner in owners.namespace(pod.ns()) {
+            if selector(&owner).is_some_and(|s| s.matches(pod.labels())) {
+                queue.add(owner.key());
+            }
+        }
+    });
+}
+
+/// A label selector as its owner means it; `None` when it is invalid or selects everything.
+pub(crate) fn selector(selector: &LabelSelector) -> Option<Selector> {
+    Selector::try_from(selector.clone()).ok().filter(|s| !s.selects_all())
+}
+
+/// Time until the next ready pod becomes available.
+pub(crate) fn next_available(pods: &[Arc<Pod>], min_ready: i64, now: Timestamp) -> Option<Duration> {
+    pods.iter()
+        .filter(|pod| pod.active() && pod.ready() && !pod.available(min_ready, now))
+        .filter_map(|pod| pod.ready_since())
+        .map(|since| Duration::from_secs((since.as_second() + min_ready - now.as_second()).max(1).unsigned_abs()))
+        .min()
 }
 
 /// The body of a new pod from a template.

@@ -1,6 +1,6 @@
 //! Writes to the API as plain JSON, and the events that tell users about them.
 
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy};
+use kube::api::{Api, DeleteParams, GetParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy};
 use kube::core::NamespaceResourceScope;
 use kube::{Client, Resource};
 use serde_json::{Value, json};
@@ -97,6 +97,54 @@ where
     K: Kind + Resource<Scope = NamespaceResourceScope>,
 {
     Api::<K>::namespaced(client.clone(), namespace).get_opt(name).await
+}
+
+/// Whether the API, asked past every cache, still has this very object and nobody deletes it.
+///
+/// # Errors
+/// The API's answer.
+pub(crate) async fn lives<K: Kind>(client: &Client, object: &K) -> kube::Result<bool> {
+    let scope = Some(object.ns()).filter(|ns| !ns.is_empty());
+    let request = kube::core::Request::new(K::url_path(&(), scope))
+        .get(object.name(), &GetParams::default())
+        .map_err(kube::Error::BuildRequest)?;
+    match client.request::<K>(request).await {
+        Ok(found) => Ok(found.uid() == object.uid() && !found.deleting()),
+        Err(error) if is(&error, 404) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Sets the object's finalizers, provided nobody changed it meanwhile; already gone is fine.
+///
+/// # Errors
+/// The API's answer.
+pub(crate) async fn set_finalizers<K: Kind>(client: &Client, object: &K, finalizers: &[String]) -> kube::Result<()> {
+    let version = &object.meta().resource_version;
+    let body = json!({"metadata": {"finalizers": finalizers, "resourceVersion": version}});
+    match patch(client, object, body).await {
+        Err(error) if !is(&error, 404) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Takes one finalizer off the object.
+///
+/// # Errors
+/// The API's answer.
+pub(crate) async fn remove_finalizer<K: Kind>(client: &Client, object: &K, finalizer: &str) -> kube::Result<()> {
+    let left: Vec<String> = object.meta().finalizers.iter().flatten().filter(|f| *f != finalizer).cloned().collect();
+    set_finalizers(client, object, &left).await
+}
+
+/// Merges `status` into the object's status, provided nobody changed the object meanwhile.
+///
+/// # Errors
+/// The API's answer: 409 when somebody did.
+pub(crate) async fn patch_status_of_version<K: Kind>(client: &Client, object: &K, status: Value) -> kube::Result<K> {
+    let version = object.meta_version();
+    send_patch(client, object, Some("status"), json!({"metadata": {"resourceVersion": version}, "status": status}))
+        .await
 }
 
 /// Whether the API answered with this code.

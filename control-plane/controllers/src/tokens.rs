@@ -7,9 +7,10 @@ use jiff::Timestamp;
 use kube::Client;
 
 use crate::context::Context;
-use crate::informer::{Informer, Store};
+use crate::harness::{Informers, Reconcile, Wiring};
+use crate::informer::Store;
 use crate::object::Object;
-use crate::queue::{self, Key, Queue};
+use crate::queue::Key;
 use crate::rest;
 use crate::types::Secret;
 
@@ -20,42 +21,31 @@ struct Controller {
     client: Client,
     context: Context,
     tokens: Arc<Store<Secret>>,
-    queue: Queue<Key>,
 }
 
-/// Starts the controller. `tokens` holds only bootstrap tokens.
-pub(crate) fn start(context: &Context, tokens: &Informer<Secret>) {
+/// Starts the controller.
+pub(crate) fn start(context: &Context, all: &Informers) {
+    let mut wiring = Wiring::new();
     let controller = Arc::new(Controller {
         client: context.client.clone(),
         context: context.clone(),
-        tokens: tokens.store.clone(),
-        queue: Queue::default(),
+        tokens: wiring.drives(&all.tokens),
     });
-    let queue = controller.queue.clone();
-    tokens.on_change(move |_, new| {
-        if let Some(token) = new.filter(|token| token.ns() == "kube-system") {
-            queue.add(token.key());
-        }
-    });
-    let (queue, shutdown) = (controller.queue.clone(), context.shutdown.clone());
-    tokio::spawn(async move {
-        queue::work("token-cleaner", queue, 1, shutdown, |key| {
-            let controller = controller.clone();
-            async move { controller.sync(&key).await }
-        })
-        .await;
-    });
+    wiring.run(context, "token-cleaner", controller);
 }
 
-impl Controller {
-    async fn sync(&self, key: &Key) -> anyhow::Result<()> {
-        let Some(token) = self.tokens.get(key) else { return Ok(()) };
+impl Reconcile for Controller {
+    async fn sync(&self, key: &Key) -> anyhow::Result<Option<Duration>> {
+        let Some(token) = self.tokens.get(key).filter(|token| token.ns() == "kube-system") else {
+            return Ok(None);
+        };
         match left(&token, self.context.now()) {
-            None => {}
-            Some(Duration::ZERO) => rest::delete(&self.client, &*token).await?,
-            Some(left) => self.queue.add_after(key.clone(), left),
+            Some(Duration::ZERO) => {
+                rest::delete(&self.client, &*token).await?;
+                Ok(None)
+            }
+            left => Ok(left),
         }
-        Ok(())
     }
 }
 

@@ -15,7 +15,6 @@ pub mod node;
 pub mod plan;
 pub mod pod;
 mod preempt;
-mod quantity;
 pub mod queue;
 pub mod reason;
 mod report;

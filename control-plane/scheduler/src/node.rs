@@ -6,8 +6,8 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1 as core;
 
 use crate::pod::{HostPort, Pod, normalized_image};
-use crate::resources::Resources;
-use crate::{quantity, wire};
+use crate::resources::{self, Resources};
+use crate::wire;
 
 /// What the API says about a node.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -37,7 +37,7 @@ impl NodeSpec {
             labels: node.metadata.labels.unwrap_or_default(),
             taints: node.spec.taints,
             unschedulable: node.spec.unschedulable.unwrap_or(false),
-            max_pods: amounts.get("pods").and_then(|q| quantity::value(&q.0)).unwrap_or(0),
+            max_pods: amounts.get("pods").map_or(0, resources::value),
             allocatable: Resources::parse(&amounts),
             images: node
                 .status

@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use crate::quantity;
-
 /// Request assumed for scoring when a container asks for no cpu (upstream's DefaultMilliCPURequest).
 const DEFAULT_MILLI_CPU: i64 = 100;
 /// Request assumed for scoring when a container asks for no memory (upstream's DefaultMemoryRequest).
@@ -30,11 +28,11 @@ impl Resources {
         let mut out = Self::default();
         for (name, amount) in map {
             match name.as_str() {
-                "cpu" => out.milli_cpu = quantity::milli(&amount.0).unwrap_or(0),
-                "memory" => out.memory = quantity::value(&amount.0).unwrap_or(0),
-                "ephemeral-storage" => out.ephemeral = quantity::value(&amount.0).unwrap_or(0),
+                "cpu" => out.milli_cpu = milli(amount),
+                "memory" => out.memory = value(amount),
+                "ephemeral-storage" => out.ephemeral = value(amount),
                 "pods" => {}
-                other => out.extended.push((other.into(), quantity::value(&amount.0).unwrap_or(0))),
+                other => out.extended.push((other.into(), value(amount))),
             }
         }
         out
@@ -76,6 +74,15 @@ impl Resources {
             }
         }
     }
+}
+
+/// In whole units, rounded up; what is no quantity (the API refuses it) is nothing.
+pub(crate) fn value(amount: &Quantity) -> i64 {
+    sluice_api::quantity::Quantity::parse(&amount.0).map_or(0, |quantity| quantity.value())
+}
+
+fn milli(amount: &Quantity) -> i64 {
+    sluice_api::quantity::Quantity::parse(&amount.0).map_or(0, |quantity| quantity.milli())
 }
 
 /// What one container asks for.

@@ -14,9 +14,10 @@ use kube::{Client, Resource};
 use serde_json::{Value, json};
 
 use crate::context::Context;
-use crate::informer::{Informer, Store};
+use crate::harness::{Informers, Reconcile, Wiring};
+use crate::informer::Store;
 use crate::object::Object;
-use crate::queue::{self, Key, Queue};
+use crate::queue::Key;
 use crate::rest;
 use crate::types::{Certificate, Node};
 use rules::{Recognized, Subject};
@@ -32,61 +33,49 @@ struct Controller {
     authority: Authority,
     requests: Arc<Store<Certificate>>,
     nodes: Arc<Store<Node>>,
-    queue: Queue<Key>,
 }
 
 /// Starts the controller; does nothing without an authority.
 ///
 /// # Errors
 /// A sentence when the authority cannot be read.
-pub(crate) fn start(context: &Context, requests: &Informer<Certificate>, nodes: &Informer<Node>) -> Result<(), String> {
+pub(crate) fn start(context: &Context, all: &Informers) -> Result<(), String> {
     let Some((certificate, key)) = &context.options.cluster_ca else { return Ok(()) };
+    let mut wiring = Wiring::new();
     let controller = Arc::new(Controller {
         client: context.client.clone(),
         context: context.clone(),
         authority: Authority::new(certificate, key)?,
-        requests: requests.store.clone(),
-        nodes: nodes.store.clone(),
-        queue: Queue::default(),
+        requests: wiring.drives(&all.requests),
+        nodes: wiring.reads(&all.nodes),
     });
-    let queue = controller.queue.clone();
-    requests.on_change(move |_, new| {
-        if let Some(request) = new {
-            queue.add(request.key());
-        }
-    });
-    let watching = controller.clone();
-    nodes.on_change(move |old, new| {
+    let requests = controller.requests.clone();
+    wiring.wakes(&all.nodes, move |old, new, queue| {
         // A serving certificate waits until its node says what it is called.
         if let Some(node) = new.filter(|new| old.is_none_or(|old| old.status.addresses != new.status.addresses)) {
             let user = format!("system:node:{}", node.name());
-            let waiting = watching
-                .requests
-                .all()
-                .into_iter()
-                .filter(|r| r.spec.username == user && r.status.conditions.is_empty());
-            waiting.for_each(|request| watching.queue.add(request.key()));
+            let waiting = requests.all().into_iter();
+            let waiting = waiting.filter(|r| r.spec.username == user && r.status.conditions.is_empty());
+            waiting.for_each(|request| queue.add(request.key()));
         }
     });
-    let (queue, shutdown) = (controller.queue.clone(), context.shutdown.clone());
-    tokio::spawn(async move {
-        controller.requests.synced().await;
-        controller.nodes.synced().await;
-        queue::work("certificate-controller", queue, 2, shutdown, |key| {
-            let controller = controller.clone();
-            async move { controller.sync(&key).await }
-        })
-        .await;
-    });
+    wiring.run(context, "certificate-controller", controller);
     Ok(())
 }
 
-impl Controller {
-    async fn sync(&self, key: &Key) -> anyhow::Result<()> {
-        let Some(request) = self.requests.get(key) else { return Ok(()) };
-        if self.clean(&request).await? || request.status.certificate.is_some() {
-            return Ok(());
+impl Reconcile for Controller {
+    async fn sync(&self, key: &Key) -> anyhow::Result<Option<Duration>> {
+        let Some(request) = self.requests.get(key) else { return Ok(None) };
+        let Some(again) = self.clean(&request).await? else { return Ok(None) };
+        if request.status.certificate.is_none() {
+            self.answer(&request).await?;
         }
+        Ok(Some(again))
+    }
+}
+
+impl Controller {
+    async fn answer(&self, request: &Certificate) -> anyhow::Result<()> {
         let has = |kind: &str| request.status.conditions.iter().any(|c| c.kind == kind);
         if has("Denied") || has("Failed") || !signer_is_ours(&request.spec.signer_name) {
             return Ok(());
@@ -94,11 +83,11 @@ impl Controller {
         let pem = String::from_utf8_lossy(&request.spec.request.0).into_owned();
         let subject = match sign::subject(&pem) {
             Ok(subject) => subject,
-            Err(reason) if has("Approved") => return self.fail(&request, &reason).await,
+            Err(reason) if has("Approved") => return self.fail(request, &reason).await,
             Err(_) => return Ok(()),
         };
         if !has("Approved") {
-            return self.approve(&request, &subject).await;
+            return self.approve(request, &subject).await;
         }
         let wanted = request.spec.expiration_seconds.map(|s| Duration::from_secs(s.max(600).unsigned_abs()));
         let signed = rules::check(&request.spec, &subject).and_then(|()| {
@@ -107,27 +96,26 @@ impl Controller {
         match signed {
             Ok(certificate) => {
                 let status = json!({"certificate": STANDARD.encode(certificate)});
-                rest::patch_status(&self.client, &*request, status).await?;
+                rest::patch_status(&self.client, request, status).await?;
                 Ok(())
             }
-            Err(reason) => self.fail(&request, &reason).await,
+            Err(reason) => self.fail(request, &reason).await,
         }
     }
+}
 
-    /// Deletes a request nobody needs any more; comes back when it will be old.
-    async fn clean(&self, request: &Certificate) -> anyhow::Result<bool> {
+impl Controller {
+    /// Deletes a request nobody needs any more; otherwise says when it will be old.
+    async fn clean(&self, request: &Certificate) -> anyhow::Result<Option<Duration>> {
         let settled =
             request.status.certificate.is_some() || request.status.conditions.iter().any(|c| c.kind != "Approved");
         let keep = if settled { SETTLED } else { PENDING };
         let age = self.context.now().duration_since(request.created()).unsigned_abs();
         match keep.checked_sub(age).filter(|left| !left.is_zero()) {
-            Some(left) => {
-                self.queue.add_after(request.key(), left + Duration::from_secs(1));
-                Ok(false)
-            }
+            Some(left) => Ok(Some(left + Duration::from_secs(1))),
             None => {
                 rest::delete(&self.client, request).await?;
-                Ok(true)
+                Ok(None)
             }
         }
     }

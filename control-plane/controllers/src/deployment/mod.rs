@@ -19,10 +19,10 @@ use serde_json::json;
 use crate::claim::claim;
 use crate::context::Context;
 use crate::events::Recorder;
-use crate::informer::{Informer, Store};
-use crate::limits;
+use crate::harness::{Informers, Reconcile, Wiring};
+use crate::informer::Store;
 use crate::object::Object;
-use crate::queue::{self, Key, Queue};
+use crate::queue::{Key, Queue};
 use crate::rest;
 use crate::types::{Deployment, Pod, ReplicaSet};
 use plan::{Action, Observed};
@@ -36,84 +36,37 @@ struct Controller {
     deployments: Arc<Store<Deployment>>,
     sets: Arc<Store<ReplicaSet>>,
     pods: Arc<Store<Pod>>,
-    queue: Queue<Key>,
 }
 
 /// Starts the controller.
-pub(crate) fn start(
-    context: &Context,
-    deployments: &Informer<Deployment>,
-    sets: &Informer<ReplicaSet>,
-    pods: &Informer<Pod>,
-) {
+pub(crate) fn start(context: &Context, all: &Informers) {
+    let mut wiring = Wiring::new();
     let controller = Arc::new(Controller {
         client: context.client.clone(),
         context: context.clone(),
         events: context.events.of(NAME),
-        deployments: deployments.store.clone(),
-        sets: sets.store.clone(),
-        pods: pods.store.clone(),
-        queue: Queue::default(),
-    });
-    let queue = controller.queue.clone();
-    deployments.on_change(move |old, new| {
-        if let Some(object) = new.or(old) {
-            queue.add(object.key());
-        }
+        deployments: wiring.drives(&all.deployments),
+        sets: wiring.reads(&all.replica_sets),
+        pods: wiring.reads(&all.pods),
     });
     let watching = controller.clone();
-    sets.on_change(move |old, new| watching.set_changed(old, new));
+    wiring.wakes(&all.replica_sets, move |old, new, queue| watching.set_changed(old, new, queue));
     let watching = controller.clone();
-    pods.on_change(move |old, new| {
+    wiring.wakes(&all.pods, move |old, new, queue| {
         if let (Some(pod), None) = (old, new) {
-            watching.pod_gone(pod);
+            watching.pod_gone(pod, queue);
         }
     });
-    let (queue, shutdown) = (controller.queue.clone(), context.shutdown.clone());
-    tokio::spawn(async move {
-        controller.deployments.synced().await;
-        controller.sets.synced().await;
-        controller.pods.synced().await;
-        queue::work(NAME, queue, limits::WORKERS, shutdown, |key| {
-            let controller = controller.clone();
-            async move { controller.sync(&key).await }
-        })
-        .await;
-    });
+    wiring.run(context, NAME, controller);
 }
 
-impl Controller {
-    fn set_changed(&self, old: Option<&Arc<ReplicaSet>>, new: Option<&Arc<ReplicaSet>>) {
-        for set in [old, new].into_iter().flatten() {
-            if let Some(owner) = set.controller().filter(|owner| owner.kind == "Deployment") {
-                self.queue.add(Key::new(set.ns(), &owner.name));
-            }
-        }
-        let Some(orphan) = new.filter(|set| set.controller().is_none() && !set.deleting()) else { return };
-        for deployment in self.deployments.namespace(orphan.ns()) {
-            if selector(&deployment).is_some_and(|s| s.matches(orphan.labels())) {
-                self.queue.add(deployment.key());
-            }
-        }
-    }
-
-    /// A Deployment that recreates waits for the last old pod to go.
-    fn pod_gone(&self, pod: &Pod) {
-        let Some(owner) = pod.controller().filter(|owner| owner.kind == "ReplicaSet") else { return };
-        let set = self.sets.get(&Key::new(pod.ns(), &owner.name));
-        let Some(deployment) = set.as_ref().and_then(|set| set.controller()) else { return };
-        let key = Key::new(pod.ns(), &deployment.name);
-        if self.deployments.get(&key).is_some_and(|d| rolling::recreates(&d)) {
-            self.queue.add(key);
-        }
-    }
-
-    async fn sync(&self, key: &Key) -> anyhow::Result<()> {
-        let Some(deployment) = self.deployments.get(key) else { return Ok(()) };
+impl Reconcile for Controller {
+    async fn sync(&self, key: &Key) -> anyhow::Result<Option<Duration>> {
+        let Some(deployment) = self.deployments.get(key) else { return Ok(None) };
         let Some(selector) = selector(&deployment) else {
             let message = "This deployment is selecting all pods. A non-empty selector is required.";
             self.events.warning(&*deployment, "SelectingAll", message.into());
-            return Ok(());
+            return Ok(None);
         };
         let orphans = self.sets.indexed(&format!("orphan/{}", deployment.ns()));
         let sets = claim(&self.client, &*deployment, &selector, &self.sets, orphans).await?;
@@ -134,10 +87,35 @@ impl Controller {
         if plan.status != deployment.status {
             rest::patch_status(&self.client, &*deployment, serde_json::to_value(&plan.status)?).await?;
         }
-        if let Some(seconds) = plan.check_after {
-            self.queue.add_after(key.clone(), Duration::from_secs(seconds.unsigned_abs()));
+        outcome?;
+        Ok(plan.check_after.map(|seconds| Duration::from_secs(seconds.unsigned_abs())))
+    }
+}
+
+impl Controller {
+    fn set_changed(&self, old: Option<&Arc<ReplicaSet>>, new: Option<&Arc<ReplicaSet>>, queue: &Queue<Key>) {
+        for set in [old, new].into_iter().flatten() {
+            if let Some(owner) = set.controller().filter(|owner| owner.kind == "Deployment") {
+                queue.add(Key::new(set.ns(), &owner.name));
+            }
         }
-        outcome
+        let Some(orphan) = new.filter(|set| set.controller().is_none() && !set.deleting()) else { return };
+        for deployment in self.deployments.namespace(orphan.ns()) {
+            if selector(&deployment).is_some_and(|s| s.matches(orphan.labels())) {
+                queue.add(deployment.key());
+            }
+        }
+    }
+
+    /// A Deployment that recreates waits for the last old pod to go.
+    fn pod_gone(&self, pod: &Pod, queue: &Queue<Key>) {
+        let Some(owner) = pod.controller().filter(|owner| owner.kind == "ReplicaSet") else { return };
+        let set = self.sets.get(&Key::new(pod.ns(), &owner.name));
+        let Some(deployment) = set.as_ref().and_then(|set| set.controller()) else { return };
+        let key = Key::new(pod.ns(), &deployment.name);
+        if self.deployments.get(&key).is_some_and(|d| rolling::recreates(&d)) {
+            queue.add(key);
+        }
     }
 
     fn old_pods_remain(&self, deployment: &Deployment, sets: &[Arc<ReplicaSet>]) -> bool {
@@ -207,5 +185,5 @@ impl Controller {
 }
 
 fn selector(deployment: &Deployment) -> Option<Selector> {
-    Selector::try_from(deployment.spec.selector.clone()).ok().filter(|s| !s.selects_all())
+    crate::pods::selector(&deployment.spec.selector)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::object::Object;
-use crate::types::{Deployment, ReplicaSet};
+use crate::types::{Deployment, ReplicaSet, portion};
 
 /// Annotation: replicas of the Deployment when its ReplicaSet was last scaled.
 pub(crate) const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
@@ -32,8 +32,8 @@ impl Bounds {
         }
         let rolling = deployment.spec.strategy.rolling_update.clone().unwrap_or_default();
         let quarter = || IntOrString::String("25%".into());
-        let surge = resolve(&rolling.max_surge.unwrap_or_else(quarter), replicas, true);
-        let unavailable = resolve(&rolling.max_unavailable.unwrap_or_else(quarter), replicas, false);
+        let surge = portion(&rolling.max_surge.unwrap_or_else(quarter), replicas, true);
+        let unavailable = portion(&rolling.max_unavailable.unwrap_or_else(quarter), replicas, false);
         let unavailable = if surge == 0 && unavailable == 0 { 1 } else { unavailable };
         Self { replicas, surge, unavailable: unavailable.min(replicas) }
     }
@@ -52,17 +52,6 @@ impl Bounds {
 /// Whether old pods go before new ones come.
 pub(crate) fn recreates(deployment: &Deployment) -> bool {
     deployment.spec.strategy.kind.as_deref() == Some("Recreate")
-}
-
-fn resolve(value: &IntOrString, of: i32, up: bool) -> i32 {
-    match value {
-        IntOrString::Int(number) => (*number).max(0),
-        IntOrString::String(text) => {
-            let percent: i64 = text.trim_end_matches('%').parse().unwrap_or(0);
-            let product = percent * i64::from(of);
-            i32::try_from(if up { (product + 99) / 100 } else { product / 100 }).unwrap_or(0).max(0)
-        }
-    }
 }
 
 /// Pods a ReplicaSet is asked for.

@@ -6,6 +6,7 @@ mod resolve;
 mod slices;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use kube::Client;
@@ -14,10 +15,11 @@ use serde_json::{Value, json};
 
 use crate::context::Context;
 use crate::expectations::Expectations;
-use crate::informer::{Informer, Kind, Store};
+use crate::harness::{Informers, Reconcile, Wiring};
+use crate::informer::{Kind, Store};
 use crate::limits;
 use crate::object::Object;
-use crate::queue::{self, Key, Queue};
+use crate::queue::{Key, Queue};
 use crate::rest;
 use crate::types::{Endpoints, Node, Pod, Service, Slice};
 use slices::Write;
@@ -34,63 +36,54 @@ struct Controller {
     slices: Arc<Store<Slice>>,
     endpoints: Arc<Store<Endpoints>>,
     expectations: Expectations,
-    queue: Queue<Key>,
 }
 
 /// Starts the controller.
-pub(crate) fn start(
-    context: &Context,
-    services: &Informer<Service>,
-    pods: &Informer<Pod>,
-    nodes: &Informer<Node>,
-    slices: &Informer<Slice>,
-    endpoints: &Informer<Endpoints>,
-) {
+pub(crate) fn start(context: &Context, all: &Informers) {
+    let mut wiring = Wiring::new();
     let controller = Arc::new(Controller {
         client: context.client.clone(),
-        services: services.store.clone(),
-        pods: pods.store.clone(),
-        nodes: nodes.store.clone(),
-        slices: slices.store.clone(),
-        endpoints: endpoints.store.clone(),
+        services: wiring.drives(&all.services),
+        pods: wiring.reads(&all.pods),
+        nodes: wiring.reads(&all.nodes),
+        slices: wiring.reads(&all.slices),
+        // Endpoints are named as their Service is.
+        endpoints: wiring.drives(&all.endpoints),
         expectations: Expectations::default(),
-        queue: Queue::default(),
     });
-    let queue = controller.queue.clone();
-    services.on_change(move |old, new| {
-        if let Some(service) = new.or(old) {
-            queue.add(service.key());
+    let watching = controller.clone();
+    wiring.wakes(&all.pods, move |old, new, queue| watching.pod_changed(old, new, queue));
+    let watching = controller.clone();
+    wiring.wakes(&all.slices, move |old, new, queue| watching.slice_changed(old, new, queue));
+    let watching = controller.clone();
+    wiring.wakes(&all.nodes, move |old, new, queue| watching.node_changed(old, new, queue));
+    wiring.run(context, "endpointslice-controller", controller);
+}
+
+impl Reconcile for Controller {
+    async fn sync(&self, key: &Key) -> anyhow::Result<Option<Duration>> {
+        let Some(service) = self.services.get(key) else {
+            self.expectations.forget(key);
+            if let Some(endpoints) = self.endpoints.get(key).filter(|e| ours(e)) {
+                rest::delete(&self.client, &*endpoints).await?;
+            }
+            return Ok(None);
+        };
+        if !resolve::selects(&service) {
+            return Ok(None);
         }
-    });
-    let watching = controller.clone();
-    pods.on_change(move |old, new| watching.pod_changed(old, new));
-    let watching = controller.clone();
-    slices.on_change(move |old, new| watching.slice_changed(old, new));
-    let queue = controller.queue.clone();
-    endpoints.on_change(move |old, new| {
-        if let Some(endpoints) = new.or(old) {
-            queue.add(endpoints.key());
+        let pods: Vec<Arc<Pod>> =
+            self.pods.namespace(&key.namespace).into_iter().filter(|pod| resolve::matches(&service, pod)).collect();
+        if self.expectations.met(key) {
+            self.sync_slices(key, &service, &pods).await?;
         }
-    });
-    let watching = controller.clone();
-    nodes.on_change(move |old, new| watching.node_changed(old, new));
-    let (queue, shutdown) = (controller.queue.clone(), context.shutdown.clone());
-    tokio::spawn(async move {
-        controller.services.synced().await;
-        controller.pods.synced().await;
-        controller.nodes.synced().await;
-        controller.slices.synced().await;
-        controller.endpoints.synced().await;
-        queue::work("endpointslice-controller", queue, limits::WORKERS, shutdown, |key| {
-            let controller = controller.clone();
-            async move { controller.sync(&key).await }
-        })
-        .await;
-    });
+        self.sync_classic(key, &service, &pods).await?;
+        Ok(None)
+    }
 }
 
 impl Controller {
-    fn pod_changed(&self, old: Option<&Arc<Pod>>, new: Option<&Arc<Pod>>) {
+    fn pod_changed(&self, old: Option<&Arc<Pod>>, new: Option<&Arc<Pod>>, queue: &Queue<Key>) {
         if let (Some(old), Some(new)) = (old, new)
             && !resolve::changed(old, new)
         {
@@ -99,47 +92,28 @@ impl Controller {
         let Some(any) = new.or(old) else { return };
         for service in self.services.namespace(any.ns()) {
             if [old, new].into_iter().flatten().any(|pod| resolve::matches(&service, pod)) {
-                self.queue.add(service.key());
+                queue.add(service.key());
             }
         }
     }
 
-    fn slice_changed(&self, old: Option<&Arc<Slice>>, new: Option<&Arc<Slice>>) {
+    fn slice_changed(&self, old: Option<&Arc<Slice>>, new: Option<&Arc<Slice>>, queue: &Queue<Key>) {
         let Some(slice) = new.or(old).filter(|slice| managed(slice)) else { return };
         let Some(service) = slice.labels().get(crate::types::SERVICE_NAME) else { return };
         let key = Key::new(slice.ns(), service);
         if old.is_none() {
             self.expectations.created(&key, 1);
         }
-        self.queue.add(key);
+        queue.add(key);
     }
 
     /// A node's zone is part of its pods' endpoints.
-    fn node_changed(&self, old: Option<&Arc<Node>>, new: Option<&Arc<Node>>) {
+    fn node_changed(&self, old: Option<&Arc<Node>>, new: Option<&Arc<Node>>, queue: &Queue<Key>) {
         let zone = |node: Option<&Arc<Node>>| node.and_then(|n| n.labels().get(ZONE).cloned());
         let Some(node) = new.or(old).filter(|_| zone(old) != zone(new)) else { return };
         for pod in self.pods.indexed(&format!("node/{}", node.name())) {
-            self.pod_changed(None, Some(&pod));
+            self.pod_changed(None, Some(&pod), queue);
         }
-    }
-
-    async fn sync(&self, key: &Key) -> anyhow::Result<()> {
-        let Some(service) = self.services.get(key) else {
-            self.expectations.forget(key);
-            if let Some(endpoints) = self.endpoints.get(key).filter(|e| ours(e)) {
-                rest::delete(&self.client, &*endpoints).await?;
-            }
-            return Ok(());
-        };
-        if !resolve::selects(&service) {
-            return Ok(());
-        }
-        let pods: Vec<Arc<Pod>> =
-            self.pods.namespace(&key.namespace).into_iter().filter(|pod| resolve::matches(&service, pod)).collect();
-        if self.expectations.met(key) {
-            self.sync_slices(key, &service, &pods).await?;
-        }
-        self.sync_classic(key, &service, &pods).await
     }
 
     async fn sync_slices(&self, key: &Key, service: &Service, pods: &[Arc<Pod>]) -> anyhow::Result<()> {

@@ -1,27 +1,33 @@
-//! What a Job needs: pure, from the Job, its pods and the time to pods to create or delete and its status. Successes and
-//! failures are counted from the pods there are and never fall: a pod that is removed by hand still counts.
+//! What a Job needs next: pure, from it, its pods and the time to pods to create and delete, and its status.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use serde_json::{Value, json};
 
+use super::body::NewPod;
+use super::policy;
+use super::tally::{self, Tally, index, only_when_failed, tally};
 use crate::object::Object;
-use crate::types::{COMPLETION_INDEX, Job, JobCondition, JobStatus, Pod};
+use crate::types::{Job, JobCondition, JobStatus, Pod};
 
 /// Delay after a first failure, and the longest one (upstream's).
 const BACKOFF: Duration = Duration::from_secs(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(600);
 
-/// What to do.
+/// What to do. At most one of the three lists of pods is acted on at a time, in this order: `remove`, `kill`, `create`.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
-    /// Indexes of pods to create; without meaning unless the Job is indexed.
-    pub(super) create: Vec<i32>,
-    pub(super) delete: Vec<Arc<Pod>>,
+    /// Pods that are too many: deleted without counting.
+    pub(super) remove: Vec<Arc<Pod>>,
+    /// Pods of a Job that has ended: deleted, and counted.
+    pub(super) kill: Vec<Arc<Pod>>,
+    pub(super) create: Vec<NewPod>,
+    /// Pods whose finalizer goes once the status is written.
+    pub(super) release: Vec<Arc<Pod>>,
     pub(super) status: JobStatus,
     /// Look again after this time.
     pub(super) again: Option<Duration>,
@@ -29,127 +35,210 @@ pub(super) struct Plan {
 
 /// Plans.
 pub(super) fn plan(job: &Job, pods: &[Arc<Pod>], now: Timestamp) -> Plan {
-    let phase = |wanted: &str| pods.iter().filter(|p| p.status.phase.as_deref() == Some(wanted)).collect::<Vec<_>>();
-    let (succeeded, failed) = (phase("Succeeded"), phase("Failed"));
-    let active: Vec<Arc<Pod>> = pods.iter().filter(|p| p.active()).cloned().collect();
-    let terminating = pods.iter().filter(|p| p.deleting() && !p.finished()).count();
-    let mut done: BTreeSet<i32> = parse(job.status.completed_indexes.as_deref().unwrap_or_default());
-    done.extend(succeeded.iter().filter_map(|p| index(p)));
     let mut status = job.status.clone();
-    status.succeeded = if job.indexed() { count(done.len()) } else { status.succeeded.max(count(succeeded.len())) };
-    status.failed = status.failed.max(count(failed.len()));
-    status.ready = Some(count(active.iter().filter(|p| p.ready()).count()));
-    status.terminating = Some(count(terminating));
-    status.completed_indexes = job.indexed().then(|| ranges(&done));
-    let mut planner = Planner { job, now, active, plan: Plan { status, ..Default::default() } };
-    planner.decide(&done, &failed);
-    let Planner { active, mut plan, .. } = planner;
-    plan.status.active = count(active.len() - plan.delete.len());
-    if plan.status.terminating == Some(0) && plan.status.active == 0 && plan.delete.is_empty() {
-        finish(&mut plan.status, now);
+    let mut tally = tally(job, pods, &mut status);
+    let release = std::mem::take(&mut tally.release);
+    let mut planner = Planner { job, now, tally, plan: Plan { status, release, ..Default::default() } };
+    planner.decide();
+    let Planner { tally, mut plan, .. } = planner;
+    plan.status.active = count(tally.active.len().saturating_sub(plan.remove.len() + plan.kill.len()));
+    let status = &mut plan.status;
+    let quiet = status.terminating == Some(0) && status.active == 0 && plan.remove.is_empty() && plan.kill.is_empty();
+    if quiet && status.uncounted_terminated_pods.is_empty() {
+        finish(status, now);
     }
     plan
+}
+
+/// The event that tells of a failure, by the condition's reason.
+pub(super) fn event_reason(reason: &str) -> &'static str {
+    match reason {
+        "DeadlineExceeded" => "DeadlineExceeded",
+        "PodFailurePolicy" => "PodFailurePolicy",
+        "MaxFailedIndexesExceeded" => "MaxFailedIndexesExceeded",
+        "FailedIndexes" => "FailedIndexes",
+        _ => "BackoffLimitExceeded",
+    }
+}
+
+pub(super) fn count(n: usize) -> i32 {
+    i32::try_from(n).unwrap_or(i32::MAX)
 }
 
 struct Planner<'a> {
     job: &'a Job,
     now: Timestamp,
-    active: Vec<Arc<Pod>>,
+    tally: Tally,
     plan: Plan,
 }
 
 impl Planner<'_> {
-    fn decide(&mut self, done: &BTreeSet<i32>, failed: &[&Arc<Pod>]) {
+    fn decide(&mut self) {
         let (job, spec) = (self.job, &self.job.spec);
-        if job.finished() {
-            self.plan.delete = self.active.clone();
+        if job.deleting() {
+            return;
+        }
+        if job.finished() || job.holds("FailureTarget") || job.holds("SuccessCriteriaMet") {
+            self.plan.kill = self.tally.active.clone();
             return;
         }
         if spec.suspend {
-            self.plan.delete = self.active.clone();
+            self.plan.remove = self.tally.active.clone();
             self.plan.status.start_time = None;
-            set(&mut self.plan.status, "Suspended", "True", "JobSuspended", "Job suspended", self.now);
-            return;
+            return set(&mut self.plan.status, "Suspended", "True", "JobSuspended", "Job suspended", self.now);
         }
         if job.holds("Suspended") {
             set(&mut self.plan.status, "Suspended", "False", "JobResumed", "Job resumed", self.now);
+            self.plan.status.start_time = Some(Time(self.now));
         }
         let started = self.plan.status.start_time.get_or_insert(Time(self.now)).0;
+        // What has succeeded has succeeded, whatever failed beside it.
+        if let Some((reason, message)) = self.success() {
+            return self.end("SuccessCriteriaMet", reason, &message);
+        }
         if let Some((reason, message)) = self.failure(started) {
-            self.plan.delete = self.active.clone();
-            return set(&mut self.plan.status, "FailureTarget", "True", reason, message, self.now);
+            return self.end("FailureTarget", reason, &message);
         }
-        let succeeded = self.plan.status.succeeded;
-        let complete = match spec.completions {
+        self.balance();
+    }
+
+    fn end(&mut self, kind: &str, reason: &str, message: &str) {
+        self.plan.kill = self.tally.active.clone();
+        set(&mut self.plan.status, kind, "True", reason, message, self.now);
+    }
+
+    fn success(&self) -> Option<(&'static str, String)> {
+        if let Some(rule) = policy::succeeded(self.job, &self.tally.done) {
+            return Some(("SuccessPolicy", format!("Matched rules at index {rule}")));
+        }
+        let succeeded = self.succeeded();
+        let complete = match self.job.spec.completions {
             Some(wanted) => succeeded >= wanted,
-            None => succeeded > 0 && self.active.is_empty(),
+            None => succeeded > 0 && self.tally.active.is_empty(),
         };
-        if complete || job.holds("SuccessCriteriaMet") {
-            self.plan.delete = self.active.clone();
-            let message = "Reached expected number of succeeded pods";
-            return set(&mut self.plan.status, "SuccessCriteriaMet", "True", "CompletionsReached", message, self.now);
-        }
-        self.balance(done, failed);
+        complete.then(|| ("CompletionsReached", "Reached expected number of succeeded pods".to_owned()))
+    }
+
+    /// Successes, counted and noted.
+    fn succeeded(&self) -> i32 {
+        let status = &self.plan.status;
+        let noted = if self.job.indexed() { 0 } else { status.uncounted_terminated_pods.succeeded.len() };
+        status.succeeded + count(noted)
     }
 
     /// Why the Job has failed, if it has.
-    fn failure(&mut self, started: Timestamp) -> Option<(&'static str, &'static str)> {
+    fn failure(&mut self, started: Timestamp) -> Option<(&'static str, String)> {
         let spec = &self.job.spec;
-        let restarts: i32 =
-            self.active.iter().flat_map(|p| &p.status.container_statuses).map(|c| c.restart_count).sum();
-        let limit = spec.backoff_limit.unwrap_or(6);
+        if let Some(why) = self.tally.fatal.take() {
+            return Some(("PodFailurePolicy", why));
+        }
+        let statuses = self
+            .tally
+            .active
+            .iter()
+            .flat_map(|p| p.status.container_statuses.iter().chain(&p.status.init_container_statuses));
+        let restarts: i32 = statuses.map(|c| c.restart_count).sum();
+        let per_index = spec.backoff_limit_per_index.is_some();
+        let limit = spec.backoff_limit.unwrap_or(if per_index { i32::MAX } else { 6 });
+        let failed = self.plan.status.failed + count(self.plan.status.uncounted_terminated_pods.failed.len());
         // With restartPolicy OnFailure the node restarts containers and these count.
-        if self.plan.status.failed > limit || restarts > 0 && restarts >= limit {
-            return Some(("BackoffLimitExceeded", "Job has reached the specified backoff limit"));
+        if failed > limit || restarts > 0 && restarts >= limit {
+            return Some(("BackoffLimitExceeded", "Job has reached the specified backoff limit".into()));
         }
-        let deadline = spec.active_deadline_seconds?;
-        let left = started.as_second() + deadline - self.now.as_second();
-        if left <= 0 {
-            return Some(("DeadlineExceeded", "Job was active longer than specified deadline"));
+        if let Some(deadline) = spec.active_deadline_seconds {
+            let left = started.as_second() + deadline - self.now.as_second();
+            if left <= 0 {
+                return Some(("DeadlineExceeded", "Job was active longer than specified deadline".into()));
+            }
+            self.again(Duration::from_secs(left.unsigned_abs()));
         }
-        self.again(Duration::from_secs(left.unsigned_abs()));
-        None
+        let lost = count(self.tally.lost.len());
+        if spec.max_failed_indexes.is_some_and(|most| lost > most) {
+            let message = "Job has exceeded the specified maximal number of failed indexes";
+            return Some(("MaxFailedIndexesExceeded", message.into()));
+        }
+        let all = spec.completions.unwrap_or(0);
+        let over = lost > 0 && lost + count(self.tally.done.len()) >= all;
+        over.then(|| ("FailedIndexes", "Job has failed indexes".to_owned()))
     }
 
     /// As many active pods as are wanted, unless one failed a moment ago.
-    fn balance(&mut self, done: &BTreeSet<i32>, failed: &[&Arc<Pod>]) {
+    fn balance(&mut self) {
         let spec = &self.job.spec;
         let parallelism = spec.parallelism.unwrap_or(1);
-        let succeeded = self.plan.status.succeeded;
-        let active = count(self.active.len());
+        let (succeeded, active) = (self.succeeded(), count(self.tally.active.len()));
         let wanted = match spec.completions {
-            Some(completions) => parallelism.min(completions - succeeded),
+            Some(completions) => parallelism.min(completions - succeeded - count(self.tally.lost.len())),
             None if succeeded > 0 => active.min(parallelism),
             None => parallelism,
         }
         .max(0);
-        if active > wanted {
-            let mut surplus = self.active.clone();
-            surplus.sort_by_key(|p| (p.ready(), p.spec.node_name.is_some(), std::cmp::Reverse(p.created())));
-            surplus.truncate(usize::try_from(active - wanted).unwrap_or(0));
-            self.plan.delete = surplus;
+        let (twins, mut surplus) = self.surplus();
+        let too_many = usize::try_from(active - count(twins.len()) - wanted).unwrap_or(0);
+        surplus.truncate(too_many);
+        self.plan.remove = twins.into_iter().chain(surplus).collect();
+        if !self.plan.remove.is_empty() {
             return;
         }
-        // A pod that is leaving still holds its place.
-        let missing = wanted - active - self.plan.status.terminating.unwrap_or(0);
-        if missing <= 0 {
+        let leaving = if only_when_failed(self.job) { self.plan.status.terminating.unwrap_or(0) } else { 0 };
+        let missing = usize::try_from(wanted - active - leaving).unwrap_or(0);
+        if missing == 0 {
             return;
         }
-        if let Some(wait) = self.back_off(failed) {
-            return self.again(wait);
+        if self.job.indexed() {
+            return self.fill(missing);
         }
-        if !self.job.indexed() {
-            self.plan.create = vec![0; usize::try_from(missing).unwrap_or(0)];
-            return;
+        match self.back_off(&self.tally.failed) {
+            Some(wait) => self.again(wait),
+            None => self.plan.create = vec![NewPod::default(); missing],
         }
-        let running: BTreeSet<i32> = self.active.iter().filter_map(|p| index(p)).collect();
-        let free = (0..spec.completions.unwrap_or(0)).filter(|i| !done.contains(i) && !running.contains(i));
-        self.plan.create = free.take(usize::try_from(missing).unwrap_or(0)).collect();
     }
 
-    /// Time left of the delay after the last failure.
-    fn back_off(&self, failed: &[&Arc<Pod>]) -> Option<Duration> {
-        let last = failed.iter().filter_map(|p| p.finished_at()).max()?;
+    /// Pods whose index another one has, is done or does not exist; and the rest, the least valuable first.
+    fn surplus(&self) -> (Vec<Arc<Pod>>, Vec<Arc<Pod>>) {
+        let mut active = self.tally.active.clone();
+        active.sort_by_key(|p| (!p.ready(), p.spec.node_name.is_none(), p.created()));
+        let mut seen = BTreeSet::new();
+        let (end, tally) = (self.job.spec.completions.unwrap_or(0), &self.tally);
+        let useful = |p: &Arc<Pod>| match index(p) {
+            _ if !self.job.indexed() => true,
+            Some(i) => i < end && !tally.done.contains(&i) && !tally.lost.contains(&i) && seen.insert(i),
+            None => false,
+        };
+        let (mut useful, twins): (Vec<_>, Vec<_>) = active.into_iter().partition(useful);
+        useful.sort_by_key(|p| (p.ready(), p.spec.node_name.is_some(), Reverse(index(p)), Reverse(p.created())));
+        (twins, useful)
+    }
+
+    /// Pods for the lowest indexes that have none.
+    fn fill(&mut self, missing: usize) {
+        let spec = &self.job.spec;
+        let tally = &self.tally;
+        let mut taken: BTreeSet<i32> = tally.active.iter().filter_map(|p| index(p)).collect();
+        taken.extend(tally.done.iter().chain(&tally.lost));
+        let per_index = spec.backoff_limit_per_index.is_some();
+        let mut waits = Vec::new();
+        let mut create = Vec::new();
+        let common = if per_index { None } else { self.back_off(&tally.failed) };
+        for index in (0..spec.completions.unwrap_or(0)).filter(|i| !taken.contains(i)) {
+            if create.len() == missing {
+                break;
+            }
+            let of_index: Vec<_> = tally.failed.iter().filter(|p| tally::index(p) == Some(index)).cloned().collect();
+            let wait = if per_index { self.back_off(&of_index) } else { common };
+            let (failures, ignored) = tally.failures.get(&index).copied().unwrap_or_default();
+            match wait {
+                Some(wait) => waits.push(wait),
+                None => create.push(NewPod { index, failures, ignored }),
+            }
+        }
+        self.plan.create = create;
+        waits.into_iter().for_each(|wait| self.again(wait));
+    }
+
+    /// Time left of the delay after the last failure; it doubles with every failure since the last success.
+    fn back_off(&self, failed: &[Arc<Pod>]) -> Option<Duration> {
+        let last = failed.iter().map(|p| ended(p)).max()?;
         let doublings = u32::try_from(failed.len().saturating_sub(1)).unwrap_or(0).min(6);
         let until = last.checked_add((BACKOFF * 2u32.pow(doublings)).min(BACKOFF_MAX)).ok()?;
         let left = until.duration_since(self.now);
@@ -161,7 +250,13 @@ impl Planner<'_> {
     }
 }
 
-/// All pods are gone: what was decided becomes final.
+/// When a pod ended, as far as it tells.
+fn ended(pod: &Pod) -> Timestamp {
+    let asked = pod.metadata.deletion_timestamp.as_ref().map(|t| t.0);
+    pod.finished_at().or(asked).unwrap_or_else(|| pod.created())
+}
+
+/// All pods are gone and counted: what was decided becomes final.
 fn finish(status: &mut JobStatus, now: Timestamp) {
     let holds = |status: &JobStatus, kind: &str| {
         status.conditions.iter().find(|c| c.kind == kind && c.status == "True").cloned()
@@ -187,156 +282,4 @@ fn set(status: &mut JobStatus, kind: &str, value: &str, reason: &str, message: &
         reason: reason.into(),
         message: message.into(),
     });
-}
-
-/// The body of a Job's pod.
-pub(super) fn pod_body(job: &Job, index: i32) -> Value {
-    let mut body = crate::pods::body(&job.spec.template, job.name(), job.as_controller());
-    let labels = &mut body["metadata"]["labels"];
-    for (key, value) in [("controller-uid", job.uid()), ("job-name", job.name())] {
-        labels[key] = json!(value);
-        labels[format!("batch.kubernetes.io/{key}")] = json!(value);
-    }
-    if !job.indexed() {
-        return body;
-    }
-    labels[COMPLETION_INDEX] = json!(index.to_string());
-    body["metadata"]["annotations"][COMPLETION_INDEX] = json!(index.to_string());
-    body["metadata"]["generateName"] = json!(format!("{}-{index}-", job.name()));
-    body["spec"]["hostname"] = json!(format!("{}-{index}", job.name()));
-    let variable = json!({"name": "JOB_COMPLETION_INDEX", "valueFrom": {"fieldRef":
-        {"apiVersion": "v1", "fieldPath": format!("metadata.labels['{COMPLETION_INDEX}']")}}});
-    for kind in ["containers", "initContainers"] {
-        for container in body["spec"].get_mut(kind).and_then(Value::as_array_mut).into_iter().flatten() {
-            match container.get_mut("env").and_then(Value::as_array_mut) {
-                Some(env) => env.push(variable.clone()),
-                None => container["env"] = json!([variable]),
-            }
-        }
-    }
-    body
-}
-
-fn index(pod: &Pod) -> Option<i32> {
-    pod.annotations().get(COMPLETION_INDEX)?.parse().ok()
-}
-
-/// `0-2,4` for {0, 1, 2, 4}.
-fn ranges(set: &BTreeSet<i32>) -> String {
-    let mut runs: Vec<(i32, i32)> = Vec::new();
-    for &i in set {
-        match runs.last_mut().filter(|(_, end)| *end + 1 == i) {
-            Some((_, end)) => *end = i,
-            None => runs.push((i, i)),
-        }
-    }
-    let text = |(start, end): (i32, i32)| match end - start {
-        0 => start.to_string(),
-        1 => format!("{start},{end}"),
-        _ => format!("{start}-{end}"),
-    };
-    runs.into_iter().map(text).collect::<Vec<_>>().join(",")
-}
-
-fn parse(text: &str) -> BTreeSet<i32> {
-    let run = |part: &str| {
-        let (start, end) = part.split_once('-').unwrap_or((part, part));
-        Some(start.parse::<i32>().ok()?..=end.parse::<i32>().ok()?)
-    };
-    text.split(',').filter_map(run).flatten().collect()
-}
-
-fn count(n: usize) -> i32 {
-    i32::try_from(n).unwrap_or(i32::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    fn job(spec: Value, status: Value) -> Job {
-        let mut value = json!({"metadata": {"name": "j", "namespace": "n", "uid": "j"}, "spec": {"parallelism": 2, "completions": 3,
-            "template": {"spec": {"containers": [{"name": "c"}]}}}, "status": status});
-        json_patch::merge(&mut value["spec"], &spec);
-        serde_json::from_value(value).unwrap()
-    }
-
-    fn pod(name: &str, phase: &str, extra: Value) -> Arc<Pod> {
-        let mut value = json!({"metadata": {"name": name, "uid": name}, "status": {"phase": phase}});
-        json_patch::merge(&mut value, &extra);
-        Arc::new(serde_json::from_value(value).unwrap())
-    }
-
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(second).unwrap()
-    }
-
-    fn holding(plan: &Plan) -> Vec<&str> {
-        plan.status.conditions.iter().filter(|c| c.status == "True").map(|c| c.kind.as_str()).collect()
-    }
-
-    #[test]
-    fn runs_to_completion() {
-        let none = json!({});
-        let p = |name: &str, phase: &str| pod(name, phase, json!({}));
-        let first = plan(&job(none.clone(), none.clone()), &[], at(1000));
-        assert_eq!((first.create.len(), first.status.start_time.clone().unwrap().0), (2, at(1000)));
-        let pods = [p("a", "Succeeded"), p("b", "Running")];
-        assert_eq!(plan(&job(none.clone(), none.clone()), &pods, at(1000)).create.len(), 1);
-        let pods = [p("a", "Succeeded"), p("b", "Succeeded"), p("c", "Running")];
-        assert!(plan(&job(none.clone(), none.clone()), &pods, at(1000)).create.is_empty());
-        let pods = [p("a", "Succeeded"), p("b", "Succeeded"), p("c", "Succeeded")];
-        let last = plan(&job(none.clone(), none), &pods, at(1000));
-        assert_eq!(holding(&last), ["SuccessCriteriaMet", "Complete"]);
-        assert_eq!((last.status.succeeded, last.status.completion_time.unwrap().0), (3, at(1000)));
-    }
-
-    #[test]
-    fn failures() {
-        let failed = |name: &str| {
-            pod(
-                name,
-                "Failed",
-                json!({"status": {"containerStatuses": [{"state": {"terminated": {"finishedAt": "1970-01-01T00:16:40Z"}}}]}}),
-            )
-        };
-        let pods = [failed("a"), failed("b")];
-        let waits = plan(&job(json!({}), json!({})), &pods, at(1005));
-        assert_eq!((waits.create.len(), waits.again), (0, Some(Duration::from_secs(15))));
-        assert_eq!(plan(&job(json!({}), json!({})), &pods, at(1021)).create.len(), 2);
-        let pods = [failed("a"), failed("b"), pod("c", "Running", json!({}))];
-        let over = plan(&job(json!({"backoffLimit": 1}), json!({})), &pods, at(1100));
-        assert_eq!((holding(&over), over.delete.len()), (vec!["FailureTarget"], 1));
-        let over =
-            plan(&job(json!({"backoffLimit": 1}), serde_json::to_value(over.status).unwrap()), &pods[..2], at(1101));
-        assert_eq!(holding(&over), ["FailureTarget", "Failed"]);
-        let late = job(json!({"activeDeadlineSeconds": 60}), json!({"startTime": "1970-01-01T00:16:40Z"}));
-        assert_eq!(plan(&late, &[], at(1030)).again, Some(Duration::from_secs(30)));
-        assert_eq!(plan(&late, &[], at(1060)).status.conditions[0].reason, "DeadlineExceeded");
-    }
-
-    #[test]
-    fn indexes_and_suspension() {
-        let indexed = |i: i32, phase: &str| {
-            pod(&format!("p{i}"), phase, json!({"metadata": {"annotations": {COMPLETION_INDEX: i.to_string()}}}))
-        };
-        let wanted = job(
-            json!({"completionMode": "Indexed", "completions": 5, "parallelism": 3}),
-            json!({"completedIndexes": "0"}),
-        );
-        let got = plan(&wanted, &[indexed(1, "Succeeded"), indexed(3, "Running")], at(1000));
-        assert_eq!(
-            (got.create, got.status.completed_indexes.as_deref(), got.status.succeeded),
-            (vec![2, 4], Some("0,1"), 2)
-        );
-        let body = pod_body(&wanted, 2);
-        assert_eq!(body["spec"]["containers"][0]["env"][0]["name"], "JOB_COMPLETION_INDEX");
-        assert_eq!(body["metadata"]["labels"]["batch.kubernetes.io/job-name"], "j");
-        let asleep = plan(&job(json!({"suspend": true}), json!({})), &[pod("a", "Running", json!({}))], at(1000));
-        assert_eq!((holding(&asleep), asleep.delete.len(), asleep.create.len()), (vec!["Suspended"], 1, 0));
-        for text in ["", "0", "0,1", "0-2", "1,3-5,9"] {
-            assert_eq!(ranges(&parse(text)), text);
-        }
-    }
 }

@@ -12,10 +12,10 @@ use sluice_scheduler::matching;
 use super::patch_strategic;
 use crate::context::Context;
 use crate::events::Recorder;
-use crate::informer::{Informer, Store};
-use crate::limits;
+use crate::harness::{Informers, Reconcile, Wiring};
+use crate::informer::Store;
 use crate::object::Object;
-use crate::queue::{self, Key, Queue};
+use crate::queue::Key;
 use crate::rest;
 use crate::types::{Node, Pod};
 
@@ -27,58 +27,45 @@ struct Controller {
     events: Recorder,
     nodes: Arc<Store<Node>>,
     pods: Arc<Store<Pod>>,
-    queue: Queue<Key>,
 }
 
 /// Starts the controller.
-pub(crate) fn start(context: &Context, nodes: &Informer<Node>, pods: &Informer<Pod>) {
+pub(crate) fn start(context: &Context, all: &Informers) {
+    let mut wiring = Wiring::new();
     let controller = Arc::new(Controller {
         client: context.client.clone(),
         context: context.clone(),
         events: context.events.of(NAME),
-        nodes: nodes.store.clone(),
-        pods: pods.store.clone(),
-        queue: Queue::default(),
+        nodes: wiring.reads(&all.nodes),
+        pods: wiring.reads(&all.pods),
     });
-    let watching = controller.clone();
-    nodes.on_change(move |old, new| {
+    let pods = controller.pods.clone();
+    wiring.wakes(&all.nodes, move |old, new, queue| {
         let taints = |node: Option<&Arc<Node>>| node.map(|n| no_execute(&n.spec.taints)).unwrap_or_default();
         if let Some(node) = new.filter(|_| taints(old) != taints(new)) {
-            let pods = watching.pods.indexed(&format!("node/{}", node.name()));
-            pods.iter().for_each(|pod| watching.queue.add(pod.key()));
+            pods.indexed(&format!("node/{}", node.name())).iter().for_each(|pod| queue.add(pod.key()));
         }
     });
-    let watching = controller.clone();
-    pods.on_change(move |old, new| {
+    wiring.wakes(&all.pods, |old, new, queue| {
         let wishes = |pod: Option<&Arc<Pod>>| pod.map(|p| (p.spec.node_name.clone(), p.spec.tolerations.clone()));
         if let Some(pod) = new.filter(|pod| pod.spec.node_name.is_some() && wishes(old) != wishes(new)) {
-            watching.queue.add(pod.key());
+            queue.add(pod.key());
         }
     });
-    let (queue, shutdown) = (controller.queue.clone(), context.shutdown.clone());
-    tokio::spawn(async move {
-        controller.nodes.synced().await;
-        controller.pods.synced().await;
-        queue::work(NAME, queue, limits::WORKERS, shutdown, |key| {
-            let controller = controller.clone();
-            async move { controller.sync(&key).await }
-        })
-        .await;
-    });
+    wiring.run(context, NAME, controller);
 }
 
-impl Controller {
-    async fn sync(&self, key: &Key) -> anyhow::Result<()> {
-        let Some(pod) = self.pods.get(key).filter(|pod| pod.active()) else { return Ok(()) };
+impl Reconcile for Controller {
+    async fn sync(&self, key: &Key) -> anyhow::Result<Option<Duration>> {
+        let Some(pod) = self.pods.get(key).filter(|pod| pod.active()) else { return Ok(None) };
         let Some(node) = pod.spec.node_name.as_deref().and_then(|node| self.nodes.get(&Key::new("", node))) else {
-            return Ok(());
+            return Ok(None);
         };
         let now = self.context.now();
-        let Some(at) = deadline(&no_execute(&node.spec.taints), &pod.spec.tolerations, now) else { return Ok(()) };
+        let Some(at) = deadline(&no_execute(&node.spec.taints), &pod.spec.tolerations, now) else { return Ok(None) };
         let wait = at.as_second() - now.as_second();
         if wait > 0 {
-            self.queue.add_after(key.clone(), Duration::from_secs(wait.unsigned_abs()));
-            return Ok(());
+            return Ok(Some(Duration::from_secs(wait.unsigned_abs())));
         }
         self.events.normal(&*pod, "TaintManagerEviction", format!("Marking for deletion Pod {key}"));
         let condition = json!({
@@ -86,7 +73,8 @@ impl Controller {
             "message": "Taint manager: deleting due to NoExecute taint", "lastTransitionTime": format!("{now:.0}"),
         });
         patch_strategic(&self.client, &*pod, json!({"conditions": [condition]})).await?;
-        Ok(rest::delete(&self.client, &*pod).await?)
+        rest::delete(&self.client, &*pod).await?;
+        Ok(None)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use kube::Client;
 use parking_lot::Mutex;
@@ -10,9 +11,10 @@ use serde_json::json;
 
 use crate::context::Context;
 use crate::events::Recorder;
-use crate::informer::{Informer, Store};
+use crate::harness::{Informers, Reconcile, Wiring};
+use crate::informer::Store;
 use crate::object::Object;
-use crate::queue::{self, Key, Queue};
+use crate::queue::{Key, Queue};
 use crate::rest;
 use crate::types::Node;
 
@@ -107,45 +109,58 @@ struct Controller {
     pools: Mutex<Vec<Pool>>,
     /// Ranges given to nodes that may not show them yet.
     given: Mutex<HashMap<Arc<str>, Vec<String>>>,
-    queue: Queue<Key>,
 }
 
 /// Starts the controller; does nothing without ranges.
 ///
 /// # Errors
 /// A sentence when a range is none.
-pub(crate) fn start(context: &Context, nodes: &Informer<Node>) -> Result<(), String> {
+pub(crate) fn start(context: &Context, all: &Informers) -> Result<(), String> {
     let pools = context.options.pod_cidrs.iter().map(|cidr| Pool::new(cidr)).collect::<Result<Vec<_>, _>>()?;
     if pools.is_empty() {
         return Ok(());
     }
+    let mut wiring = Wiring::new();
     let controller = Arc::new(Controller {
         client: context.client.clone(),
         events: context.events.of(NAME),
-        nodes: nodes.store.clone(),
+        // Every range in use is known before the first is given.
+        nodes: wiring.reads(&all.nodes),
         pools: Mutex::new(pools),
         given: Mutex::default(),
-        queue: Queue::default(),
     });
     let watching = controller.clone();
-    nodes.on_change(move |old, new| watching.node_changed(old, new));
-    let (queue, shutdown) = (controller.queue.clone(), context.shutdown.clone());
-    tokio::spawn(async move {
-        // Every range in use is known before the first is given.
-        controller.nodes.synced().await;
-        queue::work(NAME, queue, 1, shutdown, |key| {
-            let controller = controller.clone();
-            async move { controller.sync(&key).await }
-        })
-        .await;
-    });
+    wiring.wakes(&all.nodes, move |old, new, queue| watching.node_changed(old, new, queue));
+    wiring.run(context, NAME, controller);
     Ok(())
 }
 
+impl Reconcile for Controller {
+    async fn sync(&self, key: &Key) -> anyhow::Result<Option<Duration>> {
+        let Some(node) = self.nodes.get(key).filter(|node| node.spec.pod_cidrs.is_empty()) else {
+            return Ok(None);
+        };
+        let Some(cidrs) = self.ranges_for(&key.name) else {
+            self.events.normal(
+                &*node,
+                "CIDRNotAvailable",
+                format!("Node {} status is now: CIDRNotAvailable", node.name()),
+            );
+            anyhow::bail!(
+                "no range of pod addresses is left for node {}: give the cluster a larger pod CIDR",
+                key.name
+            );
+        };
+        let patch = json!({"spec": {"podCIDR": cidrs.first(), "podCIDRs": cidrs}});
+        rest::patch(&self.client, &*node, patch).await?;
+        Ok(None)
+    }
+}
+
 impl Controller {
-    fn node_changed(&self, old: Option<&Arc<Node>>, new: Option<&Arc<Node>>) {
+    fn node_changed(&self, old: Option<&Arc<Node>>, new: Option<&Arc<Node>>, queue: &Queue<Key>) {
         match (old, new) {
-            (_, Some(node)) if node.spec.pod_cidrs.is_empty() => self.queue.add(node.key()),
+            (_, Some(node)) if node.spec.pod_cidrs.is_empty() => queue.add(node.key()),
             (_, Some(node)) => {
                 self.given.lock().remove(node.name());
                 let mut pools = self.pools.lock();
@@ -162,24 +177,6 @@ impl Controller {
             }
             (None, None) => {}
         }
-    }
-
-    async fn sync(&self, key: &Key) -> anyhow::Result<()> {
-        let Some(node) = self.nodes.get(key).filter(|node| node.spec.pod_cidrs.is_empty()) else { return Ok(()) };
-        let Some(cidrs) = self.ranges_for(&key.name) else {
-            self.events.normal(
-                &*node,
-                "CIDRNotAvailable",
-                format!("Node {} status is now: CIDRNotAvailable", node.name()),
-            );
-            anyhow::bail!(
-                "no range of pod addresses is left for node {}: give the cluster a larger pod CIDR",
-                key.name
-            );
-        };
-        let patch = json!({"spec": {"podCIDR": cidrs.first(), "podCIDRs": cidrs}});
-        rest::patch(&self.client, &*node, patch).await?;
-        Ok(())
     }
 
     fn ranges_for(&self, node: &Arc<str>) -> Option<Vec<String>> {

@@ -21,10 +21,11 @@ use tokio::time::Instant;
 
 use crate::context::Context;
 use crate::events::Recorder;
-use crate::informer::{Informer, Store};
+use crate::harness::{Informers, Reconcile, Wiring};
+use crate::informer::Store;
 use crate::limits;
 use crate::object::Object;
-use crate::queue::{self, Key, Queue};
+use crate::queue::{Key, Queue};
 use crate::rest;
 use crate::types::{Lease, Node, Pod};
 use health::Zones;
@@ -43,68 +44,86 @@ struct Controller {
     /// When each node was last heard, by our own clock: the nodes' clocks may be wrong.
     heard: Mutex<HashMap<Arc<str>, Instant>>,
     zones: Mutex<Zones>,
-    queue: Queue<Key>,
 }
 
 /// Starts the controller.
-pub(crate) fn start(context: &Context, nodes: &Informer<Node>, leases: &Informer<Lease>, pods: &Informer<Pod>) {
+pub(crate) fn start(context: &Context, all: &Informers) {
+    let mut wiring = Wiring::new();
     let controller = Arc::new(Controller {
         client: context.client.clone(),
         context: context.clone(),
         events: context.events.of(NAME),
-        nodes: nodes.store.clone(),
-        pods: pods.store.clone(),
+        nodes: wiring.reads(&all.nodes),
+        pods: wiring.reads(&all.pods),
         heard: Mutex::default(),
         zones: Mutex::default(),
-        queue: Queue::default(),
     });
     let watching = controller.clone();
-    nodes.on_change(move |old, new| watching.node_changed(old, new));
+    wiring.wakes(&all.nodes, move |old, new, queue| watching.node_changed(old, new, queue));
+    wiring.reads(&all.leases);
     let watching = controller.clone();
-    leases.on_change(move |old, new| {
+    wiring.wakes(&all.leases, move |old, new, queue| {
         let renewed = |lease: Option<&Arc<Lease>>| lease.and_then(|l| l.spec.renew_time.clone());
         if let Some(lease) = new.filter(|lease| lease.ns() == LEASES)
             && renewed(old) != renewed(new)
         {
-            watching.heard(lease.name());
+            watching.heard(lease.name(), queue);
         }
     });
-    let watching = controller.clone();
-    pods.on_change(move |old, new| {
+    let nodes = controller.nodes.clone();
+    wiring.wakes(&all.pods, move |old, new, queue| {
         // A pod that came to a node in trouble has to be marked too.
         let placed = |pod: &Arc<Pod>| pod.spec.node_name.clone();
         if let Some(node) = new.and_then(placed)
             && old.and_then(placed).is_none()
-            && watching.nodes.get(&Key::new("", &node)).is_some_and(|n| health::ready(&n) != "True")
+            && nodes.get(&Key::new("", &node)).is_some_and(|n| health::ready(&n) != "True")
         {
-            watching.queue.add(Key::new("", &node));
+            queue.add(Key::new("", &node));
         }
     });
-    let (queue, shutdown) = (controller.queue.clone(), context.shutdown.clone());
-    let leases = leases.store.clone();
-    tokio::spawn(async move {
-        controller.nodes.synced().await;
-        controller.pods.synced().await;
-        leases.synced().await;
-        queue::work("node-lifecycle-controller", queue, limits::WORKERS, shutdown, |key| {
-            let controller = controller.clone();
-            async move { controller.sync(&key).await }
-        })
-        .await;
-    });
+    wiring.run(context, "node-lifecycle-controller", controller);
+}
+
+impl Reconcile for Controller {
+    async fn sync(&self, key: &Key) -> anyhow::Result<Option<Duration>> {
+        let Some(node) = self.nodes.get(key) else { return Ok(None) };
+        let now = self.context.now();
+        let grace = self.context.options.node_grace;
+        let silent = self.heard.lock().entry(key.name.clone()).or_insert_with(Instant::now).elapsed();
+        if let Some(status) = health::lost(&node, silent, grace, now) {
+            let message = format!("Node {} status is now: NodeNotReady", node.name());
+            self.events.normal(&*node, "NodeNotReady", message);
+            // The change comes back through the informer and is acted on then.
+            patch_strategic(&self.client, &*node, status).await?;
+            return Ok(None);
+        }
+        let mut again = (silent <= grace).then(|| grace - silent + Duration::from_millis(100));
+        let ready = health::ready(&node) == "True";
+        let evict = !ready
+            && self.may_evict(&node, now).map_err(|wait| again = Some(again.map_or(wait, |a| a.min(wait)))).is_ok();
+        if let Some(taints) = health::taints(&node, evict, now) {
+            let version = node.meta_version();
+            let patch = json!({"metadata": {"resourceVersion": version}, "spec": {"taints": taints}});
+            rest::patch(&self.client, &*node, patch).await?;
+        }
+        if !ready {
+            self.mark_pods(&node, now).await?;
+        }
+        Ok(again)
+    }
 }
 
 impl Controller {
-    fn heard(&self, node: &str) {
+    fn heard(&self, node: &str, queue: &Queue<Key>) {
         self.heard.lock().insert(node.into(), Instant::now());
         // Only a node thought lost needs a look at once; the others have their deadline.
         let key = Key::new("", node);
         if self.nodes.get(&key).is_some_and(|n| health::ready(&n) == "Unknown") {
-            self.queue.add(key);
+            queue.add(key);
         }
     }
 
-    fn node_changed(&self, old: Option<&Arc<Node>>, new: Option<&Arc<Node>>) {
+    fn node_changed(&self, old: Option<&Arc<Node>>, new: Option<&Arc<Node>>, queue: &Queue<Key>) {
         let Some(node) = new else {
             if let Some(node) = old {
                 self.heard.lock().remove(node.name());
@@ -121,41 +140,17 @@ impl Controller {
             (conditions, node.spec.taints.clone(), node.spec.unschedulable)
         };
         if old.is_none_or(|old| state(old) != state(node)) {
-            self.queue.add(node.key());
+            queue.add(node.key());
         }
         if old.is_some_and(|old| health::ready(old) != "True") && health::ready(node) == "True" {
             // Evictions that stopped because everything seemed lost may go on.
             let lost = self.nodes.all().into_iter().filter(|other| health::ready(other) != "True");
-            lost.for_each(|other| self.queue.add(other.key()));
+            lost.for_each(|other| queue.add(other.key()));
         }
     }
 
-    async fn sync(&self, key: &Key) -> anyhow::Result<()> {
-        let Some(node) = self.nodes.get(key) else { return Ok(()) };
-        let now = self.context.now();
-        let grace = self.context.options.node_grace;
-        let silent = self.heard.lock().entry(key.name.clone()).or_insert_with(Instant::now).elapsed();
-        if let Some(status) = health::lost(&node, silent, grace, now) {
-            let message = format!("Node {} status is now: NodeNotReady", node.name());
-            self.events.normal(&*node, "NodeNotReady", message);
-            // The change comes back through the informer and is acted on then.
-            return patch_strategic(&self.client, &*node, status).await;
-        }
-        if silent <= grace {
-            self.queue.add_after(key.clone(), grace - silent + Duration::from_millis(100));
-        }
-        let ready = health::ready(&node) == "True";
-        let evict = !ready && self.may_evict(key, &node, now);
-        if let Some(taints) = health::taints(&node, evict, now) {
-            let version = node.meta_version();
-            let patch = json!({"metadata": {"resourceVersion": version}, "spec": {"taints": taints}});
-            rest::patch(&self.client, &*node, patch).await?;
-        }
-        if ready { Ok(()) } else { self.mark_pods(&node, now).await }
-    }
-
-    /// Whether the node may get its NoExecute taint now; comes back when it has to wait.
-    fn may_evict(&self, key: &Key, node: &Node, now: Timestamp) -> bool {
+    /// Whether the node may get its NoExecute taint now; otherwise how long it has to wait.
+    fn may_evict(&self, node: &Node, now: Timestamp) -> Result<(), Duration> {
         let zone = |node: &Node| node.labels().get(ZONE).cloned().unwrap_or_default();
         if node
             .spec
@@ -163,16 +158,11 @@ impl Controller {
             .iter()
             .any(|t| t.effect == "NoExecute" && [health::NOT_READY, health::UNREACHABLE].contains(&t.key.as_str()))
         {
-            return true;
+            return Ok(());
         }
         let all: Vec<_> = self.nodes.all().iter().map(|n| (zone(n), health::ready(n) == "True")).collect();
-        match self.zones.lock().admit(&zone(node), &all, now) {
-            Ok(()) => true,
-            Err(wait) => {
-                self.queue.add_after(key.clone(), wait.unwrap_or(limits::EVICTION_INTERVAL_DISRUPTED));
-                false
-            }
-        }
+        let admitted = self.zones.lock().admit(&zone(node), &all, now);
+        admitted.map_err(|wait| wait.unwrap_or(limits::EVICTION_INTERVAL_DISRUPTED))
     }
 
     /// Pods of a node in trouble are not ready, whatever the node last said: services stop sending to them.

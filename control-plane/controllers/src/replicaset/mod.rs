@@ -7,15 +7,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
-use kube::core::SelectorExt;
 
 use crate::claim::claim;
 use crate::context::Context;
+use crate::harness::{Reconcile, Wiring};
 use crate::informer::{Informer, Store};
 use crate::limits;
 use crate::object::Object;
 use crate::pods::{self, PodControl};
-use crate::queue::{self, Key, Queue};
+use crate::queue::Key;
 use crate::rest;
 use crate::types::{Pod, Selectable};
 use plan::Step;
@@ -26,61 +26,30 @@ struct Controller<K> {
     control: Arc<PodControl>,
     owners: Arc<Store<K>>,
     pods: Arc<Store<Pod>>,
-    queue: Queue<Key>,
 }
 
 /// Starts the controller of one of the two kinds.
 pub(crate) fn start<K: Selectable>(context: &Context, name: &'static str, owners: &Informer<K>, pods: &Informer<Pod>) {
+    let mut wiring = Wiring::new();
     let controller = Arc::new(Controller {
         client: context.client.clone(),
         context: context.clone(),
         control: PodControl::new(context, name),
-        owners: owners.store.clone(),
-        pods: pods.store.clone(),
-        queue: Queue::default(),
+        owners: wiring.drives(owners),
+        pods: wiring.reads(pods),
     });
-    let queue = controller.queue.clone();
-    owners.on_change(move |old, new| {
-        if let Some(object) = new.or(old) {
-            queue.add(object.key());
-        }
-    });
-    let watching = controller.clone();
-    pods.on_change(move |old, new| watching.orphan_appeared(old, new));
-    controller.control.follow::<K>(pods, controller.queue.clone());
-    let (queue, shutdown) = (controller.queue.clone(), context.shutdown.clone());
-    tokio::spawn(async move {
-        controller.owners.synced().await;
-        controller.pods.synced().await;
-        queue::work(name, queue, limits::WORKERS, shutdown, |key| {
-            let controller = controller.clone();
-            async move { controller.sync(&key).await }
-        })
-        .await;
-    });
+    controller.control.follow::<K>(&wiring, pods);
+    pods::adopters(&wiring, pods, &controller.owners, K::selector);
+    wiring.run(context, name, controller);
 }
 
-impl<K: Selectable> Controller<K> {
-    /// A pod without an owner may be one that an owner looks for.
-    fn orphan_appeared(&self, old: Option<&Arc<Pod>>, new: Option<&Arc<Pod>>) {
-        let orphan = new.filter(|pod| pod.controller().is_none() && !pod.deleting());
-        if let Some(pod) = orphan
-            && old.is_none_or(|old| old.labels() != pod.labels() || old.controller().is_some())
-        {
-            for owner in self.owners.namespace(pod.ns()) {
-                if owner.selector().is_some_and(|s| s.matches(pod.labels())) {
-                    self.queue.add(owner.key());
-                }
-            }
-        }
-    }
-
-    async fn sync(&self, key: &Key) -> anyhow::Result<()> {
+impl<K: Selectable> Reconcile for Controller<K> {
+    async fn sync(&self, key: &Key) -> anyhow::Result<Option<Duration>> {
         let Some(owner) = self.owners.get(key) else {
             self.control.expectations.forget(key);
-            return Ok(());
+            return Ok(None);
         };
-        let Some(selector) = owner.selector() else { return Ok(()) };
+        let Some(selector) = owner.selector() else { return Ok(None) };
         // Asked before the pods are read: what was seen by then is in the store.
         let settled = self.control.expectations.met(key);
         let orphans = self.pods.indexed(&format!("orphan/{}", owner.ns()));
@@ -93,12 +62,12 @@ impl<K: Selectable> Controller<K> {
         if status != *owner.status() {
             rest::patch_status(&self.client, &*owner, serde_json::to_value(&status)?).await?;
         }
-        if let Some(seconds) = plan::next_available(&*owner, &owned, now) {
-            self.queue.add_after(key.clone(), Duration::from_secs(seconds.unsigned_abs()));
-        }
-        outcome.map_err(|(_, error)| error.into())
+        outcome.map_err(|(_, error)| error)?;
+        Ok(pods::next_available(&owned, owner.min_ready(), now))
     }
+}
 
+impl<K: Selectable> Controller<K> {
     async fn scale(&self, key: &Key, owner: &Arc<K>, active: Vec<Arc<Pod>>) -> Result<(), (&'static str, kube::Error)> {
         match plan::step(owner.replicas(), active.len(), limits::BURST_REPLICAS) {
             Step::Keep => Ok(()),

@@ -107,17 +107,6 @@ pub(crate) fn status<K: Selectable>(
     }
 }
 
-/// Seconds until the next ready pod becomes available.
-pub(crate) fn next_available<K: Selectable>(owner: &K, owned: &[Arc<Pod>], now: Timestamp) -> Option<i64> {
-    let min_ready = owner.min_ready();
-    owned
-        .iter()
-        .filter(|pod| pod.active() && pod.ready() && !pod.available(min_ready, now))
-        .filter_map(|pod| pod.ready_since())
-        .map(|since| (since.as_second() + min_ready - now.as_second()).max(1))
-        .min()
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -186,7 +175,10 @@ mod tests {
         let early = status(&rs, &pods, None, at("2026-01-01T00:01:30Z"));
         assert_eq!((early.replicas, early.fully_labeled_replicas, early.ready_replicas), (2, 1, 1));
         assert_eq!((early.available_replicas, early.terminating_replicas, early.observed_generation), (0, Some(1), 4));
-        assert_eq!(next_available(&rs, &pods, at("2026-01-01T00:01:30Z")), Some(30));
+        assert_eq!(
+            crate::pods::next_available(&pods, 60, at("2026-01-01T00:01:30Z")),
+            Some(std::time::Duration::from_secs(30))
+        );
         assert_eq!(status(&rs, &pods, None, at("2026-01-01T00:02:00Z")).available_replicas, 1);
         let failed = status(&rs, &pods, Some(("FailedCreate", "no".into())), at("2026-01-01T00:02:00Z"));
         assert_eq!(failed.conditions[0].reason, "FailedCreate");

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::object::Object;
 // On a StatefulSet's pods its value is the revision's whole name.
 use crate::revisions::HASH_LABEL as REVISION_LABEL;
-use crate::types::{Pod, StatefulSet, StatefulSetStatus, Template};
+use crate::types::{Pod, StatefulSet, StatefulSetStatus, Template, portion};
 
 /// What to do.
 #[derive(Debug, Default)]
@@ -27,12 +27,12 @@ pub(super) fn plan(set: &StatefulSet, pods: &[Arc<Pod>], update: &str, now: Time
     let mut by_number: BTreeMap<i32, Arc<Pod>> = numbered.collect();
     let status = status(set, &by_number, update, now);
     let mut plan = Plan { status, ..Default::default() };
-    let start = set.spec.ordinals.start;
-    let end = start + set.spec.replicas.unwrap_or(1);
-    let surplus = by_number.split_off(&end).into_values().chain(below(&mut by_number, start)).collect::<Vec<_>>();
+    let wanted = wanted(set);
+    let surplus =
+        by_number.split_off(&wanted.end).into_values().chain(below(&mut by_number, wanted.start)).collect::<Vec<_>>();
     let ordered = set.spec.pod_management_policy.as_deref() != Some("Parallel");
     let min_ready = set.spec.min_ready_seconds.unwrap_or(0);
-    for number in start..end {
+    for number in wanted.clone() {
         let step = match by_number.get(&number) {
             None => {
                 plan.create.push(number);
@@ -61,20 +61,60 @@ pub(super) fn plan(set: &StatefulSet, pods: &[Arc<Pod>], update: &str, now: Time
             return plan;
         }
     }
-    if !plan.delete.is_empty() || set.spec.update_strategy.kind.as_deref() == Some("OnDelete") {
-        return plan;
-    }
-    let partition = set.spec.update_strategy.rolling_update.partition.max(start);
-    for (_, pod) in by_number.range(partition..).rev() {
-        let outdated = revision(pod) != Some(update);
-        if outdated && !pod.deleting() {
-            plan.delete.push(pod.clone());
-        }
-        if outdated || !pod.available(min_ready, now) {
-            return plan;
-        }
+    if plan.delete.is_empty() && rolls(set) {
+        roll(set, &by_number, update, &|pod| !pod.deleting() && pod.available(min_ready, now), &mut plan);
     }
     plan
+}
+
+/// The numbers of the pods that should be.
+pub(super) fn wanted(set: &StatefulSet) -> std::ops::Range<i32> {
+    let start = set.spec.ordinals.start;
+    start..start + set.spec.replicas.unwrap_or(1)
+}
+
+fn rolls(set: &StatefulSet) -> bool {
+    set.spec.update_strategy.kind.as_deref() != Some("OnDelete")
+}
+
+/// Replaces outdated pods from the highest number down to the partition, so that at most `maxUnavailable` are missing.
+fn roll(
+    set: &StatefulSet,
+    pods: &BTreeMap<i32, Arc<Pod>>,
+    update: &str,
+    available: &dyn Fn(&Pod) -> bool,
+    plan: &mut Plan,
+) {
+    let rolling = &set.spec.update_strategy.rolling_update;
+    let replicas = set.spec.replicas.unwrap_or(1);
+    let most = rolling.max_unavailable.as_ref().map_or(1, |most| portion(most, replicas, true).max(1));
+    let first = set.spec.ordinals.start + rolling.partition;
+    if rolling.max_unavailable.is_none() {
+        // One after the other: the next only when the one above is updated and available.
+        for (_, pod) in pods.range(first..).rev() {
+            let outdated = revision(pod) != Some(update);
+            if outdated && !pod.deleting() {
+                plan.delete.push(pod.clone());
+            }
+            if outdated || !available(pod) {
+                return;
+            }
+        }
+        return;
+    }
+    let missing = i32::try_from(pods.values().filter(|pod| !available(pod)).count()).unwrap_or(i32::MAX);
+    let mut room = most - missing;
+    for (_, pod) in pods.range(first..).rev() {
+        if revision(pod) == Some(update) || pod.deleting() {
+            continue;
+        }
+        let counted = !available(pod);
+        if !counted && room <= 0 {
+            return;
+        }
+        room -= i32::from(!counted);
+        plan.delete.push(pod.clone());
+    }
 }
 
 /// Takes the pods with numbers under `start` out.
@@ -101,7 +141,12 @@ fn status(set: &StatefulSet, pods: &BTreeMap<i32, Arc<Pod>>, update: &str, now: 
         collision_count: 0,
     };
     let all = set.spec.replicas.unwrap_or(1);
-    if current != update && status.updated_replicas == all && status.replicas == all && status.ready_replicas == all {
+    if rolls(set)
+        && current != update
+        && status.updated_replicas == all
+        && status.replicas == all
+        && status.ready_replicas == all
+    {
         status.current_revision = update.into();
         status.current_replicas = status.updated_replicas;
     }
@@ -110,8 +155,7 @@ fn status(set: &StatefulSet, pods: &BTreeMap<i32, Arc<Pod>>, update: &str, now: 
 
 /// The revision a new pod gets: those below the partition stay with the current one.
 pub(super) fn revision_for<'a>(set: &'a StatefulSet, status: &'a StatefulSetStatus, number: i32) -> &'a str {
-    let rolls = set.spec.update_strategy.kind.as_deref() != Some("OnDelete");
-    let kept = rolls && number < set.spec.update_strategy.rolling_update.partition;
+    let kept = rolls(set) && number < set.spec.ordinals.start + set.spec.update_strategy.rolling_update.partition;
     if kept { &status.current_revision } else { &status.update_revision }
 }
 
@@ -132,7 +176,7 @@ pub(super) fn pod_body(set: &StatefulSet, template: &Template, revision: &str, n
     spec["subdomain"] = json!(set.spec.service_name);
     let claims = set.spec.volume_claim_templates.iter().map(|claim| {
         let volume = claim["metadata"]["name"].clone();
-        json!({"name": volume, "persistentVolumeClaim": {"claimName": claim_name(claim, &name)}})
+        json!({"name": volume, "persistentVolumeClaim": {"claimName": super::claims::name(claim, &name)}})
     });
     let claims: Vec<Value> = claims.collect();
     let others = spec["volumes"].as_array().cloned().unwrap_or_default();
@@ -144,113 +188,12 @@ pub(super) fn pod_body(set: &StatefulSet, template: &Template, revision: &str, n
     body
 }
 
-/// The claims of a pod: they stay when the pod goes.
-pub(super) fn claims(set: &StatefulSet, number: i32) -> Vec<Value> {
-    let pod = format!("{}-{number}", set.name());
-    let claim = |template: &Value| {
-        let mut labels = json!(set.spec.selector.match_labels.clone().unwrap_or_default());
-        json_merge(&mut labels, &template["metadata"]["labels"]);
-        json!({
-            "metadata": {"name": claim_name(template, &pod), "namespace": set.ns(), "labels": labels,
-                "annotations": template["metadata"]["annotations"]},
-            "spec": template["spec"],
-        })
-    };
-    set.spec.volume_claim_templates.iter().map(claim).collect()
-}
-
-fn json_merge(into: &mut Value, from: &Value) {
-    for (key, value) in from.as_object().into_iter().flatten() {
-        into[key] = value.clone();
-    }
-}
-
-fn claim_name(claim: &Value, pod: &str) -> String {
-    format!("{}-{pod}", claim["metadata"]["name"].as_str().unwrap_or_default())
-}
-
-fn revision(pod: &Pod) -> Option<&str> {
+/// The name of a pod's revision.
+pub(super) fn revision(pod: &Pod) -> Option<&str> {
     pod.labels().get(REVISION_LABEL).map(String::as_str)
 }
 
-fn ordinal(set: &StatefulSet, pod: &Pod) -> Option<i32> {
+/// The number in a pod's name; `None` when the name is not of this StatefulSet's making.
+pub(super) fn ordinal(set: &StatefulSet, pod: &Pod) -> Option<i32> {
     pod.name().strip_prefix(set.name())?.strip_prefix('-')?.parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    fn set(extra: Value) -> StatefulSet {
-        let mut value = json!({"metadata": {"name": "s", "namespace": "n", "uid": "s"}, "spec": {"replicas": 3, "serviceName": "svc",
-            "template": {"spec": {"containers": [], "volumes": [{"name": "other"}]}}}, "status": {"currentRevision": "s-1"}});
-        json_patch::merge(&mut value["spec"], &extra);
-        serde_json::from_value(value).unwrap()
-    }
-
-    /// Pods written as `number:revision` with `!` not ready, `x` leaving.
-    fn pods(text: &str) -> Vec<Arc<Pod>> {
-        let one = |word: &str| {
-            let (number, revision) = word.trim_end_matches(['!', 'x']).split_once(':').unwrap();
-            let ready = if word.ends_with('!') { "False" } else { "True" };
-            let deleted = word.ends_with('x').then_some("2026-01-01T00:00:00Z");
-            let value = json!({"metadata": {"name": format!("s-{number}"), "labels": {REVISION_LABEL: revision}, "deletionTimestamp": deleted},
-                "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": ready, "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
-            Arc::new(serde_json::from_value(value).unwrap())
-        };
-        text.split_whitespace().map(one).collect()
-    }
-
-    #[test]
-    fn steps() {
-        let parallel = json!({"podManagementPolicy": "Parallel"});
-        let partition = json!({"updateStrategy": {"rollingUpdate": {"partition": 2}}});
-        for (spec, there, create, delete) in [
-            (json!({}), "", vec![0], ""),
-            (json!({}), "0:s-1!", vec![], ""),
-            (json!({}), "0:s-1", vec![1], ""),
-            (json!({}), "0:s-1 2:s-1", vec![1], ""),
-            (parallel.clone(), "1:s-1!", vec![0, 2], ""),
-            // Too many: the highest first, one at a time.
-            (json!({"replicas": 1}), "0:s-1 1:s-1 2:s-1", vec![], "s-2"),
-            (json!({"replicas": 1}), "0:s-1 1:s-1 2:s-1x", vec![], ""),
-            (json!({"replicas": 0, "podManagementPolicy": "Parallel"}), "0:s-1 1:s-1", vec![], "s-1 s-0"),
-            // An update from the top.
-            (json!({}), "0:s-1 1:s-1 2:s-1", vec![], "s-2"),
-            (json!({}), "0:s-1 1:s-1 2:s-2!", vec![], ""),
-            (json!({}), "0:s-1 1:s-1 2:s-2", vec![], "s-1"),
-            (partition, "0:s-1 1:s-1 2:s-2", vec![], ""),
-            (json!({"updateStrategy": {"type": "OnDelete"}}), "0:s-1 1:s-1 2:s-1", vec![], ""),
-            (json!({"ordinals": {"start": 5}, "replicas": 1}), "0:s-2 5:s-2", vec![], "s-0"),
-        ] {
-            let got = plan(&set(spec.clone()), &pods(there), "s-2", Timestamp::now());
-            let deleted: Vec<_> = got.delete.iter().map(|p| p.name()).collect();
-            assert_eq!((got.create, deleted.join(" ")), (create, delete.to_owned()), "{spec} {there}");
-        }
-    }
-
-    #[test]
-    fn the_revision_is_current_when_all_have_it() {
-        let got = plan(&set(json!({})), &pods("0:s-1 1:s-2 2:s-2"), "s-2", Timestamp::now()).status;
-        assert_eq!((got.current_revision.as_str(), got.current_replicas, got.updated_replicas), ("s-1", 1, 2));
-        let got = plan(&set(json!({})), &pods("0:s-2 1:s-2 2:s-2"), "s-2", Timestamp::now()).status;
-        assert_eq!((got.current_revision.as_str(), got.current_replicas, got.updated_replicas), ("s-2", 3, 3));
-    }
-
-    #[test]
-    fn pods_have_names_and_claims() {
-        let claim = json!({"metadata": {"name": "data"}, "spec": {"x": 1}});
-        let set = set(json!({"volumeClaimTemplates": [claim], "selector": {"matchLabels": {"a": "b"}}}));
-        let body = pod_body(&set, &set.spec.template, "s-2", 1);
-        assert_eq!((&body["metadata"]["name"], &body["spec"]["subdomain"]), (&json!("s-1"), &json!("svc")));
-        assert!(body["metadata"]["generateName"].is_null());
-        assert_eq!(body["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"], "data-s-1");
-        assert_eq!(body["spec"]["volumes"][1]["name"], "other");
-        let claims = claims(&set, 1);
-        assert_eq!(
-            (&claims[0]["metadata"]["name"], &claims[0]["metadata"]["labels"]["a"]),
-            (&json!("data-s-1"), &json!("b"))
-        );
-    }
 }

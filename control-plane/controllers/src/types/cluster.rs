@@ -157,7 +157,7 @@ pub(crate) struct ServiceAccount {
 resource!(ServiceAccount, "", "v1", "ServiceAccount", "serviceaccounts", NamespaceResourceScope);
 impl Kind for ServiceAccount {}
 
-/// A PersistentVolumeClaim: only created, never looked at.
+/// A PersistentVolumeClaim: only its metadata.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct PersistentVolumeClaim {

@@ -57,6 +57,8 @@ pub(crate) struct UpdateStrategy {
 pub(crate) struct RollingDaemons {
     /// Nodes without an available pod.
     pub(crate) max_unavailable: Option<IntOrString>,
+    /// Nodes with a pod too many, of the new revision, until it is available.
+    pub(crate) max_surge: Option<IntOrString>,
 }
 
 /// A DaemonSet's status.

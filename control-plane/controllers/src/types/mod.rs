@@ -9,18 +9,18 @@ mod pod;
 mod stateful;
 mod workload;
 
-pub(crate) use batch::{Job, JobCondition, JobStatus};
+pub(crate) use batch::{CronJob, CronJobStatus, FailureRule, Job, JobCondition, JobStatus, Reference};
 pub(crate) use cluster::{
     Certificate, CertificateSpec, ConfigMap, Lease, Namespace, Node, NodeCondition, PersistentVolumeClaim, Secret,
     ServiceAccount,
 };
 pub(crate) use daemon::{ControllerRevision, DaemonSet, DaemonSetStatus};
 pub(crate) use network::{Endpoints, SERVICE_NAME, Service, ServicePort, Slice};
-pub(crate) use pod::{COMPLETION_INDEX, DELETION_COST, Pod};
-pub(crate) use stateful::{StatefulSet, StatefulSetStatus};
+pub(crate) use pod::{COMPLETION_INDEX, DELETION_COST, IGNORED_FAILURES, INDEX_FAILURES, JOB_TRACKING, Pod};
+pub(crate) use stateful::{Retention, StatefulSet, StatefulSetStatus};
 pub(crate) use workload::{
     Deployment, DeploymentCondition, DeploymentStatus, ReplicaSet, ReplicaSetCondition, ReplicaSetStatus,
-    ReplicationController, Selectable, Template,
+    ReplicationController, Selectable, Template, portion,
 };
 
 /// Implements `kube::Resource` (and, with the last argument, `Kind`) for a struct with a `metadata` field.

@@ -16,6 +16,14 @@ pub(crate) const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-co
 /// Annotation and label with the number of an indexed Job's pod.
 pub(crate) const COMPLETION_INDEX: &str = "batch.kubernetes.io/job-completion-index";
 
+/// Annotations with how often the pods of this index failed before, counted and not counted (KEP-3850).
+pub(crate) const INDEX_FAILURES: &str = "batch.kubernetes.io/job-index-failure-count";
+/// See [`INDEX_FAILURES`].
+pub(crate) const IGNORED_FAILURES: &str = "batch.kubernetes.io/job-index-ignored-failure-count";
+/// Finalizer of a Job's pods until their end is counted.
+pub(crate) const JOB_TRACKING: &str = "batch.kubernetes.io/job-tracking";
+const KEPT: [&str; 4] = [DELETION_COST, COMPLETION_INDEX, INDEX_FAILURES, IGNORED_FAILURES];
+
 /// A pod.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
@@ -97,6 +105,9 @@ pub(crate) struct Status {
     /// Containers.
     #[serde(deserialize_with = "nullable")]
     pub(crate) container_statuses: Vec<ContainerStatus>,
+    /// Init containers and sidecars.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) init_container_statuses: Vec<ContainerStatus>,
 }
 
 /// An address.
@@ -111,6 +122,8 @@ pub(crate) struct PodIp {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ContainerStatus {
+    /// Name.
+    pub(crate) name: Box<str>,
     /// How often it was restarted.
     pub(crate) restart_count: i32,
     /// How it ended.
@@ -132,6 +145,8 @@ pub(crate) struct State {
 pub(crate) struct Terminated {
     /// When.
     pub(crate) finished_at: Option<Time>,
+    /// With which code.
+    pub(crate) exit_code: i32,
 }
 
 /// A condition.
@@ -151,7 +166,7 @@ impl Kind for Pod {
     fn slim(&mut self) {
         self.metadata.managed_fields = None;
         if let Some(annotations) = &mut self.metadata.annotations {
-            annotations.retain(|key, _| key == DELETION_COST || key == COMPLETION_INDEX);
+            annotations.retain(|key, _| KEPT.contains(&key.as_str()));
         }
         self.target = self.spec.affinity.take().and_then(named_node);
     }
@@ -212,6 +227,11 @@ impl Pod {
         let ends =
             self.status.container_statuses.iter().filter_map(|c| c.state.terminated.as_ref()?.finished_at.as_ref());
         ends.map(|t| t.0).max()
+    }
+
+    /// Whether it has a finalizer.
+    pub(crate) fn held_by(&self, finalizer: &str) -> bool {
+        self.metadata.finalizers.iter().flatten().any(|f| f == finalizer)
     }
 
     /// Neither finished nor being deleted.

@@ -1,6 +1,7 @@
 //! StatefulSets.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::ObjectMeta;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -46,9 +47,22 @@ pub(crate) struct StatefulSetSpec {
     pub(crate) min_ready_seconds: Option<i64>,
     /// Old revisions kept.
     pub(crate) revision_history_limit: Option<i32>,
+    /// What becomes of the claims.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) persistent_volume_claim_retention_policy: Retention,
     /// First number.
     #[serde(deserialize_with = "nullable")]
     pub(crate) ordinals: Ordinals,
+}
+
+/// What becomes of the claims: Retain or Delete.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Retention {
+    /// When the StatefulSet is deleted.
+    pub(crate) when_deleted: Option<String>,
+    /// When the pod is scaled away.
+    pub(crate) when_scaled: Option<String>,
 }
 
 /// Numbers of the pods.
@@ -73,8 +87,10 @@ pub(crate) struct StatefulStrategy {
 
 /// Where a rolling update stops.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 pub(crate) struct Partition {
+    /// Pods missing at once; one after the other without it.
+    pub(crate) max_unavailable: Option<IntOrString>,
     /// Pods with a smaller number keep their revision.
     #[serde(deserialize_with = "nullable")]
     pub(crate) partition: i32,

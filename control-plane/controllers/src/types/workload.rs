@@ -42,6 +42,18 @@ impl Template {
     }
 }
 
+/// A number, or a percentage of `of`; rounded `up` or down, never negative.
+pub(crate) fn portion(value: &IntOrString, of: i32, up: bool) -> i32 {
+    match value {
+        IntOrString::Int(number) => (*number).max(0),
+        IntOrString::String(text) => {
+            let percent: i64 = text.trim_end_matches('%').parse().unwrap_or(0);
+            let product = percent * i64::from(of);
+            i32::try_from(if up { (product + 99) / 100 } else { product / 100 }).unwrap_or(0).max(0)
+        }
+    }
+}
+
 /// A Deployment.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
@@ -275,7 +287,7 @@ impl Selectable for ReplicaSet {
         &self.spec.template
     }
     fn selector(&self) -> Option<Selector> {
-        Selector::try_from(self.spec.selector.clone()).ok().filter(|s| !s.selects_all())
+        crate::pods::selector(&self.spec.selector)
     }
     fn min_ready(&self) -> i64 {
         self.spec.min_ready_seconds.unwrap_or(0)
