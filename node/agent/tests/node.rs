@@ -41,6 +41,12 @@ fn a_pod_from_create_to_gone() {
             w.kubectl(&["exec", "web", "-c", "web", "--", "sh", "-c", "cat /data/index.html; exit 3"]);
         assert_eq!((code, out.as_str()), (3, "made\n"), "{err}");
         assert!(err.contains("command terminated with exit code 3"), "{err}");
+        // As clients before Kubernetes 1.31 ask.
+        let spdy = [("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false")];
+        let script = "cat /data/index.html; echo no >&2; exit 3";
+        let (code, out, err) = w.kubectl_with(&spdy, &["exec", "web", "-c", "web", "--", "sh", "-c", script]);
+        assert_eq!((code, out.as_str()), (3, "made\n"), "{err}");
+        assert!(err.starts_with("no\n") && err.contains("command terminated with exit code 3"), "{err}");
         let token =
             ["exec", "web", "-c", "web", "--", "sh", "-c", "cat /var/run/secrets/kubernetes.io/serviceaccount/ca.crt"];
         assert_eq!(w.kubectl(&token).1, "authority");
@@ -56,7 +62,9 @@ fn a_pod_from_create_to_gone() {
         let after = w.status("web").await;
         assert_eq!(before, after, "a restart changes nothing:\n{before}\n{after}");
 
-        assert_eq!(forwarded(&w, "web", 8080), "made\n");
+        for websockets in ["true", "false"] {
+            assert_eq!(forwarded(&w, "web", 8080, websockets), "made\n", "WebSockets: {websockets}");
+        }
 
         let begun = Instant::now();
         let (code, _, err) = w.kubectl(&["delete", "pod", "web"]);
@@ -114,10 +122,11 @@ fn logs_as_kubectl_shows_them() {
     });
 }
 
-/// GETs `/index.html` through `kubectl port-forward`.
-fn forwarded(w: &World, pod: &str, port: u16) -> String {
+/// GETs `/index.html` through `kubectl port-forward`, over WebSockets or SPDY.
+fn forwarded(w: &World, pod: &str, port: u16, websockets: &str) -> String {
     use std::io::{BufRead, BufReader, Read, Write};
     let mut child = std::process::Command::new("kubectl")
+        .env("KUBECTL_PORT_FORWARD_WEBSOCKETS", websockets)
         .arg("--kubeconfig")
         .arg(&w.kubeconfig)
         .args(["port-forward", &format!("pod/{pod}"), &format!(":{port}")])

@@ -1,23 +1,21 @@
-//! `/exec` and `/attach`: joins a WebSocket's channels to a process's streams.
+//! `/exec` and `/attach`: joins a client to a process's streams.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::stream::SplitSink;
-use futures::{SinkExt, StreamExt};
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use sluice_runtime::{ExecSpec, Process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
-use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::CloseFrame;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio::task::JoinSet;
 
-use super::channel::{self, Dialect, Input};
+use super::channel::{self, Dialect};
+use super::peer::{Channel, Input, Output, Peer, Streams};
 use super::reply::{Reply, error};
-use super::upgrade::{Socket, websocket};
-use super::{Shared, flag, query};
+use super::session::Session;
+use super::upgrade::{Connection, upgrade};
+use super::{Shared, flag, query, remote};
 use crate::pod::worker::View;
 
 /// Runs a command in a container.
@@ -42,7 +40,8 @@ pub(super) async fn exec(
         Err((status, message)) => return error(status, &message),
     };
     let runtime = shared.node.runtime.clone();
-    websocket(request, &channel::PROTOCOLS, move |socket, protocol| async move {
+    upgrade(request, &channel::PROTOCOLS, move |connection, protocol| async move {
+        let Some(peer) = meet(connection, protocol, streams).await else { return };
         let spec = ExecSpec {
             argv,
             tty: streams.tty,
@@ -52,7 +51,7 @@ pub(super) async fn exec(
             size: None,
         };
         let process = runtime.exec(&id, spec).await;
-        join(socket, Dialect::of(protocol), streams, process, Ending::Exit).await;
+        join(peer, streams, process, Ending::Exit).await;
     })
 }
 
@@ -74,18 +73,11 @@ pub(super) async fn attach(
         Err((status, message)) => return error(status, &message),
     };
     let runtime = shared.node.runtime.clone();
-    websocket(request, &channel::PROTOCOLS, move |socket, protocol| async move {
+    upgrade(request, &channel::PROTOCOLS, move |connection, protocol| async move {
+        let Some(peer) = meet(connection, protocol, streams).await else { return };
         let process = runtime.attach(&id).await;
-        join(socket, Dialect::of(protocol), Streams { tty, ..streams }, process, Ending::Detach).await;
+        join(peer, Streams { tty, ..streams }, process, Ending::Detach).await;
     })
-}
-
-#[derive(Clone, Copy)]
-struct Streams {
-    stdin: bool,
-    stdout: bool,
-    stderr: bool,
-    tty: bool,
 }
 
 impl Streams {
@@ -136,83 +128,60 @@ pub(super) fn view(shared: &Shared, namespace: &str, pod: &str) -> Result<View, 
     }
 }
 
-async fn join(
-    socket: Socket,
-    dialect: Dialect,
-    streams: Streams,
-    process: sluice_runtime::Result<Process>,
-    ending: Ending,
-) {
-    let (mut sink, mut source) = socket.split();
+/// The client, in whatever it speaks; none when it does not open its streams.
+async fn meet(connection: Connection, protocol: &str, streams: Streams) -> Option<Peer> {
+    let dialect = Dialect::of(protocol);
+    match connection {
+        Connection::WebSocket(socket) => Some(channel::peer(*socket, dialect, streams)),
+        spdy @ Connection::Spdy(_) => remote::peer(Session::over(spdy), dialect, streams).await,
+    }
+}
+
+async fn join(mut peer: Peer, streams: Streams, process: sluice_runtime::Result<Process>, ending: Ending) {
     let mut process = match process {
         Ok(process) => process,
         Err(e) => {
             let message = format!("error executing command in container: {e}");
-            return finish(&mut sink, dialect, &channel::failure_status(&message)).await;
+            return peer.end(channel::failure_status(&message)).await;
         }
     };
-    let (out, mut messages) = mpsc::channel::<Bytes>(8);
-    // Upstream: an empty message says that the streams are joined.
-    let first = if streams.stdout { channel::STDOUT } else { channel::ERROR };
-    let _ = out.send(channel::encode(first, &[])).await;
-    let mut pumps = Vec::new();
+    let mut pumps = JoinSet::new();
     for (channel, stream, wanted) in [
-        (channel::STDOUT, process.stdout.take(), streams.stdout),
-        (channel::STDERR, process.stderr.take(), streams.stderr),
+        (Channel::Stdout, process.stdout.take(), streams.stdout),
+        (Channel::Stderr, process.stderr.take(), streams.stderr),
     ] {
         if let (Some(stream), true) = (stream, wanted) {
-            pumps.push(tokio::spawn(pump(stream, channel, out.clone())));
+            pumps.spawn(pump(stream, channel, peer.outputs.clone()));
         }
     }
-    drop(out);
     let mut stdin = process.stdin.take().filter(|_| streams.stdin);
-    let mut gone = false;
     let terminal = process.terminal();
-    loop {
+    let left = loop {
         tokio::select! {
-            message = messages.recv() => match message {
-                // All output streams have ended.
-                None => break,
-                Some(message) => if sink.send(dialect.message(message)).await.is_err() {
-                    gone = true;
-                    break;
-                },
+            ended = pumps.join_next() => if ended.is_none() {
+                break false;
             },
-            message = source.next() => match message {
-                Some(Ok(message @ (Message::Binary(_) | Message::Text(_)))) => match dialect.input(&message) {
-                    Input::Stdin(data) => {
-                        if let Some(pipe) = &mut stdin
-                            && (pipe.write_all(&data).await.is_err() || pipe.flush().await.is_err())
-                        {
-                            stdin = None;
-                        }
-                    }
-                    Input::EndStdin => {
-                        if let Some(mut pipe) = stdin.take() {
-                            // The reader may be gone already.
-                            let _ = pipe.shutdown().await;
-                        }
-                    }
-                    Input::Resize(size) => {
-                        if let Err(error) = terminal.resize(size).await {
-                            tracing::debug!(%error, "terminal not resized");
-                        }
-                    }
-                    Input::Other => {}
+            input = peer.inputs.recv() => match input {
+                Some(Input::Stdin(data)) => if let Some(pipe) = &mut stdin
+                    && (pipe.write_all(&data).await.is_err() || pipe.flush().await.is_err())
+                {
+                    stdin = None;
                 },
-                Some(Ok(Message::Close(_)) | Err(_)) | None => {
-                    gone = true;
-                    break;
-                }
-                Some(Ok(_)) => {}
+                Some(Input::EndStdin) => if let Some(mut pipe) = stdin.take() {
+                    // The reader may be gone already.
+                    let _ = pipe.shutdown().await;
+                },
+                Some(Input::Resize(size)) => if let Err(error) = terminal.resize(size).await {
+                    tracing::debug!(%error, "terminal not resized");
+                },
+                Some(Input::Other) => {}
+                None => break true,
             },
         }
-    }
+    };
     drop(stdin);
-    if gone {
-        for pump in pumps {
-            pump.abort();
-        }
+    if left {
+        pumps.abort_all();
         if ending == Ending::Exit && streams.tty {
             // The terminal's user hung up.
             let _ = controlled(move |h| h.block_on(process.kill())).await;
@@ -226,7 +195,7 @@ async fn join(
             Err(e) => channel::failure_status(&format!("error executing command in container: {e}")),
         },
     };
-    finish(&mut sink, dialect, &status).await;
+    peer.end(status).await;
 }
 
 /// A process's controls are used on one thread.
@@ -238,26 +207,17 @@ async fn controlled<T: Send + 'static>(
     done.unwrap_or_else(|e| Err(sluice_runtime::Error::Containerd(e.to_string())))
 }
 
-async fn pump(mut stream: sluice_runtime::Output, channel: u8, out: mpsc::Sender<Bytes>) {
+async fn pump(mut stream: sluice_runtime::Output, channel: Channel, out: mpsc::Sender<Output>) {
     let mut buffer = vec![0; 32 * 1024];
     loop {
         match stream.read(&mut buffer).await {
             Ok(0) | Err(_) => return,
             Ok(n) => {
-                if out.send(channel::encode(channel, &buffer[..n])).await.is_err() {
+                let data = Bytes::copy_from_slice(&buffer[..n]);
+                if out.send(Output::Data(channel, data)).await.is_err() {
                     return;
                 }
             }
         }
     }
-}
-
-async fn finish(sink: &mut SplitSink<Socket, Message>, dialect: Dialect, status: &serde_json::Value) {
-    let close = CloseFrame { code: CloseCode::Normal, reason: "".into() };
-    // A client that left does not need to be told.
-    if let Some(word) = dialect.last_word(status) {
-        let _ = sink.send(dialect.message(channel::encode(channel::ERROR, word.as_bytes()))).await;
-    }
-    let _ = sink.send(Message::Close(Some(close))).await;
-    let _ = sink.close().await;
 }

@@ -1,5 +1,5 @@
-//! `/portForward`: the plain WebSocket protocol (`portforward.k8s.io`, two channels per port) and kubectl's tunnel of
-//! SPDY through a WebSocket.
+//! `/portForward`: the plain WebSocket protocol (`portforward.k8s.io`, two channels per port), kubectl's tunnel of SPDY
+//! through a WebSocket, and SPDY itself.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -17,10 +17,14 @@ use super::channel::encode;
 use super::dial::dial;
 use super::exec::view;
 use super::reply::{Reply, error};
-use super::upgrade::{Socket, websocket};
+use super::session::Session;
+use super::upgrade::{Connection, Protocols, Socket, upgrade};
 use super::{Shared, query, tunnel};
 
-const PROTOCOLS: [&str; 4] = [tunnel::PROTOCOL, "v4.channel.k8s.io", "portforward.k8s.io", ""];
+const PROTOCOLS: Protocols = Protocols {
+    websocket: &[tunnel::PROTOCOL, "v4.channel.k8s.io", "portforward.k8s.io", ""],
+    spdy: &["portforward.k8s.io", ""],
+};
 /// Messages waiting for one connection.
 const QUEUE: usize = 16;
 
@@ -40,11 +44,10 @@ pub(super) fn serve(shared: &Arc<Shared>, namespace: &str, pod: &str, request: R
     let Ok(ports) = ports else {
         return error(StatusCode::BAD_REQUEST, "a port is a number from 1 to 65535");
     };
-    websocket(request, &PROTOCOLS, move |socket, protocol| async move {
-        if protocol == tunnel::PROTOCOL {
-            tunnel::serve(socket, netns).await;
-        } else {
-            plain(socket, netns, ports).await;
+    upgrade(request, &PROTOCOLS, move |connection, protocol| async move {
+        match connection {
+            Connection::WebSocket(socket) if protocol != tunnel::PROTOCOL => plain(*socket, netns, ports).await,
+            spdy => tunnel::serve(Session::over(spdy), netns).await,
         }
     })
 }

@@ -1,63 +1,29 @@
-//! kubectl's port-forward: SPDY through a WebSocket. For every connection the client opens an error stream and a data
+//! Port-forward over SPDY, plain (older clients) or through a WebSocket (kubectl). For every connection the client opens an error stream and a data
 //! stream with the same request id; the data stream is joined to a connection inside the pod's network.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
-use tokio_tungstenite::tungstenite::Message;
 
 use super::dial::dial;
-use super::upgrade::Socket;
+use super::session::{REFUSED, Session, header};
 use crate::limits;
-use crate::spdy::{Decoder, Encoder, Frame};
+use crate::spdy::Frame;
 
 /// Kubectl's name of the tunnel.
 pub(super) const PROTOCOL: &str = "SPDY/3.1+portforward.k8s.io";
-/// Messages waiting for the client, and for each connection.
+/// Messages waiting for each connection.
 const QUEUE: usize = 32;
-/// SPDY's status for a stream that is refused.
-const REFUSED: u32 = 3;
 
 /// Serves one client until it leaves.
-pub(super) async fn serve(socket: Socket, netns: Option<PathBuf>) {
-    let (mut sink, mut source) = socket.split();
-    let (out, mut frames) = mpsc::channel::<Frame>(QUEUE);
-    let writer = tokio::spawn(async move {
-        let Ok(mut encoder) = Encoder::new() else { return };
-        while let Some(frame) = frames.recv().await {
-            let Ok(bytes) = encoder.encode(&frame) else { return };
-            if sink.send(Message::Binary(bytes)).await.is_err() {
-                return;
-            }
-        }
-    });
-    let mut tunnel = Tunnel { netns, out, streams: HashMap::new(), errors: HashMap::new() };
-    let mut decoder = Decoder::default();
-    'client: while let Some(Ok(message)) = source.next().await {
-        match message {
-            Message::Binary(data) => decoder.push(&data),
-            Message::Close(_) => break,
-            _ => continue,
-        }
-        loop {
-            match decoder.frame() {
-                Ok(Some(Frame::GoAway)) => break 'client,
-                Ok(Some(frame)) => tunnel.take(frame).await,
-                Ok(None) => break,
-                Err(error) => {
-                    tracing::debug!(%error, "port-forward");
-                    tunnel.say(Frame::GoAway).await;
-                    break 'client;
-                }
-            }
-        }
+pub(super) async fn serve(mut session: Session, netns: Option<PathBuf>) {
+    let mut tunnel = Tunnel { netns, out: session.outlet(), streams: HashMap::new(), errors: HashMap::new() };
+    while let Some(frame) = session.next().await {
+        tunnel.take(frame).await;
     }
-    drop(tunnel);
-    writer.abort();
 }
 
 struct Tunnel {
@@ -95,18 +61,16 @@ impl Tunnel {
                 self.streams.remove(&stream);
                 self.errors.retain(|_, s| *s != stream);
             }
-            Frame::Ping { id } if id % 2 == 1 => self.say(Frame::Ping { id }).await,
             _ => {}
         }
     }
 
     async fn open(&mut self, stream: u32, headers: &[(String, String)]) {
-        let get = |name: &str| headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str());
-        let id = get("requestid").unwrap_or_default().to_owned();
-        let port = get("port").and_then(|p| p.parse::<u16>().ok()).filter(|p| *p > 0);
+        let id = header(headers, "requestid").unwrap_or_default().to_owned();
+        let port = header(headers, "port").and_then(|p| p.parse::<u16>().ok()).filter(|p| *p > 0);
         self.streams.retain(|_, input| !input.is_closed());
         let room = self.streams.len() + self.errors.len() < limits::PORT_FORWARD_STREAMS;
-        match (get("streamtype"), port) {
+        match (header(headers, "streamtype"), port) {
             (Some("error"), Some(_)) if room => {
                 self.errors.insert(id, stream);
                 self.say(Frame::Reply { stream }).await;

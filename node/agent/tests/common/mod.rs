@@ -237,7 +237,13 @@ impl World {
 
     /// Exit code, standard output and standard error of stock kubectl.
     pub fn kubectl(&self, arguments: &[&str]) -> (i32, String, String) {
+        self.kubectl_with(&[], arguments)
+    }
+
+    /// The same, with variables of its environment.
+    pub fn kubectl_with(&self, environment: &[(&str, &str)], arguments: &[&str]) -> (i32, String, String) {
         let mut command = Command::new("timeout");
+        command.envs(environment.iter().copied());
         command.arg("30").arg("kubectl").arg("--kubeconfig").arg(&self.kubeconfig).args(arguments);
         let out = tokio::task::block_in_place(|| command.output().unwrap());
         let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
