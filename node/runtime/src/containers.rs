@@ -22,8 +22,8 @@ use tonic::Code;
 use crate::error::or_gone;
 use crate::host::{self, Layers};
 use crate::{
-    Config, ContainerSpec, ContainerState, Error, Exit, Prepared, Result, Runtime, Seccomp, Status, exec, labels, spec,
-    users,
+    Config, ContainerSpec, ContainerState, Error, Exit, Prepared, Result, Runtime, Seccomp, Status, events, exec,
+    labels, spec, users,
 };
 
 const RUNC: &str = "io.containerd.runc.v2";
@@ -101,6 +101,7 @@ impl Runtime {
         let client = &self.inner.client;
         let request = StartRequest { container_id: id.to_owned(), exec_id: String::new() };
         let answer = client.tasks().start(client.call(request)).await.map_err(client.failed(id))?;
+        events::watch(self, id);
         Ok(answer.into_inner().pid)
     }
 
@@ -275,6 +276,12 @@ impl Runtime {
 
     /// Writes the end on the container and lets its task go.
     pub(crate) async fn settle(&self, id: &str, exit: &Exit) -> Result<()> {
+        or_gone(self.write_exit(id, exit).await)?;
+        self.delete_task(id).await.map(drop)
+    }
+
+    /// Writes the end on the container.
+    pub(crate) async fn write_exit(&self, id: &str, exit: &Exit) -> Result<()> {
         let client = &self.inner.client;
         let record = Container {
             id: id.to_owned(),
@@ -283,8 +290,7 @@ impl Runtime {
         };
         let paths = vec![format!("labels.{}", labels::EXIT)];
         let update = UpdateContainerRequest { container: Some(record), update_mask: Some(FieldMask { paths }) };
-        or_gone(client.containers().update(client.call(update)).await.map(drop).map_err(client.failed(id)))?;
-        self.delete_task(id).await.map(drop)
+        client.containers().update(client.call(update)).await.map(drop).map_err(client.failed(id))
     }
 
     async fn wait_task(&self, id: &str) -> Result<(u32, Option<prost_types::Timestamp>)> {

@@ -4,7 +4,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use containerd_client::events::{ContainerDelete, TaskExit, TaskOom, TaskStart};
-use containerd_client::services::v1::{PublishRequest, SubscribeRequest};
+use containerd_client::services::v1::{PublishRequest, SubscribeRequest, WaitRequest};
 use containerd_client::types::Envelope;
 use prost::Message;
 use tonic::Streaming;
@@ -80,15 +80,30 @@ async fn subscribe(runtime: &Runtime) -> Result<Streaming<Envelope>> {
     }
 }
 
-/// Settles what ended unseen, and brings back loggers that died with an earlier daemon.
+/// Settles what ended unseen, waits for the end of what runs, and brings back loggers that died with an earlier daemon.
 async fn resync(runtime: &Runtime) -> Result<()> {
     for state in runtime.settle_all().await? {
-        let running = matches!(state.status, Status::Running { .. });
-        if running && let Err(error) = exec::revive_logger(&runtime.inner.config, &state).await {
+        if !matches!(state.status, Status::Running { .. }) {
+            continue;
+        }
+        watch(runtime, &state.id);
+        if let Err(error) = exec::revive_logger(&runtime.inner.config, &state).await {
             tracing::warn!(container = state.id, %error, "nobody reads a container's output");
         }
     }
     Ok(())
+}
+
+/// Waits for a running container's end beside the event of it: a shim that cannot get rid of its events drops them.
+pub(crate) fn watch(runtime: &Runtime, id: &str) {
+    let (weak, client, id) = (Arc::downgrade(&runtime.inner), runtime.inner.client.clone(), id.to_owned());
+    tokio::spawn(async move {
+        let request = WaitRequest { container_id: id.clone(), exec_id: String::new() };
+        // containerd or the shim has gone: the resync or containerd's own event tells what became of the container.
+        let Ok(answer) = client.tasks().wait(client.endless(request)).await else { return };
+        let (answer, Some(inner)) = (answer.into_inner(), weak.upgrade()) else { return };
+        ended(&Runtime { inner }, &id, answer.exit_status, answer.exited_at).await;
+    });
 }
 
 fn handle(runtime: Runtime, envelope: Envelope) {
@@ -106,7 +121,9 @@ fn handle(runtime: Runtime, envelope: Envelope) {
             if let Ok(event) = TaskExit::decode(any.value.as_slice())
                 && event.id == event.container_id
             {
-                tokio::spawn(exited(runtime, event));
+                tokio::spawn(
+                    async move { ended(&runtime, &event.container_id, event.exit_status, event.exited_at).await },
+                );
             }
             return;
         }
@@ -119,23 +136,38 @@ fn handle(runtime: Runtime, envelope: Envelope) {
 }
 
 /// Writes the end of a container down, lets its task go, and announces it. In this order, because the shim holds the
-/// logger's pipes until the task is deleted and answers that only after the logger's end: then the log is whole.
-async fn exited(runtime: Runtime, event: TaskExit) {
-    let id = event.container_id;
-    let record = match runtime.container_record(&id).await {
-        Ok(record) => record,
-        Err(error) => {
-            tracing::debug!(container = id, %error, "an unknown container ended");
-            return;
+/// logger's pipes until the task is deleted and answers that only after the logger's end: then the log is whole. Done once
+/// per container, whoever tells of its end first.
+pub(crate) async fn ended(runtime: &Runtime, id: &str, code: u32, at: Option<prost_types::Timestamp>) {
+    let _once = runtime.inner.turns.take(&format!("end of {id}")).await;
+    let mut pause = limits::SETTLE_FIRST;
+    loop {
+        match settle(runtime, id, code, at).await {
+            Ok(()) => return,
+            Err(Error::NotFound(_)) => {
+                tracing::debug!(container = id, "an unknown container ended");
+                return;
+            }
+            // The end is not written down: a resync would settle it, but nobody may ever ask for one.
+            Err(error) => tracing::warn!(container = id, %error, "the end of a container is not settled yet"),
         }
-    };
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(limits::RECONNECT);
+    }
+}
+
+async fn settle(runtime: &Runtime, id: &str, code: u32, at: Option<prost_types::Timestamp>) -> Result<()> {
+    let record = runtime.container_record(id).await?;
     // Not ours; or containerd tells a second, made-up end when a shim goes after its task.
     if !record.labels.contains_key(labels::ATTEMPT) || record.labels.contains_key(labels::EXIT) {
-        return;
+        return Ok(());
     }
-    let exit = runtime.exit(&record, event.exit_status, event.exited_at);
-    if let Err(error) = runtime.settle(&id, &exit).await {
-        tracing::warn!(container = id, %error, "the end of a container is not written down yet");
+    let exit = runtime.exit(&record, code, at);
+    runtime.write_exit(id, &exit).await?;
+    if let Err(error) = runtime.delete_task(id).await {
+        tracing::warn!(container = id, %error, "an ended container keeps its task");
     }
-    let _ = runtime.inner.events.send(Event::Exited { id, exit });
+    // Nobody listening is fine.
+    let _ = runtime.inner.events.send(Event::Exited { id: id.to_owned(), exit });
+    Ok(())
 }

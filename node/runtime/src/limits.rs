@@ -44,6 +44,9 @@ pub const LEASE: Duration = Duration::from_secs(24 * 3600);
 pub const USER_FILE: u64 = 1024 * 1024;
 /// Longest pause between attempts to reach a containerd that has gone.
 pub const RECONNECT: Duration = Duration::from_secs(2);
+/// First pause before the end of a container that could not be written down is written again; doubles up to
+/// [`RECONNECT`].
+pub const SETTLE_FIRST: Duration = Duration::from_millis(50);
 /// Bytes held for an attached client that is slow; more and it is cut off.
 pub const ATTACH_QUEUE: usize = 1024 * 1024;
 /// Clients attached to one container.
