@@ -41,6 +41,8 @@ pub struct CacheLimits {
     pub ring_events: usize,
     /// Bytes of stored values those changes may hold.
     pub ring_bytes: usize,
+    /// How long they are kept.
+    pub ring_age: Duration,
     /// Changes waiting for one watcher before it lags.
     pub watcher_queue: usize,
     pub max_watchers: usize,
@@ -57,6 +59,7 @@ impl Default for CacheLimits {
         CacheLimits {
             ring_events: limits::RING_EVENTS,
             ring_bytes: limits::RING_BYTES,
+            ring_age: limits::RING_AGE,
             watcher_queue: limits::WATCHER_QUEUE,
             max_watchers: limits::MAX_WATCHERS,
             progress_interval: limits::PROGRESS_INTERVAL,

@@ -2,7 +2,8 @@
 //!
 //! One writer thread gathers concurrent requests into one redb transaction and one fsync (group
 //! commit); each still has its own revision. Readers use redb's snapshots and never block it.
-//! Watchers learn of a revision only once it is durable. Nothing else may open the file.
+//! Watchers learn of a revision only once it is durable; lazy writes alone ([`Txn::lazy`]) are told
+//! of before. Nothing else may open the file.
 
 mod apply;
 mod lease;
@@ -16,8 +17,9 @@ use std::{
     io::ErrorKind,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, mpsc},
+    sync::{Arc, atomic::AtomicU64, mpsc},
     thread,
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -40,6 +42,8 @@ pub struct Options {
     pub min_free_bytes: u64,
     /// Writes are refused while the file is larger than this.
     pub max_file_bytes: u64,
+    /// How long [lazy](Txn::lazy) writes wait until they are made durable by themselves.
+    pub lazy_delay: Duration,
 }
 
 impl Default for Options {
@@ -48,6 +52,7 @@ impl Default for Options {
             cache_bytes: limits::PAGE_CACHE_BYTES,
             min_free_bytes: limits::MIN_FREE_BYTES,
             max_file_bytes: limits::MAX_FILE_BYTES,
+            lazy_delay: limits::LAZY_DELAY,
         }
     }
 }
@@ -69,7 +74,9 @@ struct Shared {
     /// `None` between a failed write and the next successful opening of the file.
     db: RwLock<Option<Database>>,
     recent: RwLock<Recent>,
-    /// The newest durable revision; its sender belongs to the writer and ends with it.
+    /// How often lazy writes that watchers may have seen were lost by a failing disk.
+    losses: AtomicU64,
+    /// The newest acknowledged revision; its sender belongs to the writer and ends with it.
     newest: newest::Receiver<Revision>,
 }
 
@@ -92,8 +99,14 @@ impl Embedded {
             .and_then(|d| d.sync_all())
             .map_err(|e| Error::Unavailable(format!("cannot sync {}: {e}", dir.display())))?;
         let (newest, watching) = newest::channel(revision);
-        let shared =
-            Arc::new(Shared { path, options, db: RwLock::new(Some(db)), recent: RwLock::default(), newest: watching });
+        let shared = Arc::new(Shared {
+            path,
+            options,
+            db: RwLock::new(Some(db)),
+            recent: RwLock::default(),
+            losses: AtomicU64::new(0),
+            newest: watching,
+        });
         let (commands, received) = mpsc::channel();
         let writer = writer::Writer::new(Arc::clone(&shared), received, newest, leases);
         let thread = thread::Builder::new()

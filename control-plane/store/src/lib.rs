@@ -79,6 +79,11 @@ pub struct Txn {
     pub compare: Vec<Compare>,
     pub success: Vec<Op>,
     pub failure: Vec<Op>,
+    /// The writes may be lost by a crash that comes soon, and nobody minds (a heartbeat): the
+    /// embedded engine acknowledges them before they are durable, which they are with the next other
+    /// write or after [`limits::LAZY_DELAY`]. A revision that a crash loses is never used again.
+    /// etcd knows no such writes.
+    pub lazy: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -163,7 +168,8 @@ pub struct Status {
     pub size_bytes: u64,
 }
 
-/// A store with etcd's semantics. A write is durable (fsync) before its future resolves.
+/// A store with etcd's semantics. A write is durable (fsync) before its future resolves, unless it is
+/// [lazy](Txn::lazy).
 #[async_trait]
 pub trait Engine: Send + Sync + 'static {
     async fn range(&self, range: Range) -> Result<RangeResult, Error>;

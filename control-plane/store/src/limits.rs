@@ -32,6 +32,10 @@ pub const REPLAY_REVISIONS: usize = 256;
 /// Log entries removed by one write transaction of a compaction: writers wait no longer than that takes
 /// (about 5 ms).
 pub const COMPACT_BATCH: usize = 200;
+/// How long the embedded engine keeps lazy writes before it makes them durable by themselves.
+pub const LAZY_DELAY: Duration = Duration::from_secs(120);
+/// Revisions set apart for lazy writes by one durable write: after a crash as many are skipped.
+pub const LAZY_REVISIONS: i64 = 1000;
 /// Leases that may exist at once in the embedded engine.
 pub const MAX_LEASES: usize = 100_000;
 /// Shortest and longest time to live of a lease, in seconds.
@@ -46,6 +50,8 @@ pub const LOAD_PAGE: i64 = 2000;
 pub const RING_EVENTS: usize = 8192;
 /// Bytes of stored values those changes may hold.
 pub const RING_BYTES: usize = 16 * 1024 * 1024;
+/// How long those changes are kept: as long as the history (see [`COMPACT_INTERVAL`]).
+pub const RING_AGE: Duration = Duration::from_secs(300);
 /// Changes waiting for one watcher before it is told that it lags.
 pub const WATCHER_QUEUE: usize = 1024;
 /// Watchers of one cache.

@@ -80,7 +80,7 @@ async fn compares_choose_the_branch(f: Fixture) {
         (Compare::Value { key: none(), equals: Bytes::new() }, false),
     ] {
         let asked = format!("{compare:?}");
-        let txn = Txn { compare: vec![compare], success: vec![], failure: vec![Op::Get(range("/a", ""))] };
+        let txn = Txn { compare: vec![compare], success: vec![], failure: vec![Op::Get(range("/a", ""))], lazy: false };
         let result = e.txn(txn).await.unwrap();
         assert_eq!(result.succeeded, holds, "{asked}");
         assert_eq!(result.revision, 2, "reading is no revision: {asked}");
@@ -337,7 +337,7 @@ async fn concurrent_compare_and_swap_loses_nothing(f: Fixture) {
             let txn = Txn {
                 compare: vec![Compare::ModRevision { key: Bytes::from_static(b"/counter"), equals: revision }],
                 success: vec![put("/counter", &(value + 1).to_string())],
-                failure: vec![],
+                ..Txn::default()
             };
             if engine.txn(txn).await.unwrap().succeeded {
                 return;

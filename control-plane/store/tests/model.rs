@@ -262,8 +262,13 @@ async fn run(steps: Vec<Step>) {
                     Guess::Version(equals) => Compare::Version { key: key(k), equals },
                     Guess::Value(v) => Compare::Value { key: key(k), equals: Bytes::from(vec![v; v as usize]) },
                 });
-                let txn =
-                    Txn { compare: compare.into_iter().collect(), success: ops(&success), failure: ops(&failure) };
+                let txn = Txn {
+                    compare: compare.into_iter().collect(),
+                    success: ops(&success),
+                    failure: ops(&failure),
+                    // What is lazy shows only in a crash.
+                    lazy: success.len() % 2 == 1,
+                };
                 check_txn(&engine, &mut model, txn).await;
             }
             Step::Read { start, end: e, back, limit, count_only } => {

@@ -2,6 +2,7 @@
 //! The only module that builds store keys. It knows objects, not requests: validation and admission
 //! happen above it.
 
+mod heartbeat;
 mod lease;
 mod object;
 mod own;
@@ -239,7 +240,7 @@ impl Storage {
         let txn = Txn {
             compare: vec![Compare::ModRevision { key: key.clone(), equals: expected }],
             success: vec![Op::Delete { key, end: Bytes::new() }],
-            failure: Vec::new(),
+            ..Txn::default()
         };
         let result = self.engine.txn(txn).await.map_err(failed)?;
         if !result.succeeded {
@@ -257,6 +258,10 @@ impl Storage {
         object: &Value,
     ) -> Result<Option<Arc<StoredObject>>, Status> {
         let created = matches!(condition, Compare::Version { .. });
+        let before = self
+            .cache
+            .get(&key)
+            .filter(|cached| matches!(condition, Compare::ModRevision { equals, .. } if equals == cached.revision));
         let plain = encode(object)?;
         let value = self.at_rest.seal(&key, plain.clone())?;
         let lease = if resource.store_prefix() == EVENTS { self.event_lease.current(&self.engine).await? } else { 0 };
@@ -264,6 +269,7 @@ impl Storage {
             compare: vec![condition],
             success: vec![Op::Put { key: Bytes::copy_from_slice(key.as_bytes()), value, lease }],
             failure: Vec::new(),
+            lazy: heartbeat::is_one(resource, before.as_deref(), object),
         };
         let result = self.engine.txn(txn).await.map_err(failed)?;
         if !result.succeeded {

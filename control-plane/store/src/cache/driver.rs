@@ -1,7 +1,7 @@
 //! Feeds the cache: loads the prefix, then follows the engine's watch, and starts over when the
 //! engine no longer has the history in between.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -91,7 +91,7 @@ async fn follow_once<D: Decode>(inner: &Inner<D>, engine: &DynEngine, backoff: &
         };
         backoff.reset();
         let updates = events.into_iter().filter_map(|event| decode(inner, revision, event)).collect();
-        inner.state.write().apply(revision, updates);
+        inner.state.write().apply(revision, updates, Instant::now());
         inner.applied.send_if_modified(|applied| {
             let newer = revision > *applied;
             *applied = revision.max(*applied);

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::mpsc;
@@ -46,14 +47,21 @@ pub(super) struct State<O> {
     buckets: BTreeMap<Arc<str>, Bucket<O>>,
     /// Watchers of prefixes wider than one bucket.
     wide: Vec<Subscriber<O>>,
-    /// In order of arrival, where the ring's changes sit and how large they are.
-    ring: VecDeque<(Arc<str>, usize)>,
+    /// In order of arrival.
+    ring: VecDeque<Kept>,
     ring_bytes: usize,
-    limits: (usize, usize),
+    limits: (usize, usize, Duration),
     /// Nothing up to here can be replayed for a bucket that is new.
     loaded: Revision,
     watchers: usize,
     next_id: u64,
+}
+
+/// One change of the ring: the bucket it sits in, its size, when it came.
+struct Kept {
+    bucket: Arc<str>,
+    bytes: usize,
+    at: Instant,
 }
 
 struct Bucket<O> {
@@ -94,7 +102,7 @@ impl<O> State<O> {
             wide: Vec::new(),
             ring: VecDeque::new(),
             ring_bytes: 0,
-            limits: (limits.ring_events, limits.ring_bytes),
+            limits: (limits.ring_events, limits.ring_bytes, limits.ring_age),
             loaded: 0,
             watchers: 0,
             next_id: 0,
@@ -142,15 +150,16 @@ impl<O> State<O> {
         std::mem::replace(self, next)
     }
 
-    /// Applies one whole revision.
-    pub(super) fn apply(&mut self, revision: Revision, updates: Vec<Update<O>>) {
+    /// Applies one whole revision, which came at `now`.
+    pub(super) fn apply(&mut self, revision: Revision, updates: Vec<Update<O>>, now: Instant) {
         for update in updates {
-            self.apply_one(revision, update);
+            self.apply_one(revision, update, now);
         }
         self.revision = self.revision.max(revision);
+        self.forget(now);
     }
 
-    fn apply_one(&mut self, revision: Revision, update: Update<O>) {
+    fn apply_one(&mut self, revision: Revision, update: Update<O>, now: Instant) {
         let Update { key, object, deleted, bytes } = update;
         let bucket = self.bucket(&key);
         let change = match object {
@@ -176,23 +185,32 @@ impl<O> State<O> {
                 }
             }
         };
-        self.publish(Arc::new(change), bytes);
+        self.publish(Arc::new(change), bytes, now);
     }
 
-    fn publish(&mut self, change: Arc<Change<O>>, bytes: usize) {
+    fn publish(&mut self, change: Arc<Change<O>>, bytes: usize, now: Instant) {
         let name: Arc<str> = Arc::from(bucket_of(&self.prefix, &change.key));
         let bucket = self.bucket(&change.key);
         bucket.recent.push_back(Arc::clone(&change));
         let ended = send(&mut bucket.subscribers, &change) + send(&mut self.wide, &change);
         self.watchers -= ended;
-        self.ring.push_back((name, bytes));
+        self.ring.push_back(Kept { bucket: name, bytes, at: now });
         self.ring_bytes += bytes;
-        while self.ring.len() > self.limits.0 || self.ring_bytes > self.limits.1 {
-            let Some((name, bytes)) = self.ring.pop_front() else {
+        self.forget(now);
+    }
+
+    /// Drops the changes beyond the ring's limits.
+    fn forget(&mut self, now: Instant) {
+        let (events, bytes, age) = self.limits;
+        while self.ring.len() > events
+            || self.ring_bytes > bytes
+            || self.ring.front().is_some_and(|kept| now.saturating_duration_since(kept.at) > age)
+        {
+            let Some(kept) = self.ring.pop_front() else {
                 break;
             };
-            self.ring_bytes -= bytes;
-            if let Some(bucket) = self.buckets.get_mut(&name)
+            self.ring_bytes -= kept.bytes;
+            if let Some(bucket) = self.buckets.get_mut(&kept.bucket)
                 && let Some(oldest) = bucket.recent.pop_front()
             {
                 bucket.forgotten = oldest.revision;

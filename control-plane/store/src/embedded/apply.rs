@@ -2,10 +2,13 @@
 //! clocks or fsync. Every request is checked before its first write, so a refused one leaves nothing.
 
 use bytes::Bytes;
-use redb::{ReadableTable, Table, WriteTransaction};
+use redb::{Durability, ReadableTable, Table, WriteTransaction};
 
 use super::{error, tables};
-use crate::{Compare, Error, Event, EventKind, Kv, Op, OpResult, Range, Revision, Txn, TxnResult};
+use crate::{Compare, Error, Event, EventKind, Kv, Op, OpResult, Range, Revision, Txn, TxnResult, limits};
+
+/// What revisions did, in order.
+pub(super) type Revisions = Vec<(Revision, Vec<Event>)>;
 
 /// The tables of a write transaction, and how far it has come.
 pub(super) struct Batch<'t> {
@@ -16,8 +19,12 @@ pub(super) struct Batch<'t> {
     lease_keys: Table<'t, (i64, &'static [u8]), ()>,
     revision: Revision,
     compacted: Revision,
+    /// Up to here a crash may lose lazy writes: their revisions are not used again.
+    reserved: Revision,
+    /// True once something was written that must be durable before it is acknowledged.
+    eager: bool,
     /// What the revisions of this batch did, to be published once durable.
-    pub(super) published: Vec<(Revision, Vec<Event>)>,
+    pub(super) published: Revisions,
     /// True once anything was written, revision or not.
     pub(super) dirty: bool,
 }
@@ -29,6 +36,8 @@ impl<'t> Batch<'t> {
         Ok(Batch {
             revision: counter(tables::META_REVISION)?,
             compacted: counter(tables::META_COMPACTED)?,
+            reserved: counter(tables::META_RESERVED)?,
+            eager: false,
             history: txn.open_table(tables::HISTORY).map_err(error)?,
             log: txn.open_table(tables::LOG).map_err(error)?,
             leases: txn.open_table(tables::LEASES).map_err(error)?,
@@ -43,12 +52,40 @@ impl<'t> Batch<'t> {
         self.revision
     }
 
-    /// Writes the counters; to be called once before the commit.
-    pub(super) fn finish(mut self) -> Result<Vec<(Revision, Vec<Event>)>, Error> {
-        if !self.published.is_empty() {
+    /// Skips the revisions that lazy writes may have used before a crash. True if there were any.
+    pub(super) fn skip_reserved(&mut self) -> Result<bool, Error> {
+        let skips = self.reserved > self.revision;
+        if skips {
+            self.revision = self.reserved;
             self.meta.insert(tables::META_REVISION, self.revision).map_err(error)?;
         }
-        Ok(self.published)
+        Ok(skips)
+    }
+
+    /// Gives back the revisions set apart for lazy writes, which all become durable with this batch;
+    /// false if there are none. Lazy writes need more of them than they use, so where some are not
+    /// durable there is something to give back: redb makes nothing durable by an empty transaction.
+    pub(super) fn give_back_reserved(&mut self) -> Result<bool, Error> {
+        let some = self.reserved > 0 && self.reserved != self.revision;
+        if some {
+            self.meta.insert(tables::META_RESERVED, self.revision).map_err(error)?;
+            (self.dirty, self.eager) = (true, true);
+        }
+        Ok(some)
+    }
+
+    /// Writes the counters; to be called once before the commit. With what was published comes how
+    /// durable the commit has to be.
+    pub(super) fn finish(mut self) -> Result<(Revisions, Durability), Error> {
+        let mut eager = self.eager;
+        if !self.published.is_empty() {
+            self.meta.insert(tables::META_REVISION, self.revision).map_err(error)?;
+            if !eager && self.revision >= self.reserved {
+                self.meta.insert(tables::META_RESERVED, self.revision + limits::LAZY_REVISIONS).map_err(error)?;
+                eager = true;
+            }
+        }
+        Ok((self.published, if eager { Durability::Immediate } else { Durability::None }))
     }
 
     pub(super) fn txn(&mut self, txn: &Txn) -> Result<TxnResult, Error> {
@@ -81,6 +118,7 @@ impl<'t> Batch<'t> {
                 }
             });
         }
+        self.eager |= !txn.lazy && !events.is_empty();
         self.publish(revision, events);
         Ok(TxnResult { succeeded, revision: self.revision, results })
     }
@@ -90,7 +128,7 @@ impl<'t> Batch<'t> {
         let id = last.map_or(0, |v| v.value()) + 1;
         self.meta.insert(tables::META_LAST_LEASE, id).map_err(error)?;
         self.leases.insert(id, ttl).map_err(error)?;
-        self.dirty = true;
+        (self.dirty, self.eager) = (true, true);
         Ok(id)
     }
 
@@ -108,7 +146,7 @@ impl<'t> Batch<'t> {
             self.delete(revision, &key, &[], &mut events)?;
         }
         self.leases.remove(lease).map_err(error)?;
-        self.dirty = true;
+        (self.dirty, self.eager) = (true, true);
         self.publish(revision, events);
         Ok(())
     }
@@ -123,7 +161,7 @@ impl<'t> Batch<'t> {
         }
         self.compacted = revision;
         self.meta.insert(tables::META_COMPACTED, revision).map_err(error)?;
-        self.dirty = true;
+        (self.dirty, self.eager) = (true, true);
         Ok(())
     }
 

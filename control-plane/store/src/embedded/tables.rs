@@ -24,6 +24,8 @@ pub(super) const LEASE_KEYS: TableDefinition<(i64, &[u8]), ()> = TableDefinition
 
 pub(super) const META_FORMAT: &str = "format";
 pub(super) const META_REVISION: &str = "revision";
+/// Lazy writes may have used revisions up to this one without leaving a trace.
+pub(super) const META_RESERVED: &str = "reserved";
 pub(super) const META_COMPACTED: &str = "compacted";
 pub(super) const META_LAST_LEASE: &str = "last_lease";
 /// The layout this code reads and writes.

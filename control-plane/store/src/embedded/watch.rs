@@ -1,7 +1,10 @@
 //! Watch streams: each has its own position and takes what follows from memory or, when it is
 //! behind, from the log on disk. No queue grows for a slow watcher.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering},
+};
 
 use bytes::Bytes;
 use redb::ReadableDatabase;
@@ -18,6 +21,8 @@ struct Watcher {
     /// The next revision to look at.
     next: Revision,
     ready: VecDeque<WatchItem>,
+    /// [`Shared::losses`] when the watch began.
+    losses: u64,
     ended: bool,
 }
 
@@ -26,6 +31,7 @@ pub(super) fn stream(shared: Arc<Shared>, watch: Watch) -> WatchStream {
     let current = *newest.borrow_and_update();
     let watcher = Watcher {
         next: if watch.start == 0 { current + 1 } else { watch.start },
+        losses: shared.losses.load(Ordering::SeqCst),
         shared,
         newest,
         key: watch.key,
@@ -51,6 +57,9 @@ impl Watcher {
                 return Some(Ok(item));
             }
             let newest = *self.newest.borrow_and_update();
+            if self.shared.losses.load(Ordering::SeqCst) != self.losses {
+                return Some(Err(Error::Compacted { requested: self.next, oldest: newest }));
+            }
             if self.next > newest {
                 self.newest.changed().await.ok()?;
                 continue;
@@ -61,6 +70,11 @@ impl Watcher {
                 None => self.read_log().await,
             };
             match revisions {
+                // Revisions that a crash took from lazy writes are in no log.
+                Ok(revisions) if revisions.is_empty() => {
+                    self.next = newest + 1;
+                    self.ready.push_back(WatchItem::Progress(newest));
+                }
                 Ok(revisions) => self.take(revisions, newest),
                 Err(e) => return Some(Err(e)),
             }
@@ -98,9 +112,6 @@ impl Watcher {
             })
         });
         let revisions = read.await.map_err(|e| Error::Unavailable(format!("reading the log failed: {e}")))??;
-        if revisions.is_empty() {
-            return Err(Error::Corrupt(format!("the log holds nothing from revision {start} on")));
-        }
         Ok(revisions.into_iter().map(|(revision, events)| (revision, events.into())).collect())
     }
 }

@@ -3,14 +3,20 @@
 
 use std::{
     fs,
-    sync::{Arc, mpsc},
+    sync::{Arc, atomic::Ordering, mpsc},
     time::Instant,
 };
 
 use redb::{Database, Durability, ReadableTable};
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch as newest};
 
-use super::{Shared, apply::Batch, error, lease::Deadlines, open_file, tables};
+use super::{
+    Shared,
+    apply::{Batch, Revisions},
+    error,
+    lease::Deadlines,
+    open_file, tables,
+};
 use crate::{Error, Revision, Txn, TxnResult, check, limits};
 
 pub(super) enum Request {
@@ -41,12 +47,14 @@ pub(super) struct Writer {
     deadlines: Deadlines,
     /// True while a compaction has history left to remove.
     trimming: bool,
+    /// When lazy writes become durable by themselves; `None` when all of them are.
+    unsynced: Option<Instant>,
 }
 
 /// Makes the tables when missing; returns the newest revision and the leases.
 pub(super) fn prepare(db: &Database) -> Result<(Revision, Vec<(i64, i64)>), Error> {
     let txn = db.begin_write().map_err(error)?;
-    let (revision, leases, fresh) = {
+    let (revision, leases, changed) = {
         let mut meta = txn.open_table(tables::META).map_err(error)?;
         let format = meta.get(tables::META_FORMAT).map_err(error)?.map(|v| v.value());
         match format {
@@ -63,10 +71,11 @@ pub(super) fn prepare(db: &Database) -> Result<(Revision, Vec<(i64, i64)>), Erro
             }
         }
         drop(meta);
-        let batch = Batch::open(&txn)?;
-        (batch.revision(), batch.leases()?, format.is_none())
+        let mut batch = Batch::open(&txn)?;
+        let changed = batch.skip_reserved()? || format.is_none();
+        (batch.revision(), batch.leases()?, changed)
     };
-    if fresh {
+    if changed {
         txn.commit().map_err(error)?;
     } else {
         txn.abort().map_err(error)?;
@@ -91,7 +100,7 @@ impl Writer {
         for (lease, ttl) in leases {
             deadlines.insert(lease, ttl, now);
         }
-        Writer { shared, commands, newest, deadlines, trimming: true }
+        Writer { shared, commands, newest, deadlines, trimming: true, unsynced: None }
     }
 
     /// Runs until the last handle of the engine is gone.
@@ -99,7 +108,7 @@ impl Writer {
         loop {
             let first = match self.wait() {
                 Ok(first) => first,
-                Err(Closed) => return,
+                Err(Closed) => return self.sync(),
             };
             let commands = self.gather(first);
             let expired = self.deadlines.expired(Instant::now());
@@ -108,6 +117,9 @@ impl Writer {
             }
             if self.trimming {
                 self.trim();
+            }
+            if self.unsynced.is_some_and(|at| at <= Instant::now()) {
+                self.sync();
             }
         }
     }
@@ -122,7 +134,7 @@ impl Writer {
                 Err(TryRecvError::Disconnected) => Err(Closed),
             };
         }
-        let Some(deadline) = self.deadlines.next() else {
+        let Some(deadline) = self.deadlines.next().into_iter().chain(self.unsynced).min() else {
             return self.commands.recv().map(Some).map_err(|_| Closed);
         };
         let left = deadline.saturating_duration_since(Instant::now());
@@ -164,7 +176,7 @@ impl Writer {
         let mut replies = Vec::with_capacity(commands.len());
         let shared = Arc::clone(&self.shared);
         let committed = shared.with_db(|db| {
-            let txn = db.begin_write().map_err(error)?;
+            let mut txn = db.begin_write().map_err(error)?;
             let mut batch = Batch::open(&txn)?;
             for lease in &expired {
                 batch.revoke(*lease).or_else(ignore_missing)?;
@@ -179,17 +191,25 @@ impl Writer {
                 }
             }
             let dirty = batch.dirty;
-            let published = batch.finish()?;
+            let (published, durability) = batch.finish()?;
             if dirty {
+                txn.set_durability(durability).map_err(error)?;
                 txn.commit().map_err(error)?;
             } else {
                 txn.abort().map_err(error)?;
             }
-            Ok(published)
+            Ok((published, dirty.then_some(durability)))
         });
         replies.extend(commands.into_iter().map(|c| (c.request, c.reply)));
         match committed {
-            Ok(published) => {
+            Ok((published, durability)) => {
+                match durability {
+                    Some(Durability::None) => {
+                        self.unsynced.get_or_insert(Instant::now() + shared.options.lazy_delay);
+                    }
+                    Some(_) => self.unsynced = None,
+                    None => {}
+                }
                 for lease in expired {
                     self.deadlines.remove(lease);
                 }
@@ -246,7 +266,7 @@ impl Writer {
         }
     }
 
-    fn publish(&self, published: Vec<(Revision, Vec<crate::Event>)>) {
+    fn publish(&self, published: Revisions) {
         let Some((last, _)) = published.last() else {
             return;
         };
@@ -289,6 +309,24 @@ impl Writer {
         }
     }
 
+    /// Makes lazy writes durable, and gives back the revisions that were set apart for more.
+    fn sync(&mut self) {
+        let synced = self.shared.with_db(|db| {
+            let txn = db.begin_write().map_err(error)?;
+            let mut batch = Batch::open(&txn)?;
+            let reserved = batch.give_back_reserved()?;
+            batch.finish()?;
+            if reserved { txn.commit().map_err(error) } else { txn.abort().map_err(error) }
+        });
+        match synced {
+            Ok(()) => self.unsynced = None,
+            Err(e) => {
+                tracing::error!(error = %e, "making writes to the store durable failed");
+                self.reopen();
+            }
+        }
+    }
+
     /// Is there room for more?
     fn space(&self) -> Result<(), Error> {
         let Shared { path, options, .. } = &*self.shared;
@@ -315,10 +353,14 @@ impl Writer {
     }
 
     /// redb refuses everything after a failed write until the file is opened again. A commit that
-    /// failed may have reached the disk all the same: watchers then read it from the log.
-    fn reopen(&self) {
+    /// failed may have reached the disk all the same: watchers then read it from the log. Lazy writes
+    /// may be gone: those who watched them have to read everything again.
+    fn reopen(&mut self) {
         let mut db = self.shared.db.write();
         *db = None;
+        if self.unsynced.take().is_some() {
+            self.shared.losses.fetch_add(1, Ordering::SeqCst);
+        }
         let opened = open_file(&self.shared.path, &self.shared.options)
             .and_then(|db| prepare(&db).map(|(revision, _)| (db, revision)));
         match opened {
