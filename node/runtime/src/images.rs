@@ -18,7 +18,7 @@ use serde::Deserialize;
 use crate::client::Client;
 use crate::content::{Descriptor, Labels, digest_of};
 use crate::error::or_gone;
-use crate::{Error, ImageConfig, ImageInfo, Result, limits};
+use crate::{Error, ImageConfig, ImageInfo, Result, limits, reference};
 
 /// The images of one containerd namespace.
 pub(crate) struct Images {
@@ -76,12 +76,8 @@ struct RootFs {
 
 /// Completes a name as every client does: `nginx` is `docker.io/library/nginx:latest`.
 pub(crate) fn normalise(name: &str) -> Result<Reference> {
-    let invalid = |reason: String| Error::InvalidImageName { image: name.to_owned(), reason };
-    let reference = Reference::try_from(name).map_err(|error| invalid(format!("invalid reference format: {error}")))?;
-    if reference.repository().bytes().any(|byte| byte.is_ascii_uppercase()) {
-        return Err(invalid("invalid reference format: repository name must be lowercase".into()));
-    }
-    Ok(reference)
+    reference::parse(name)
+        .map_err(|reason| Error::InvalidImageName { image: name.to_owned(), reason: reason.to_owned() })
 }
 
 impl ImageConfig {

@@ -23,6 +23,7 @@ mod labels;
 pub mod limits;
 pub mod logger;
 pub mod logs;
+mod reference;
 mod registry;
 mod runtime;
 mod seccomp;
