@@ -11,6 +11,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    allocator,
     config::{Config, Options},
     control_plane, machine, node,
 };
@@ -75,6 +76,7 @@ async fn run(config: &Config, start: impl AsyncFnOnce(&mut Parts) -> Result<()>)
     started?;
     tracing::info!(milliseconds = begun.elapsed().as_millis(), "ready");
     machine::notify("READY=1");
+    allocator::trim();
     let ended = tokio::select! {
         Some(ended) = parts.tasks.join_next() => ended.context("a part of the daemon panicked").and_then(|result| result),
         _ = terminate.recv() => Ok(()),

@@ -1,6 +1,7 @@
 //! The `sluice` program: reads its settings, wires the crates together, and inspects a running
 //! installation. No logic of the control plane, the node or the data plane lives here.
 
+mod allocator;
 mod client;
 mod config;
 mod control_plane;
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<()> {
+    allocator::set_up();
     machine::set_up_tls();
     let threads = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     threads.block_on(async {
