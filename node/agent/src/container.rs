@@ -134,7 +134,7 @@ pub fn pod_resources(pod: &Pod) -> Resources {
 }
 
 /// Sixty-four hexadecimal digits, new for every attempt.
-fn new_id(uid: &str, name: &str, attempt: u32) -> String {
+pub(crate) fn new_id(uid: &str, name: &str, attempt: u32) -> String {
     let salt: u64 = rand::random();
     let hash = Sha256::digest(format!("{uid}/{name}/{attempt}/{salt}"));
     hash.iter().map(|b| format!("{b:02x}")).collect()

@@ -52,7 +52,8 @@ pub async fn run(
     labels: tokio::sync::watch::Receiver<Option<BTreeMap<String, String>>>,
     shutdown: CancellationToken,
 ) {
-    let mut dispatcher = Dispatcher { node: node.clone(), workers, labels, left: HashMap::new(), seen: HashSet::new() };
+    let mut dispatcher =
+        Dispatcher { node: node.clone(), workers, labels, left: HashMap::new(), seen: HashSet::new(), swept: false };
     // Events are followed before the list is read, so that no exit falls between the two.
     let mut containers = node.runtime.containers().await;
     while let Err(error) = &containers {
@@ -62,6 +63,9 @@ pub async fn run(
             () = tokio::time::sleep(limits::STATUS_RETRY) => {}
         }
         containers = node.runtime.containers().await;
+    }
+    if let Err(error) = node.runtime.sweep().await {
+        tracing::warn!(%error, "what an earlier daemon had begun to make is left");
     }
     for c in containers.unwrap_or_default() {
         dispatcher.left.entry(c.pod_uid.clone()).or_default().push(c);
@@ -90,6 +94,8 @@ struct Dispatcher {
     /// Containers found at the start whose pod was not seen yet, by pod uid.
     left: HashMap<String, Vec<ContainerState>>,
     seen: HashSet<String>,
+    /// The networks of pods that are gone were removed.
+    swept: bool,
 }
 
 impl Dispatcher {
@@ -108,6 +114,7 @@ impl Dispatcher {
                 }
                 self.seen = HashSet::new();
                 self.remove_orphans().await;
+                self.remove_networks().await;
                 resync(&self.node).await;
             }
             watcher::Event::Apply(pod) => self.apply(pod).await,
@@ -155,6 +162,17 @@ impl Dispatcher {
             .collect();
         let labels = self.labels.borrow().clone();
         admit::refusal(pod, &others, &self.node.identity.allocatable, labels.as_ref(), *self.node.pressure.borrow())
+    }
+
+    /// Removes, once, the networks of pods that were deleted while no daemon ran, made before any container was.
+    async fn remove_networks(&mut self) {
+        if std::mem::replace(&mut self.swept, true) {
+            return;
+        }
+        let known: HashSet<String> = self.workers.all().into_iter().map(|handle| handle.uid).collect();
+        if let Err(error) = self.node.network.retain(&known).await {
+            tracing::warn!(error, "networks of pods that are gone are left");
+        }
     }
 
     async fn remove_orphans(&mut self) {

@@ -1,5 +1,6 @@
 //! The real node behind the seams: containerd, the kernel's network with the data plane, and the API server.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,10 +13,10 @@ use kube::{Client, Error};
 use serde_json::{Value, json};
 use sluice_dataplane::{Dataplane, PodInfo};
 use sluice_network::Network;
-use sluice_runtime::cgroup::{Cgroups, Qos};
+use sluice_runtime::cgroup::Qos;
 use sluice_runtime::{
-    ContainerSpec, ContainerState, Credentials, ExecOutput, ExecSpec, Exit, ImageInfo, Process, Resources, Result,
-    Runtime, Stats,
+    ContainerSpec, ContainerState, Credentials, ExecOutput, ExecSpec, Exit, ImageInfo, Prepared, Process, Resources,
+    Result, Runtime, Stats,
 };
 use tokio::sync::watch;
 
@@ -45,8 +46,14 @@ impl Containers for Runtime {
     async fn unmount_image(&self, key: &str, target: &Path) -> Result<()> {
         Runtime::unmount_image(self, key, target).await
     }
-    async fn create(&self, spec: &ContainerSpec) -> Result<()> {
-        Runtime::create(self, spec).await
+    async fn prepare(&self, id: &str, image: &str) -> Result<Option<Prepared>> {
+        Runtime::prepare(self, id, image).await
+    }
+    async fn create(&self, spec: &ContainerSpec, prepared: Option<Prepared>) -> Result<()> {
+        match prepared {
+            Some(prepared) => self.create_on(spec, prepared).await,
+            None => Runtime::create(self, spec).await,
+        }
     }
     async fn start(&self, id: &str) -> Result<u32> {
         Runtime::start(self, id).await
@@ -72,6 +79,9 @@ impl Containers for Runtime {
     async fn containers(&self) -> Result<Vec<ContainerState>> {
         Runtime::containers(self).await
     }
+    async fn sweep(&self) -> Result<()> {
+        Runtime::sweep(self).await
+    }
     async fn stats(&self, id: &str) -> Result<Stats> {
         Runtime::stats(self, id).await
     }
@@ -79,17 +89,15 @@ impl Containers for Runtime {
         Runtime::layer_usage(self, id).await
     }
     async fn make_cgroup(&self, qos: Qos, uid: &str, limits: Resources) -> Result<String> {
-        let cgroups = Cgroups::new(&self.config().cgroup_prefix);
-        let path = cgroups.pod(qos, uid);
-        cgroups.create(&path, &limits)?;
+        let path = self.cgroups().pod(qos, uid);
+        self.cgroups().create(&path, &limits)?;
         Ok(path)
     }
     async fn update_cgroup(&self, path: &str, limits: Resources) -> Result<()> {
-        Cgroups::new(&self.config().cgroup_prefix).create(path, &limits)
+        self.cgroups().create(path, &limits)
     }
     async fn remove_cgroup(&self, qos: Qos, uid: &str) -> Result<()> {
-        let cgroups = Cgroups::new(&self.config().cgroup_prefix);
-        cgroups.remove(&cgroups.pod(qos, uid))
+        self.cgroups().remove(&self.cgroups().pod(qos, uid))
     }
 }
 
@@ -118,10 +126,11 @@ impl PodNetwork for RealNetwork {
             return Err("the node is shutting down".to_owned());
         }
         let net = self.network.create_pod(&pod.uid).await.map_err(|e| e.to_string())?;
-        if let Some(dataplane) = &self.dataplane {
+        if let Some(dataplane) = self.dataplane.clone() {
             let info = PodInfo { namespace: pod.namespace.clone(), name: pod.name.clone() };
-            dataplane.attach_pod(net.host_ifindex, &info).map_err(|e| e.to_string())?;
-            dataplane.know_namespace(net.host_ifindex, &net.netns).map_err(|e| e.to_string())?;
+            let (index, netns) = (net.host_ifindex, net.netns.clone());
+            let added = tokio::task::spawn_blocking(move || dataplane.add_pod(index, &netns, &info)).await;
+            added.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
         }
         Ok(PodAddress { netns: net.netns, ips: net.ips })
     }
@@ -129,6 +138,10 @@ impl PodNetwork for RealNetwork {
     async fn delete(&self, uid: &str) -> Result<(), String> {
         // The link goes, and the programs on it with it.
         self.network.delete_pod(uid).await.map_err(|e| e.to_string())
+    }
+
+    async fn retain(&self, uids: &HashSet<String>) -> Result<(), String> {
+        self.network.retain(uids).await.map_err(|e| e.to_string())
     }
 }
 

@@ -1,6 +1,7 @@
 //! The narrow interfaces between a pod's worker and the world: containers, the pod network, the API server. The
 //! real ones are thin ([`crate::real`]); tests put a simulated node behind the same traits.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,8 +10,8 @@ use async_trait::async_trait;
 use serde_json::Value;
 use sluice_runtime::cgroup::Qos;
 use sluice_runtime::{
-    ContainerSpec, ContainerState, Credentials, ExecOutput, ExecSpec, Exit, ImageInfo, Process, Resources, Result,
-    Stats,
+    ContainerSpec, ContainerState, Credentials, ExecOutput, ExecSpec, Exit, ImageInfo, Prepared, Process, Resources,
+    Result, Stats,
 };
 
 /// Images and containers.
@@ -26,7 +27,11 @@ pub trait Containers: Send + Sync + 'static {
     /// Mounts a present image for reading.
     async fn mount_image(&self, reference: &str, key: &str, target: &Path) -> Result<()>;
     async fn unmount_image(&self, key: &str, target: &Path) -> Result<()>;
-    async fn create(&self, spec: &ContainerSpec) -> Result<()>;
+    /// Makes the root file system of the container that will have this id; `None` if the image is not present. One that is
+    /// not used is taken away by [`Self::remove`].
+    async fn prepare(&self, id: &str, image: &str) -> Result<Option<Prepared>>;
+    /// Makes a container, on the root file system that was made for its id if there is one.
+    async fn create(&self, spec: &ContainerSpec, prepared: Option<Prepared>) -> Result<()>;
     /// Returns the pid.
     async fn start(&self, id: &str) -> Result<u32>;
     /// Signal (none: the image's), then SIGKILL after `grace`. The end is reported as an event, too.
@@ -36,6 +41,8 @@ pub trait Containers: Send + Sync + 'static {
     async fn exec_sync(&self, id: &str, argv: Vec<String>, timeout: Option<Duration>) -> Result<ExecOutput>;
     async fn attach(&self, id: &str) -> Result<Process>;
     async fn containers(&self) -> Result<Vec<ContainerState>>;
+    /// Removes what a daemon that died had begun to make; before the first container is made.
+    async fn sweep(&self) -> Result<()>;
     async fn stats(&self, id: &str) -> Result<Stats>;
     /// Bytes of a container's own layer.
     async fn layer_usage(&self, id: &str) -> Result<u64>;
@@ -59,6 +66,8 @@ pub trait PodNetwork: Send + Sync + 'static {
     /// Makes the pod's network, or finds it.
     async fn create(&self, pod: &PodName) -> Result<PodAddress, String>;
     async fn delete(&self, uid: &str) -> Result<(), String>;
+    /// Removes the networks of all pods but these.
+    async fn retain(&self, uids: &HashSet<String>) -> Result<(), String>;
 }
 
 /// Who a pod is.

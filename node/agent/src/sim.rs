@@ -2,7 +2,7 @@
 //! API server that remembers what was written. Behind the same traits as the real ones.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +13,8 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use sluice_runtime::cgroup::Qos;
 use sluice_runtime::{
-    ContainerSpec, ContainerState, Credentials, Error, ExecOutput, ExecSpec, Exit, ImageInfo, Process, Resources,
-    Result, Stats, Status,
+    ContainerSpec, ContainerState, Credentials, Error, ExecOutput, ExecSpec, Exit, ImageInfo, Prepared, Process,
+    Resources, Result, Stats, Status,
 };
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
@@ -193,7 +193,10 @@ impl Containers for SimRuntime {
     async fn unmount_image(&self, _: &str, _: &Path) -> Result<()> {
         Ok(())
     }
-    async fn create(&self, spec: &ContainerSpec) -> Result<()> {
+    async fn prepare(&self, _: &str, _: &str) -> Result<Option<Prepared>> {
+        Ok(None)
+    }
+    async fn create(&self, spec: &ContainerSpec, _: Option<Prepared>) -> Result<()> {
         self.journal.add(format!("create {}#{}", spec.name, spec.attempt));
         self.running.lock().insert(spec.id.clone(), spec.clone());
         Ok(())
@@ -223,6 +226,9 @@ impl Containers for SimRuntime {
     }
     async fn attach(&self, id: &str) -> Result<Process> {
         Err(Error::NotFound(id.to_owned()))
+    }
+    async fn sweep(&self) -> Result<()> {
+        Ok(())
     }
     async fn containers(&self) -> Result<Vec<ContainerState>> {
         let running = self.running.lock();
@@ -287,6 +293,9 @@ impl PodNetwork for SimNetwork {
     }
     async fn delete(&self, _: &str) -> Result<(), String> {
         self.journal.add("network gone");
+        Ok(())
+    }
+    async fn retain(&self, _: &HashSet<String>) -> Result<(), String> {
         Ok(())
     }
 }

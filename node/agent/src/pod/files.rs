@@ -97,7 +97,7 @@ impl Files {
             return Ok(());
         }
         let failed = |e: String| format!("MountVolume.SetUp failed for volume \"{}\" : {e}", volume.name);
-        let wanted = Wanted { image: &source.reference, policy: &source.pull_policy, container: None };
+        let wanted = Wanted { image: &source.reference, policy: &source.pull_policy, container: None, present: None };
         images::ensure(&self.node, pod, wanted, &self.objects).await.map_err(|e| match e {
             StartError::Image { reason, message, .. } => failed(format!("{reason}: {message}")),
             other => failed(format!("{other:?}")),

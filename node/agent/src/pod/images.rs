@@ -19,6 +19,8 @@ pub(super) struct Wanted<'a> {
     pub(super) policy: &'a str,
     /// Whose it is; none: a volume's.
     pub(super) container: Option<&'a str>,
+    /// What is known of it already, if it is present.
+    pub(super) present: Option<&'a ImageInfo>,
 }
 
 /// The image, pulled if the policy and its absence ask for it.
@@ -38,7 +40,11 @@ pub(super) async fn ensure(
         event(true, "InspectFailed", &message);
         fail("InvalidImageName", message)
     };
-    let present = match node.runtime.image(image).await {
+    let looked_up = match wanted.present {
+        Some(known) => Ok(Some(known.clone())),
+        None => node.runtime.image(image).await,
+    };
+    let present = match looked_up {
         Ok(present) => present,
         Err(e @ Error::InvalidImageName { .. }) => return Err(invalid(&e)),
         Err(e) => {

@@ -3,6 +3,7 @@
 //! place where a pod meets IO.
 
 pub mod adopt;
+mod early;
 mod files;
 mod hooks;
 mod images;

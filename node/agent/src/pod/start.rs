@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use sluice_runtime::Prepared;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::early::{self, Early};
 use super::machine::StartError;
 use super::state::Exit;
 use super::worker::Message;
@@ -36,6 +38,8 @@ pub(super) struct Start {
     pub(super) target: Option<u32>,
     pub(super) worker: mpsc::Sender<Message>,
     pub(super) aborted: CancellationToken,
+    /// The container's file system, if it is being made already.
+    pub(super) early: Option<Early>,
 }
 
 /// What a successful start yields.
@@ -50,13 +54,27 @@ pub(super) struct Started {
 
 impl Start {
     /// Does all of it.
-    pub(super) async fn run(self) -> Result<Started, StartError> {
+    pub(super) async fn run(mut self) -> Result<Started, StartError> {
+        let mut early = match self.early.take() {
+            Some(early) => early.finish().await,
+            None => None,
+        };
+        let started = self.make(&mut early).await;
+        if let Some((id, _)) = early {
+            early::remove(&self.node, &id).await;
+        }
+        started
+    }
+
+    /// Takes what was made early once it is used.
+    async fn make(&self, early: &mut Option<(String, Prepared)>) -> Result<Started, StartError> {
         let pod = self.pod.clone();
         let container = pod.containers().nth(self.index).ok_or(StartError::Aborted)?;
         let wanted = images::Wanted {
             image: &container.image,
             policy: &container.image_pull_policy,
             container: Some(&container.name),
+            present: early.as_ref().map(|(_, prepared)| &prepared.image),
         };
         let image = tokio::select! {
             image = images::ensure(&self.node, &pod, wanted, &self.objects) => image?,
@@ -70,9 +88,13 @@ impl Start {
         if self.aborted.is_cancelled() {
             return Err(StartError::Aborted);
         }
-        let spec = self.spec(container, env).await.map_err(config_error)?;
+        let mut spec = self.spec(container, env).await.map_err(config_error)?;
+        let prepared = early.take().map(|(id, prepared)| {
+            spec.id = id;
+            prepared
+        });
         self.node.own(&spec.id, self.index, self.worker.clone());
-        let made = self.node.runtime.create(&spec).await;
+        let made = self.node.runtime.create(&spec, prepared).await;
         if let Err(e) = made {
             self.node.disown(&spec.id);
             return Err(self.create_error(container, &e));

@@ -16,6 +16,7 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::adopt::{Found, FoundState, adopt};
+use super::early::Early;
 use super::files::pod_name;
 use super::machine::{Event, StartError, step, wake};
 use super::spec::{ProbeKind, Spec};
@@ -135,6 +136,7 @@ pub fn spawn(
         pids: HashMap::new(),
         kept: Vec::new(),
         files: None,
+        early: None,
         publishing: false,
         resizing: false,
         heard: false,
@@ -174,6 +176,8 @@ struct Worker {
     /// Containers in containerd: position, attempt, id.
     kept: Vec<(usize, u32, String)>,
     files: Option<AbortHandle>,
+    /// The first container's file system, until its start takes it.
+    early: Option<Early>,
     publishing: bool,
     /// A change of cgroups is under way, or waits before it is tried again.
     resizing: bool,
@@ -238,7 +242,10 @@ impl Worker {
                 self.state.ips = address.ips;
             }
             self.event(Event::Adopted);
-        } else {
+        } else if self.pod.metadata.deletion_timestamp.is_none() {
+            if self.state.stop.is_none() && self.state.containers.iter().all(|c| !c.made) {
+                self.early = Early::begin(&self.node, &self.pod);
+            }
             self.event(Event::Wake);
         }
         let pod = self.pod.clone();
@@ -467,6 +474,9 @@ impl Worker {
     }
 
     async fn clean_up(&mut self) {
+        if let Some(early) = self.early.take() {
+            early.discard(&self.node);
+        }
         self.node.allocations.leave(self.pod.uid());
         for (_, task) in self.stops.drain() {
             task.abort();

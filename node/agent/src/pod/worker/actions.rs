@@ -116,6 +116,7 @@ impl Worker {
             target: self.target_process(index),
             worker: self.own.clone(),
             aborted,
+            early: self.early.take_if(|early| early.index == index),
         };
         self.task(async move { Own::Started { index, result: start.run().await.map(StartedContainer) } });
     }
@@ -246,6 +247,9 @@ impl Worker {
     }
 
     fn tear_down(&mut self) {
+        if let Some(early) = self.early.take() {
+            early.discard(&self.node);
+        }
         for (_, task) in self.probes.drain() {
             task.abort();
         }
@@ -280,13 +284,15 @@ async fn check_runtime(node: &NodeContext, pod: &Pod) -> Result<(), String> {
 }
 
 async fn take_away(node: &Arc<NodeContext>, pod: &Arc<Pod>) -> Result<(), String> {
-    if !pod.spec.host_network {
-        node.network.delete(pod.uid()).await?;
-    }
-    let dir = node.dir(pod.uid());
-    node.unmount_images(pod.uid()).await.map_err(|e| e.to_string())?;
-    let removed = tokio::task::spawn_blocking(move || crate::volumes::tear_down(&dir)).await;
-    removed.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
+    let network = async { if pod.spec.host_network { Ok(()) } else { node.network.delete(pod.uid()).await } };
+    let volumes = async {
+        node.unmount_images(pod.uid()).await.map_err(|e| e.to_string())?;
+        let dir = node.dir(pod.uid());
+        let removed = tokio::task::spawn_blocking(move || crate::volumes::tear_down(&dir)).await;
+        removed.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
+    };
+    let (network, volumes) = tokio::join!(network, volumes);
+    network.and(volumes)
 }
 
 fn write_etc(node: &NodeContext, pod: &Pod, ips: &[std::net::IpAddr]) -> std::io::Result<()> {
