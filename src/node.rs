@@ -167,6 +167,7 @@ async fn agent_config(config: &Config, api: api::Config) -> Result<sluice_agent:
         serve_dns: true,
         dns_upstreams: Some(config.dns_upstreams.clone()),
         resolv_conf: "/etc/resolv.conf".into(),
+        thresholds: sluice_agent::eviction::signals::Thresholds::default(),
         api: Some(api),
     })
 }

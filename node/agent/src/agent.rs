@@ -19,7 +19,7 @@ use crate::dispatch::{self, Workers};
 use crate::dns;
 use crate::etc::{DnsSettings, ResolvConf};
 use crate::events::{self, Note, Recorder};
-use crate::eviction;
+use crate::eviction::{self, signals::Thresholds};
 use crate::informers::{self, NodesView};
 use crate::node::machine::Machine;
 use crate::node::object::Observed;
@@ -54,6 +54,8 @@ pub struct Config {
     pub dns_upstreams: Option<Vec<SocketAddr>>,
     /// The host's resolv.conf, which pods with `dnsPolicy: Default` get.
     pub resolv_conf: PathBuf,
+    /// When the node is short of something.
+    pub thresholds: Thresholds,
     /// The node's HTTPS API; `None`: not served.
     pub api: Option<api::Config>,
 }
@@ -145,6 +147,7 @@ impl Agent {
             network: ready,
             changed: images_changed.clone(),
             dir: config.dir.clone(),
+            thresholds: config.thresholds,
             beats: watch::Sender::default(),
             pressure: node.pressure.clone(),
             relief: Relief::default(),
@@ -195,7 +198,13 @@ impl Agent {
         };
         tasks.spawn(routes.run(ranges, tasks.clone(), stop.clone()));
         let beats = self.keeper.beats.subscribe();
-        tasks.spawn(eviction::run(self.node.clone(), self.workers.clone(), beats, stop.clone()));
+        tasks.spawn(eviction::run(
+            self.node.clone(),
+            self.workers.clone(),
+            beats,
+            self.config.thresholds,
+            stop.clone(),
+        ));
         tasks.spawn(self.keeper.run(stop.clone()));
         self.node.recorder.node(&self.config.node_name, false, "Starting", "Starting kubelet.");
         tasks.spawn(follow_runtime(self.runtime.clone(), self.node.clone(), self.images_changed, stop.clone()));

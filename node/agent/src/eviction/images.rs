@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use jiff::Timestamp;
 use sluice_runtime::ImageInfo;
 
-use super::signals::Room;
+use super::signals::{Room, Thresholds};
 use crate::dispatch::Workers;
 use crate::limits;
 use crate::node_context::NodeContext;
@@ -34,11 +34,11 @@ pub enum Goal {
 
 impl Goal {
     /// By the disk's fill alone; none below the high mark.
-    pub fn of(disk: Room) -> Option<Goal> {
-        if disk.all == 0 || disk.used_percent() < limits::IMAGES_HIGH {
+    pub fn of(disk: Room, t: &Thresholds) -> Option<Goal> {
+        if disk.all == 0 || disk.used_percent() < t.images_high {
             return None;
         }
-        let keep = disk.all / 100 * (100 - limits::IMAGES_LOW);
+        let keep = disk.all / 100 * 100u64.saturating_sub(t.images_low);
         Some(Goal::Free(keep.saturating_sub(disk.left).max(1)))
     }
 }
@@ -170,10 +170,10 @@ mod tests {
 
     #[test]
     fn marks() {
-        let goal = |left| Goal::of(Room { left, all: 1000 });
+        let goal = |left| Goal::of(Room { left, all: 1000 }, &Thresholds::default());
         assert_eq!(goal(151), None);
         assert_eq!(goal(150), Some(Goal::Free(50)));
         assert_eq!(goal(0), Some(Goal::Free(200)));
-        assert_eq!(Goal::of(Room::default()), None);
+        assert_eq!(Goal::of(Room::default(), &Thresholds::default()), None);
     }
 }

@@ -24,16 +24,17 @@ use crate::pod::worker::{Handle, Message, View};
 use crate::quantity;
 use images::{Collector, Goal};
 use rank::{Candidate, Resource, Share};
-use signals::Signals;
+use signals::{Signals, Thresholds};
 
 /// Acts on every heartbeat, until the shutdown.
 pub async fn run(
     node: Arc<NodeContext>,
     workers: Workers,
     mut beats: watch::Receiver<Signals>,
+    thresholds: Thresholds,
     shutdown: CancellationToken,
 ) {
-    let mut keeper = Housekeeper { node, workers, collector: Collector::default(), looked: None };
+    let mut keeper = Housekeeper { node, workers, thresholds, collector: Collector::default(), looked: None };
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
@@ -47,6 +48,7 @@ pub async fn run(
 struct Housekeeper {
     node: Arc<NodeContext>,
     workers: Workers,
+    thresholds: Thresholds,
     collector: Collector,
     /// When images were looked at last.
     looked: Option<Instant>,
@@ -54,11 +56,12 @@ struct Housekeeper {
 
 impl Housekeeper {
     async fn beat(&mut self, signals: Signals) {
-        let pressure = signals.pressure();
+        let thresholds = self.thresholds;
+        let pressure = signals.pressure(&thresholds);
         let due = self.looked.is_none_or(|at| at.elapsed() >= limits::IMAGES_PERIOD);
         if due || pressure.disk {
             self.looked = Some(Instant::now());
-            let goal = if pressure.disk { Some(Goal::All) } else { Goal::of(signals.disk) };
+            let goal = if pressure.disk { Some(Goal::All) } else { Goal::of(signals.disk, &thresholds) };
             let freed = self.collector.look(&self.node, &self.workers, goal).await;
             if pressure.disk && freed > 0 {
                 // The next heartbeat shows whether that was enough.
@@ -66,12 +69,12 @@ impl Housekeeper {
             }
         }
         if pressure.memory {
-            self.evict_one(Resource::Memory, limits::EVICTION_MEMORY, signals.memory).await;
+            self.evict_one(Resource::Memory, thresholds.memory, signals.memory).await;
         } else if pressure.disk {
-            let threshold = signals.disk.all / 100 * limits::EVICTION_DISK;
+            let threshold = signals.disk.all / 100 * thresholds.disk;
             self.evict_one(Resource::EphemeralStorage, threshold, signals.disk.left).await;
         } else if pressure.pids {
-            let threshold = signals.pids.all / 100 * limits::EVICTION_PIDS;
+            let threshold = signals.pids.all / 100 * thresholds.pids;
             self.evict_one(Resource::Pids, threshold, signals.pids.left).await;
         }
         self.enforce_limits().await;

@@ -37,6 +37,33 @@ impl Room {
     }
 }
 
+/// When a node is short: upstream's defaults, unless told otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Thresholds {
+    /// Bytes of memory that stay free.
+    pub memory: u64,
+    /// Parts of a hundred that stay free.
+    pub disk: u64,
+    pub inodes: u64,
+    pub pids: u64,
+    /// Parts of a hundred of the disk in use from which, and down to which, unused images are collected.
+    pub images_high: u64,
+    pub images_low: u64,
+}
+
+impl Default for Thresholds {
+    fn default() -> Self {
+        Thresholds {
+            memory: limits::EVICTION_MEMORY,
+            disk: limits::EVICTION_DISK,
+            inodes: limits::EVICTION_INODES,
+            pids: limits::EVICTION_PIDS,
+            images_high: limits::IMAGES_HIGH,
+            images_low: limits::IMAGES_LOW,
+        }
+    }
+}
+
 /// Conditions of the node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pressure {
@@ -62,9 +89,12 @@ impl Signals {
     /// Reads them; what cannot be read counts as plenty.
     pub fn read(dir: &Path) -> Signals {
         let stat = nix::sys::statvfs::statvfs(dir).ok();
-        let disk = stat
-            .as_ref()
-            .map(|s| Room { left: s.blocks_available() * s.fragment_size(), all: s.blocks() * s.fragment_size() });
+        // As `df` counts: blocks kept back for others are no part of it.
+        let disk = stat.as_ref().map(|s| {
+            let left = s.blocks_available() * s.fragment_size();
+            let used = s.blocks().saturating_sub(s.blocks_free()) * s.fragment_size();
+            Room { left, all: left + used }
+        });
         let inodes = stat.as_ref().map(|s| Room { left: s.files_available(), all: s.files() });
         Signals {
             memory: available_memory(),
@@ -74,12 +104,12 @@ impl Signals {
         }
     }
 
-    /// By upstream's default thresholds.
-    pub fn pressure(&self) -> Pressure {
+    /// What there is too little of.
+    pub fn pressure(&self, t: &Thresholds) -> Pressure {
         Pressure {
-            memory: self.memory > 0 && self.memory < limits::EVICTION_MEMORY,
-            disk: self.disk.is_below(limits::EVICTION_DISK) || self.inodes.is_below(limits::EVICTION_INODES),
-            pids: self.pids.is_below(limits::EVICTION_PIDS),
+            memory: self.memory > 0 && self.memory < t.memory,
+            disk: self.disk.is_below(t.disk) || self.inodes.is_below(t.inodes),
+            pids: self.pids.is_below(t.pids),
         }
     }
 }
@@ -110,7 +140,7 @@ mod tests {
             (Signals { pids: room(99, 10_000), ..plenty }, &["PIDPressure"]),
             (Signals::default(), &[]),
         ] {
-            assert_eq!(signals.pressure().names(), expected, "{signals:?}");
+            assert_eq!(signals.pressure(&Thresholds::default()).names(), expected, "{signals:?}");
         }
         assert_eq!(room(15, 100).used_percent(), 85);
         let here = Signals::read(Path::new("/"));

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::eviction::signals::{Pressure, Signals};
+use crate::eviction::signals::{Pressure, Signals, Thresholds};
 use crate::limits;
 use crate::seams::Containers;
 use object::Observed;
@@ -63,6 +63,7 @@ pub struct Keeper {
     pub changed: Arc<Notify>,
     /// The daemon's directory, whose filesystem is watched.
     pub dir: PathBuf,
+    pub thresholds: Thresholds,
     /// Tells at every heartbeat what is left.
     pub beats: watch::Sender<Signals>,
     /// The conditions as they are shown.
@@ -146,7 +147,7 @@ impl Keeper {
             self.observed.images = object::images(list);
         }
         let signals = Signals::read(&self.dir);
-        self.observed.pressure = self.relief.shown(signals.pressure(), std::time::Instant::now());
+        self.observed.pressure = self.relief.shown(signals.pressure(&self.thresholds), std::time::Instant::now());
         let pressure = self.observed.pressure;
         self.pressure.send_if_modified(|old| std::mem::replace(old, pressure) != pressure);
         self.beats.send_replace(signals);

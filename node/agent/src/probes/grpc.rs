@@ -49,11 +49,15 @@ pub async fn probe(host: &str, port: u16, service: &str, timeout: Duration) -> O
         }
         Ok(Err(Some(status))) => match status.code() {
             Code::Unimplemented => Outcome::Failure(format!(
-                "this server does not implement the grpc health protocol (grpc.health.v1.Health): {}",
+                "error: this server does not implement the grpc health protocol (grpc.health.v1.Health): {}",
                 status.message()
             )),
             Code::DeadlineExceeded => late(),
-            _ => Outcome::Failure(format!("health rpc probe failed: {}", status.message())),
+            _ => Outcome::Failure(format!(
+                "error: health rpc probe failed: rpc error: code = {:?} desc = {}",
+                status.code(),
+                status.message()
+            )),
         },
     }
 }

@@ -1,6 +1,8 @@
 //! A whole node for a test: its own network namespace, containerd, API server and agent.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+pub mod health;
+
 use std::fs::File;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -10,6 +12,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::{Value, json};
+use sluice_agent::eviction::signals::Thresholds;
 use sluice_agent::{Agent, Config, api};
 use sluice_apiserver::ApiServer;
 use sluice_apiserver::bootstrap::pki::Usage;
@@ -183,6 +186,8 @@ impl World {
             serve_dns: false,
             dns_upstreams: Some(Vec::new()),
             resolv_conf: "/etc/resolv.conf".into(),
+            // However full the disk of the machine is that tests.
+            thresholds: Thresholds { disk: 0, inodes: 0, images_high: 101, ..Thresholds::default() },
             api: Some(api),
         };
         let agent = Agent::start(config, client).await.unwrap();
