@@ -25,8 +25,16 @@ pub(crate) enum Form {
 }
 
 /// What a patch may be written in.
-const PATCHES: [&str; 3] =
-    ["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
+const PATCHES: [&str; 4] = [
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+    "application/apply-patch+yaml",
+];
+
+/// What a patch of a custom resource may be written in.
+const CUSTOM_PATCHES: [&str; 3] =
+    ["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"];
 
 /// The forms of a patch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,9 +103,14 @@ pub(crate) fn patch_kind(headers: &HeaderMap) -> Result<PatchKind, Status> {
     }
 }
 
-/// The 415 for forms of a patch that are not served.
+/// Whether the body says that it is an apply configuration.
+pub(crate) fn is_apply(headers: &HeaderMap) -> bool {
+    media(headers) == "application/apply-patch+yaml"
+}
+
+/// The 415 for a strategic merge patch of a custom resource.
 pub(crate) fn unsupported_patch() -> Status {
-    Status::unsupported_media_type(&PATCHES)
+    Status::unsupported_media_type(&CUSTOM_PATCHES)
 }
 
 /// The body as a value, with what is wrong with it but can be read over (duplicate fields).

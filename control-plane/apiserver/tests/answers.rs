@@ -118,7 +118,7 @@ async fn failures_read_as_upstreams() {
         .send(
             Method::PATCH,
             &format!("{MAPS}/a?fieldManager=x"),
-            &[("content-type", "application/apply-patch+yaml")],
+            &[("content-type", "application/json")],
             "{}",
         )
         .await;

@@ -1,10 +1,12 @@
 //! What each verb does, once for every resource: [`Call`] is one authorized request for a served
 //! resource, and [`Call::run`] the table of verbs and subresources.
 
+mod apply;
 mod delete;
 mod deletion;
 mod faces;
 mod list;
+mod managers;
 mod paging;
 mod patch;
 mod pods;
@@ -15,10 +17,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Response};
 use parking_lot::Mutex;
 use serde_json::Value;
-use sluice_api::{
-    decode::Parsed,
-    status::{FieldError, Status},
-};
+use sluice_api::{decode::Parsed, status::Status};
 
 use crate::{
     body::{self, Expected, PatchKind},
@@ -30,6 +29,7 @@ use crate::{
     view::{Object, View},
 };
 use faces::Face;
+use write::Tracked;
 
 /// One authorized request for a served resource.
 pub(crate) struct Call<'a> {
@@ -64,7 +64,14 @@ impl<'a> Call<'a> {
         check_segment("Name", &info.name)?;
         check_segment("Namespace", &info.namespace)?;
         let mut errors = Vec::new();
+        let writes = matches!(info.verb.as_str(), "create" | "update" | "patch");
+        if writes {
+            managers::check_options(&info.verb, body::is_apply(headers), query, &mut errors);
+        }
         let dry_run = deletion::dry_run(query.all("dryRun"), &mut errors);
+        if writes {
+            managers::check_validation(query, &mut errors);
+        }
         if !errors.is_empty() {
             let kind = match info.verb.as_str() {
                 "create" => "CreateOptions",
@@ -247,12 +254,7 @@ impl<'a> Call<'a> {
                 )));
             }
             "Strict" => {}
-            "" | "Warn" => self.warn(unknown),
-            other => {
-                let known = ["Ignore", "Warn", "Strict"];
-                let error = FieldError::not_supported("fieldValidation", other, &known);
-                return Err(Status::invalid_kind("meta.k8s.io", "CreateOptions", "", vec![error]));
-            }
+            _ => self.warn(unknown),
         }
         Ok(object)
     }
@@ -289,25 +291,25 @@ impl<'a> Call<'a> {
         self.check_address(&submitted)?;
         let resource = &self.view.resource;
         let change = |old: &Value| (face.merge)(resource, old, submitted.clone());
-        let written = self.modify(face.part, change, None).await?;
+        let written = self.modify(face.part, Tracked::Update, change, None).await?;
         self.face_response(200, face, written.object)
     }
 
     /// PATCH of the object or of a subresource.
     async fn patched(&self, face: &Face, body: Body) -> Result<Response<Body>, Status> {
         let kind = body::patch_kind(self.headers)?;
-        if kind == PatchKind::Apply {
-            return Err(body::unsupported_patch());
-        }
         let bytes: Bytes = body::read(self.headers, body).await?;
+        if kind == PatchKind::Apply {
+            return self.applied(face, &bytes).await;
+        }
         let patch = patch::Patch::parse(kind, &bytes)?;
         let resource = &self.view.resource;
         let change = |old: &Value| {
             let shown = (face.show)(resource, old)?;
-            let submitted = self.apply(&patch, face, &shown)?;
+            let submitted = self.patch(&patch, face, &shown)?;
             (face.merge)(resource, old, submitted)
         };
-        let written = self.modify(face.part, change, None).await?;
+        let written = self.modify(face.part, Tracked::Update, change, None).await?;
         self.face_response(200, face, written.object)
     }
 

@@ -8,10 +8,7 @@ use sluice_api::{
 };
 
 use super::{Call, faces::Face};
-use crate::{
-    body::{self, Expected, PatchKind},
-    meta,
-};
+use crate::body::{self, Expected, PatchKind};
 
 /// A parsed patch.
 pub(super) struct Patch {
@@ -29,16 +26,34 @@ impl Patch {
 
 impl Call<'_> {
     /// The patched form of `shown`, read like a submitted body.
-    pub(super) fn apply(&self, patch: &Patch, face: &Face, shown: &Value) -> Result<Value, Status> {
+    pub(super) fn patch(&self, patch: &Patch, face: &Face, shown: &Value) -> Result<Value, Status> {
         let resource = &self.view.resource;
         let version = resource.api_version();
         let expected = match face.expected {
             Some((api_version, kind)) => Expected { api_version, kind },
             None => Expected { api_version: &version, kind: &resource.kind },
         };
-        let mut patched = match patch.kind {
-            PatchKind::Json => patch::json(shown, patch.value.clone())?,
-            PatchKind::Merge => patch::merge(shown, &patch.value)?,
+        let patched = || -> Result<Value, Status> {
+            let mut patched = self.patched_value(patch, face, shown)?;
+            body::check_type(&mut patched, expected)?;
+            Ok(patched)
+        };
+        // Only a failure shows what the patch led to.
+        let text = || match patch.kind {
+            PatchKind::Strategic => go_text(&patch.value),
+            _ => patched().unwrap_or_default().to_string(),
+        };
+        let checked = self.check_schema(patched()?, patch.duplicates.clone(), expected);
+        let patched = checked.map_err(|status| misfit(status, text))?;
+        self.check_address(&patched)?;
+        Ok(patched)
+    }
+
+    fn patched_value(&self, patch: &Patch, face: &Face, shown: &Value) -> Result<Value, Status> {
+        let resource = &self.view.resource;
+        match patch.kind {
+            PatchKind::Json => patch::json(shown, patch.value.clone()),
+            PatchKind::Merge => patch::merge(shown, &patch.value),
             PatchKind::Strategic => {
                 let name = match face.expected {
                     Some((_, "Scale")) => "io.k8s.api.autoscaling.v1.Scale",
@@ -49,21 +64,36 @@ impl Call<'_> {
                 if schema.is_none() {
                     return Err(body::unsupported_patch());
                 }
-                patch::strategic(schema, shown, patch.value.clone())?
+                patch::strategic(schema, shown, patch.value.clone())
             }
-            PatchKind::Apply => return Err(body::unsupported_patch()),
-        };
-        body::check_type(&mut patched, expected)?;
-        let patched = self.check_schema(patched, patch.duplicates.clone(), expected)?;
-        let (name, namespace) = (meta::name(&patched), meta::namespace(&patched));
-        let mut errors = Vec::new();
-        if name != self.name() {
-            errors.push(FieldError::invalid("metadata.name", name, "field is immutable"));
+            // Applies take a way of their own.
+            PatchKind::Apply => Err(body::unsupported_patch()),
         }
-        if namespace != self.namespace() {
-            errors.push(FieldError::invalid("metadata.namespace", namespace, "field is immutable"));
+    }
+}
+
+/// 422 for a patch that leads to no object of the kind, in upstream's words: about the patch, with
+/// what it led to.
+fn misfit(status: Status, text: impl FnOnce() -> String) -> Status {
+    let why = match status.message.split_once(" cannot be handled as a ") {
+        Some((_, why)) => why.split_once(": ").map_or(why, |(_, why)| why).to_owned(),
+        None => return status,
+    };
+    Status::invalid_kind("", "", "", vec![FieldError::invalid("patch", text(), why)])
+}
+
+/// As Go's `%+v` prints a map.
+fn go_text(value: &Value) -> String {
+    match value {
+        Value::Null => "<nil>".into(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => format!("[{}]", items.iter().map(go_text).collect::<Vec<_>>().join(" ")),
+        Value::Object(fields) => {
+            let mut fields: Vec<_> = fields.iter().collect();
+            fields.sort_by_key(|(name, _)| *name);
+            let fields: Vec<String> = fields.into_iter().map(|(k, v)| format!("{k}:{}", go_text(v))).collect();
+            format!("map[{}]", fields.join(" "))
         }
-        crate::rules::invalid(resource, shown, errors)?;
-        Ok(patched)
+        other => other.to_string(),
     }
 }

@@ -10,7 +10,11 @@ use sluice_api::{
     status::{Cause, Details, Status},
 };
 
-use super::{Call, deletion::DeleteOptions, write::Part};
+use super::{
+    Call,
+    deletion::DeleteOptions,
+    write::{Part, Tracked},
+};
 use crate::{
     context::Body,
     limits, meta, respond,
@@ -77,7 +81,7 @@ impl Call<'_> {
             set_scheduled(&mut pod);
             Ok(pod)
         };
-        self.modify(Part::Kept, change, None).await?;
+        self.modify(Part::Kept, Tracked::Already, change, None).await?;
         Ok(respond::object(201, encode(&done(201)), self.form))
     }
 

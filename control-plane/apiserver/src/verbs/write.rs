@@ -5,7 +5,8 @@ use std::sync::Arc;
 use http::Response;
 use serde_json::Value;
 use sluice_api::{
-    status::{FieldError, Status},
+    apply,
+    status::{Details, FieldError, Status},
     strategy,
 };
 
@@ -30,6 +31,18 @@ pub(crate) enum Part {
     Kept,
 }
 
+/// Who comes to own the fields that a write changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tracked {
+    /// The request's manager, as the updater of them.
+    Update,
+    /// The new object has the list as it is to be: an apply made it, or nobody's fields change.
+    Already,
+}
+
+/// Makes the object to store when there is none.
+pub(super) type Create<'a> = &'a (dyn Fn() -> Result<Value, Status> + Send + Sync);
+
 /// What a modification did.
 pub(crate) struct Written {
     pub(crate) object: Object,
@@ -39,7 +52,7 @@ pub(crate) struct Written {
 impl Call<'_> {
     /// CREATE of an object from a request's body.
     pub(crate) async fn create(&self, object: Value) -> Result<Response<Body>, Status> {
-        let written = self.store_new(object).await?;
+        let written = self.store_new(object, Tracked::Update).await?;
         Ok(self.object_response(201, &written))
     }
 
@@ -50,7 +63,7 @@ impl Call<'_> {
     }
 
     /// Everything between a decoded new object and its place in the store.
-    pub(crate) async fn store_new(&self, mut object: Value) -> Result<Object, Status> {
+    pub(crate) async fn store_new(&self, mut object: Value, tracked: Tracked) -> Result<Object, Status> {
         let resource = &*self.view.resource;
         self.place(&mut object)?;
         if !matches!(meta::text(&object, "resourceVersion"), "" | "0") {
@@ -61,7 +74,11 @@ impl Call<'_> {
             "" => Some(meta::text(&object, "generateName").to_owned()).filter(|b| !b.is_empty()),
             _ => None,
         };
+        let managers = object["metadata"].get("managedFields").cloned();
         meta::stamp(&mut object);
+        if let Some(managers) = managers {
+            meta::set(&mut object, "managedFields", managers);
+        }
         for attempt in 1.. {
             let mut object = object.clone();
             if let Some(base) = &base {
@@ -69,9 +86,13 @@ impl Call<'_> {
             }
             let name = meta::name(&object).to_owned();
             rules::defaults(resource, &mut object);
+            if tracked == Tracked::Update {
+                self.track(None, &mut object);
+            }
             let frame = self.admit(Operation::Create, &name, None);
             let warnings = self.core.admission.mutate(&frame, &mut object).await?;
             self.warn(warnings);
+            self.mend_managers(None, &mut object);
             rules::defaults(resource, &mut object);
             strategy::prepare_create(resource, &mut object);
             if name.is_empty() {
@@ -81,7 +102,9 @@ impl Call<'_> {
             }
             // Held until the object is stored, so that nobody else takes the same address or port.
             let _allocation = self.core.services.create(self, &mut object).await?;
-            rules::invalid(resource, &object, strategy::validate_create(resource, &object))?;
+            let mut errors = strategy::validate_create(resource, &object);
+            errors.extend(apply::validate_managers(&object));
+            rules::invalid(resource, &object, errors)?;
             self.warn(strategy::warnings(resource, &object));
             let warnings = self.core.admission.validate(&frame, Some(&object)).await?;
             self.warn(warnings);
@@ -95,6 +118,7 @@ impl Call<'_> {
             match self.core.storage.insert(&self.view.stored, &stored).await? {
                 Some(stored) => return Ok(Object::Stored(stored)),
                 None if base.is_some() && attempt < limits::GENERATE_NAME_ATTEMPTS => {}
+                None if base.is_some() => return Err(no_name_left(resource, &name)),
                 None => return Err(Status::already_exists(resource, &name)),
             }
         }
@@ -123,7 +147,8 @@ impl Call<'_> {
     /// UPDATE of an object from a request's body.
     pub(crate) async fn update(&self, object: Value) -> Result<Response<Body>, Status> {
         self.check_address(&object)?;
-        let written = self.modify(Part::Whole, |_| Ok(object.clone()), Some(&object)).await?;
+        let create = || Ok(object.clone());
+        let written = self.modify(Part::Whole, Tracked::Update, |_| Ok(object.clone()), Some(&create)).await?;
         let code = if written.created { 201 } else { 200 };
         Ok(self.object_response(code, &written.object))
     }
@@ -133,7 +158,10 @@ impl Call<'_> {
         let (name, namespace) = (meta::name(object), meta::namespace(object));
         if name != self.name() {
             if name.is_empty() {
-                return Err(Status::bad_request("name must be provided"));
+                return Err(Status::bad_request(format!(
+                    "the name of the object ({} based on URL) was undeterminable: name must be provided",
+                    self.name()
+                )));
             }
             return Err(Status::bad_request(format!(
                 "the name of the object ({name}) does not match the name on the URL ({})",
@@ -150,13 +178,14 @@ impl Call<'_> {
     }
 
     /// Reads, changes and writes the object that the request names, and tries again when another
-    /// write came in between (unless `change` brought a resourceVersion along). `create` is what to
-    /// store when there is nothing, for kinds that an update may create.
+    /// write came in between (unless `change` brought a resourceVersion along). `create` makes what
+    /// to store when there is nothing, for applies and for kinds that an update may create.
     pub(crate) async fn modify(
         &self,
         part: Part,
+        tracked: Tracked,
         change: impl Fn(&Value) -> Result<Value, Status>,
-        create: Option<&Value>,
+        create: Option<Create<'_>>,
     ) -> Result<Written, Status> {
         let resource = &*self.view.resource;
         let name = self.name();
@@ -169,15 +198,18 @@ impl Call<'_> {
                     newest = true;
                     continue;
                 }
-                let may = rules::created_by_update(resource) && part == Part::Whole;
-                let Some(object) = create.filter(|_| may) else {
+                let may = tracked == Tracked::Already || rules::created_by_update(resource);
+                let Some(create) = create.filter(|_| may && part == Part::Whole) else {
                     return Err(Status::not_found(resource, name));
                 };
-                if !meta::text(object, "resourceVersion").is_empty() {
-                    return Err(Status::not_found(resource, name));
+                match self.created(create()?, tracked).await {
+                    // Somebody else was faster: there is something to change by now.
+                    Err(status) if status.reason == "AlreadyExists" && !self.dry_run => {
+                        self.core.storage.fresh().await?;
+                        continue;
+                    }
+                    object => return Ok(Written { object: object?, created: true }),
                 }
-                let object = self.store_new(object.clone()).await?;
-                return Ok(Written { object, created: true });
             };
             let old = self.view.value(&current);
             let mut new = change(&old)?;
@@ -207,6 +239,10 @@ impl Call<'_> {
             if resource.namespaced {
                 meta::set(&mut new, "namespace", self.namespace());
             }
+            rules::defaults(resource, &mut new);
+            if tracked == Tracked::Update {
+                self.track(Some(&old), &mut new);
+            }
             let _allocation = self.prepare(part, &old, &mut new).await?;
             let committed = self.commit(&current, &old, new).await?;
             // That nothing changed is only known of the newest state.
@@ -220,7 +256,25 @@ impl Call<'_> {
         Err(Status::conflict(resource, name))
     }
 
-    /// Admission, defaults and validation of a changed object.
+    /// The object that an update or an apply makes, if the user may create it.
+    async fn created(&self, object: Value, tracked: Tracked) -> Result<Object, Status> {
+        let (resource, name) = (&*self.view.resource, self.name());
+        if !meta::text(&object, "resourceVersion").is_empty() {
+            return Err(Status::not_found(resource, name));
+        }
+        let uid = meta::text(&object, "uid");
+        if !uid.is_empty() {
+            let why =
+                format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found");
+            return Err(Status::conflict_because(resource, name, why));
+        }
+        let mut attributes = self.info.attributes(self.user);
+        attributes.verb = "create";
+        self.core.authorizer.check(&attributes)?;
+        self.store_new(object, tracked).await
+    }
+
+    /// Admission, defaults and validation of a changed object, whose defaults are set.
     async fn prepare(
         &self,
         part: Part,
@@ -229,10 +283,10 @@ impl Call<'_> {
     ) -> Result<Option<crate::services::Allocation>, Status> {
         let resource = &*self.view.resource;
         let name = self.name();
-        rules::defaults(resource, new);
         let frame = self.admit(Operation::Update, name, Some(old));
         let warnings = self.core.admission.mutate(&frame, new).await?;
         self.warn(warnings);
+        self.mend_managers(Some(old), new);
         rules::defaults(resource, new);
         match part {
             Part::Whole | Part::Below(_) => strategy::prepare_update(resource, old, new),
@@ -240,6 +294,9 @@ impl Call<'_> {
             Part::Kept => {}
         }
         let mut errors = rules::keep_system_fields(old, new);
+        if old["metadata"]["managedFields"] != new["metadata"]["managedFields"] {
+            errors.extend(apply::validate_managers(new));
+        }
         let mut allocation = None;
         if part == Part::Whole {
             allocation = self.core.services.update(self, old, new).await?;
@@ -264,7 +321,7 @@ impl Call<'_> {
         mut new: Value,
     ) -> Result<Option<Object>, Status> {
         meta::set(&mut new, "resourceVersion", current.revision.to_string());
-        if *old == new {
+        if apply::same_but_times(old, &new) {
             return Ok(Some(Object::Stored(Arc::clone(current))));
         }
         if self.dry_run {
@@ -309,6 +366,14 @@ impl Call<'_> {
         attributes.name = name;
         Admit { attributes, resource: &self.view.resource, operation, old, dry_run: self.dry_run }
     }
+}
+
+/// 409 after all attempts to find a free name (upstream's `NewGenerateNameConflict`).
+fn no_name_left(resource: &sluice_api::resource::Resource, name: &str) -> Status {
+    let mut status = Status::already_exists(resource, name);
+    status.message.push_str(", the server was not able to generate a unique name for the object");
+    let details = status.details.take().map(|details| *details).unwrap_or_default();
+    status.with_details(Details { retry_after_seconds: 1, ..details })
 }
 
 fn bad_version(call: &Call<'_>, text: &str) -> Status {
