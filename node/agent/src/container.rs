@@ -158,8 +158,9 @@ fn mounts(
             || volume.downward_api.is_some()
             || volume.projected.is_some()
             || volume.image.is_some();
+        let source = volumes::source(dir, volume, m, &sub_path)?;
         out.push(Mount {
-            source: MountSource::Bind(volumes::source(dir, volume, m, &sub_path)?),
+            source: if volume.image.is_some() { MountSource::Sealed(source) } else { MountSource::Bind(source) },
             destination: absolute(&m.mount_path),
             read_only: m.read_only || api_files,
             propagation: match m.mount_propagation.as_deref() {

@@ -227,14 +227,16 @@ fn mounts(spec: &ContainerSpec) -> Vec<OciMount> {
 fn own_mount(own: &Mount) -> OciMount {
     let mode = if own.read_only { "ro" } else { "rw" };
     match &own.source {
-        MountSource::Bind(source) => {
+        MountSource::Bind(source) | MountSource::Sealed(source) => {
             let propagation = match own.propagation {
                 Propagation::None => "rprivate",
                 Propagation::HostToContainer => "rslave",
                 Propagation::Bidirectional => "rshared",
             };
             let source = source.to_string_lossy();
-            mount("bind", &source, &own.destination.to_string_lossy(), &["rbind", propagation, mode])
+            let sealed = matches!(own.source, MountSource::Sealed(_)).then_some("noexec");
+            let options: Vec<&str> = ["rbind", propagation, mode].into_iter().chain(sealed).collect();
+            mount("bind", &source, &own.destination.to_string_lossy(), &options)
         }
         MountSource::Tmpfs { size } => {
             let size = size.map(|size| format!("size={size}"));

@@ -88,6 +88,8 @@ pub struct Mount {
 pub enum MountSource {
     /// Existing host file or directory.
     Bind(PathBuf),
+    /// Existing host file or directory, nothing of which can be executed.
+    Sealed(PathBuf),
     /// A tmpfs of at most so many bytes (`None`: the kernel's default).
     Tmpfs { size: Option<u64> },
 }
