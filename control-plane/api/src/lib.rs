@@ -6,6 +6,7 @@
 //! needs them.
 
 pub mod apply;
+pub mod cel;
 pub mod convert;
 pub mod decode;
 pub mod discovery;
@@ -14,11 +15,13 @@ pub mod names;
 pub mod openapi;
 pub mod patch;
 pub mod quantity;
+pub mod quota;
 pub mod resource;
 pub mod scale;
 pub mod schema;
 pub mod selector;
 pub mod status;
 pub mod strategy;
+pub mod structural;
 pub mod table;
 pub mod wire;

@@ -53,6 +53,11 @@ impl Quantity {
         Some(Self { nano: if negative { -nano } else { nano }, format })
     }
 
+    /// A whole number.
+    pub fn of(number: i64) -> Self {
+        Self { nano: i128::from(number) * 10i128.pow(NANO_DIGITS.unsigned_abs()), format: Format::DecimalSi }
+    }
+
     /// From a JSON string or number.
     pub fn from_value(value: &Value) -> Option<Self> {
         match value {
@@ -100,6 +105,21 @@ impl std::ops::Add for Quantity {
     fn add(self, other: Self) -> Self {
         let format = if self.nano == 0 { other.format } else { self.format };
         Self { nano: self.nano.saturating_add(other.nano), format }
+    }
+}
+
+impl std::ops::Neg for Quantity {
+    type Output = Self;
+
+    fn neg(self) -> Self {
+        Self { nano: -self.nano, ..self }
+    }
+}
+
+impl Quantity {
+    /// The nearest float.
+    pub fn approximate(&self) -> f64 {
+        self.nano as f64 / 10f64.powi(NANO_DIGITS)
     }
 }
 

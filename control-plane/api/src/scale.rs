@@ -16,13 +16,28 @@ pub fn get(resource: &Resource, object: &Value) -> Option<Value> {
             metadata.insert(key.into(), value.clone());
         }
     }
+    let custom = resource.custom.as_ref().and_then(|custom| custom.scale());
+    let places = custom.map_or(("/spec/replicas".into(), "/status/replicas".into()), |scale| {
+        (pointer(&scale.spec_replicas), pointer(&scale.status_replicas))
+    });
     let mut spec = json!({});
-    if let Some(replicas) = object.pointer("/spec/replicas").and_then(Value::as_i64) {
+    if let Some(replicas) = object.pointer(&places.0).and_then(Value::as_i64) {
         spec["replicas"] = json!(replicas);
     }
-    let mut status = json!({"replicas": object.pointer("/status/replicas").and_then(Value::as_i64).unwrap_or(0)});
-    if let Some(selector) = object.pointer("/spec/selector") {
-        status["selector"] = json!(crate::table::selector_text(selector));
+    let mut status = json!({"replicas": object.pointer(&places.1).and_then(Value::as_i64).unwrap_or(0)});
+    match custom {
+        Some(scale) => {
+            // A custom resource keeps the selector as text.
+            let text = scale.selector.as_ref().and_then(|path| object.pointer(&pointer(path)));
+            if let Some(text) = text.filter(|text| text.is_string()) {
+                status["selector"] = text.clone();
+            }
+        }
+        None => {
+            if let Some(selector) = object.pointer("/spec/selector") {
+                status["selector"] = json!(crate::table::selector_text(selector));
+            }
+        }
     }
     Some(json!({
         "kind": "Scale",
@@ -53,8 +68,28 @@ pub fn apply(resource: &Resource, object: &mut Value, scale: &Value) -> Result<(
         let error = crate::status::FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0");
         return Err(Status::invalid_kind("autoscaling", "Scale", &name, vec![error]));
     }
-    object["spec"]["replicas"] = json!(replicas);
+    match resource.custom.as_ref().and_then(|custom| custom.scale()) {
+        Some(scale) => set(object, &scale.spec_replicas, replicas),
+        None => object["spec"]["replicas"] = json!(replicas),
+    }
     Ok(())
+}
+
+/// `.spec.replicas` as a JSON pointer.
+fn pointer(path: &str) -> String {
+    path.replace('.', "/")
+}
+
+/// Sets a number at a path of fields, making the objects above it.
+fn set(object: &mut Value, path: &str, replicas: i64) {
+    let mut at = object;
+    for field in path.split('.').filter(|f| !f.is_empty()) {
+        if !at.is_object() {
+            *at = json!({});
+        }
+        at = &mut at[field];
+    }
+    *at = json!(replicas);
 }
 
 #[cfg(test)]

@@ -1,13 +1,14 @@
 //! CustomResourceDefinitions: each makes rows in the table of served resources, is told so in its
 //! status, and takes its objects along when it is deleted. Objects of custom resources then go the
-//! way of every other. Their schemas are not enforced yet.
+//! way of every other, by the schema that their row carries.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 use sluice_api::{
     resource::{self, Registry, Resource, Storage as Place, Subresources, Verbs, builtin, custom_store_prefix},
     status::Status,
+    structural::Custom,
 };
 use sluice_store::cache::CacheItem;
 
@@ -25,18 +26,75 @@ fn definitions() -> Option<&'static Resource> {
     row.map(|row| &**row)
 }
 
+/// Every definition, the oldest first: of two that want one name, it has it.
+fn stored(storage: &Storage) -> Vec<Value> {
+    let stored = definitions().map(|row| storage.list(row.store_prefix(), "").items);
+    let mut all: Vec<Value> = stored.into_iter().flatten().map(|object| object.value()).collect();
+    let age = |d: &Value| (meta::text(d, "creationTimestamp").to_owned(), meta::name(d).to_owned());
+    all.sort_by_key(age);
+    mark_conflicts(&mut all);
+    all
+}
+
+/// Where a definition keeps, on its way through here, which of its names another one has.
+const CONFLICT: &str = "\u{0}conflict";
+
+fn conflict(definition: &Value) -> Option<(&str, &str)> {
+    let found = &definition[CONFLICT];
+    Some((found["reason"].as_str()?, found["message"].as_str()?))
+}
+
+/// Notes in each definition the names that an older one of its group, or a built-in kind, has.
+fn mark_conflicts(all: &mut [Value]) {
+    let mut resources: HashSet<(String, String)> = HashSet::new();
+    let mut kinds: HashSet<(String, String)> = HashSet::new();
+    for definition in all {
+        let spec = &definition["spec"];
+        let (group, names) = (spec["group"].as_str().unwrap_or_default(), &spec["names"]);
+        let mut found: Option<(&str, String)> = None;
+        let mut own = (Vec::new(), Vec::new());
+        for (field, reason) in [("plural", "PluralConflict"), ("singular", "SingularConflict")] {
+            if let Some(name) = names[field].as_str() {
+                own.0.push((reason, name));
+            }
+        }
+        own.0.extend(meta::strings(&names["shortNames"]).into_iter().map(|name| ("ShortNamesConflict", name)));
+        for (field, reason) in [("kind", "KindConflict"), ("listKind", "ListKindConflict")] {
+            if let Some(name) = names[field].as_str() {
+                own.1.push((reason, name));
+            }
+        }
+        for (taken, own) in [(&resources, &own.0), (&kinds, &own.1)] {
+            for (reason, name) in own {
+                if taken.contains(&(group.to_owned(), (*name).to_owned())) {
+                    found = Some((reason, format!("{name:?} is already in use")));
+                }
+            }
+        }
+        match found {
+            None => {
+                let owned = |(_, name): (&str, &str)| (group.to_owned(), name.to_owned());
+                resources.extend(own.0.into_iter().map(owned));
+                kinds.extend(own.1.into_iter().map(owned));
+            }
+            Some((reason, message)) => {
+                let mark = json!({"reason": reason, "message": message});
+                definition[CONFLICT] = mark;
+            }
+        }
+    }
+}
+
 /// The table with the rows of every definition that is stored.
 pub(crate) fn registry(storage: &Storage) -> Registry {
-    let stored = definitions().map(|row| storage.list(row.store_prefix(), "").items);
-    let custom = stored.into_iter().flatten().flat_map(|object| rows(&object.value()));
+    let custom = stored(storage).into_iter().filter(|d| conflict(d).is_none()).flat_map(|d| rows(&d));
     Registry::new(resource::builtin().iter().cloned().chain(custom.map(Arc::new)))
 }
 
 /// The printer columns of every definition that is stored.
 pub(crate) fn columns(storage: &Storage) -> Columns {
-    let stored = definitions().map(|row| storage.list(row.store_prefix(), "").items);
     let mut all = Columns::new();
-    for definition in stored.into_iter().flatten().map(|object| object.value()) {
+    for definition in stored(storage) {
         for row in rows(&definition) {
             let versions = definition["spec"]["versions"].as_array();
             if let Some(version) = versions.into_iter().flatten().find(|v| v["name"] == *row.version) {
@@ -61,30 +119,34 @@ fn rows(definition: &Value) -> Vec<Resource> {
         return Vec::new();
     };
     let or = |value: &Value, default: String| value.as_str().map_or(default, str::to_owned);
-    let row = |version: &Value| Resource {
-        group: group.clone().into(),
-        version: text(&version["name"]).into(),
-        kind: kind.clone().into(),
-        list_kind: or(&names["listKind"], format!("{kind}List")).into(),
-        plural: plural.clone().into(),
-        singular: or(&names["singular"], kind.to_lowercase()).into(),
-        short_names: list(&names["shortNames"]),
-        categories: list(&names["categories"]),
-        namespaced: spec["scope"] == "Namespaced",
-        subresources: Subresources {
-            status: version["subresources"]["status"].is_object(),
-            scale: version["subresources"]["scale"].is_object(),
-            named: (&[][..]).into(),
-        },
-        verbs: Verbs::All,
-        schema: schema_name(&group, &text(&version["name"]), &kind).into(),
-        storage: Place {
-            prefix: custom_store_prefix(&group, &plural).into(),
+    let row = |version: &Value| {
+        let custom = Custom::new(definition, version);
+        Resource {
             group: group.clone().into(),
-            version: stored.clone().into(),
-        },
-        selectable: Vec::new(),
-        published: version["schema"].get("openAPIV3Schema").cloned().map(Arc::new),
+            version: text(&version["name"]).into(),
+            kind: kind.clone().into(),
+            list_kind: or(&names["listKind"], format!("{kind}List")).into(),
+            plural: plural.clone().into(),
+            singular: or(&names["singular"], kind.to_lowercase()).into(),
+            short_names: list(&names["shortNames"]),
+            categories: list(&names["categories"]),
+            namespaced: spec["scope"] == "Namespaced",
+            subresources: Subresources {
+                status: version["subresources"]["status"].is_object(),
+                scale: version["subresources"]["scale"].is_object(),
+                named: (&[][..]).into(),
+            },
+            verbs: Verbs::All,
+            schema: schema_name(&group, &text(&version["name"]), &kind).into(),
+            storage: Place {
+                prefix: custom_store_prefix(&group, &plural).into(),
+                group: group.clone().into(),
+                version: stored.clone().into(),
+            },
+            selectable: custom.selectable().iter().map(|f| f.clone().into()).collect(),
+            published: version["schema"].get("openAPIV3Schema").cloned().map(Arc::new),
+            custom: Some(custom),
+        }
     };
     versions.iter().filter(|v| v["served"] == true).map(row).collect()
 }
@@ -126,8 +188,7 @@ pub(crate) async fn follow(pipeline: Arc<Pipeline>) {
 /// Brings each definition to where it should be; true while one waits for its objects to go.
 async fn settle_all(storage: &Storage, definitions: &Resource) -> Result<bool, Status> {
     let mut waiting = false;
-    for object in storage.list(definitions.store_prefix(), "").items {
-        let definition = object.value();
+    for definition in stored(storage) {
         if meta::deleting(&definition) {
             waiting |= !clean_up(storage, definitions, definition).await?;
         } else {
@@ -138,7 +199,8 @@ async fn settle_all(storage: &Storage, definitions: &Resource) -> Result<bool, S
 }
 
 /// Writes what a served definition's status and finalizers should be, if they are not.
-async fn establish(storage: &Storage, definitions: &Resource, old: Value) -> Result<(), Status> {
+async fn establish(storage: &Storage, definitions: &Resource, mut old: Value) -> Result<(), Status> {
+    let conflict = old.as_object_mut().and_then(|d| d.shift_remove(CONFLICT));
     let mut new = old.clone();
     let mut finalizers: Vec<String> = meta::finalizers(&old).into_iter().map(str::to_owned).collect();
     if !finalizers.iter().any(|f| f == FINALIZER) {
@@ -155,9 +217,19 @@ async fn establish(storage: &Storage, definitions: &Resource, old: Value) -> Res
         new["status"] = json!({});
     }
     new["status"]["storedVersions"] = versions.into();
-    new["status"]["acceptedNames"] = old["spec"]["names"].clone();
-    condition(&mut new, "NamesAccepted", "NoConflicts", "no conflicts found");
-    condition(&mut new, "Established", "InitialNamesAccepted", "the initial names have been accepted");
+    match &conflict {
+        None => {
+            new["status"]["acceptedNames"] = old["spec"]["names"].clone();
+            condition(&mut new, "NamesAccepted", true, "NoConflicts", "no conflicts found");
+            let message = "the initial names have been accepted";
+            condition(&mut new, "Established", true, "InitialNamesAccepted", message);
+        }
+        Some(why) => {
+            let text = |field: &str| why[field].as_str().unwrap_or_default();
+            condition(&mut new, "NamesAccepted", false, text("reason"), text("message"));
+            condition(&mut new, "Established", false, "NotAccepted", "not all names are accepted");
+        }
+    }
     if new == old {
         return Ok(());
     }
@@ -168,27 +240,46 @@ async fn establish(storage: &Storage, definitions: &Resource, old: Value) -> Res
     }
 }
 
-/// Adds a condition that holds, unless it is there.
-fn condition(object: &mut Value, kind: &str, reason: &str, message: &str) {
+/// Brings a condition to this state, unless it is in it.
+fn condition(object: &mut Value, kind: &str, holds: bool, reason: &str, message: &str) {
     let status = meta::map(&mut object["status"]);
     let Value::Array(conditions) = status.entry("conditions").or_insert_with(|| json!([])) else { return };
-    if conditions.iter().any(|c| c["type"] == kind && c["status"] == "True") {
+    let state = if holds { "True" } else { "False" };
+    if conditions.iter().any(|c| c["type"] == kind && c["status"] == state && c["reason"] == reason) {
         return;
     }
-    conditions.retain(|c| c["type"] != kind);
-    conditions.push(json!({
+    let new = json!({
         "type": kind,
-        "status": "True",
+        "status": state,
         "lastTransitionTime": meta::now(),
         "reason": reason,
         "message": message,
-    }));
+    });
+    match conditions.iter_mut().find(|c| c["type"] == kind) {
+        Some(condition) => *condition = new,
+        None => conditions.push(new),
+    }
 }
 
 /// Deletes the objects of a definition that is going, then lets it go; false while some are left.
 async fn clean_up(storage: &Storage, definitions: &Resource, mut definition: Value) -> Result<bool, Status> {
     if !meta::finalizers(&definition).contains(&FINALIZER) {
         return Ok(true);
+    }
+    if let Some(fields) = definition.as_object_mut() {
+        fields.shift_remove(CONFLICT);
+    }
+    let old = definition.clone();
+    condition(
+        &mut definition,
+        "Terminating",
+        true,
+        "InstanceDeletionInProgress",
+        "CustomResource deletion is in progress",
+    );
+    if definition != old {
+        // The write makes an event, which leads here again.
+        return ignore_missing(storage.update(definitions, definition).await.map(drop)).map(|()| false);
     }
     let mut left = 0;
     if let Some(row) = rows(&definition).first() {
@@ -227,6 +318,23 @@ fn ignore_missing(result: Result<(), Status>) -> Result<(), Status> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_older_of_two_definitions_has_the_name() {
+        let of = |plural: &str, kind: &str, short: &str| json!({"spec": {"group": "example.com", "names": {"plural": plural, "kind": kind, "shortNames": [short]}}});
+        let mut all = [of("as", "A", "x"), of("bs", "B", "x"), of("cs", "A", "c"), of("ds", "D", "d")];
+        mark_conflicts(&mut all);
+        let found: Vec<Option<(&str, &str)>> = all.iter().map(conflict).collect();
+        assert_eq!(
+            found,
+            [
+                None,
+                Some(("ShortNamesConflict", "\"x\" is already in use")),
+                Some(("KindConflict", "\"A\" is already in use")),
+                None
+            ]
+        );
+    }
 
     #[test]
     fn a_definition_makes_a_row_per_served_version() {

@@ -70,7 +70,18 @@ fn zero(field: &str) -> &'static str {
 
 /// Whether an object of `row`'s collection (`stored` is its storage row) matches.
 pub(crate) fn matches(fields: &selector::Fields, stored: &Resource, object: &StoredObject) -> bool {
+    // Definitions come and go, so the fields of their objects are not extracted beforehand.
+    let custom = stored.custom.as_ref().filter(|c| !c.selectable().is_empty()).map(|_| object.value());
     fields.matches_with(|field| {
+        if let Some(value) = &custom
+            && !field.starts_with("metadata.")
+        {
+            return Cow::Owned(match value.pointer(&format!("/{}", field.replace('.', "/"))) {
+                Some(serde_json::Value::String(text)) => text.clone(),
+                Some(other) if !other.is_null() => other.to_string(),
+                _ => String::new(),
+            });
+        }
         Cow::Borrowed(match field {
             "metadata.name" => &*object.name,
             "metadata.namespace" => &*object.namespace,

@@ -80,8 +80,11 @@ impl View {
 
     /// A stored object's value in the served version.
     pub(crate) fn value(&self, object: &StoredObject) -> Value {
-        let value = object.value();
+        let mut value = object.value();
         if self.resource.is_storage_version() {
+            if let Some(custom) = self.resource.custom.as_ref().filter(|c| c.has_defaults()) {
+                custom.defaults(&mut value);
+            }
             return value;
         }
         convert::convert(&self.stored, &self.resource, value)
@@ -97,7 +100,9 @@ impl View {
 
     /// A stored object's JSON in the served version: the shared bytes where no conversion is due.
     pub(crate) fn bytes(&self, object: &StoredObject) -> Bytes {
-        if self.resource.is_storage_version() {
+        // An object that was stored before its schema got a default shows it when it is read.
+        let complete = self.resource.custom.as_ref().is_none_or(|c| !c.has_defaults());
+        if self.resource.is_storage_version() && complete {
             return object.bytes.clone();
         }
         encode(&self.value(object))

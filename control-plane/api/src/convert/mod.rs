@@ -1,6 +1,6 @@
 //! Between the versions of a resource whose objects share their storage: HorizontalPodAutoscalers
-//! (`autoscaling/v1` and `v2`) and Events (core and `events.k8s.io`). Custom resources are
-//! converted elsewhere (their `apiVersion` alone changes, or a webhook is asked).
+//! (`autoscaling/v1` and `v2`) and Events (core and `events.k8s.io`). Of custom resources the
+//! `apiVersion` changes and what the other version does not know goes.
 
 mod hpa;
 
@@ -11,6 +11,12 @@ use crate::resource::Resource;
 /// The object in the version of `to`, which is another row of the same objects as `from`.
 pub fn convert(from: &Resource, to: &Resource, mut object: Value) -> Value {
     if (&from.group, &from.version) == (&to.group, &to.version) {
+        return object;
+    }
+    if let Some(custom) = &to.custom {
+        object["apiVersion"] = json!(to.api_version());
+        custom.prune(&mut object);
+        custom.defaults(&mut object);
         return object;
     }
     if let Some(fields) = object.as_object_mut() {

@@ -14,8 +14,9 @@ pub use parse::{Parsed, parse};
 
 use crate::{
     limits,
-    schema::TypeRef,
+    schema::{self, TypeRef},
     status::{Status, quote},
+    structural::Custom,
 };
 
 /// Decodes a body: [`parse`], then [`strict`]; the messages of both.
@@ -33,6 +34,25 @@ pub fn body(schema: TypeRef<'_>, bytes: &[u8]) -> Result<(Value, Vec<String>), S
 /// [`limits::STRICT_ERRORS`]. `BadRequest` for a value of the wrong type.
 pub fn strict(schema: TypeRef<'_>, value: Value) -> Result<(Value, Vec<String>), Status> {
     walk::walk(schema, value).map_err(|why| cannot_handle(schema, &why))
+}
+
+/// Checks a custom resource against its schema: metadata as every object's, the rest pruned. The
+/// messages are those of [`strict`].
+///
+/// # Errors
+/// `BadRequest` for metadata of a wrong type.
+pub fn custom(custom: &Custom, mut value: Value) -> Result<(Value, Vec<String>), Status> {
+    const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
+    let mut messages = Vec::new();
+    if let (Some(schema), Some(Value::Object(_))) = (schema::builtin().get(META), value.get("metadata")) {
+        let (metadata, unknown) = strict(schema, value["metadata"].take())?;
+        value["metadata"] = metadata;
+        let below = |message: String| message.replacen("field \"", "field \"metadata.", 1);
+        messages.extend(unknown.into_iter().map(below));
+    }
+    messages.extend(custom.prune(&mut value));
+    messages.truncate(limits::STRICT_ERRORS);
+    Ok((value, messages))
 }
 
 /// The `BadRequest` for messages of strict decoding when the request asks for strict validation.

@@ -151,6 +151,7 @@ impl Row {
             },
             selectable: owned(self.selectable),
             published: None,
+            custom: None,
         }
     }
 }

@@ -34,6 +34,8 @@ pub struct Resource {
     pub selectable: Vec<Str>,
     /// The JSON schema that OpenAPI publishes for a custom resource; built-in types have their own.
     pub published: Option<Arc<serde_json::Value>>,
+    /// The compiled schema of a custom resource.
+    pub custom: Option<Arc<crate::structural::Custom>>,
 }
 
 /// Where and in which version the objects of a row are stored. Rows that share their objects

@@ -158,6 +158,10 @@ const RULES: &[(&str, &str, Rule)] = &[
 
 /// Fills in what the user left out.
 pub fn defaults(resource: &Resource, object: &mut Value) {
+    if let Some(custom) = &resource.custom {
+        custom.defaults(object);
+        return;
+    }
     let mine = |group: &str, kind: &str| resource.group == group && resource.kind == kind;
     for constant in CONSTANTS.iter().filter(|c| mine(c.group, c.kind)) {
         each(object, constant.path, &mut |at| {

@@ -302,6 +302,9 @@ impl Call<'_> {
             allocation = self.core.services.update(self, old, new).await?;
             errors.extend(strategy::validate_update(resource, old, new));
         }
+        if part == Part::Status {
+            errors.extend(strategy::validate_status_update(resource, old, new));
+        }
         if let Part::Below(field) = part {
             let found = strategy::validate_create(resource, new);
             errors.extend(found.into_iter().filter(|e| e.field.starts_with(field)));

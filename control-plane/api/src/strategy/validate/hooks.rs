@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use super::{Errors, cursor::At, workload};
-use crate::{names, status::FieldError};
+use crate::{cel, names, status::FieldError};
 
 /// The most match conditions, variables or validations of one webhook or policy.
 const MAX_CONDITIONS: usize = 64;
@@ -168,6 +168,8 @@ fn match_conditions(conditions: &At<'_>, errors: &mut Errors) {
 fn expression(at: &At<'_>, detail: &str, errors: &mut Errors) {
     if at.text().trim().is_empty() {
         errors.push(FieldError::required(&at.path, detail));
+    } else if let Err(error) = cel::Program::parse(at.text()) {
+        at.invalid(format!("compilation failed: {error}"), errors);
     }
 }
 
@@ -211,7 +213,7 @@ fn policy_frame(spec: &At<'_>, errors: &mut Errors) {
         let name = variable.field("name");
         if name.text().trim().is_empty() {
             errors.push(FieldError::required(&name.path, "name is not specified"));
-        } else if !name.text().starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') {
+        } else if !cel::is_identifier(name.text()) {
             name.invalid("name is not a valid CEL identifier", errors);
         }
         if !seen.insert(name.text()) {

@@ -22,7 +22,7 @@ mod workload;
 use serde_json::Value;
 
 use self::cursor::At;
-use crate::{resource::Resource, schema, status::FieldError};
+use crate::{resource::Resource, schema, status::FieldError, structural};
 
 /// What a check adds to.
 type Errors = Vec<FieldError>;
@@ -70,6 +70,7 @@ const CREATE: &[(&str, &str, Check)] = &[
     (ADMISSION, "ValidatingAdmissionPolicy", hooks::validating_policy),
     (ADMISSION, "ValidatingAdmissionPolicyBinding", hooks::validating_binding),
     (ADMISSION, "ValidatingWebhookConfiguration", hooks::validating),
+    ("apiextensions.k8s.io", "CustomResourceDefinition", |o, e| e.extend(structural::definition(o.value))),
     ("apiregistration.k8s.io", "APIService", other::api_service),
     ("apps", "ControllerRevision", other::controller_revision),
     ("autoscaling", "HorizontalPodAutoscaler", limits::autoscaler),
@@ -110,6 +111,9 @@ const UPDATE: &[(&str, &str, ChangeCheck)] = &[
     ("", "PersistentVolume", volumes::volume_change),
     ("", "PersistentVolumeClaim", volumes::claim_change),
     ("", "ResourceQuota", limits::resource_quota_change),
+    ("apiextensions.k8s.io", "CustomResourceDefinition", |old, new, e| {
+        e.extend(structural::definition_change(old.value, new.value));
+    }),
     ("apps", "ControllerRevision", other::controller_revision_change),
     (NETWORKING, "IPAddress", |old, new, errors| update::fixed(old, new, "spec.parentRef", errors)),
     (NETWORKING, "IngressClass", |old, new, errors| update::fixed(old, new, "spec.controller", errors)),
@@ -122,9 +126,12 @@ const UPDATE: &[(&str, &str, ChangeCheck)] = &[
 
 /// Every broken rule of a new object, which has its defaults and its metadata.
 pub fn validate_create(resource: &Resource, object: &Value) -> Vec<FieldError> {
-    let mut errors = Vec::new();
+    let mut errors = metadata(resource, object);
     let at = At::root(object);
-    meta::meta(resource, at.field("metadata"), &mut errors);
+    if let Some(custom) = &resource.custom {
+        errors.extend(custom.validate(object, None));
+        return errors;
+    }
     let mut own = false;
     for (_, _, check) in mine(CREATE, resource) {
         own = true;
@@ -136,6 +143,25 @@ pub fn validate_create(resource: &Resource, object: &Value) -> Vec<FieldError> {
     errors
 }
 
+fn metadata(resource: &Resource, object: &Value) -> Errors {
+    let mut errors = Vec::new();
+    meta::meta(resource, At::root(object).field("metadata"), &mut errors);
+    errors
+}
+
+/// Every broken rule of a status that is written through its own subresource.
+pub fn validate_status_update(resource: &Resource, old: &Value, new: &Value) -> Vec<FieldError> {
+    match &resource.custom {
+        Some(custom) => {
+            let known = custom.validate(old, None);
+            let mut errors = custom.validate_status(new, old);
+            errors.retain(|error| !known.contains(error));
+            errors
+        }
+        None => Vec::new(),
+    }
+}
+
 /// Every broken rule of a changed object: its own and those of the change.
 pub fn validate_update(resource: &Resource, old: &Value, new: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
@@ -143,6 +169,11 @@ pub fn validate_update(resource: &Resource, old: &Value, new: &Value) -> Vec<Fie
     meta::change(before.field("metadata"), after.field("metadata"), &mut errors);
     // What an earlier release let in stays changeable in every other respect.
     let known = validate_create(resource, old);
+    if let Some(custom) = &resource.custom {
+        let new_errors = metadata(resource, new).into_iter().chain(custom.validate(new, Some(old)));
+        errors.extend(new_errors.filter(|error| !known.contains(error)));
+        return errors;
+    }
     errors.extend(validate_create(resource, new).into_iter().filter(|error| !known.contains(error)));
     for (_, _, check) in mine(UPDATE, resource) {
         check(before.clone(), after.clone(), &mut errors);
