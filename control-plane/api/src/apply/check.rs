@@ -9,7 +9,7 @@ use super::{
     types::{Atom, Scalar, Type},
     walk::TypeError,
 };
-use crate::limits;
+use crate::{limits, patch::go_text};
 
 /// What is wrong with the value, at most [`limits::STRICT_ERRORS`].
 pub(super) fn check(value: &Value, ty: Type<'_>) -> Vec<TypeError> {
@@ -112,21 +112,7 @@ fn go_type(value: &Value) -> &'static str {
 
 /// As Go's `%v` prints upstream's wrapper of a value.
 fn go_value(value: &Value) -> String {
-    fn plain(value: &Value) -> String {
-        match value {
-            Value::Null => "<nil>".into(),
-            Value::String(text) => text.clone(),
-            Value::Array(items) => format!("[{}]", items.iter().map(plain).collect::<Vec<_>>().join(" ")),
-            Value::Object(fields) => {
-                let mut fields: Vec<_> = fields.iter().collect();
-                fields.sort_by_key(|(name, _)| *name);
-                let fields: Vec<String> = fields.into_iter().map(|(k, v)| format!("{k}:{}", plain(v))).collect();
-                format!("map[{}]", fields.join(" "))
-            }
-            other => other.to_string(),
-        }
-    }
-    format!("&{{{}}}", plain(value))
+    format!("&{{{}}}", go_text(value))
 }
 
 /// As Go's `%#v` prints it.

@@ -12,7 +12,7 @@ pub use strategic::strategic;
 
 use crate::{
     limits,
-    status::{Cause, Details, Status},
+    status::{Details, Status},
 };
 
 /// Applies a list of RFC 6902 operations. `BadRequest` for a malformed patch, 422 when an
@@ -37,8 +37,7 @@ pub fn json(original: &Value, patch: Value) -> Result<Value, Status> {
                 return Err(Status::too_large(limits::BODY));
             }
         }
-        json_patch::patch_unsafe(&mut doc, std::slice::from_ref(operation))
-            .map_err(|e| cannot_apply(format!("operation {:?}: {}", operation.path().as_str(), e.kind)))?;
+        json_patch::patch_unsafe(&mut doc, std::slice::from_ref(operation)).map_err(|_| cannot_apply())?;
     }
     Ok(doc)
 }
@@ -53,11 +52,26 @@ pub fn merge(original: &Value, patch: &Value) -> Result<Value, Status> {
     Ok(doc)
 }
 
-/// 422 for a well-formed patch that does not fit the object.
-fn cannot_apply(why: String) -> Status {
-    let causes = vec![Cause { message: why, ..Cause::default() }];
+/// A value as Go's `%v` prints it, which is how upstream's messages show patches.
+pub fn go_text(value: &Value) -> String {
+    match value {
+        Value::Null => "<nil>".into(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => format!("[{}]", items.iter().map(go_text).collect::<Vec<_>>().join(" ")),
+        Value::Object(fields) => {
+            let mut fields: Vec<_> = fields.iter().collect();
+            fields.sort_by_key(|(name, _)| *name);
+            let fields: Vec<String> = fields.into_iter().map(|(k, v)| format!("{k}:{}", go_text(v))).collect();
+            format!("map[{}]", fields.join(" "))
+        }
+        other => other.to_string(),
+    }
+}
+
+/// 422 for a well-formed patch that does not fit the object; upstream does not say why.
+fn cannot_apply() -> Status {
     Status::unprocessable("the server rejected our request due to an error in our request")
-        .with_details(Details { causes, ..Details::default() })
+        .with_details(Details::default())
 }
 
 /// About the bytes that the value takes as JSON.

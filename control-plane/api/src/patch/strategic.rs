@@ -5,7 +5,7 @@
 use serde_json::{Map, Value};
 
 use super::{
-    cannot_apply,
+    cannot_apply, go_text,
     order::{arrange, position},
 };
 use crate::{
@@ -48,7 +48,9 @@ fn directive(patch: &mut Object) -> Result<Option<Directive>, Status> {
         Some(Value::String(word)) if word == "replace" => Ok(Some(Directive::Replace)),
         Some(Value::String(word)) if word == "delete" => Ok(Some(Directive::Delete)),
         Some(other) => {
-            Err(Status::bad_request(format!("unknown patch type: {other}, expected merge, replace or delete")))
+            let word = go_text(&other);
+            patch.insert(DIRECTIVE.into(), other);
+            Err(plain(format!("unknown patch type: {word} in map: {}", go_text(&Value::Object(patch.clone())))))
         }
     }
 }
@@ -113,7 +115,7 @@ fn retain_keys(original: &mut Object, patch: &mut Object) -> Result<(), Status> 
     let Some(names) = names else { return Err(Status::bad_request("invalid patch format of retainKeys")) };
     let named = |key: &str| names.iter().any(|name| name == key);
     if !patch.iter().all(|(key, value)| value.is_null() || key.starts_with('$') || named(key)) {
-        return Err(Status::bad_request("patch content doesn't match retainKeys list"));
+        return Err(cannot_apply());
     }
     original.retain(|key, _| named(key));
     Ok(())
@@ -185,7 +187,7 @@ fn bad_order() -> Status {
 /// A list with the merge strategy.
 fn merge_list(old: Vec<Value>, new: Vec<Value>, target: &Target<'_>) -> Result<Vec<Value>, Status> {
     if old.iter().chain(&new).any(Value::is_array) {
-        return Err(cannot_apply("lists of lists are not supported".into()));
+        return Err(cannot_apply());
     }
     match target.facts.merge_key.as_deref() {
         Some(key) => merge_objects(old, new, key, target.item()),
@@ -237,10 +239,15 @@ fn merge_objects(mut old: Vec<Value>, new: Vec<Value>, key: &str, shape: Shape<'
     Ok(arrange(old, &wanted, &live, Some(key)))
 }
 
+/// What upstream answers without a reason of its own.
+fn plain(message: String) -> Status {
+    Status::new(500, "", message)
+}
+
 fn key_of(item: &Object, key: &str) -> Result<Value, Status> {
     let missing = || {
-        let item = Value::Object(item.clone());
-        cannot_apply(format!("map: {item} does not contain declared merge key: {key}"))
+        let item = go_text(&Value::Object(item.clone()));
+        plain(format!("map: {item} does not contain declared merge key: {key}"))
     };
     item.get(key).cloned().ok_or_else(missing)
 }

@@ -107,13 +107,9 @@ impl Call<'_> {
         if let Some(metadata) = metadata.as_object_mut() {
             metadata.retain(|field, _| matches!(field.as_str(), "name" | "namespace" | "uid" | "resourceVersion"));
         }
-        let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
-        Ok(json!({
-            "apiVersion": own.api_version,
-            "kind": own.kind,
-            "metadata": metadata,
-            "spec": {"replicas": replicas},
-        }))
+        let mut config = json!({"apiVersion": own.api_version, "kind": own.kind, "metadata": metadata});
+        sluice_api::scale::apply(&self.view.resource, &mut config, &scale)?;
+        Ok(config)
     }
 }
 

@@ -50,7 +50,7 @@ impl DeleteOptions {
         let propagation = match body["propagationPolicy"].as_str() {
             None | Some("") => None,
             Some(text) => {
-                let known = ["Foreground", "Background", "Orphan"];
+                let known = ["Foreground", "Background", "Orphan", "nil"];
                 let parsed = Propagation::parse(text);
                 if parsed.is_none() {
                     errors.push(FieldError::not_supported("propagationPolicy", text, &known));
@@ -346,7 +346,7 @@ mod tests {
         let message = |body: Value| DeleteOptions::parse(&body).unwrap_err().message;
         assert_eq!(
             message(json!({"propagationPolicy": "Never"})),
-            "DeleteOptions.meta.k8s.io \"\" is invalid: propagationPolicy: Unsupported value: \"Never\": supported values: \"Foreground\", \"Background\", \"Orphan\""
+            "DeleteOptions.meta.k8s.io \"\" is invalid: propagationPolicy: Unsupported value: \"Never\": supported values: \"Foreground\", \"Background\", \"Orphan\", \"nil\""
         );
         assert!(message(json!({"dryRun": ["Some"]})).contains("dryRun: Unsupported value: \"Some\""));
     }

@@ -40,7 +40,7 @@ impl Call<'_> {
         };
         // Only a failure shows what the patch led to.
         let text = || match patch.kind {
-            PatchKind::Strategic => go_text(&patch.value),
+            PatchKind::Strategic => patch::go_text(&patch.value),
             _ => patched().unwrap_or_default().to_string(),
         };
         let checked = self.check_schema(patched()?, patch.duplicates.clone(), expected);
@@ -80,20 +80,4 @@ fn misfit(status: Status, text: impl FnOnce() -> String) -> Status {
         None => return status,
     };
     Status::invalid_kind("", "", "", vec![FieldError::invalid("patch", text(), why)])
-}
-
-/// As Go's `%+v` prints a map.
-fn go_text(value: &Value) -> String {
-    match value {
-        Value::Null => "<nil>".into(),
-        Value::String(text) => text.clone(),
-        Value::Array(items) => format!("[{}]", items.iter().map(go_text).collect::<Vec<_>>().join(" ")),
-        Value::Object(fields) => {
-            let mut fields: Vec<_> = fields.iter().collect();
-            fields.sort_by_key(|(name, _)| *name);
-            let fields: Vec<String> = fields.into_iter().map(|(k, v)| format!("{k}:{}", go_text(v))).collect();
-            format!("map[{}]", fields.join(" "))
-        }
-        other => other.to_string(),
-    }
 }

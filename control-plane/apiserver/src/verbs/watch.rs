@@ -48,18 +48,18 @@ impl WatchOptions {
         let matching = query.text("resourceVersionMatch");
         let initial_events = query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
         let mut errors = Vec::new();
-        let forbidden = |why: &str| FieldError::forbidden("resourceVersionMatch", why);
-        match initial_events {
-            None if !matching.is_empty() => errors
-                .push(forbidden("resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided")),
-            Some(_) if matching.is_empty() => {
-                errors.push(forbidden("sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"))
-            }
-            Some(_) if matching != "NotOlderThan" => {
-                let known = ["NotOlderThan"];
-                errors.push(FieldError::not_supported("resourceVersionMatch", matching, &known));
-            }
-            _ => {}
+        let mut forbidden = |why: &str| errors.push(FieldError::forbidden("resourceVersionMatch", why));
+        if initial_events.is_some() && matching != "NotOlderThan" {
+            forbidden("sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
+        }
+        if !matching.is_empty() && initial_events.is_none() {
+            forbidden("resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided");
+        }
+        if !matching.is_empty() && !query.text("continue").is_empty() {
+            forbidden("resourceVersionMatch is forbidden when continue is provided");
+        }
+        if !matching.is_empty() && matching != "NotOlderThan" {
+            errors.push(FieldError::not_supported("resourceVersionMatch", matching, &["NotOlderThan"]));
         }
         if !errors.is_empty() {
             return Err(Status::invalid_kind("meta.k8s.io", "ListOptions", "", errors));
