@@ -230,7 +230,14 @@ impl Agent {
                 tasks.wait().await;
                 return Ok(());
             }
-            let server = api::Server::new(config, self.node.clone(), self.workers, client, stop.clone())?;
+            let server = api::Server::new(
+                config,
+                self.node.clone(),
+                self.workers,
+                client,
+                self.config.thresholds,
+                stop.clone(),
+            )?;
             let served = server.run().await;
             if served.is_err() {
                 shutdown.cancel();

@@ -7,6 +7,7 @@ mod dial;
 mod exec;
 mod forward;
 mod logs;
+mod metrics;
 mod peer;
 mod remote;
 mod reply;
@@ -32,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::dispatch::Workers;
+use crate::eviction::signals::Thresholds;
 use crate::limits;
 use crate::node_context::NodeContext;
 use auth::{Authorizer, User};
@@ -82,6 +84,7 @@ pub(crate) struct Shared {
     pub(crate) node: Arc<NodeContext>,
     pub(crate) workers: Workers,
     pub(crate) client: Client,
+    pub(crate) thresholds: Thresholds,
     authorizer: Authorizer,
 }
 
@@ -95,11 +98,12 @@ impl Server {
         node: Arc<NodeContext>,
         workers: Workers,
         client: Client,
+        thresholds: Thresholds,
         shutdown: CancellationToken,
     ) -> Result<Server> {
         let tls = tls::Acceptor::new(&config.client_ca_pem, config.identity.clone())?;
         let authorizer = Authorizer::new(client.clone(), node.identity.name.clone());
-        let shared = Arc::new(Shared { node, workers, client, authorizer });
+        let shared = Arc::new(Shared { node, workers, client, thresholds, authorizer });
         Ok(Server { config, shared, tls, shutdown })
     }
 
@@ -180,8 +184,10 @@ async fn route(shared: &Arc<Shared>, user: Option<User>, request: Request<Incomi
         ["pods"] if reads => stats::pods(shared).await,
         ["runningpods"] if reads => stats::running(shared),
         ["stats", "summary"] if reads => stats::summary(shared).await,
-        ["metrics", "resource"] if reads => stats::resource(shared).await,
-        ["metrics"] if reads => stats::metrics(shared),
+        ["configz"] if reads => stats::configz(shared),
+        ["metrics", "resource"] if reads => metrics::resource(shared).await,
+        ["metrics", "cadvisor"] if reads => metrics::cadvisor(shared).await,
+        ["metrics"] if reads => metrics::daemon(shared),
         _ => error(StatusCode::NOT_FOUND, "404 page not found"),
     }
 }

@@ -1,6 +1,5 @@
-//! Pods and statistics: `/pods`, `/runningpods`, `/stats/summary`, `/metrics`, `/metrics/resource`.
+//! Pods, statistics and settings: `/pods`, `/runningpods`, `/stats/summary`, `/configz`.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 use http::{Response, StatusCode};
@@ -11,9 +10,12 @@ use serde_json::{Value, json};
 use sluice_runtime::Stats;
 
 use super::Shared;
-use super::reply::{Reply, error, json as reply_json, with_type};
+use super::reply::{Reply, error, json as reply_json};
+use crate::eviction::signals::Signals;
+use crate::limits;
 use crate::node::{machine, time};
 use crate::pod::worker::View;
+use crate::quantity;
 
 /// The pods of this node as the API server has them.
 pub(super) async fn pods(shared: &Arc<Shared>) -> Response<Reply> {
@@ -68,9 +70,21 @@ pub(super) async fn summary(shared: &Arc<Shared>) -> Response<Reply> {
     }
     let total = u64::try_from(shared.node.identity.memory).unwrap_or_default();
     let available = machine::available_memory();
+    let cpu = u64::try_from(std::time::Duration::from_secs_f64(machine::cpu_seconds()).as_nanos()).unwrap_or(u64::MAX);
+    let signals = Signals::read(&shared.node.identity.dir);
+    let used = |room: crate::eviction::signals::Room| room.all.saturating_sub(room.left);
+    let fs = json!({
+        "time": now, "availableBytes": signals.disk.left, "capacityBytes": signals.disk.all,
+        "usedBytes": used(signals.disk), "inodesFree": signals.inodes.left, "inodes": signals.inodes.all,
+        "inodesUsed": used(signals.inodes),
+    });
     reply_json(&json!({
         "node": {
             "nodeName": shared.node.identity.name,
+            "cpu": {"time": now, "usageCoreNanoSeconds": cpu},
+            "fs": fs, "runtime": {"imageFs": fs},
+            "rlimit": {"time": now, "maxpid": signals.pids.all,
+                "curproc": signals.pids.all.saturating_sub(signals.pids.left)},
             "memory": {"time": now, "availableBytes": available,
                 "usageBytes": total.saturating_sub(available), "workingSetBytes": total.saturating_sub(available)},
         },
@@ -78,50 +92,49 @@ pub(super) async fn summary(shared: &Arc<Shared>) -> Response<Reply> {
     }))
 }
 
-/// Upstream's resource metrics in Prometheus' text format.
-pub(super) async fn resource(shared: &Arc<Shared>) -> Response<Reply> {
-    let mut cpu = String::new();
-    let mut memory = String::new();
-    for view in views(shared) {
-        for (name, stats) in usage(shared, &view).await {
-            let labels =
-                format!("container=\"{name}\",namespace=\"{}\",pod=\"{}\"", view.pod.namespace(), view.pod.name());
-            // Writing to a string cannot fail.
-            let _ = writeln!(cpu, "container_cpu_usage_seconds_total{{{labels}}} {}", stats.cpu_usage.as_secs_f64());
-            let _ = writeln!(memory, "container_memory_working_set_bytes{{{labels}}} {}", stats.memory_working_set);
-        }
-    }
-    let total = u64::try_from(shared.node.identity.memory).unwrap_or_default();
-    let used = total.saturating_sub(machine::available_memory());
-    let body = format!(
-        "# TYPE container_cpu_usage_seconds_total counter\n{cpu}\
-         # TYPE container_memory_working_set_bytes gauge\n{memory}\
-         # TYPE node_memory_working_set_bytes gauge\nnode_memory_working_set_bytes {used}\n"
-    );
-    with_type("text/plain; version=0.0.4", body)
+/// The settings in force, as far as upstream's clients look at them.
+pub(super) fn configz(shared: &Shared) -> Response<Reply> {
+    let dns: Vec<String> = shared.node.identity.dns.cluster_dns.iter().map(ToString::to_string).collect();
+    let t = &shared.thresholds;
+    reply_json(&json!({"kubeletconfig": {
+        "kind": "KubeletConfiguration", "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "clusterDomain": shared.node.identity.dns.cluster_domain,
+        "clusterDNS": dns,
+        "maxPods": limits::MAX_PODS,
+        "podsPerCore": 0,
+        "cgroupDriver": "cgroupfs",
+        "cpuManagerPolicy": "none",
+        "memoryManagerPolicy": "None",
+        "topologyManagerPolicy": "none",
+        "serializeImagePulls": false,
+        "maxParallelImagePulls": limits::PARALLEL_PULLS,
+        "nodeStatusMaxImages": limits::NODE_IMAGES,
+        "nodeStatusUpdateFrequency": format!("{}s", limits::LEASE_RENEW.as_secs()),
+        "nodeLeaseDurationSeconds": limits::LEASE_DURATION.as_secs(),
+        "imageMinimumGCAge": "2m0s",
+        "imageGCHighThresholdPercent": t.images_high,
+        "imageGCLowThresholdPercent": t.images_low,
+        "evictionHard": {
+            "memory.available": quantity::binary(t.memory.into()),
+            "nodefs.available": format!("{}%", t.disk),
+            "nodefs.inodesFree": format!("{}%", t.inodes),
+            "pid.available": format!("{}%", t.pids),
+        },
+        "evictionPressureTransitionPeriod": "5m0s",
+        "failSwapOn": false,
+        "enableServer": true,
+        "authentication": {"anonymous": {"enabled": false}, "webhook": {"enabled": false}},
+        "authorization": {"mode": "Webhook"},
+    }}))
 }
 
-/// Counters of the daemon itself.
-pub(super) fn metrics(shared: &Shared) -> Response<Reply> {
-    let views = views(shared);
-    let running: usize = views.iter().map(|v| v.containers.iter().filter(|c| c.id.is_some()).count()).sum();
-    let body = format!(
-        "# TYPE kubelet_node_name gauge\nkubelet_node_name{{node=\"{}\"}} 1\n\
-         # TYPE kubelet_active_pods gauge\nkubelet_active_pods {}\n\
-         # TYPE kubelet_running_containers gauge\nkubelet_running_containers{{container_state=\"running\"}} {running}\n\
-         # TYPE sluice_events_dropped_total counter\nsluice_events_dropped_total {}\n",
-        shared.node.identity.name,
-        views.len(),
-        shared.node.recorder.dropped(),
-    );
-    with_type("text/plain; version=0.0.4", body)
-}
-
-fn views(shared: &Shared) -> Vec<View> {
+/// What is known of every pod of the node.
+pub(super) fn views(shared: &Shared) -> Vec<View> {
     shared.workers.all().iter().map(|h| h.view.borrow().clone()).collect()
 }
 
-async fn usage(shared: &Shared, view: &View) -> Vec<(String, Stats)> {
+/// Counters of the pod's running containers, by name.
+pub(super) async fn usage(shared: &Shared, view: &View) -> Vec<(String, Stats)> {
     let mut out = Vec::new();
     for c in &view.containers {
         if let Some(id) = &c.id

@@ -73,6 +73,19 @@ pub fn available_memory() -> u64 {
     memory(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemAvailable")
 }
 
+/// Seconds that all processors together were busy since the boot.
+pub fn cpu_seconds() -> f64 {
+    busy(&fs::read_to_string("/proc/stat").unwrap_or_default())
+}
+
+/// Hundredths of seconds of every kind but idle and waiting for input; what guests use is in the others.
+fn busy(stat: &str) -> f64 {
+    let fields = stat.lines().find_map(|l| l.strip_prefix("cpu ")).unwrap_or_default().split_whitespace();
+    let ticks =
+        fields.take(8).enumerate().filter(|(i, _)| !matches!(i, 3 | 4)).filter_map(|(_, f)| f.parse::<f64>().ok());
+    ticks.sum::<f64>() / 100.0
+}
+
 fn memory(meminfo: &str, key: &str) -> u64 {
     let line = meminfo.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'));
     line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok()).map_or(0, |kib| kib * 1024)
@@ -100,6 +113,7 @@ mod tests {
     fn parses() {
         assert_eq!(memory("MemTotal:       2048 kB\nMemFree: 1 kB\n", "MemTotal"), 2 << 20);
         assert_eq!(memory("", "MemTotal"), 0);
+        assert_eq!(busy("cpu  100 20 30 9999 8888 4 5 6 7 8\ncpu0 1 1\n"), 1.65);
         assert_eq!(os_image("ID=x\nPRETTY_NAME=\"Debian 12\"\n"), "Debian 12");
     }
 }
