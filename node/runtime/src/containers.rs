@@ -23,7 +23,7 @@ use crate::error::or_gone;
 use crate::host::{self, Layers};
 use crate::{
     Config, ContainerSpec, ContainerState, Error, Exit, Prepared, Result, Runtime, Seccomp, Status, events, exec,
-    labels, spec, users,
+    labels, loggers, spec, users,
 };
 
 const RUNC: &str = "io.containerd.runc.v2";
@@ -102,6 +102,7 @@ impl Runtime {
         let request = StartRequest { container_id: id.to_owned(), exec_id: String::new() };
         let answer = client.tasks().start(client.call(request)).await.map_err(client.failed(id))?;
         events::watch(self, id);
+        loggers::keep(self, id);
         Ok(answer.into_inner().pid)
     }
 

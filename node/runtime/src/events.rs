@@ -10,7 +10,7 @@ use prost::Message;
 use tonic::Streaming;
 
 use crate::runtime::Inner;
-use crate::{Error, Event, Result, Runtime, Status, exec, labels, limits};
+use crate::{Error, Event, Result, Runtime, Status, exec, labels, limits, loggers};
 
 /// The topic of our own event.
 const READY: &str = "/sluice/ready";
@@ -87,6 +87,7 @@ async fn resync(runtime: &Runtime) -> Result<()> {
             continue;
         }
         watch(runtime, &state.id);
+        loggers::keep(runtime, &state.id);
         if let Err(error) = exec::revive_logger(&runtime.inner.config, &state).await {
             tracing::warn!(container = state.id, %error, "nobody reads a container's output");
         }

@@ -50,7 +50,7 @@ pub(crate) async fn container_streams(config: &Config, spec: &ContainerSpec) -> 
     if spec.stdin && !spec.tty {
         streams.stdout = fifo(&dir, "stdout")?;
         streams.stderr = fifo(&dir, "stderr")?;
-        start_logger(config, &spec.id, &spec.log_path).await?;
+        start_logger(config, &spec.id, &spec.log_path, fifos(config, &spec.id)).await?;
         return Ok(streams);
     }
     let arguments = Arguments { log: spec.log_path.clone(), folder: dir }.to_string();
@@ -65,7 +65,7 @@ pub(crate) async fn container_streams(config: &Config, spec: &ContainerSpec) -> 
 pub(crate) async fn revive_logger(config: &Config, state: &ContainerState) -> Result<()> {
     let ours = state.stdin && !state.tty;
     if ours && std::os::unix::net::UnixStream::connect(socket(config, &state.id)?.1).is_err() {
-        start_logger(config, &state.id, &state.log_path).await?;
+        start_logger(config, &state.id, &state.log_path, fifos(config, &state.id)).await?;
     }
     Ok(())
 }
@@ -276,13 +276,17 @@ fn process(container: &[u8], spec: &ExecSpec) -> Result<Vec<u8>> {
     serde_json::to_vec(&process).map_err(invalid)
 }
 
-/// Returns when the logger is ready: it closes its standard output then.
-async fn start_logger(config: &Config, id: &str, log: &Path) -> Result<()> {
+fn fifos(config: &Config, id: &str) -> [PathBuf; 2] {
+    ["stdout", "stderr"].map(|name| folder(config, id).join(name))
+}
+
+/// Starts a logger that opens the two streams by name. Returns when it is ready: it closes its standard output then.
+pub(crate) async fn start_logger(config: &Config, id: &str, log: &Path, streams: [PathBuf; 2]) -> Result<()> {
     let dir = folder(config, id);
     let program = config.logger.clone();
     let arguments = Arguments { log: log.to_owned(), folder: dir.clone() };
     let mut command = Command::new(&program);
-    command.arg("logger").arg(arguments.to_string()).arg(dir.join("stdout")).arg(dir.join("stderr"));
+    command.arg("logger").arg(arguments.to_string()).args(streams);
     command.env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
     let start = move || {
@@ -300,7 +304,7 @@ pub(crate) fn folder(config: &Config, id: &str) -> PathBuf {
 }
 
 /// The logger's socket by a name that is short enough for any folder; valid while the first value lives.
-fn socket(config: &Config, id: &str) -> Result<(std::os::fd::OwnedFd, PathBuf)> {
+pub(crate) fn socket(config: &Config, id: &str) -> Result<(std::os::fd::OwnedFd, PathBuf)> {
     let dir = folder(config, id);
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let open = open(&dir, flags, Mode::empty())

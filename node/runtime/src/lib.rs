@@ -22,6 +22,7 @@ mod io;
 mod labels;
 pub mod limits;
 pub mod logger;
+mod loggers;
 pub mod logs;
 mod reference;
 mod registry;

@@ -11,7 +11,7 @@ use common::{World, eventually, log};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sluice_runtime::daemon::Containerd;
-use sluice_runtime::{Event, Status};
+use sluice_runtime::{ContainerSpec, Event, Status};
 use tokio_util::sync::CancellationToken;
 
 fn parent(pid: u32) -> i32 {
@@ -99,6 +99,46 @@ async fn what_a_killed_daemon_prepared_is_removed_by_the_next() {
     next.create_on(&spec, prepared).await.unwrap();
     next.start(&spec.id).await.unwrap();
     assert_eq!(next.wait(&spec.id).await.unwrap().code, 0);
+    world.end().await;
+}
+
+/// The pid of the container's logger.
+fn logger(spec: &ContainerSpec) -> Option<i32> {
+    let log = spec.log_path.to_string_lossy().into_owned();
+    fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
+        let line = fs::read(entry.path().join("cmdline")).ok()?;
+        let is = String::from_utf8_lossy(&line).contains(&format!("logger\0{log}\n"));
+        is.then(|| entry.file_name().to_str()?.parse().ok()).flatten()
+    })
+}
+
+#[tokio::test]
+async fn a_container_outlives_its_loggers_and_its_lines_go_on() {
+    let mut world = World::start("logger").await;
+    world.import().await;
+    let spec =
+        world.run("trap '' TERM; i=0; while :; do echo line $i; echo err $i >&2; i=$((i+1)); sleep 0.05; done").await;
+    for round in 0..3 {
+        // The first is the shim's, the next are ours; the third belongs to a daemon that came later.
+        if round == 2 {
+            world.runtime = world.reconnect().await;
+        }
+        eventually("lines come", || log(&spec).lines().count() > 4).await;
+        let before = logger(&spec).unwrap();
+        kill(Pid::from_raw(before), Signal::SIGKILL).unwrap();
+        eventually("another logger is there", || logger(&spec).is_some_and(|now| now != before)).await;
+        let seen = log(&spec).lines().count();
+        eventually("lines go on", || log(&spec).lines().count() > seen + 10).await;
+    }
+    let text = log(&spec);
+    assert!(text.contains("stdout F line 0\n") && text.contains("stderr F err 1\n"), "{text}");
+    let lost = (0..15).filter(|at| !text.contains(&format!("line {at}\n"))).count();
+    assert!(lost <= 3, "at most what each dead logger held: {lost} lost of\n{text}");
+    let state = world.runtime.container(&spec.id).await.unwrap().unwrap();
+    assert!(matches!(state.status, Status::Running { .. }), "{:?}", state.status);
+    let exit = world.runtime.stop(&spec.id, None, Duration::ZERO).await.unwrap();
+    assert_eq!(exit.code, 137);
+    eventually("its logger goes with it", || logger(&spec).is_none()).await;
     world.end().await;
 }
 
