@@ -14,6 +14,7 @@ pub mod context;
 mod core;
 mod crds;
 mod documents;
+mod drain;
 mod fields;
 pub mod limits;
 pub mod meta;
@@ -84,7 +85,7 @@ pub struct ApiServer {
     pipeline: Arc<Pipeline>,
     pki: Arc<Pki>,
     config: Arc<Config>,
-    _tasks: Arc<[AbortOnDropHandle<()>; 2]>,
+    _tasks: Arc<[AbortOnDropHandle<()>; 3]>,
 }
 
 impl ApiServer {
@@ -138,11 +139,12 @@ impl ApiServer {
             tokio::spawn(async move { pki.run_renewal(CancellationToken::new()).await })
         };
         let definitions = tokio::spawn(crds::follow(Arc::clone(&pipeline)));
+        let own = tokio::spawn(bootstrap::keep::run(Arc::clone(&pipeline.core().storage), cluster));
         Ok(Self {
             pipeline,
             pki,
             config: Arc::new(config),
-            _tasks: Arc::new([renewal, definitions].map(AbortOnDropHandle::new)),
+            _tasks: Arc::new([renewal, definitions, own].map(AbortOnDropHandle::new)),
         })
     }
 

@@ -8,6 +8,10 @@ pub const BODY_BYTES: usize = 3 * 1024 * 1024;
 pub const HEADER_BYTES: usize = 64 * 1024;
 /// How long a client may take to send its headers.
 pub const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// The most that is read of a body that nobody wants, to keep its connection (Go's 256 KiB), and for
+/// how long.
+pub const DRAIN_BYTES: usize = 256 * 1024;
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a TLS handshake may take.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Open connections; more wait in the listener's backlog.
@@ -33,6 +37,8 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 /// How long a read waits for a revision that the cache has not seen.
 pub const FRESH_TIMEOUT: Duration = Duration::from_secs(3);
+/// The pause before an object of the cluster's own is made again when that failed.
+pub const OWN_RETRY: Duration = Duration::from_secs(1);
 /// Attempts of a write that lost its race, where the server may repeat it.
 pub const WRITE_ATTEMPTS: usize = 8;
 /// Deletions of one collection that run side by side, so that they share the store's commits.
@@ -63,6 +69,11 @@ pub const EVENT_LEASE_SHARED: Duration = Duration::from_secs(5 * 60);
 pub const METRIC_SERIES: usize = 2048;
 /// How soon a CustomResourceDefinition that waits for its objects to go is looked at again.
 pub const CRD_RETRY: Duration = Duration::from_secs(2);
+/// How long an address or port that a server is about to give to a Service stays noted, in seconds:
+/// well above [`REQUEST_TIMEOUT`] and what clocks of servers may differ by.
+pub const RESERVED_SECONDS: i64 = 300;
+/// The pause before another look at what is noted, when it is in the way.
+pub const RESERVED_WAIT: Duration = Duration::from_millis(25);
 /// Node ports handed out and accepted.
 pub const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 

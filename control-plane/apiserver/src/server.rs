@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     context::{PeerAddr, PeerCertificates},
+    drain::Drained,
     limits,
     pipeline::Pipeline,
 };
@@ -121,7 +122,11 @@ async fn connection(
         }
         let pipeline = Arc::clone(&pipeline);
         async move {
-            let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+            let old = request.version() < http::Version::HTTP_2;
+            let request = request.map(|body| match old {
+                true => Drained::new(body).boxed_unsync(),
+                false => body.map_err(Into::into).boxed_unsync(),
+            });
             Ok::<_, Infallible>(pipeline.handle(request).await)
         }
     });

@@ -1,6 +1,7 @@
 //! What a cluster is made of before anyone asks: certificates and keys, default objects.
 
 pub mod encryption;
+pub(crate) mod keep;
 pub mod objects;
 pub mod pki;
 pub mod roles;

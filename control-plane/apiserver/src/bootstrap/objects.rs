@@ -55,27 +55,37 @@ pub async fn ensure(storage: &Storage, cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-type Item = (&'static str, &'static str, Value);
+/// The objects that are made again when somebody deletes them: the system's namespaces, the Services
+/// that every pod counts on, and what describes the cluster.
+pub(super) fn lasting(cluster: &Cluster) -> Vec<Item> {
+    let namespaces = NAMESPACES.map(|name| ("", "namespaces", namespace(name)));
+    namespaces.into_iter().chain(fixed(cluster)).chain(described(cluster)).collect()
+}
+
+/// Group, plural and object.
+pub(super) type Item = (&'static str, &'static str, Value);
 
 /// Writes run side by side so that they share the store's commits.
 async fn run<'a, F, Fut>(storage: &'a Storage, items: Vec<Item>, write: F) -> Result<()>
 where
+    F: Fn(&'a Storage, &'static Resource, Value) -> Fut + Copy,
+    Fut: Future<Output = Result<(), Status>>,
+{
+    let writes: Vec<_> = items.into_iter().map(|item| made(storage, item, write)).collect();
+    stream::iter(writes).buffer_unordered(limits::BOOTSTRAP_WRITES).try_collect().await
+}
+
+async fn made<'a, F, Fut>(storage: &'a Storage, (group, plural, object): Item, write: F) -> Result<()>
+where
     F: Fn(&'a Storage, &'static Resource, Value) -> Fut,
     Fut: Future<Output = Result<(), Status>>,
 {
-    let write = &write;
-    stream::iter(items)
-        .map(|(group, plural, object)| async move {
-            let row = builtin().by_path(group, "v1", plural);
-            let row = row.with_context(|| format!("{plural} are not served"))?;
-            let name = object["metadata"]["name"].to_string();
-            settled(storage, || write(storage, row, object.clone()))
-                .await
-                .with_context(|| format!("{plural} {name} cannot be made"))
-        })
-        .buffer_unordered(limits::BOOTSTRAP_WRITES)
-        .try_collect()
+    let row = builtin().by_path(group, "v1", plural);
+    let row = row.with_context(|| format!("{plural} are not served"))?;
+    let name = object["metadata"]["name"].to_string();
+    settled(storage, || write(storage, row, object.clone()))
         .await
+        .with_context(|| format!("{plural} {name} cannot be made"))
 }
 
 /// Writes again when another server, starting at the same time, wrote first.
@@ -168,7 +178,7 @@ fn push(object: &mut Value, field: &str, more: impl Iterator<Item = Value>) {
     }
 }
 
-fn key(object: &Value) -> (&str, &str) {
+pub(super) fn key(object: &Value) -> (&str, &str) {
     let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default();
     (text("namespace"), text("name"))
 }

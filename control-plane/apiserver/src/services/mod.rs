@@ -1,8 +1,10 @@
 //! Addresses and ports of Services: cluster IPs from the service range, node ports, health-check
 //! ports, and the address-family fields that go with them. What is in use is read from the cache
-//! under a lock that is held until the Service is stored, so this server never gives one out twice.
+//! under a lock that is held until the Service is stored, so this server never gives one out twice;
+//! what other servers are about to give out is noted in the store ([`reserved`]).
 
 mod complete;
+mod reserved;
 
 use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
 
@@ -18,9 +20,27 @@ use crate::{
     verbs::Call,
 };
 use complete::{addresses, families, keep, ports};
+use reserved::{Held, Reserved};
 
-/// Held until the Service is stored.
-pub(crate) type Allocation = OwnedMutexGuard<()>;
+/// Held until the Service is stored, or the request has failed.
+pub(crate) struct Allocation {
+    guard: Option<OwnedMutexGuard<()>>,
+    /// What other servers see of it.
+    noted: Option<(Arc<Storage>, String)>,
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        let Some((storage, service)) = self.noted.take() else { return };
+        let guard = self.guard.take();
+        tokio::spawn(async move {
+            if let Err(status) = Reserved::cross_out(&storage, &service).await {
+                tracing::debug!(service, error = %status.message, "a note about a Service is left to expire");
+            }
+            drop(guard);
+        });
+    }
+}
 
 /// See the module.
 pub(crate) struct Services {
@@ -165,20 +185,44 @@ impl Services {
 
     async fn allocate(&self, call: &Call<'_>, object: &mut Value) -> Result<Allocation, Status> {
         let guard = Arc::clone(&self.lock).lock_owned().await;
-        let resource = &*call.view.resource;
+        let (resource, storage) = (&*call.view.resource, &call.core.storage);
         let name = meta::name(object).to_owned();
-        let taken = Taken::read(&call.core.storage, resource, call.namespace(), &name);
-        let mut errors = families(object);
-        if errors.is_empty() {
-            errors = addresses(object, self.range, &taken);
+        let own = format!("{}/{name}", call.namespace());
+        let mut refused = None;
+        let held = storage.get(resource.store_prefix(), call.namespace(), &name).map(|o| Held::of(&o.value()));
+        for _ in 0..limits::WRITE_ATTEMPTS {
+            let reserved = Reserved::read(storage).await?;
+            let mut taken = Taken::read(storage, resource, call.namespace(), &name);
+            reserved.add_to(&mut taken, &own);
+            let mut completed = object.clone();
+            let mut errors = families(&mut completed);
+            if errors.is_empty() {
+                errors = addresses(&mut completed, self.range, &taken);
+            }
+            if errors.is_empty() {
+                errors = ports(&mut completed, &taken);
+            }
+            if !errors.is_empty() {
+                if !reserved.others(&own) {
+                    return Err(Status::invalid(resource, &name, errors));
+                }
+                // What another server is about to store may be what is in the way: soon it is known.
+                refused = Some(errors);
+                tokio::time::sleep(limits::RESERVED_WAIT).await;
+                continue;
+            }
+            let wanted = Held::of(&completed);
+            let new = !call.dry_run && !wanted.is_within(&held.clone().unwrap_or_default());
+            if !new || reserved.note(storage, &own, wanted).await? {
+                *object = completed;
+                let noted = new.then(|| (Arc::clone(storage), own));
+                return Ok(Allocation { guard: Some(guard), noted });
+            }
         }
-        if errors.is_empty() {
-            errors = ports(object, &taken);
-        }
-        if errors.is_empty() {
-            return Ok(guard);
-        }
-        Err(Status::invalid(resource, &name, errors))
+        Err(match refused {
+            Some(errors) => Status::invalid(resource, &name, errors),
+            None => Status::conflict(resource, &name),
+        })
     }
 }
 

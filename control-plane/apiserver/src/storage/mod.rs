@@ -30,6 +30,8 @@ use crate::{context::AtRest, limits, meta};
 
 /// Where everything is stored.
 const ROOT: &str = "/registry/";
+/// Keys beside the objects that are none: the cache follows their revisions and leaves them out.
+const NOTES: &str = "/registry/.sluice/";
 /// What expires.
 const EVENTS: &str = "/registry/events/";
 
@@ -59,7 +61,7 @@ impl Decode for Decoder {
     type Object = StoredObject;
 
     fn decode(&self, kv: &Kv) -> Option<StoredObject> {
-        if kv.value.is_empty() {
+        if kv.value.is_empty() || kv.key.starts_with(NOTES.as_bytes()) {
             return None;
         }
         decode(&*self.at_rest, kv)
@@ -187,6 +189,29 @@ impl Storage {
             })
             .collect();
         Ok(Page { items, more: result.more, count: result.count })
+    }
+
+    /// A value that servers share and that is no object, empty when there is none, and the revision of
+    /// its last write. The cache is at least as new when this returns.
+    pub(crate) async fn note(&self, name: &str) -> Result<(Bytes, Revision), Status> {
+        let range = Range { key: Bytes::from(format!("{NOTES}{name}")), ..Range::default() };
+        let result = self.engine.range(range).await.map_err(failed)?;
+        let Some(kv) = result.kvs.into_iter().next() else { return Ok((Bytes::new(), 0)) };
+        self.wait_for(kv.mod_revision).await?;
+        Ok((kv.value, kv.mod_revision))
+    }
+
+    /// Replaces such a value that was last written at `expected` (0: that is not there); false when
+    /// that is no longer so. A crash of the only server may lose it.
+    pub(crate) async fn replace_note(&self, name: &str, value: Vec<u8>, expected: Revision) -> Result<bool, Status> {
+        let key = Bytes::from(format!("{NOTES}{name}"));
+        let txn = Txn {
+            compare: vec![Compare::ModRevision { key: key.clone(), equals: expected }],
+            success: vec![Op::Put { key, value: value.into(), lease: 0 }],
+            failure: Vec::new(),
+            lazy: true,
+        };
+        Ok(self.engine.txn(txn).await.map_err(failed)?.succeeded)
     }
 
     /// What the store says of itself.
