@@ -124,7 +124,9 @@ fn resized(_: &Resource, old: &Value, submitted: Value) -> Result<Value, Status>
     let mut new = locked(old, &submitted);
     for list in ["containers", "initContainers"] {
         let wanted = submitted["spec"][list].as_array();
-        for container in new["spec"][list].as_array_mut().into_iter().flatten() {
+        // Not by indexing, which would leave a null where there is no such list.
+        let containers = new["spec"].get_mut(list).and_then(Value::as_array_mut);
+        for container in containers.into_iter().flatten() {
             let found = wanted.into_iter().flatten().find(|wanted| wanted["name"] == container["name"]);
             for field in ["resources", "resizePolicy"] {
                 if let Some(value) = found.and_then(|found| found.get(field)) {
@@ -164,6 +166,7 @@ mod tests {
             merge("resize")["spec"]["containers"],
             json!([{"name": "c", "image": "i", "resources": {"limits": {"cpu": "1"}}}])
         );
+        assert_eq!(merge("resize")["spec"].get("initContainers"), None);
         assert_eq!(merge("status"), new);
     }
 }
