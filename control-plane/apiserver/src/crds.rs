@@ -30,8 +30,13 @@ fn definitions() -> Option<&'static Resource> {
 fn stored(storage: &Storage) -> Vec<Value> {
     let stored = definitions().map(|row| storage.list(row.store_prefix(), "").items);
     let mut all: Vec<Value> = stored.into_iter().flatten().map(|object| object.value()).collect();
+    // Times are whole seconds: who was established before keeps its names.
+    let established = |d: &Value| {
+        let conditions = d["status"]["conditions"].as_array();
+        conditions.into_iter().flatten().any(|c| c["type"] == "Established" && c["status"] == "True")
+    };
     let age = |d: &Value| (meta::text(d, "creationTimestamp").to_owned(), meta::name(d).to_owned());
-    all.sort_by_key(age);
+    all.sort_by_key(|d| (!established(d), age(d)));
     mark_conflicts(&mut all);
     all
 }

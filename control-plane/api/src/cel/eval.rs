@@ -309,6 +309,10 @@ fn select<'a>(of: Val<'a>, field: &str, optional: bool) -> Result<Val<'a>> {
             None => fail(format!("no such key: {field}")),
         },
         Val::Null if optional => Ok(Val::Optional(None)),
+        Val::Foreign(foreign) => match foreign.field(field) {
+            Some(value) => Ok(value),
+            None => fail(format!("no such key: {field}")),
+        },
         _ => no_overload(),
     }
 }

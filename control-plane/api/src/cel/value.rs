@@ -57,6 +57,11 @@ pub enum Val<'a> {
 pub trait Foreign: fmt::Debug + Send + Sync {
     /// `None` where there is no such method.
     fn call(&self, name: &str, args: &[Val<'_>]) -> Option<Result<Val<'static>, String>>;
+
+    /// `None` where there is no such field.
+    fn field(&self, _name: &str) -> Option<Val<'static>> {
+        None
+    }
 }
 
 /// A text of the object or a computed one.

@@ -9,6 +9,7 @@ mod namespace;
 mod node;
 mod pod;
 mod pod_security;
+mod policy;
 mod quota;
 mod service_account;
 mod storage;
@@ -17,7 +18,7 @@ mod webhook;
 use std::sync::Arc;
 
 use serde_json::Value;
-use sluice_api::status::Status;
+use sluice_api::{decode, schema, status::Status};
 
 use crate::{
     auth::{refusal, view::View},
@@ -62,7 +63,14 @@ impl Admission {
             }
             _ => {}
         }
-        webhook::mutate(view, admit, object).await
+        policy::mutate(view, &self.authorizer, admit, object)?;
+        let before = object.clone();
+        let warnings = webhook::mutate(view, &self.authorizer, admit, object).await?;
+        // What webhooks changed is looked at again by the policies that ask for it.
+        if *object != before {
+            policy::mutate_again(view, &self.authorizer, admit, object)?;
+        }
+        Ok(warnings)
     }
 
     /// Judges the object in its final form; `None` on delete.
@@ -71,7 +79,9 @@ impl Admission {
         namespace::check_delete(admit)?;
         node::restrict(view, admit, object)?;
         let Some(object) = object else {
-            return webhook::validate(view, admit, None).await;
+            let mut warnings = policy::validate(view, &self.authorizer, admit, None)?;
+            warnings.extend(webhook::validate(view, &self.authorizer, admit, None).await?);
+            return Ok(warnings);
         };
         match (target(admit), admit.operation) {
             (("", "pods", ""), Operation::Create) => limit_ranger::check_pod(view, admit, object)?,
@@ -90,10 +100,22 @@ impl Admission {
             _ => {}
         }
         let mut warnings = pod_security::check(view, admit, object)?;
-        warnings.extend(webhook::validate(view, admit, Some(object)).await?);
+        warnings.extend(policy::validate(view, &self.authorizer, admit, Some(object))?);
+        warnings.extend(webhook::validate(view, &self.authorizer, admit, Some(object)).await?);
         self.quota.check(view, admit, object)?;
         Ok(warnings)
     }
+}
+
+/// Gives what a webhook or a policy wrote the form of what a client sends: fields in order, no nulls.
+fn canonical(admit: &Admit<'_>, object: &mut Value) -> Result<(), Status> {
+    let decoded = match (&admit.resource.custom, schema::builtin().get(&admit.resource.schema)) {
+        (Some(custom), _) => decode::custom(custom, object.take())?,
+        (None, Some(schema)) => decode::strict(schema, object.take())?,
+        (None, None) => return Ok(()),
+    };
+    *object = decoded.0;
+    Ok(())
 }
 
 fn target<'a>(admit: &Admit<'a>) -> (&'a str, &'a str, &'a str) {

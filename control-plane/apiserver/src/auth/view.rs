@@ -18,6 +18,9 @@ pub trait View: Send + Sync + 'static {
     /// A collection of one namespace, or of all for `""`.
     fn list(&self, group: &str, plural: &str, namespace: &str) -> Vec<Arc<StoredObject>>;
 
+    /// The collection stored below a prefix, in one namespace or in all for `""`: custom resources.
+    fn list_at(&self, prefix: &str, namespace: &str) -> Vec<Arc<StoredObject>>;
+
     /// The newest revision seen: unchanged while nothing in the store changed.
     fn revision(&self) -> i64;
 
@@ -50,6 +53,10 @@ impl View for Storage {
 
     fn list(&self, group: &str, plural: &str, namespace: &str) -> Vec<Arc<StoredObject>> {
         prefix(group, plural).map_or_else(Vec::new, |p| Storage::list(self, p, namespace).items)
+    }
+
+    fn list_at(&self, prefix: &str, namespace: &str) -> Vec<Arc<StoredObject>> {
+        Storage::list(self, prefix, namespace).items
     }
 
     fn revision(&self) -> i64 {
@@ -185,7 +192,10 @@ pub(crate) mod fixed {
         }
 
         fn list(&self, group: &str, plural: &str, namespace: &str) -> Vec<Arc<StoredObject>> {
-            let prefix = prefix(group, plural).unwrap();
+            self.list_at(prefix(group, plural).unwrap(), namespace)
+        }
+
+        fn list_at(&self, prefix: &str, namespace: &str) -> Vec<Arc<StoredObject>> {
             let state = self.0.read();
             let of =
                 |((p, n, _), _): &(&Key, &Arc<StoredObject>)| *p == prefix && (namespace.is_empty() || n == namespace);

@@ -1,10 +1,11 @@
 //! MutatingAdmissionWebhook and ValidatingAdmissionWebhook: asks other servers about a write, as
 //! webhook configurations say. Mutating ones run one after another in the order of their
-//! configurations' names, validating ones side by side. `matchConditions` are not evaluated yet:
-//! such a webhook is called for everything its rules match.
+//! configurations' names, validating ones side by side.
 
 mod call;
-mod rules;
+pub(super) mod rules;
+
+use std::sync::Arc;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use futures::future::join_all;
@@ -12,7 +13,8 @@ use serde_json::{Value, json};
 use sluice_api::status::Status;
 
 use self::rules::Webhook;
-use crate::{auth::view::View, context::Admit, limits};
+use super::policy::Frame;
+use crate::{auth::view::View, authz::Authorizer, context::Admit, limits};
 
 const GROUP: &str = "admissionregistration.k8s.io";
 
@@ -23,11 +25,19 @@ struct Verdict {
 }
 
 /// Lets every matching mutating webhook change the object; returns their warnings.
-pub(super) async fn mutate(view: &dyn View, admit: &Admit<'_>, object: &mut Value) -> Result<Vec<String>, Status> {
+pub(super) async fn mutate(
+    view: &dyn View,
+    authorizer: &Arc<Authorizer>,
+    admit: &Admit<'_>,
+    object: &mut Value,
+) -> Result<Vec<String>, Status> {
     let mut warnings = Vec::new();
     let mut again: Vec<Webhook> = Vec::new();
     let mut changed_since = false;
     for webhook in matching(view, "mutatingwebhookconfigurations", admit, Some(object)) {
+        if !wanted(view, authorizer, &webhook, admit, Some(object))? {
+            continue;
+        }
         let changed = apply(view, &webhook, admit, object, &mut warnings).await?;
         changed_since |= changed && !again.is_empty();
         if webhook.reinvocation_policy == "IfNeeded" {
@@ -45,16 +55,42 @@ pub(super) async fn mutate(view: &dyn View, admit: &Admit<'_>, object: &mut Valu
 /// Asks every matching validating webhook; the first refusal in their order is the answer.
 pub(super) async fn validate(
     view: &dyn View,
+    authorizer: &Arc<Authorizer>,
     admit: &Admit<'_>,
     object: Option<&Value>,
 ) -> Result<Vec<String>, Status> {
-    let webhooks = matching(view, "validatingwebhookconfigurations", admit, object);
+    let mut webhooks = matching(view, "validatingwebhookconfigurations", admit, object);
+    for at in (0..webhooks.len()).rev() {
+        if !wanted(view, authorizer, &webhooks[at], admit, object)? {
+            webhooks.remove(at);
+        }
+    }
     let asked = webhooks.iter().map(|webhook| ask(view, webhook, admit, object));
     let mut warnings = Vec::new();
     for verdict in join_all(asked).await {
         warnings.extend(verdict?.map(|v| v.warnings).unwrap_or_default());
     }
     Ok(warnings)
+}
+
+/// Whether the webhook's match conditions hold; where one fails and another does not refuse, the
+/// failure policy decides.
+fn wanted(
+    view: &dyn View,
+    authorizer: &Arc<Authorizer>,
+    webhook: &Webhook,
+    admit: &Admit<'_>,
+    object: Option<&Value>,
+) -> Result<bool, Status> {
+    if super::list(&webhook.match_conditions).is_empty() {
+        return Ok(true);
+    }
+    let frame = Frame::new(view, authorizer, admit, object);
+    match frame.conditions(&webhook.match_conditions, &[]) {
+        Ok(holds) => Ok(holds),
+        Err(_) if webhook.fails_open() => Ok(false),
+        Err(why) => Err(super::forbid(admit, object, why)),
+    }
 }
 
 /// True if the webhook changed the object.
@@ -85,9 +121,7 @@ async fn apply(
         return Ok(false);
     }
     // What a webhook wrote gets the form of what a client sends: fields in order, no nulls.
-    if let Some(schema) = sluice_api::schema::builtin().get(&admit.resource.schema) {
-        *object = sluice_api::decode::strict(schema, object.take())?.0;
-    }
+    super::canonical(admit, object)?;
     Ok(true)
 }
 
@@ -156,18 +190,11 @@ fn matching(view: &dyn View, plural: &str, admit: &Admit<'_>, object: Option<&Va
 
 /// The `admission.k8s.io/v1 AdmissionReview` to send.
 fn review(uid: &str, admit: &Admit<'_>, object: Option<&Value>) -> Value {
-    let (a, row) = (&admit.attributes, admit.resource);
-    let kind = json!({"group": a.group, "version": a.version, "kind": row.kind});
-    let resource = json!({"group": a.group, "version": a.version, "resource": a.resource});
     let of = |object: Option<&Value>| object.cloned().unwrap_or(Value::Null);
-    let mut request = json!({"uid": uid, "kind": kind, "resource": resource, "requestKind": kind,
-        "requestResource": resource, "name": a.name, "namespace": a.namespace,
-        "operation": admit.operation.as_str(), "userInfo": a.user, "object": of(object),
-        "oldObject": of(admit.old), "dryRun": admit.dry_run, "options": null});
-    if !a.subresource.is_empty() {
-        request["subResource"] = json!(a.subresource);
-        request["requestSubResource"] = json!(a.subresource);
-    }
+    let mut request = super::policy::request(admit);
+    request["uid"] = json!(uid);
+    request["object"] = of(object);
+    request["oldObject"] = of(admit.old);
     json!({"kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "request": request})
 }
 

@@ -26,6 +26,8 @@ pub(super) struct Webhook {
     pub(super) timeout_seconds: Option<u64>,
     #[serde(default)]
     pub(super) reinvocation_policy: String,
+    #[serde(default)]
+    pub(super) match_conditions: Value,
 }
 
 #[derive(Deserialize)]
@@ -51,7 +53,9 @@ pub(super) struct ServiceRef {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Rule {
+pub(in crate::admission) struct Rule {
+    #[serde(default, deserialize_with = "list")]
+    resource_names: Vec<String>,
     #[serde(default, deserialize_with = "list")]
     operations: Vec<String>,
     #[serde(default, deserialize_with = "list")]
@@ -82,36 +86,45 @@ impl Webhook {
 
     pub(super) fn matches(&self, view: &dyn View, admit: &Admit<'_>, object: Option<&Value>) -> bool {
         self.rules.iter().any(|rule| rule.matches(admit))
-            && self.takes_namespace(view, admit, object)
-            && self.takes_object(admit, object)
-    }
-
-    /// A namespace is judged by its own labels, what is in one by that one's; cluster-wide objects
-    /// always match.
-    fn takes_namespace(&self, view: &dyn View, admit: &Admit<'_>, object: Option<&Value>) -> bool {
-        let a = &admit.attributes;
-        if a.group.is_empty() && a.resource == "namespaces" {
-            let labels = object.or(admit.old).and_then(|o| o["metadata"]["labels"].as_object());
-            return selects(&self.namespace_selector, labels);
-        }
-        if a.namespace.is_empty() {
-            return true;
-        }
-        let namespace = view.get("", "namespaces", "", a.namespace).map(|n| n.value());
-        let labels = namespace.as_ref().and_then(|n| n["metadata"]["labels"].as_object());
-        selects(&self.namespace_selector, labels)
-    }
-
-    /// The old or the new state may match.
-    fn takes_object(&self, admit: &Admit<'_>, object: Option<&Value>) -> bool {
-        let states = [object, admit.old];
-        states.into_iter().flatten().any(|o| selects(&self.object_selector, o["metadata"]["labels"].as_object()))
+            && takes_namespace(&self.namespace_selector, view, admit, object)
+            && takes_object(&self.object_selector, admit, object)
     }
 }
 
+/// A namespace is judged by its own labels, what is in one by that one's; cluster-wide objects
+/// always match.
+pub(in crate::admission) fn takes_namespace(
+    selector: &Value,
+    view: &dyn View,
+    admit: &Admit<'_>,
+    object: Option<&Value>,
+) -> bool {
+    let a = &admit.attributes;
+    if a.group.is_empty() && a.resource == "namespaces" {
+        let labels = object.or(admit.old).and_then(|o| o["metadata"]["labels"].as_object());
+        return selects(selector, labels);
+    }
+    if a.namespace.is_empty() || selector.as_object().is_none_or(serde_json::Map::is_empty) {
+        return true;
+    }
+    let namespace = view.get("", "namespaces", "", a.namespace).map(|n| n.value());
+    let labels = namespace.as_ref().and_then(|n| n["metadata"]["labels"].as_object());
+    selects(selector, labels)
+}
+
+/// The old or the new state may match; what has no state at all (a CONNECT) matches where nothing is asked for.
+pub(in crate::admission) fn takes_object(selector: &Value, admit: &Admit<'_>, object: Option<&Value>) -> bool {
+    let mut states = [object, admit.old].into_iter().flatten().peekable();
+    if states.peek().is_none() {
+        return selects(selector, None);
+    }
+    states.any(|o| selects(selector, o["metadata"]["labels"].as_object()))
+}
+
 impl Rule {
-    fn matches(&self, admit: &Admit<'_>) -> bool {
+    pub(in crate::admission) fn matches(&self, admit: &Admit<'_>) -> bool {
         let a = &admit.attributes;
+        let named = self.resource_names.is_empty() || self.resource_names.iter().any(|n| n == a.name);
         let any = |list: &[String], wanted: &str| list.iter().any(|item| item == "*" || item == wanted);
         let scope = match self.scope.as_deref() {
             Some("Cluster") => a.namespace.is_empty() || a.resource == "namespaces",
@@ -122,7 +135,8 @@ impl Rule {
             let (resource, subresource) = rule.split_once('/').unwrap_or((rule, ""));
             (resource == "*" || resource == a.resource) && (subresource == "*" || subresource == a.subresource)
         });
-        scope
+        named
+            && scope
             && resource
             && any(&self.operations, admit.operation.as_str())
             && any(&self.api_groups, a.group)

@@ -219,3 +219,23 @@ async fn a_dry_run_has_no_side_effects() {
     let refused = bed.create(true).await.unwrap_err();
     assert_eq!(refused, "400 admission webhook \"w.example.org\" does not support dry run");
 }
+
+#[tokio::test]
+async fn match_conditions_decide_who_is_asked() {
+    let bed = bed().await;
+    let deny = |expression: &str, policy: &str| {
+        bed.put(
+            "validatingwebhookconfigurations",
+            "/deny",
+            json!({"failurePolicy": policy, "matchConditions": [{"name": "c", "expression": expression}]}),
+        );
+    };
+    deny("object.metadata.labels.app == 'other'", "Fail");
+    assert!(bed.create(false).await.is_ok());
+    deny("object.metadata.labels.app == 'web' && request.userInfo.username == 'jane'", "Fail");
+    assert!(bed.create(false).await.unwrap_err().contains("not on Fridays"));
+    deny("object.nothing == 1", "Ignore");
+    assert!(bed.create(false).await.is_ok());
+    deny("object.nothing == 1", "Fail");
+    assert!(bed.create(false).await.unwrap_err().contains("no such key: nothing"));
+}
