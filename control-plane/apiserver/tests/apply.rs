@@ -30,12 +30,16 @@ fn deployment(replicas: Option<i64>, image: &str) -> Value {
     json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": spec})
 }
 
-/// `manager Operation subresource` of each entry.
+/// `manager Operation subresource` of each entry: applies first, then by name (the server sorts by
+/// time before that, which depends on where a second begins).
 fn managers(object: &Value) -> Vec<String> {
     let list = object["metadata"]["managedFields"].as_array().cloned().unwrap_or_default();
     let text = |entry: &Value, field: &str| entry[field].as_str().unwrap_or_default().to_owned();
     let line = |e: &Value| format!("{} {} {}", text(e, "manager"), text(e, "operation"), text(e, "subresource"));
-    list.iter().map(|entry| line(entry).trim_end().to_owned()).collect()
+    let mut lines: Vec<(String, String)> =
+        list.iter().map(|entry| (text(entry, "operation"), line(entry).trim_end().to_owned())).collect();
+    lines.sort();
+    lines.into_iter().map(|(_, line)| line).collect()
 }
 
 fn fields(object: &Value, manager: &str) -> Value {
@@ -299,4 +303,99 @@ async fn many_managers_apply_at_once() {
     let now = server.admin.get(&one).await.ok();
     assert_eq!(now["data"].as_object().unwrap().len(), 12);
     assert_eq!(managers(&now).len(), 12);
+}
+
+/// Serves a custom kind in two versions with this schema; the path of its objects.
+async fn widgets(server: &Server, spec: Value) -> String {
+    let schema = json!({"openAPIV3Schema": {"type": "object", "properties": {"spec": spec}}});
+    let version = |name: &str, storage: bool| json!({"name": name, "served": true, "storage": storage, "schema": schema, "subresources": {"status": {}}});
+    let definition = json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "widgets.e.com"},
+        "spec": {"group": "e.com", "scope": "Cluster", "versions": [version("v1", true), version("v2", false)],
+            "names": {"plural": "widgets", "singular": "widget", "kind": "Widget", "listKind": "WidgetList"}},
+    });
+    let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    let mut events = server.admin.watch(&format!("{path}?watch=1")).await;
+    server.admin.create(path, definition).await;
+    loop {
+        let event = events.next().await.unwrap();
+        let conditions = event["object"]["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        if conditions.iter().any(|c| c["type"] == "Established" && c["status"] == "True") {
+            break;
+        }
+    }
+    "/apis/e.com/v1/widgets/w".into()
+}
+
+fn widget(version: &str, spec: Value) -> Value {
+    json!({"apiVersion": format!("e.com/{version}"), "kind": "Widget", "metadata": {"name": "w"}, "spec": spec})
+}
+
+#[tokio::test]
+async fn custom_resources_merge_by_their_schema() {
+    let server = Server::start().await;
+    let http = &server.admin;
+    let one = widgets(
+        &server,
+        json!({"type": "object", "properties": {
+            "foo": {"type": "string"},
+            "parts": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"],
+                "items": {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}, "n": {"type": "integer"}}}},
+            "plain": {"type": "array", "items": {"type": "string"}}}}),
+    )
+    .await;
+    let made =
+        apply(http, &one, "fieldManager=a", widget("v1", json!({"parts": [{"name": "x", "n": 1}], "plain": ["p"]})))
+            .await;
+    assert_eq!(made.code, 201, "{}", made.text);
+    apply(http, &one, "fieldManager=b", widget("v1", json!({"parts": [{"name": "y"}]}))).await.ok();
+    let answer =
+        apply(http, &one, "fieldManager=b", widget("v1", json!({"parts": [{"name": "x", "n": 2}], "plain": []}))).await;
+    assert_eq!(
+        answer.failed().2,
+        "Apply failed with 2 conflicts: conflicts with \"a\":\n- .spec.parts[name=\"x\"].n\n- .spec.plain"
+    );
+    // The same manager in another version of the kind.
+    let two = one.replace("v1", "v2");
+    let now = apply(http, &two, "fieldManager=a", widget("v2", json!({"foo": "f", "plain": ["p"]}))).await.ok();
+    assert_eq!(now["spec"], json!({"parts": [{"name": "y"}], "plain": ["p"], "foo": "f"}));
+    assert_eq!(managers(&now), ["a Apply", "b Apply"]);
+    // Status by itself; the metadata of a status apply is not taken.
+    let mut status = widget("v1", json!({"foo": "no"}));
+    status["metadata"]["labels"] = json!({"no": "1"});
+    let answer = apply(http, &format!("{one}/status"), "fieldManager=c", &status).await.ok();
+    assert_eq!((&answer["spec"]["foo"], answer["metadata"].get("labels")), (&json!("f"), None));
+}
+
+#[tokio::test]
+async fn custom_resources_are_checked_by_their_schema() {
+    let server = Server::start().await;
+    let http = &server.admin;
+    let one = widgets(
+        &server,
+        json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true, "properties": {"foo": {"type": "string"}}}),
+    )
+    .await;
+    let strict = "fieldManager=me&fieldValidation=Strict";
+    let mut unknown = widget("v1", json!({"foo": "f"}));
+    unknown["unknownField"] = "unknown".into();
+    let answer = apply(http, &one, strict, &unknown).await;
+    assert!(answer.text.contains(".unknownField: field not declared in schema"), "{}", answer.text);
+    let mut unknown = widget("v1", json!({"foo": "f"}));
+    unknown["metadata"]["unknownMeta"] = "unknown".into();
+    let answer = apply(http, &one, strict, &unknown).await;
+    assert!(answer.text.contains(".metadata.unknownMeta: field not declared in schema"), "{}", answer.text);
+    let yaml = "\napiVersion: e.com/v1\nkind: Widget\nmetadata:\n  name: w\n  finalizers:\n  - e.com/test\nspec:\n  unknown: uk1\n  foo: foo1\n  foo: foo2\n";
+    let answer = apply(http, &one, strict, yaml).await;
+    assert!(answer.text.contains("line 11: key \\\"foo\\\" already set in map"), "{}", answer.text);
+    let made = apply(http, &one, strict, widget("v1", json!({"foo": "f", "free": {"a": [1]}}))).await.ok();
+    assert_eq!(made["spec"], json!({"foo": "f", "free": {"a": [1]}}));
+    assert_eq!(fields(&made, "me"), json!({"f:spec": {"f:foo": {}, "f:free": {".": {}, "f:a": {}}}}));
+    // Strategic merge needs a built-in type.
+    let answer = http.patch(&one, "strategic-merge", json!({})).await;
+    assert_eq!(
+        answer.failed().2,
+        "the body of the request was in an unknown format - accepted media types include: application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml"
+    );
 }
