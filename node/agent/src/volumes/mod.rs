@@ -136,13 +136,35 @@ pub fn source(dir: &PodDir, volume: &Volume, mount: &VolumeMount, sub_path: &str
     let base = fs::canonicalize(&base).map_err(|e| fail(&e))?;
     let target = base.join(relative);
     if fs::symlink_metadata(&target).is_err() {
-        fs::create_dir_all(&target).map_err(|e| fail(&e))?;
+        make_below(&base, relative).map_err(|e| fail(&e))?;
     }
     let real = fs::canonicalize(&target).map_err(|e| fail(&e))?;
     if !real.starts_with(&base) {
         return Err(fail(&"it leads outside the volume"));
     }
     Ok(real)
+}
+
+/// Makes the directories of a `subPath` that are missing, with the mode and the group of the volume itself (upstream).
+fn make_below(base: &Path, relative: &Path) -> io::Result<()> {
+    let about = fs::metadata(base)?;
+    let mut made = base.to_path_buf();
+    for part in relative.components() {
+        made.push(part);
+        match fs::create_dir(&made) {
+            Ok(()) => {
+                chown(&made, None, Some(about.gid()))?;
+                fs::set_permissions(&made, fs::Permissions::from_mode(about.mode() & 0o7777))?;
+            }
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && made.is_dir() => {}
+            Err(e) => return Err(e),
+        }
+        // A link on the way must not lead out of the volume.
+        if !fs::canonicalize(&made)?.starts_with(base) {
+            return Err(io::Error::other("it leads outside the volume"));
+        }
+    }
+    Ok(())
 }
 
 /// Secrets and tokens never reach a disk.
@@ -269,7 +291,9 @@ mod tests {
         let m = VolumeMount { name: "v".into(), ..VolumeMount::default() };
         assert!(source(&dir, &v, &m, "a/b").unwrap().ends_with("v/a/b"));
         assert!(base.join("a/b").is_dir());
+        assert_eq!(fs::metadata(base.join("a/b")).unwrap().permissions().mode() & 0o7777, 0o777);
         std::os::unix::fs::symlink("/etc", base.join("out")).unwrap();
+        assert!(source(&dir, &v, &m, "out/x").unwrap_err().contains("outside the volume"));
         assert!(source(&dir, &v, &m, "out").unwrap_err().contains("outside the volume"));
         assert!(source(&dir, &v, &m, "../x").is_err());
         tear_down(&dir).unwrap();

@@ -308,15 +308,13 @@ fn busybox_archive(path: &Path, tag: &str) {
         add(dir, tar::EntryType::Directory, 0o755, b"");
     }
     add("bin/busybox", tar::EntryType::Regular, 0o755, &std::fs::read("/bin/busybox").unwrap());
-    for applet in ["sh", "echo", "sleep", "cat", "id", "env", "httpd", "nc", "ls", "true", "kill", "hostname", "mkdir"]
+    for applet in
+        ["sh", "echo", "sleep", "cat", "id", "env", "httpd", "nc", "ls", "true", "kill", "hostname", "mkdir", "tar"]
     {
         add(&format!("bin/{applet}"), tar::EntryType::Symlink, 0o777, b"");
     }
     let layer = layer.into_inner().unwrap();
-    let digest = {
-        use sha2::Digest;
-        sha2::Sha256::digest(&layer).iter().map(|b| format!("{b:02x}")).collect::<String>()
-    };
+    let digest = sha256(&layer);
     let config = json!({
         "architecture": "amd64", "os": "linux",
         "config": {"Env": ["PATH=/bin"], "Cmd": ["/bin/sh"]},
@@ -334,4 +332,10 @@ fn busybox_archive(path: &Path, tag: &str) {
         archive.append_data(&mut header, name, data).unwrap();
     }
     archive.finish().unwrap();
+}
+
+/// Hexadecimal.
+pub fn sha256(bytes: &[u8]) -> String {
+    use sha2::Digest;
+    sha2::Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
