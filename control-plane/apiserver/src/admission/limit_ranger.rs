@@ -113,7 +113,7 @@ fn refuse(admit: &Admit<'_>, object: &Value, errors: Vec<String>) -> Result<(), 
 }
 
 /// Requests and limits as numbers.
-pub(super) fn amounts(resources: &Value) -> (Amounts, Amounts) {
+fn amounts(resources: &Value) -> (Amounts, Amounts) {
     let of = |field: &str| -> Amounts {
         resources[field]
             .as_object()
@@ -126,7 +126,7 @@ pub(super) fn amounts(resources: &Value) -> (Amounts, Amounts) {
 }
 
 /// A quantity as a float, for sums and ratios; what a double cannot tell apart counts as equal.
-pub(super) fn number(value: &Value) -> Option<f64> {
+fn number(value: &Value) -> Option<f64> {
     Quantity::from_value(value)?;
     let text = plain(value);
     if let Ok(number) = text.parse() {
@@ -149,7 +149,7 @@ pub(super) fn number(value: &Value) -> Option<f64> {
 }
 
 /// The sum over containers; one init container counts when it wants more than all of them.
-pub(super) fn pod_total(spec: &Value) -> (Amounts, Amounts) {
+fn pod_total(spec: &Value) -> (Amounts, Amounts) {
     let mut total = (Amounts::new(), Amounts::new());
     for container in list(&spec["containers"]) {
         let (requests, limits) = amounts(&container["resources"]);
@@ -215,11 +215,11 @@ fn compare(item: &Value, what: &str, requests: &Amounts, limits: &Amounts, error
     }
 }
 
-pub(super) fn plain(value: &Value) -> String {
+fn plain(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 /// `500m` below one and for fractions, else the plain number.
-pub(super) fn show(value: f64) -> String {
+fn show(value: f64) -> String {
     if value.fract() == 0.0 { format!("{value}") } else { format!("{}m", (value * 1000.0).round()) }
 }

@@ -84,8 +84,10 @@ impl Admission {
             return Ok(warnings);
         };
         match (target(admit), admit.operation) {
-            (("", "pods", ""), Operation::Create) => limit_ranger::check_pod(view, admit, object)?,
-            (("", "persistentvolumeclaims", ""), Operation::Create) => {
+            (("", "pods", ""), Operation::Create) | (("", "pods", "resize"), Operation::Update) => {
+                limit_ranger::check_pod(view, admit, object)?;
+            }
+            (("", "persistentvolumeclaims", ""), Operation::Create | Operation::Update) => {
                 limit_ranger::check_claim(view, admit, object)?;
             }
             (("scheduling.k8s.io", "priorityclasses", ""), _) => {

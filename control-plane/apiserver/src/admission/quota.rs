@@ -1,30 +1,27 @@
 //! ResourceQuota: refuses what would take a namespace over a quota's `hard` limits.
 //!
-//! Usage is counted from the cached objects at each creation, so it needs no controller to be
+//! Usage is counted from the cached objects at each write, so it needs no controller to be
 //! right. What was admitted and is not in the cache yet is reserved for a moment, so that requests
-//! side by side do not pass one limit together. `status.used` is written elsewhere.
+//! side by side do not pass one limit together. `status.used` is written elsewhere, by the same
+//! rules (`sluice_api::quota`).
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    time::Instant,
-};
+use std::{collections::HashMap, time::Instant};
 
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde_json::Value;
-use sluice_api::status::Status;
-
-use super::{
-    forbid,
-    limit_ranger::{amounts, number, plain, pod_total},
-    list, text,
+use sluice_api::{
+    quantity::Quantity,
+    quota::{self, Usage},
+    status::Status,
 };
+
+use super::{forbid, text};
 use crate::{
     auth::view::View,
     context::{Admit, Operation},
     limits,
 };
-
-type Usage = BTreeMap<String, f64>;
 
 /// Admitted objects that the cache may not have yet, by uid.
 #[derive(Default)]
@@ -33,52 +30,57 @@ pub(super) struct Quota {
 }
 
 struct Reservation {
-    group: String,
-    resource: String,
+    prefix: String,
     namespace: String,
-    name: String,
     object: Value,
     at: Instant,
 }
 
-/// One limit that a creation would break.
+/// One limit that a write would break.
 struct Exceeded<'a> {
     key: &'a str,
-    wanted: f64,
-    used: f64,
-    most: String,
+    wanted: Quantity,
+    used: Quantity,
+    most: Quantity,
 }
+
+/// Kinds whose changes can take more of a quota, not only their creation.
+const GROWING: [&str; 3] = ["pods", "services", "persistentvolumeclaims"];
 
 impl Quota {
     pub(super) fn check(&self, view: &dyn View, admit: &Admit<'_>, object: &Value) -> Result<(), Status> {
         let a = &admit.attributes;
-        if admit.operation != Operation::Create || !a.subresource.is_empty() || a.namespace.is_empty() {
+        let grows = a.group.is_empty() && GROWING.contains(&a.resource);
+        let counts = match admit.operation {
+            Operation::Create => a.subresource.is_empty(),
+            Operation::Update => grows && matches!(a.subresource, "" | "resize"),
+            _ => false,
+        };
+        if !counts || a.namespace.is_empty() {
             return Ok(());
         }
         let quotas = view.list("", "resourcequotas", a.namespace);
         if quotas.is_empty() {
             return Ok(());
         }
+        let prefix = admit.resource.store_prefix();
+        let stored = view.list_at(prefix, a.namespace);
         let mut reserved = self.reserved.lock();
+        let here = |r: &Reservation| r.prefix == prefix && r.namespace == a.namespace;
         reserved.retain(|uid, r| {
-            r.at.elapsed() < limits::QUOTA_RESERVATION
-                && view.get(&r.group, &r.resource, &r.namespace, &r.name).is_none_or(|o| *o.uid != **uid)
+            r.at.elapsed() < limits::QUOTA_RESERVATION && !(here(r) && stored.iter().any(|o| *o.uid == **uid))
         });
-        let mut others: Vec<Value> = view.list(a.group, a.resource, a.namespace).iter().map(|o| o.value()).collect();
-        let waiting = reserved.values().filter(|r| {
-            (r.group.as_str(), r.resource.as_str(), r.namespace.as_str()) == (a.group, a.resource, a.namespace)
-        });
-        others.extend(waiting.map(|r| r.object.clone()));
+        let mut others: Vec<Value> = stored.iter().map(|o| o.value()).collect();
+        others.extend(reserved.values().filter(|r| here(r)).map(|r| r.object.clone()));
         for quota in &quotas {
             judge(&quota.value(), admit, object, &others)?;
         }
         let uid = text(&object["metadata"], "uid");
-        if !admit.dry_run && !uid.is_empty() && reserved.len() < limits::QUOTA_RESERVATIONS {
+        let new = admit.operation == Operation::Create && !admit.dry_run && !uid.is_empty();
+        if new && reserved.len() < limits::QUOTA_RESERVATIONS {
             let reservation = Reservation {
-                group: a.group.into(),
-                resource: a.resource.into(),
+                prefix: prefix.into(),
                 namespace: a.namespace.into(),
-                name: text(&object["metadata"], "name").into(),
                 object: object.clone(),
                 at: Instant::now(),
             };
@@ -90,104 +92,56 @@ impl Quota {
 
 fn judge(quota: &Value, admit: &Admit<'_>, object: &Value, others: &[Value]) -> Result<(), Status> {
     let a = &admit.attributes;
-    let name = text(&quota["metadata"], "name");
-    let hard = &quota["spec"]["hard"];
-    let counts = |o: &Value| in_scope(&quota["spec"], a.resource, o);
+    let (name, spec) = (text(&quota["metadata"], "name"), &quota["spec"]);
+    let hard = &spec["hard"];
+    let now = Timestamp::now();
+    let counts = |o: &Value| quota::in_scope(spec, a.group, a.resource, o);
+    let usage = |o: &Value| quota::usage(a.group, a.resource, o, now);
     if !counts(object) {
         return Ok(());
     }
-    let wanted = usage(a.group, a.resource, object);
-    if a.group.is_empty() && a.resource == "pods" {
+    let mut wanted = usage(object);
+    // A change takes only what it takes more than before.
+    if let Some(old) = admit.old.filter(|old| counts(old)) {
+        let before: Usage = usage(old).into_iter().map(|(key, amount)| (key, -amount)).collect();
+        quota::add(&mut wanted, before);
+    }
+    if admit.operation == Operation::Create && a.group.is_empty() && a.resource == "pods" {
         let unset = unspecified(hard, object);
         if !unset.is_empty() {
-            return Err(forbid(
-                admit,
-                Some(object),
-                format!("failed quota: {name}: must specify {}", unset.join("; ")),
-            ));
+            let why = format!("failed quota: {name}: must specify {}", unset.join("; "));
+            return Err(forbid(admit, Some(object), why));
         }
     }
     let mut used = Usage::new();
     for other in others.iter().filter(|o| counts(o)) {
-        for (key, value) in usage(a.group, a.resource, other) {
-            *used.entry(key).or_default() += value;
-        }
+        quota::add(&mut used, usage(other));
     }
     let mut exceeded: Vec<Exceeded<'_>> = hard
         .as_object()
         .into_iter()
         .flatten()
         .filter_map(|(key, most)| {
-            let wanted = *wanted.get(key).filter(|w| **w > 0.0)?;
-            let used = used.get(key).copied().unwrap_or_default();
-            (used + wanted > number(most)?).then(|| Exceeded { key, wanted, used, most: plain(most) })
+            let wanted = *wanted.get(key).filter(|w| !w.is_zero() && !w.is_negative())?;
+            let used = used.get(key).copied().unwrap_or(Quantity::of(0));
+            let most = Quantity::from_value(most)?;
+            (used + wanted > most).then_some(Exceeded { key, wanted, used, most })
         })
         .collect();
     if exceeded.is_empty() {
         return Ok(());
     }
     exceeded.sort_by_key(|e| e.key);
-    let show = |of: fn(&Exceeded<'_>) -> String| -> String {
+    let show = |of: fn(&Exceeded<'_>) -> Quantity| -> String {
         exceeded.iter().map(|e| format!("{}={}", e.key, of(e))).collect::<Vec<_>>().join(",")
     };
     let why = format!(
         "exceeded quota: {name}, requested: {}, used: {}, limited: {}",
-        show(|e| amount(e.key, e.wanted)),
-        show(|e| amount(e.key, e.used)),
-        show(|e| e.most.clone())
+        show(|e| e.wanted),
+        show(|e| e.used),
+        show(|e| e.most)
     );
     Err(forbid(admit, Some(object), why))
-}
-
-/// What one object takes of every quota that could count it.
-fn usage(group: &str, resource: &str, object: &Value) -> Usage {
-    let mut usage = Usage::new();
-    let spec = &object["spec"];
-    let qualified = if group.is_empty() { resource.to_owned() } else { format!("{resource}.{group}") };
-    let is_pod = group.is_empty() && resource == "pods";
-    usage.insert(format!("count/{qualified}"), 1.0);
-    // A pod that has ended takes nothing but its place in the store.
-    if is_pod && matches!(text(&object["status"], "phase"), "Succeeded" | "Failed") {
-        return usage;
-    }
-    if group.is_empty() {
-        usage.insert(resource.to_owned(), 1.0);
-    }
-    match (group, resource) {
-        ("", "pods") => {
-            let (requests, limits) = pod_total(spec);
-            for (key, value) in requests {
-                usage.insert(format!("requests.{key}"), value);
-                usage.insert(key, value);
-            }
-            usage.extend(limits.into_iter().map(|(key, value)| (format!("limits.{key}"), value)));
-        }
-        ("", "services") => {
-            let ports = list(&spec["ports"]);
-            let kind = text(spec, "type");
-            let balanced = kind == "LoadBalancer";
-            let without = balanced && spec["allocateLoadBalancerNodePorts"] == false;
-            if balanced {
-                usage.insert("services.loadbalancers".into(), 1.0);
-            }
-            if kind == "NodePort" || (balanced && !without) {
-                usage.insert("services.nodeports".into(), ports.len() as f64);
-            }
-        }
-        ("", "persistentvolumeclaims") => {
-            let (requests, _) = amounts(&spec["resources"]);
-            let storage = requests.get("storage").copied().unwrap_or_default();
-            usage.insert("requests.storage".into(), storage);
-            let class = text(spec, "storageClassName");
-            if !class.is_empty() {
-                let prefix = format!("{class}.storageclass.storage.k8s.io");
-                usage.insert(format!("{prefix}/requests.storage"), storage);
-                usage.insert(format!("{prefix}/persistentvolumeclaims"), 1.0);
-            }
-        }
-        _ => {}
-    }
-    usage
 }
 
 /// `limits.cpu for: a,b`: compute resources under quota that containers leave open.
@@ -213,71 +167,4 @@ fn unspecified(hard: &Value, pod: &Value) -> Vec<String> {
     }
     out.sort();
     out
-}
-
-/// True if the quota's scopes take the object in. Scopes speak of pods; other kinds have none.
-fn in_scope(spec: &Value, resource: &str, object: &Value) -> bool {
-    let plain_scopes = list(&spec["scopes"]).iter().filter_map(Value::as_str);
-    let selected = list(&spec["scopeSelector"]["matchExpressions"]);
-    if resource != "pods" {
-        return list(&spec["scopes"]).is_empty() && selected.is_empty();
-    }
-    plain_scopes.into_iter().all(|scope| has_scope(scope, object))
-        && selected.iter().all(|expression| {
-            let scope = text(expression, "scopeName");
-            if scope != "PriorityClass" {
-                return has_scope(scope, object);
-            }
-            let class = text(&object["spec"], "priorityClassName");
-            let listed = list(&expression["values"]).iter().any(|v| v == class);
-            match text(expression, "operator") {
-                "In" => listed,
-                "NotIn" => !listed,
-                "Exists" => !class.is_empty(),
-                "DoesNotExist" => class.is_empty(),
-                _ => false,
-            }
-        })
-}
-
-fn has_scope(scope: &str, pod: &Value) -> bool {
-    let terminating = pod["spec"]["activeDeadlineSeconds"].as_i64().is_some_and(|s| s >= 0);
-    let best_effort = super::containers(&pod["spec"]).all(|(_, c)| {
-        let (requests, limits) = amounts(&c["resources"]);
-        requests.values().chain(limits.values()).all(|v| *v == 0.0)
-    });
-    match scope {
-        "Terminating" => terminating,
-        "NotTerminating" => !terminating,
-        "BestEffort" => best_effort,
-        "NotBestEffort" => !best_effort,
-        "PriorityClass" => !text(&pod["spec"], "priorityClassName").is_empty(),
-        "CrossNamespacePodAffinity" => crosses_namespaces(&pod["spec"]["affinity"]),
-        _ => false,
-    }
-}
-
-fn crosses_namespaces(affinity: &Value) -> bool {
-    ["podAffinity", "podAntiAffinity"].iter().any(|kind| {
-        let terms = &affinity[*kind];
-        let required = list(&terms["requiredDuringSchedulingIgnoredDuringExecution"]).iter();
-        let preferred = list(&terms["preferredDuringSchedulingIgnoredDuringExecution"]).iter();
-        required
-            .chain(preferred.map(|p| &p["podAffinityTerm"]))
-            .any(|t| !list(&t["namespaces"]).is_empty() || !t["namespaceSelector"].is_null())
-    })
-}
-
-/// An amount as upstream prints it: bytes in binary units where they are whole, cores in milli.
-fn amount(key: &str, value: f64) -> String {
-    let bytes = key.contains("memory") || key.contains("storage") && !key.ends_with("claims");
-    if bytes {
-        for (unit, power) in [("Ti", 4), ("Gi", 3), ("Mi", 2), ("Ki", 1)] {
-            let size = 1024f64.powi(power);
-            if value >= size && (value / size).fract() == 0.0 {
-                return format!("{}{unit}", value / size);
-            }
-        }
-    }
-    super::limit_ranger::show(value)
 }
