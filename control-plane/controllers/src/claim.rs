@@ -53,6 +53,7 @@ fn references<K: Kind>(object: &K) -> Vec<Value> {
 
 async fn set_owners<K: Kind>(client: &Client, object: &K, owners: Vec<Value>) -> kube::Result<K> {
     let version = &object.meta().resource_version;
+    let owners = Some(owners).filter(|owners| !owners.is_empty());
     rest::patch(client, object, json!({"metadata": {"ownerReferences": owners, "resourceVersion": version}})).await
 }
 

@@ -8,12 +8,14 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use kube::runtime::watcher::Config;
 
+use crate::aggregation::ClusterRole;
 use crate::context::Context;
 use crate::disruption::Budget;
 use crate::informer::{Informer, Kind, Store};
 use crate::limits;
 use crate::object::Object;
 use crate::queue::{self, Key, Queue};
+use crate::quotas::Quota;
 use crate::types::{
     Certificate, ConfigMap, ControllerRevision, CronJob, DaemonSet, Deployment, Endpoints, Job, Lease, Namespace, Node,
     PersistentVolumeClaim, Pod, ReplicaSet, ReplicationController, Secret, Service, ServiceAccount, Slice, StatefulSet,
@@ -127,6 +129,8 @@ informers! {
     cron_jobs: CronJob;
     claims: PersistentVolumeClaim;
     budgets: Budget;
+    quotas: Quota;
+    cluster_roles: ClusterRole;
     services: Service;
     slices: Slice;
     endpoints: Endpoints;

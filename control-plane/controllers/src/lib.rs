@@ -5,6 +5,7 @@
 //! here opens the store. Nothing polls: timers exist only for deadlines.
 
 mod accounts;
+mod aggregation;
 mod certificates;
 mod claim;
 mod context;
@@ -26,6 +27,7 @@ mod nodes;
 mod object;
 mod pods;
 mod queue;
+mod quotas;
 mod replicaset;
 mod rest;
 mod revisions;
@@ -38,11 +40,16 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::Client;
+use sluice_scheduler::leader::{self, Election};
 use tokio_util::sync::CancellationToken;
 
 use context::Context;
 use events::Recorder;
 use harness::Informers;
+use queue::Key;
+
+/// Name of the lease that controllers elect their leader by.
+pub const LEASE: &str = "kube-controller-manager";
 
 /// A source of the current time.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -62,6 +69,8 @@ pub struct Options {
     pub node_grace: Duration,
     /// The time.
     pub clock: Clock,
+    /// With several of them: control only while elected. By default these are the only ones.
+    pub election: Option<Election>,
 }
 
 impl Default for Options {
@@ -73,6 +82,7 @@ impl Default for Options {
             pod_cidrs: Vec::new(),
             node_grace: Duration::from_secs(40),
             clock: Arc::new(Timestamp::now),
+            election: None,
         }
     }
 }
@@ -82,15 +92,24 @@ impl Default for Options {
 /// # Errors
 /// When an option makes no sense. An API server that cannot be reached is tried again for ever.
 pub async fn run(client: Client, options: Options, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let context = Context {
-        events: Recorder::start(client.clone(), shutdown.clone()),
-        client,
-        options: Arc::new(options),
-        shutdown: shutdown.clone(),
+    let options = Arc::new(options);
+    let control = |shutdown: CancellationToken| {
+        let context = Context {
+            events: Recorder::start(client.clone(), shutdown.clone()),
+            client: client.clone(),
+            options: options.clone(),
+            shutdown: shutdown.clone(),
+        };
+        async move {
+            start(&context).map_err(anyhow::Error::msg)?;
+            shutdown.cancelled().await;
+            Ok(())
+        }
     };
-    start(&context).map_err(anyhow::Error::msg)?;
-    shutdown.cancelled().await;
-    Ok(())
+    match &options.election {
+        Some(election) => leader::lead(client.clone(), LEASE, election, shutdown, control).await,
+        None => control(shutdown).await,
+    }
 }
 
 /// Wires every controller to the informers, then starts the informers.
@@ -106,9 +125,18 @@ fn start(context: &Context) -> Result<(), String> {
     cronjob::start(context, &all);
     disruption::start(context, &all);
     endpoints::start(context, &all);
+    endpoints::mirror::start(context, &all);
     accounts::start(context, &all);
     let emptied = namespaces::start(context, &all);
-    gc::start(context, emptied);
+    let catalog = gc::Catalog::default();
+    let counted = quotas::start(context, &all, catalog.clone());
+    gc::start(context, catalog, move |namespace, change| {
+        counted(namespace);
+        if change == gc::Content::Went {
+            emptied.add(Key::new("", namespace));
+        }
+    });
+    aggregation::start(context, &all);
     nodes::start(context, &all);
     nodes::evict::start(context, &all);
     nodes::podgc::start(context, &all);

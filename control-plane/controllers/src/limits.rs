@@ -32,6 +32,8 @@ pub(crate) const GC_WORKERS: usize = 20;
 pub(crate) const DAEMON_BACKOFF_MIN: Duration = Duration::from_secs(1);
 /// ... up to this (upstream's).
 pub(crate) const DAEMON_BACKOFF_MAX: Duration = Duration::from_secs(900);
+/// Objects that come within this time are counted for a quota together.
+pub(crate) const QUOTA_SETTLE: Duration = Duration::from_millis(100);
 /// Start times of a CronJob looked back over one by one; more are counted by their distance.
 pub(crate) const CRON_STARTS: usize = 100;
 /// Finished pods kept in the whole cluster.

@@ -21,6 +21,7 @@ use crate::rest;
 use crate::types::{Namespace, NodeCondition};
 
 const FINALIZER: &str = "kubernetes";
+const PODS: &str = "pods.";
 
 /// What is left of one resource.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -60,7 +61,14 @@ impl Reconcile for Controller {
         let mut failures = Vec::new();
         let mut left = Vec::new();
         // Read afresh: a custom resource may have been defined a moment ago.
-        for served in discovery::read(&self.client).await?.values().filter(|served| served.namespaced) {
+        let served = discovery::read(&self.client).await?;
+        let mut served: Vec<&Served> = served.values().filter(|served| served.namespaced).collect();
+        // Pods go first: what they need (Secrets, NetworkPolicies) outlives them (KEP-5080).
+        served.sort_by_key(|served| served.id() != PODS);
+        for served in served {
+            if served.id() != PODS && left.iter().any(|rest: &Rest| rest.resource == PODS) {
+                break;
+            }
             match self.empty(&key.name, served).await {
                 Ok(rest) => left.extend(rest),
                 Err(error) => failures.push(format!("{}: {}", served.id(), rest::words(&error))),

@@ -121,6 +121,7 @@ pub(crate) async fn lives<K: Kind>(client: &Client, object: &K) -> kube::Result<
 /// The API's answer.
 pub(crate) async fn set_finalizers<K: Kind>(client: &Client, object: &K, finalizers: &[String]) -> kube::Result<()> {
     let version = &object.meta().resource_version;
+    let finalizers = Some(finalizers).filter(|finalizers| !finalizers.is_empty());
     let body = json!({"metadata": {"finalizers": finalizers, "resourceVersion": version}});
     match patch(client, object, body).await {
         Err(error) if !is(&error, 404) => Err(error),

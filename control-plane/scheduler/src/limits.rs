@@ -26,3 +26,8 @@ pub(crate) const MIN_FEASIBLE_NODES: usize = 100;
 pub(crate) const COUNT_GROUPS: usize = 4096;
 /// Nodes on which preemption is tried for one pod.
 pub(crate) const PREEMPTION_CANDIDATES: usize = 100;
+/// A leader that has not renewed its lease for so long has lost it. With a renewal under way and the taking over this is
+/// the time without a leader when one dies: under two seconds (upstream's 15 s make it half a minute).
+pub(crate) const LEASE_DURATION: Duration = Duration::from_millis(1500);
+/// Time between a leader's renewals.
+pub(crate) const LEASE_RENEW: Duration = Duration::from_millis(500);

@@ -2,6 +2,7 @@
 //! this module gathers and writes.
 
 mod classic;
+pub(crate) mod mirror;
 mod resolve;
 mod slices;
 
@@ -125,23 +126,10 @@ impl Controller {
         if creations > 0 {
             self.expectations.expect_creations(key, creations);
         }
-        let written =
-            stream::iter(writes).map(|write| self.write(key, write)).buffer_unordered(limits::WRITES_IN_FLIGHT);
+        let written = stream::iter(writes)
+            .map(|write| carry_out(&self.client, &self.expectations, key, write))
+            .buffer_unordered(limits::WRITES_IN_FLIGHT);
         Ok(written.try_collect::<()>().await?)
-    }
-
-    async fn write(&self, key: &Key, write: Write) -> kube::Result<()> {
-        match write {
-            Write::Create(body) => match rest::create::<Slice>(&self.client, &key.namespace, body).await {
-                Ok(_) => Ok(()),
-                Err(error) => {
-                    self.expectations.created(key, 1);
-                    if rest::namespace_terminating(&error) { Ok(()) } else { Err(error) }
-                }
-            },
-            Write::Update(slice, body) => replace(&self.client, &*slice, body).await,
-            Write::Delete(slice) => rest::delete(&self.client, &*slice).await,
-        }
     }
 
     async fn sync_classic(&self, key: &Key, service: &Service, pods: &[Arc<Pod>]) -> anyhow::Result<()> {
@@ -167,6 +155,20 @@ impl Controller {
         metadata["annotations"] = json!(existing.annotations());
         let body = json!({"metadata": metadata, "subsets": subsets});
         Ok(replace(&self.client, &*existing, body).await?)
+    }
+}
+
+async fn carry_out(client: &Client, expectations: &Expectations, key: &Key, write: Write) -> kube::Result<()> {
+    match write {
+        Write::Create(body) => match rest::create::<Slice>(client, &key.namespace, body).await {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                expectations.created(key, 1);
+                if rest::namespace_terminating(&error) { Ok(()) } else { Err(error) }
+            }
+        },
+        Write::Update(slice, body) => replace(client, &*slice, body).await,
+        Write::Delete(slice) => rest::delete(client, &*slice).await,
     }
 }
 

@@ -27,9 +27,19 @@ pub(super) enum Write {
     Delete(Arc<Slice>),
 }
 
+/// What all slices of one source have in common.
+pub(super) struct Head<'a> {
+    pub(super) namespace: &'a str,
+    /// The Service's name.
+    pub(super) name: &'a str,
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) annotations: BTreeMap<String, String>,
+    pub(super) owner: Value,
+}
+
 /// What is wanted in one slice.
 struct Wanted<'a> {
-    service: &'a Service,
+    head: &'a Head<'a>,
     family: Family,
     ports: Vec<EndpointPort>,
     endpoints: Vec<Endpoint>,
@@ -44,6 +54,13 @@ pub(super) fn plan(
 ) -> Vec<Write> {
     let mut writes = Vec::new();
     let mut leftover: Vec<Arc<Slice>> = existing.to_vec();
+    let head = Head {
+        namespace: service.ns(),
+        name: service.name(),
+        labels: labels(service),
+        annotations: BTreeMap::new(),
+        owner: service.as_controller(),
+    };
     for family in resolve::families(service) {
         let mut groups: Vec<(Vec<EndpointPort>, HashMap<String, Endpoint>)> = Vec::new();
         for pod in pods.iter().filter(|pod| !pod.finished() && resolve::matches(service, pod)) {
@@ -61,7 +78,7 @@ pub(super) fn plan(
             groups.push((Vec::new(), HashMap::new()));
         }
         for (ports, endpoints) in groups {
-            reconcile(service, family, &ports, endpoints, &mut leftover, &mut writes);
+            reconcile(&head, family, &ports, endpoints, &mut leftover, &mut writes);
         }
     }
     writes.extend(leftover.into_iter().map(Write::Delete));
@@ -69,7 +86,7 @@ pub(super) fn plan(
 }
 
 /// Whether two states of one endpoint are of the same pod.
-fn identity(endpoint: &Endpoint) -> String {
+pub(super) fn identity(endpoint: &Endpoint) -> String {
     let uid = endpoint.target_ref.as_ref().and_then(|t| t.uid.clone()).unwrap_or_default();
     format!("{uid} {}", endpoint.addresses.join(","))
 }
@@ -108,8 +125,8 @@ fn endpoint(service: &Service, pod: &Pod, address: &str, zone_of: &dyn Fn(&str) 
 }
 
 /// Makes the slices of one family and one set of ports right; takes those it uses out of `leftover`.
-fn reconcile(
-    service: &Service,
+pub(super) fn reconcile(
+    head: &Head<'_>,
     family: Family,
     ports: &[EndpointPort],
     mut wanted: HashMap<String, Endpoint>,
@@ -142,15 +159,16 @@ fn reconcile(
             continue;
         }
         let same = slice.endpoints == endpoints;
-        let body = body(&Wanted { service, family, ports: ports.to_vec(), endpoints }, Some(&slice));
-        let labelled = json!(slice.labels()) == body["metadata"]["labels"];
+        let body = body(&Wanted { head, family, ports: ports.to_vec(), endpoints }, Some(&slice));
+        let labelled = *slice.labels() == head.labels
+            && head.annotations.iter().all(|(k, v)| slice.annotations().get(k) == Some(v));
         if !same || !labelled {
             writes.push(Write::Update(slice, body));
         }
     }
     let nobody = empty_spared.then(Vec::new);
     for endpoints in new.chunks(limits::ENDPOINTS_PER_SLICE).map(<[_]>::to_vec).chain(nobody) {
-        writes.push(Write::Create(body(&Wanted { service, family, ports: ports.to_vec(), endpoints }, None)));
+        writes.push(Write::Create(body(&Wanted { head, family, ports: ports.to_vec(), endpoints }, None)));
     }
 }
 
@@ -173,16 +191,18 @@ fn same_ports(a: &[EndpointPort], b: &[EndpointPort]) -> bool {
 
 fn body(wanted: &Wanted<'_>, existing: Option<&Slice>) -> Value {
     let mut metadata = json!({
-        "namespace": wanted.service.ns(), "labels": labels(wanted.service),
-        "ownerReferences": [wanted.service.as_controller()],
+        "namespace": wanted.head.namespace, "labels": wanted.head.labels, "ownerReferences": [wanted.head.owner],
     });
+    if !wanted.head.annotations.is_empty() {
+        metadata["annotations"] = json!(wanted.head.annotations);
+    }
     match existing {
         Some(slice) => {
             metadata["name"] = json!(slice.name());
             metadata["uid"] = json!(slice.uid());
             metadata["resourceVersion"] = json!(slice.meta_version());
         }
-        None => metadata["generateName"] = json!(format!("{}-", wanted.service.name())),
+        None => metadata["generateName"] = json!(format!("{}-", wanted.head.name)),
     }
     json!({"metadata": metadata, "addressType": wanted.family.name(), "endpoints": wanted.endpoints, "ports": wanted.ports})
 }

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::context::Context;
 use crate::discovery::{self, Served};
 use crate::limits;
-use crate::queue::{self, Key, Queue};
+use crate::queue::{self, Queue};
 use crate::rest;
 use graph::{FOREGROUND, Graph, Node, ORPHAN, Owner, Propagation, Standing, Verdict};
 
@@ -35,6 +35,28 @@ const DISCOVER: &str = "discover";
 
 type Meta = PartialObjectMeta<DynamicObject>;
 
+/// The resources that are followed, by `resource.group`.
+#[derive(Clone, Default)]
+pub(crate) struct Catalog(Arc<Mutex<BTreeMap<String, Watched>>>);
+
+impl Catalog {
+    /// A resource, if the API serves it.
+    pub(crate) fn get(&self, id: &str) -> Option<ApiResource> {
+        self.0.lock().get(id).map(|watched| watched.served.resource.clone())
+    }
+}
+
+/// What happened to a namespace's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// An object is new.
+    Came,
+    /// An object is gone.
+    Went,
+}
+
+type Listener = Box<dyn Fn(&str, Content) + Send + Sync>;
+
 struct Watched {
     served: Served,
     stop: CancellationToken,
@@ -43,12 +65,12 @@ struct Watched {
 struct Collector {
     client: Client,
     graph: Mutex<Graph>,
-    watched: Mutex<BTreeMap<String, Watched>>,
+    watched: Catalog,
     /// Uids to look at.
     queue: Queue<Uid>,
     discoveries: Queue<&'static str>,
-    /// Terminating namespaces are told when something in them went.
-    namespaces: Queue<Key>,
+    /// Told of every object that came to a namespace or went.
+    content: Listener,
     shutdown: CancellationToken,
 }
 
@@ -61,15 +83,15 @@ impl std::fmt::Display for Uid {
     }
 }
 
-/// Starts the collector; `namespaces` is told of every object that went.
-pub(crate) fn start(context: &Context, namespaces: Queue<Key>) {
+/// Starts the collector, which keeps `catalog`; `content` is told of every object that came to a namespace or went.
+pub(crate) fn start(context: &Context, catalog: Catalog, content: impl Fn(&str, Content) + Send + Sync + 'static) {
     let collector = Arc::new(Collector {
         client: context.client.clone(),
         graph: Mutex::default(),
-        watched: Mutex::default(),
+        watched: catalog,
         queue: Queue::default(),
         discoveries: Queue::default(),
-        namespaces,
+        content: Box::new(content),
         shutdown: context.shutdown.clone(),
     });
     collector.discoveries.add(DISCOVER);
@@ -98,7 +120,7 @@ impl Collector {
     async fn discover(self: &Arc<Self>) -> anyhow::Result<()> {
         let mut served = discovery::read(&self.client).await?;
         served.retain(|id, served| served.watchable && !IGNORED.contains(&id.as_str()));
-        let mut watched = self.watched.lock();
+        let mut watched = self.watched.0.lock();
         watched.retain(|id, old| {
             let keep = served.get(id) == Some(&old.served);
             if !keep {
@@ -168,7 +190,15 @@ impl Collector {
 
     fn put(&self, id: &Arc<str>, object: Meta) {
         let uid: Arc<str> = object.metadata.uid.as_deref().unwrap_or_default().into();
-        let look = self.graph.lock().put(&uid, node(id, object.metadata));
+        let node = node(id, object.metadata);
+        let namespace = node.namespace.clone();
+        let mut graph = self.graph.lock();
+        let new = graph.get(&uid).is_none();
+        let look = graph.put(&uid, node);
+        drop(graph);
+        if new && !namespace.is_empty() {
+            (self.content)(&namespace, Content::Came);
+        }
         look.into_iter().for_each(|uid| self.queue.add(Uid(uid)));
     }
 
@@ -179,7 +209,7 @@ impl Collector {
         drop(graph);
         look.into_iter().for_each(|uid| self.queue.add(Uid(uid)));
         if !namespace.is_empty() {
-            self.namespaces.add(Key::new("", &namespace));
+            (self.content)(&namespace, Content::Went);
         }
     }
 
@@ -216,6 +246,7 @@ impl Collector {
         let group = owner.api_version.split_once('/').map_or("", |(group, _)| group);
         let found = self
             .watched
+            .0
             .lock()
             .values()
             .map(|w| &w.served)
@@ -295,7 +326,7 @@ impl Collector {
 
     /// The object's metadata as it is now, if it is still the same object.
     async fn fresh(&self, uid: &Arc<str>, node: &Node) -> anyhow::Result<Option<ObjectMeta>> {
-        let Some(resource) = self.resource(&node.resource) else { return Ok(None) };
+        let Some(resource) = self.watched.get(&node.resource) else { return Ok(None) };
         let namespace = Some(&*node.namespace).filter(|ns| !ns.is_empty());
         let meta = self.get(&resource, namespace, &node.name).await?;
         Ok(meta.filter(|meta| meta.uid.as_deref() == Some(uid)))
@@ -317,13 +348,9 @@ impl Collector {
         }
     }
 
-    fn resource(&self, id: &str) -> Option<ApiResource> {
-        self.watched.lock().get(id).map(|w| w.served.resource.clone())
-    }
-
     fn url(&self, node: &Node) -> Option<String> {
         let namespace = Some(&*node.namespace).filter(|ns| !ns.is_empty());
-        Some(DynamicObject::url_path(&self.resource(&node.resource)?, namespace))
+        Some(DynamicObject::url_path(&self.watched.get(&node.resource)?, namespace))
     }
 }
 

@@ -107,6 +107,9 @@ impl Cluster {
             "ControllerRevision" => self.of("apps/v1", kind, "controllerrevisions"),
             "PodDisruptionBudget" => self.of("policy/v1", kind, "poddisruptionbudgets"),
             "StatefulSet" => self.of("apps/v1", kind, "statefulsets"),
+            "CronJob" => self.of("batch/v1", kind, "cronjobs"),
+            "PriorityClass" => self.of("scheduling.k8s.io/v1", kind, "priorityclasses"),
+            "ClusterRole" => self.of("rbac.authorization.k8s.io/v1", kind, "clusterroles"),
             "Job" => self.of("batch/v1", kind, "jobs"),
             "EndpointSlice" => self.of("discovery.k8s.io/v1", kind, "endpointslices"),
             "Endpoints" => self.of("v1", kind, "endpoints"),
@@ -256,12 +259,30 @@ async fn run_pods(client: Client, resource: ApiResource, node: String) {
         }
         next = next.wrapping_add(1).max(2);
         let ip = format!("10.244.0.{next}");
-        // An image called `done` ends at once and well.
-        let ends = pod.data["spec"]["containers"][0]["image"] == "done";
-        let (phase, ready) = if ends { ("Succeeded", "False") } else { ("Running", "True") };
-        let status = json!({"status": {"phase": phase, "podIP": ip, "podIPs": [{"ip": ip}],
+        let (phase, ready, code) = end(&pod);
+        let mut status = json!({"status": {"phase": phase, "podIP": ip, "podIPs": [{"ip": ip}],
             "conditions": [{"type": "Ready", "status": ready, "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
+        if phase == "Failed" {
+            // Long ago, so that nothing is delayed on its account.
+            let ended = json!({"terminated": {"exitCode": code, "finishedAt": "2020-01-01T00:00:00Z"}});
+            status["status"]["containerStatuses"] = json!([{"name": "c", "image": "x", "imageID": "x", "ready": false,
+                "restartCount": 0, "state": ended}]);
+        }
         let _ = api.patch_status(&name, &PatchParams::default(), &Patch::Strategic(status)).await;
+    }
+}
+
+/// What becomes of a pod, by its image: `done` ends at once and well, `exit:3` with code 3, `odd` ends badly where its
+/// completion index is odd and well elsewhere, others run. Its phase, readiness and exit code.
+fn end(pod: &DynamicObject) -> (&'static str, &'static str, i32) {
+    let image = pod.data["spec"]["containers"][0]["image"].as_str().unwrap_or_default();
+    let index = pod.annotations().get("batch.kubernetes.io/job-completion-index");
+    let odd = index.and_then(|index| index.parse::<i32>().ok()).is_some_and(|index| index % 2 == 1);
+    match image.split_once(':') {
+        _ if image == "done" || image == "odd" && !odd => ("Succeeded", "False", 0),
+        _ if image == "odd" => ("Failed", "False", 1),
+        Some(("exit", code)) => ("Failed", "False", code.parse().unwrap()),
+        _ => ("Running", "True", 0),
     }
 }
 
@@ -293,4 +314,13 @@ pub fn rolled_out(deployment: &Value) -> bool {
 pub fn condition(object: &Value, kind: &str) -> Value {
     let conditions = object["status"]["conditions"].as_array();
     conditions.and_then(|all| all.iter().find(|c| c["type"] == kind)).cloned().unwrap_or_default()
+}
+
+/// Names of the pods that slices call ready, sorted.
+pub fn ready_endpoints(slices: &std::collections::BTreeMap<String, Value>) -> Vec<String> {
+    let endpoints = slices.values().flat_map(|s| s["endpoints"].as_array().cloned().unwrap_or_default());
+    let ready = endpoints.filter(|e| e["conditions"]["ready"] == json!(true));
+    let mut names: Vec<String> = ready.map(|e| e["targetRef"]["name"].as_str().unwrap().to_owned()).collect();
+    names.sort();
+    names
 }

@@ -1,0 +1,14 @@
+//! Stories of the whole control plane, by controller: what users do, and what becomes of it.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+mod daemons;
+mod deployments;
+mod election;
+mod jobs;
+mod namespaces;
+mod nodes;
+mod quotas;
+mod scheduling;
+mod services;
+mod stateful;
