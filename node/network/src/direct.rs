@@ -100,6 +100,11 @@ impl Direct {
         gone(self.change(RouteNetlinkMessage::DelLink(group), 0, || "removing links of ended pods".into()))
     }
 
+    pub(crate) fn delete_link(&mut self, index: u32) -> Result<(), Error> {
+        let link = LinkUnspec::new_with_index(index).build();
+        gone(self.change(RouteNetlinkMessage::DelLink(link), 0, || "removing a link".into()))
+    }
+
     pub(crate) fn add_address(&mut self, index: u32, ip: IpAddr) -> Result<(), Error> {
         let message = address(index, ip);
         let flags = NLM_F_CREATE | NLM_F_REPLACE;

@@ -21,14 +21,14 @@ impl Network {
     pub async fn create_pod(&self, uid: &str) -> Result<PodNet, Error> {
         check(uid)?;
         self.load_addresses().await?;
-        let node = &self.inner.netlink;
         let name = link_name(uid);
-        if let Some(link) = node.link(&name).await? {
-            if let Some(pod) = self.found(uid, &link).await? {
+        if !self.inner.ipam.lock().of(uid).is_empty() {
+            if let Some(link) = self.inner.netlink.link(&name).await?
+                && let Some(pod) = self.found(uid, &link).await?
+            {
                 return Ok(pod);
             }
-            // Made halfway by a daemon that died, or given up and not gone yet.
-            node.delete_link(link.index).await?;
+            // Made halfway by a daemon that died, or taken apart by somebody else.
             self.inner.ipam.lock().release(uid, Instant::now());
         }
         let ranges = self.inner.ranges.read().clone();
@@ -192,6 +192,10 @@ impl Making {
         let (mac, host_mac) = (random_mac(), random_mac());
         let link = {
             let mut node = node.lock();
+            if let Some(halfway) = node.link(&self.name)? {
+                // Left by a daemon that died, or given up and not gone yet.
+                node.delete_link(halfway.index)?;
+            }
             node.add_veth(&self.name, host_mac, &inside, mac, self.mtu)?;
             node.link(&self.name)?
         };
