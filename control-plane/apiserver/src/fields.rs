@@ -59,6 +59,23 @@ pub(crate) fn extract(key: &str, json: &[u8]) -> Box<[Box<str>]> {
         .collect()
 }
 
+/// The field that nodes watch their pods by.
+const NODE: &str = "spec.nodeName";
+
+/// The field that [`StoredObject::tag`] reads, among those of the kind stored at `key`.
+pub(crate) fn tagged_by(key: &str) -> Option<u8> {
+    static PODS: LazyLock<Option<u8>> = LazyLock::new(|| {
+        let at = builtin().by_path("", "v1", "pods")?.selectable.iter().position(|field| field == NODE)?;
+        u8::try_from(at).ok()
+    });
+    if key.starts_with("/registry/pods/") { *PODS } else { None }
+}
+
+/// The one tag that all objects of a selection of `row` have, if it asks for one.
+pub(crate) fn tag<'a>(fields: &'a selector::Fields, row: &Resource) -> Option<&'a str> {
+    fields.required(if row.store_prefix() == "/registry/pods/" { NODE } else { "metadata.name" })
+}
+
 /// What an absent field is compared as: its type's zero value.
 fn zero(field: &str) -> &'static str {
     match field {
@@ -205,6 +222,25 @@ mod tests {
         check("metadata.namespace=m", false);
         check("spec.hostNetwork=false", true);
         check("status.podIP=", true);
+    }
+
+    #[test]
+    fn pods_are_watched_by_node_and_other_objects_by_name() {
+        let pods = builtin().by_path("", "v1", "pods").unwrap();
+        let maps = builtin().by_path("", "v1", "configmaps").unwrap();
+        let mut pod = stored("/registry/pods/n/a", r#"{"metadata":{"name":"a"},"spec":{"nodeName":"w1"}}"#);
+        pod.tagged_by = tagged_by("/registry/pods/n/a");
+        assert_eq!(pod.tag(), "w1");
+        let map = stored("/registry/configmaps/n/a", r#"{"metadata":{"name":"a"}}"#);
+        assert_eq!((tagged_by("/registry/configmaps/n/a"), map.tag()), (None, "a"));
+        let check = |row, text: &str, expected: Option<&str>| {
+            let fields = selector::Fields::parse(row, text).unwrap();
+            assert_eq!(tag(&fields, row), expected, "{text}");
+        };
+        check(pods, "spec.nodeName=w1,status.phase!=Failed", Some("w1"));
+        check(pods, "metadata.name=a", None);
+        check(maps, "metadata.name=a", Some("a"));
+        check(maps, "metadata.namespace=n", None);
     }
 
     #[test]

@@ -22,8 +22,8 @@ use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{DynEngine, Error, Kv, Op, Revision, Txn, cow::CowMap, limits};
-use state::State;
 pub use state::{Filter, Kind};
+use state::{Interest, State};
 pub use watcher::{CacheItem, CacheWatch};
 
 /// Turns stored bytes into what the cache holds.
@@ -32,6 +32,11 @@ pub trait Decode: Send + Sync + 'static {
     /// `None` when the key is no object: the cache then leaves it out. A deletion is decoded too:
     /// `kv` then carries the last value with `mod_revision` = the deleting revision.
     fn decode(&self, kv: &Kv) -> Option<Self::Object>;
+    /// By what [`Cache::watch_tagged`] sorts its watchers: something that many of them choose one
+    /// value of, such as the node of a pod.
+    fn tag(_object: &Self::Object) -> &str {
+        ""
+    }
 }
 
 /// Bounds of one cache; the defaults are those of [`limits`].
@@ -103,7 +108,7 @@ impl<D: Decode> Cache<D> {
         let inner = Arc::new(Inner {
             prefix: prefix.to_owned(),
             decode,
-            state: RwLock::new(State::new(prefix, &limits)),
+            state: RwLock::new(State::new(prefix, &limits, D::tag)),
             limits,
             applied: watch::Sender::new(0),
         });
@@ -183,11 +188,11 @@ impl<D: Decode> Cache<D> {
     /// [`Error::Compacted`] when the cache no longer knows every change since `from`;
     /// [`Error::Unavailable`] when there are too many watchers.
     pub fn watch(&self, prefix: &str, from: Revision) -> Result<CacheWatch<D::Object>, Error> {
-        CacheWatch::open(Arc::clone(&self.inner), prefix, from, None)
+        CacheWatch::open(Arc::clone(&self.inner), prefix, from, Interest { filter: None, tag: None })
     }
 
     /// As [`Cache::watch`], of the changes for which `filter` holds only. A change it turns down costs
-    /// its watcher nothing, not even a wake-up: thousands of nodes can each watch their own pods.
+    /// its watcher nothing, not even a wake-up.
     ///
     /// The filter sees the object and what it was before, runs under the cache's lock and must be
     /// quick.
@@ -200,7 +205,24 @@ impl<D: Decode> Cache<D> {
         from: Revision,
         filter: Filter<D::Object>,
     ) -> Result<CacheWatch<D::Object>, Error> {
-        CacheWatch::open(Arc::clone(&self.inner), prefix, from, Some(filter))
+        CacheWatch::open(Arc::clone(&self.inner), prefix, from, Interest { filter: Some(filter), tag: None })
+    }
+
+    /// As [`Cache::watch_where`], of the changes of objects whose [`Decode::tag`] is `tag`, or was before
+    /// the change. Watchers of other tags are not even asked: a change costs the same with ten of them
+    /// and with ten thousand.
+    ///
+    /// # Errors
+    /// As [`Cache::watch`].
+    pub fn watch_tagged(
+        &self,
+        prefix: &str,
+        from: Revision,
+        tag: &str,
+        filter: Filter<D::Object>,
+    ) -> Result<CacheWatch<D::Object>, Error> {
+        let interest = Interest { filter: Some(filter), tag: Some(tag.into()) };
+        CacheWatch::open(Arc::clone(&self.inner), prefix, from, interest)
     }
 
     /// How many watchers are open.

@@ -29,6 +29,9 @@ impl Decode for Text {
         let text = String::from_utf8_lossy(&kv.value);
         (text != "-" && !text.is_empty()).then(|| format!("{text}@{}", kv.mod_revision))
     }
+    fn tag(object: &String) -> &str {
+        object.split(['.', '@']).next().unwrap_or_default()
+    }
 }
 
 async fn start(engine: &DynEngine) -> Arc<Cache<Text>> {
@@ -292,6 +295,40 @@ async fn a_filter_keeps_away_what_a_watcher_does_not_want() {
         assert_eq!(next(watch).await, "54 modified /registry/x/1=red@54 was blue@3");
         assert_eq!(watch.progress(), Some(54));
     }
+}
+
+/// Which watcher's filter was asked is what the tags are about.
+#[tokio::test]
+async fn a_change_asks_only_the_watchers_of_its_tag() {
+    let f = common::embedded().await;
+    let cache = start(&f.engine).await;
+    write(&f.engine, vec![put("/registry/x/1", "a.early")]).await; // 2
+    cache.wait_for(2, PATIENCE).await.unwrap();
+    let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let watch = |tag: &str, from: i64| {
+        let asked = Arc::clone(&asked);
+        let filter: Filter<String> = Box::new(move |_, _| {
+            asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            true
+        });
+        cache.watch_tagged("/registry/x/", from, tag, filter).unwrap()
+    };
+    let others: Vec<_> = (0..50).map(|n| watch(&format!("n{n}"), 1)).collect();
+    let (mut a, mut b) = (watch("a", 1), watch("b", 1));
+    assert_eq!(next(&mut a).await, "2 added /registry/x/1=a.early@2 was -");
+    for text in ["a.one", "b.two", "b.three"] {
+        write(&f.engine, vec![put("/registry/x/1", text)]).await; // 3, 4, 5
+    }
+    assert_eq!(next(&mut a).await, "3 modified /registry/x/1=a.one@3 was a.early@2");
+    assert_eq!(next(&mut a).await, "4 modified /registry/x/1=b.two@4 was a.one@3");
+    assert_eq!(next(&mut b).await, "4 modified /registry/x/1=b.two@4 was a.one@3");
+    assert_eq!(next(&mut b).await, "5 modified /registry/x/1=b.three@5 was b.two@4");
+    assert_eq!(asked.load(std::sync::atomic::Ordering::SeqCst), 5);
+    assert_eq!(cache.watchers(), 52);
+    drop((others, a));
+    assert_eq!(cache.watchers(), 1);
+    write(&f.engine, vec![put("/registry/x/1", "b.four")]).await; // 6
+    assert_eq!(next(&mut b).await, "6 modified /registry/x/1=b.four@6 was b.three@5");
 }
 
 #[tokio::test]

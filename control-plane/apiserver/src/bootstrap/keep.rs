@@ -40,9 +40,8 @@ fn watches(storage: &Storage, cluster: &Cluster) -> Option<Vec<CacheWatch<Stored
     let watch = |(group, plural, object): objects::Item| {
         let row = builtin().by_path(group, "v1", plural)?;
         let (namespace, name) = objects::key(&object);
-        let name = name.to_owned();
-        let of_name = move |object: &StoredObject, _: Option<&StoredObject>| *object.name == *name;
-        storage.watch_where(row.store_prefix(), namespace, 0, Box::new(of_name)).ok()
+        // The name is the tag of all these kinds.
+        storage.watch_where(row.store_prefix(), namespace, 0, Some(name), Box::new(|_, _| true)).ok()
     };
     objects::lasting(cluster).into_iter().map(watch).collect()
 }

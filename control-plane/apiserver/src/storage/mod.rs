@@ -71,6 +71,10 @@ impl Decode for Decoder {
             })
             .ok()
     }
+
+    fn tag(object: &StoredObject) -> &str {
+        object.tag()
+    }
 }
 
 fn decode(at_rest: &dyn AtRest, kv: &Kv) -> Result<StoredObject, Status> {
@@ -78,6 +82,7 @@ fn decode(at_rest: &dyn AtRest, kv: &Kv) -> Result<StoredObject, Status> {
     let plain = at_rest.open(key, &kv.value)?;
     let mut object = StoredObject::decode(&plain, kv.mod_revision, kv.version == 1).map_err(Status::internal)?;
     object.fields = crate::fields::extract(key, &object.bytes);
+    object.tagged_by = crate::fields::tagged_by(key);
     Ok(object)
 }
 
@@ -154,14 +159,22 @@ impl Storage {
     }
 
     /// As [`Storage::watch`], of the changes that `filter` lets through; see [`Cache::watch_where`].
+    /// With a tag, which objects of the filter all have ([`StoredObject::tag`]), nobody else's changes
+    /// are filtered at all.
     pub(crate) fn watch_where(
         &self,
         prefix: &str,
         namespace: &str,
         from: Revision,
+        tag: Option<&str>,
         filter: Filter<StoredObject>,
     ) -> Result<CacheWatch<StoredObject>, Status> {
-        self.cache.watch_where(&collection(prefix, namespace), from, filter).map_err(cannot_watch)
+        let collection = collection(prefix, namespace);
+        let watch = match tag {
+            Some(tag) => self.cache.watch_tagged(&collection, from, tag, filter),
+            None => self.cache.watch_where(&collection, from, filter),
+        };
+        watch.map_err(cannot_watch)
     }
 
     /// How many watches are open.
@@ -307,6 +320,7 @@ impl Storage {
         }
         let mut stored = StoredObject::decode(&plain, result.revision, created).map_err(Status::internal)?;
         stored.fields = crate::fields::extract(&key, &stored.bytes);
+        stored.tagged_by = crate::fields::tagged_by(&key);
         Ok(Some(Arc::new(stored)))
     }
 

@@ -26,6 +26,8 @@ pub struct StoredObject {
     pub labels: Box<[(Box<str>, Box<str>)]>,
     /// The values of the kind's selectable fields beyond name and namespace, in the kind's order.
     pub fields: Box<[Box<str>]>,
+    /// Which of `fields` tells most of the kind's watchers apart; `None`: the name does.
+    pub(crate) tagged_by: Option<u8>,
     /// True once `metadata.deletionTimestamp` is set.
     pub deleting: bool,
     /// `metadata` from its opening to its closing brace, within `bytes`.
@@ -91,6 +93,7 @@ impl StoredObject {
             created,
             labels: metadata.labels.unwrap_or_default().into_iter().collect(),
             fields: Box::default(),
+            tagged_by: None,
             deleting: metadata.deletion_timestamp.is_some(),
             metadata: (start as u32, end as u32),
         })
@@ -119,12 +122,19 @@ impl StoredObject {
         let stored = [&self.bytes[..at], rest].concat();
         let mut object = Self::decode(&stored, revision, self.created).ok()?;
         object.fields.clone_from(&self.fields);
+        object.tagged_by = self.tagged_by;
         Some(object)
     }
 
     /// Reads the object into a narrow type.
     pub fn parse<'a, T: Deserialize<'a>>(&'a self) -> Result<T, serde_json::Error> {
         serde_json::from_slice(&self.bytes)
+    }
+
+    /// By what watches of the kind are sorted: a pod's node, any other object's name.
+    pub(crate) fn tag(&self) -> &str {
+        let field = self.tagged_by.and_then(|at| self.fields.get(usize::from(at)));
+        field.map_or(&*self.name, |text| text)
     }
 
     /// The value of a label.

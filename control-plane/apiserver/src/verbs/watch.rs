@@ -188,11 +188,12 @@ impl Call<'_> {
         if selection.is_empty() {
             return storage.watch(prefix, namespace, from);
         }
+        let tag = crate::fields::tag(&selection.fields, &self.view.stored).map(str::to_owned);
         let (selection, view) = (selection.clone(), self.view.clone());
         let concerns = move |object: &StoredObject, previous: Option<&StoredObject>| {
             selection.matches(&view, object) || previous.is_some_and(|p| selection.matches(&view, p))
         };
-        storage.watch_where(prefix, namespace, from, Box::new(concerns))
+        storage.watch_where(prefix, namespace, from, tag.as_deref(), Box::new(concerns))
     }
 }
 

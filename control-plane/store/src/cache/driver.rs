@@ -49,7 +49,7 @@ async fn load_once<D: Decode>(inner: &Inner<D>, engine: &DynEngine) -> Result<()
         }
     }
     // The old state is freed after the lock.
-    let fresh = State::new(&inner.prefix, &inner.limits).loaded(range.revision, objects);
+    let fresh = State::new(&inner.prefix, &inner.limits, D::tag).loaded(range.revision, objects);
     let _old = inner.state.write().replace(fresh);
     inner.applied.send_replace(range.revision);
     Ok(())

@@ -2,7 +2,7 @@
 //! one lock; no IO and no waiting.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -23,6 +23,13 @@ pub enum Kind {
 /// Whether a watcher wants a change, by the object and what it was before.
 pub type Filter<O> = Box<dyn Fn(&O, Option<&O>) -> bool + Send + Sync>;
 
+/// What a watcher wants of the changes under its prefix.
+pub(super) struct Interest<O> {
+    pub(super) filter: Option<Filter<O>>,
+    /// Only changes of objects with this tag, now or before.
+    pub(super) tag: Option<Box<str>>,
+}
+
 /// One change, shared by the ring and every queue it waits in.
 pub(super) struct Change<O> {
     pub(super) revision: Revision,
@@ -42,11 +49,13 @@ pub(super) struct Update<O> {
 
 pub(super) struct State<O> {
     prefix: String,
+    /// By what watchers of one bucket are sorted.
+    tag: fn(&O) -> &str,
     revision: Revision,
     /// By bucket: the prefix with one more path segment, such as `/registry/pods/`.
     buckets: BTreeMap<Arc<str>, Bucket<O>>,
     /// Watchers of prefixes wider than one bucket.
-    wide: Vec<Subscriber<O>>,
+    wide: Subscribers<O>,
     /// In order of arrival.
     ring: VecDeque<Kept>,
     ring_bytes: usize,
@@ -69,7 +78,19 @@ struct Bucket<O> {
     recent: VecDeque<Arc<Change<O>>>,
     /// Changes up to this revision may be missing from `recent`.
     forgotten: Revision,
-    subscribers: Vec<Subscriber<O>>,
+    subscribers: Subscribers<O>,
+}
+
+/// Those who want every change, and those who want the changes of one tag.
+struct Subscribers<O> {
+    all: Vec<Subscriber<O>>,
+    tagged: HashMap<Box<str>, Vec<Subscriber<O>>>,
+}
+
+impl<O> Default for Subscribers<O> {
+    fn default() -> Self {
+        Self { all: Vec::new(), tagged: HashMap::new() }
+    }
 }
 
 struct Subscriber<O> {
@@ -94,12 +115,13 @@ pub(super) struct Subscription<O> {
 }
 
 impl<O> State<O> {
-    pub(super) fn new(prefix: &str, limits: &CacheLimits) -> Self {
+    pub(super) fn new(prefix: &str, limits: &CacheLimits, tag: fn(&O) -> &str) -> Self {
         State {
             prefix: prefix.to_owned(),
+            tag,
             revision: 0,
             buckets: BTreeMap::new(),
-            wide: Vec::new(),
+            wide: Subscribers::default(),
             ring: VecDeque::new(),
             ring_bytes: 0,
             limits: (limits.ring_events, limits.ring_bytes, limits.ring_age),
@@ -190,9 +212,10 @@ impl<O> State<O> {
 
     fn publish(&mut self, change: Arc<Change<O>>, bytes: usize, now: Instant) {
         let name: Arc<str> = Arc::from(bucket_of(&self.prefix, &change.key));
+        let tag = self.tag;
         let bucket = self.bucket(&change.key);
         bucket.recent.push_back(Arc::clone(&change));
-        let ended = send(&mut bucket.subscribers, &change) + send(&mut self.wide, &change);
+        let ended = bucket.subscribers.send(&change, tag) + self.wide.send(&change, tag);
         self.watchers -= ended;
         self.ring.push_back(Kept { bucket: name, bytes, at: now });
         self.ring_bytes += bytes;
@@ -223,7 +246,7 @@ impl<O> State<O> {
         &mut self,
         prefix: &str,
         from: Revision,
-        filter: Option<Filter<O>>,
+        interest: Interest<O>,
         limits: &CacheLimits,
     ) -> Result<Subscription<O>, Error> {
         if self.watchers >= limits.max_watchers {
@@ -237,18 +260,34 @@ impl<O> State<O> {
         let (sender, queue) = mpsc::channel(limits.watcher_queue);
         self.next_id += 1;
         let id = self.next_id;
+        let Interest { filter, tag } = interest;
         let subscriber = Subscriber { id, prefix: prefix.into(), filter, queue: sender };
-        backlog.retain(|change| subscriber.wants(change));
-        self.subscribers(prefix).push(subscriber);
+        let has = |object: &O| tag.as_deref().is_none_or(|tag| (self.tag)(object) == tag);
+        let tagged = |change: &Change<O>| has(&change.object) || change.previous.as_deref().is_some_and(has);
+        backlog.retain(|change| tagged(change) && subscriber.wants(change));
+        let subscribers = self.subscribers(prefix);
+        match tag {
+            Some(tag) => subscribers.tagged.entry(tag).or_default().push(subscriber),
+            None => subscribers.all.push(subscriber),
+        }
         self.watchers += 1;
         Ok(Subscription { id, backlog, queue })
     }
 
-    pub(super) fn unsubscribe(&mut self, prefix: &str, id: u64) {
+    pub(super) fn unsubscribe(&mut self, prefix: &str, tag: Option<&str>, id: u64) {
         let subscribers = self.subscribers(prefix);
-        let before = subscribers.len();
-        subscribers.retain(|s| s.id != id);
-        let ended = before - subscribers.len();
+        let list = match tag {
+            Some(tag) => subscribers.tagged.get_mut(tag),
+            None => Some(&mut subscribers.all),
+        };
+        // One that lagged, or whose state was replaced, is gone already.
+        let Some(list) = list else { return };
+        let before = list.len();
+        list.retain(|s| s.id != id);
+        let ended = before - list.len();
+        if let Some(tag) = tag.filter(|_| list.is_empty()) {
+            subscribers.tagged.remove(tag);
+        }
         self.watchers -= ended;
     }
 
@@ -288,20 +327,41 @@ impl<O> State<O> {
                 objects: CowMap::default(),
                 recent: VecDeque::new(),
                 forgotten: self.loaded,
-                subscribers: Vec::new(),
+                subscribers: Subscribers::default(),
             };
             self.buckets.insert(Arc::from(name), bucket);
         }
         self.buckets.get_mut(name).expect("the bucket was just made when it was missing")
     }
 
-    fn subscribers(&mut self, prefix: &str) -> &mut Vec<Subscriber<O>> {
+    fn subscribers(&mut self, prefix: &str) -> &mut Subscribers<O> {
         let name = bucket_of(&self.prefix, prefix);
         if name.ends_with('/') && name.len() > self.prefix.len() {
             &mut self.bucket(prefix).subscribers
         } else {
             &mut self.wide
         }
+    }
+}
+
+impl<O> Subscribers<O> {
+    /// Queues `change` for those it concerns. Returns how many watches that ended.
+    fn send(&mut self, change: &Arc<Change<O>>, tag: fn(&O) -> &str) -> usize {
+        let mut ended = send(&mut self.all, change);
+        if self.tagged.is_empty() {
+            return ended;
+        }
+        let now = tag(&change.object);
+        let before = change.previous.as_deref().map(tag).filter(|before| *before != now);
+        for tag in before.into_iter().chain([now]) {
+            if let Some(list) = self.tagged.get_mut(tag) {
+                ended += send(list, change);
+                if list.is_empty() {
+                    self.tagged.remove(tag);
+                }
+            }
+        }
+        ended
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::{
 
 use super::{
     Decode, Inner,
-    state::{Change, Filter, Kind, State},
+    state::{Change, Interest, Kind, State},
 };
 use crate::{Error, Revision};
 
@@ -33,6 +33,7 @@ pub enum CacheItem<O> {
 /// Changes of one prefix, in order. Dropping it ends the watch.
 pub struct CacheWatch<O> {
     prefix: Box<str>,
+    tag: Option<Box<str>>,
     id: u64,
     source: Arc<dyn Source<O>>,
     backlog: VecDeque<Arc<Change<O>>>,
@@ -70,14 +71,16 @@ impl<O: Send + Sync + 'static> CacheWatch<O> {
         inner: Arc<Inner<D>>,
         prefix: &str,
         from: Revision,
-        filter: Option<Filter<O>>,
+        interest: Interest<O>,
     ) -> Result<Self, Error> {
+        let tag = interest.tag.clone();
         let (subscription, applied) = {
             let mut state = inner.state.write();
-            (state.subscribe(prefix, from, filter, &inner.limits)?, state.revision())
+            (state.subscribe(prefix, from, interest, &inner.limits)?, state.revision())
         };
         Ok(CacheWatch {
             prefix: prefix.into(),
+            tag,
             id: subscription.id,
             backlog: subscription.backlog,
             queue: subscription.queue,
@@ -130,6 +133,6 @@ impl<O: Send + Sync + 'static> CacheWatch<O> {
 
 impl<O> Drop for CacheWatch<O> {
     fn drop(&mut self) {
-        self.source.with_state(&mut |state| state.unsubscribe(&self.prefix, self.id));
+        self.source.with_state(&mut |state| state.unsubscribe(&self.prefix, self.tag.as_deref(), self.id));
     }
 }
