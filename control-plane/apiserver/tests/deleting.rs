@@ -66,7 +66,7 @@ async fn running_pods_get_their_grace() {
     assert_eq!(
         message,
         format!(
-            "Operation cannot be fulfilled on pods \"running\": Precondition failed: UID in precondition: another, UID in object meta: {}",
+            "Operation cannot be fulfilled on Pod \"running\": the UID in the precondition (another) does not match the UID in record ({}). The object might have been deleted and then recreated",
             uid.as_str().unwrap()
         )
     );

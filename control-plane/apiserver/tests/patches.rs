@@ -132,3 +132,58 @@ async fn concurrent_patches_are_all_carried_out() {
     let data = server.admin.get(&format!("{MAPS}/m")).await.ok()["data"].clone();
     assert_eq!(data.as_object().unwrap().len(), 17);
 }
+
+#[tokio::test]
+async fn preconditions_and_double_owners_read_as_upstreams() {
+    let server = started().await;
+    let one = format!("{MAPS}/m");
+    let object = server.admin.get(&one).await.ok();
+    let (uid, rv) =
+        (object["metadata"]["uid"].as_str().unwrap(), object["metadata"]["resourceVersion"].as_str().unwrap());
+    let message = async |answer: common::Answer| {
+        let (code, reason, message) = answer.failed();
+        assert_eq!((code, reason.as_str()), (409, "Conflict"));
+        message
+    };
+    let answer = server.admin.delete(&one, json!({"preconditions": {"uid": "other"}})).await;
+    assert_eq!(
+        message(answer).await,
+        format!(
+            "Operation cannot be fulfilled on ConfigMap \"m\": the UID in the precondition (other) does not match the UID in record ({uid}). The object might have been deleted and then recreated"
+        )
+    );
+    let answer = server.admin.delete(&one, json!({"preconditions": {"resourceVersion": "1"}})).await;
+    assert_eq!(
+        message(answer).await,
+        format!(
+            "Operation cannot be fulfilled on ConfigMap \"m\": the ResourceVersion in the precondition (1) does not match the ResourceVersion in record ({rv}). The object might have been modified"
+        )
+    );
+    let answer = server.admin.patch(&one, "merge", json!({"metadata": {"uid": "other"}})).await;
+    assert_eq!(
+        message(answer).await,
+        format!(
+            "Operation cannot be fulfilled on configmaps \"m\": StorageError: invalid object, Code: 4, Key: /registry/configmaps/default/m, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: other, UID in object meta: {uid}"
+        )
+    );
+    let owner = json!({"apiVersion": "v1", "kind": "ConfigMap", "name": "o", "uid": "1"});
+    let answer = server.admin.patch(&one, "merge", json!({"metadata": {"ownerReferences": [owner, owner]}})).await;
+    assert!(answer.warnings()[0].contains("duplicate UID(s) observed: 1"), "{:?}", answer.warnings());
+    assert_eq!(answer.ok()["metadata"]["ownerReferences"], json!([owner]));
+}
+
+#[tokio::test]
+async fn a_status_that_says_nothing_else_takes_nothing_else() {
+    let server = started().await;
+    let one = format!("{DEPLOYMENTS}/d");
+    let labels = json!({"metadata": {"labels": {"l": "v"}}});
+    let before = server.admin.patch(&format!("{one}?fieldManager=me"), "merge", labels).await.ok();
+    let version = &before["metadata"]["resourceVersion"];
+    let narrow = json!({"apiVersion": "apps/v1", "kind": "Deployment", "status": {"replicas": 1},
+        "metadata": {"name": "d", "namespace": "default", "resourceVersion": version}});
+    let now = server.admin.put(&format!("{one}/status?fieldManager=controller"), narrow).await.ok();
+    assert_eq!(now["metadata"]["labels"], json!({"l": "v"}));
+    let list = now["metadata"]["managedFields"].as_array().unwrap();
+    let mine = list.iter().find(|entry| entry["manager"] == "me").unwrap();
+    assert_eq!(mine["fieldsV1"], json!({"f:metadata": {"f:labels": {".": {}, "f:l": {}}}}));
+}

@@ -126,6 +126,12 @@ impl Managers {
         Self::decode(list_of(object))
     }
 
+    /// The same managers, to be written in the form that the server uses.
+    pub(super) fn rewritten(mut self) -> Self {
+        self.0.values_mut().for_each(|entry| entry.raw = None);
+        self
+    }
+
     /// The list in upstream's order: applies first, then by time, name, version and subresource.
     pub fn encode(self) -> Vec<Value> {
         let mut entries: Vec<(Id, Entry)> = self.0.into_iter().collect();

@@ -59,7 +59,7 @@ impl<'a> Write<'a> {
             Some(list) if clears(list) => Managers::default(),
             // The object as it was read: by far the most common case.
             Some(list) if list != kept => match Managers::decode(list) {
-                Ok(given) if !given.0.is_empty() => given,
+                Ok(given) if !given.0.is_empty() => given.rewritten(),
                 _ => live_managers(),
             },
             _ => live_managers(),

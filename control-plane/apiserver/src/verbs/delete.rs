@@ -111,22 +111,29 @@ impl Call<'_> {
     }
 
     fn precondition(&self, current: &StoredObject, options: &DeleteOptions) -> Option<Status> {
-        let failed = |what: &str, wanted: &str, is: &str| {
-            Status::conflict_because(
-                &self.view.resource,
-                &current.name,
-                format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {is}"),
-            )
+        let resource = &self.view.resource;
+        let failed = |what: &str, wanted: &str, is: &str, perhaps: &str| {
+            let why = format!(
+                "the {what} in the precondition ({wanted}) does not match the {what} in record ({is}). \
+                 The object might have been {perhaps}"
+            );
+            // Upstream names the kind here, where it names the resource everywhere else.
+            let mut status = Status::conflict_because(resource, &current.name, why);
+            status.message = status.message.replacen(&resource.qualified(), &resource.qualified_kind(), 1);
+            if let Some(details) = &mut status.details {
+                details.kind = resource.kind.to_string();
+            }
+            status
         };
         if let Some(uid) = options.uid.as_deref().filter(|uid| *uid != &*current.uid) {
-            return Some(failed("UID", uid, &current.uid));
+            return Some(failed("UID", uid, &current.uid, "deleted and then recreated"));
         }
         let is = current.revision.to_string();
         options
             .resource_version
             .as_deref()
             .filter(|wanted| *wanted != is)
-            .map(|wanted| failed("ResourceVersion", wanted, &is))
+            .map(|wanted| failed("ResourceVersion", wanted, &is, "modified"))
     }
 
     /// DELETECOLLECTION: each object that the selectors find, as by DELETE.

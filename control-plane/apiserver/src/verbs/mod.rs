@@ -2,6 +2,7 @@
 //! resource, and [`Call::run`] the table of verbs and subresources.
 
 mod apply;
+mod create;
 mod delete;
 mod deletion;
 mod faces;

@@ -1,4 +1,4 @@
-//! CREATE and the one read-modify-write under UPDATE, PATCH and the subresources.
+//! The one read-modify-write under UPDATE, PATCH and the subresources.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use http::Response;
 use serde_json::Value;
 use sluice_api::{
     apply,
-    status::{Details, FieldError, Status},
+    status::{FieldError, Status},
     strategy,
 };
 
@@ -14,7 +14,7 @@ use super::Call;
 use crate::{
     context::{Admit, Body, Operation},
     limits, meta, respond, rules,
-    storage::StoredObject,
+    storage::{StoredObject, key},
     view::Object,
 };
 
@@ -50,98 +50,10 @@ pub(crate) struct Written {
 }
 
 impl Call<'_> {
-    /// CREATE of an object from a request's body.
-    pub(crate) async fn create(&self, object: Value) -> Result<Response<Body>, Status> {
-        let written = self.store_new(object, Tracked::Update).await?;
-        Ok(self.object_response(201, &written))
-    }
-
     /// An object in the form asked for.
     pub(crate) fn object_response(&self, code: u16, object: &Object) -> Response<Body> {
         let bytes = self.view.render(object, self.form.target);
         respond::object(code, bytes, self.form)
-    }
-
-    /// Everything between a decoded new object and its place in the store.
-    pub(crate) async fn store_new(&self, mut object: Value, tracked: Tracked) -> Result<Object, Status> {
-        let resource = &*self.view.resource;
-        self.place(&mut object)?;
-        if !matches!(meta::text(&object, "resourceVersion"), "" | "0") {
-            let why = "resourceVersion should not be set on objects to be created";
-            return Err(Status::new(500, "", why));
-        }
-        let base = match meta::name(&object) {
-            "" => Some(meta::text(&object, "generateName").to_owned()).filter(|b| !b.is_empty()),
-            _ => None,
-        };
-        let managers = object["metadata"].get("managedFields").cloned();
-        meta::stamp(&mut object);
-        if let Some(managers) = managers {
-            meta::set(&mut object, "managedFields", managers);
-        }
-        for attempt in 1.. {
-            let mut object = object.clone();
-            if let Some(base) = &base {
-                meta::set(&mut object, "name", meta::generate_name(base));
-            }
-            let name = meta::name(&object).to_owned();
-            rules::defaults(resource, &mut object);
-            if tracked == Tracked::Update {
-                self.track(None, &mut object);
-            }
-            let frame = self.admit(Operation::Create, &name, None);
-            let warnings = self.core.admission.mutate(&frame, &mut object).await?;
-            self.warn(warnings);
-            self.mend_managers(None, &mut object);
-            rules::defaults(resource, &mut object);
-            strategy::prepare_create(resource, &mut object);
-            if name.is_empty() {
-                let required = "name or generateName is required";
-                let error = FieldError::required("metadata.name", required);
-                return Err(Status::invalid(resource, "", vec![error]));
-            }
-            // Held until the object is stored, so that nobody else takes the same address or port.
-            let _allocation = self.core.services.create(self, &mut object).await?;
-            let mut errors = strategy::validate_create(resource, &object);
-            errors.extend(apply::validate_managers(&object));
-            rules::invalid(resource, &object, errors)?;
-            self.warn(strategy::warnings(resource, &object));
-            let warnings = self.core.admission.validate(&frame, Some(&object)).await?;
-            self.warn(warnings);
-            if self.dry_run {
-                if self.current(&name).is_some() {
-                    return Err(Status::already_exists(resource, &name));
-                }
-                return Ok(Object::Made(object));
-            }
-            let stored = self.view.to_stored(object);
-            match self.core.storage.insert(&self.view.stored, &stored).await? {
-                Some(stored) => return Ok(Object::Stored(stored)),
-                None if base.is_some() && attempt < limits::GENERATE_NAME_ATTEMPTS => {}
-                None if base.is_some() => return Err(no_name_left(resource, &name)),
-                None => return Err(Status::already_exists(resource, &name)),
-            }
-        }
-        unreachable!("the last attempt returns")
-    }
-
-    /// Sets and checks the namespace of a new object.
-    fn place(&self, object: &mut Value) -> Result<(), Status> {
-        let namespace = meta::namespace(object);
-        if !self.view.resource.namespaced {
-            if !namespace.is_empty() {
-                return Err(Status::bad_request("namespace may not be set on a cluster-scoped object".to_owned()));
-            }
-            return Ok(());
-        }
-        if namespace.is_empty() {
-            meta::set(object, "namespace", self.namespace());
-        } else if namespace != self.namespace() {
-            return Err(Status::bad_request(
-                "the namespace of the provided object does not match the namespace sent on the request",
-            ));
-        }
-        Ok(())
     }
 
     /// UPDATE of an object from a request's body.
@@ -230,17 +142,24 @@ impl Call<'_> {
             }
             let uid = meta::text(&new, "uid");
             if !uid.is_empty() && uid != &*current.uid {
-                return Err(Status::conflict_because(
-                    resource,
-                    name,
-                    format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", current.uid),
-                ));
+                let key = key(self.view.prefix(), &current.namespace, name);
+                let why = format!(
+                    "StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: \
+                     Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                    current.uid
+                );
+                return Err(Status::conflict_because(resource, name, why));
             }
             if resource.namespaced {
                 meta::set(&mut new, "namespace", self.namespace());
             }
+            self.dedup_owners(&mut new);
             rules::defaults(resource, &mut new);
             if tracked == Tracked::Update {
+                if part == Part::Status {
+                    // Nobody loses what a status does not take, whatever the client left out.
+                    strategy::prepare_status_update(resource, &old, &mut new);
+                }
                 self.track(Some(&old), &mut new);
             }
             let _allocation = self.prepare(part, &old, &mut new).await?;
@@ -256,22 +175,16 @@ impl Call<'_> {
         Err(Status::conflict(resource, name))
     }
 
-    /// The object that an update or an apply makes, if the user may create it.
-    async fn created(&self, object: Value, tracked: Tracked) -> Result<Object, Status> {
-        let (resource, name) = (&*self.view.resource, self.name());
-        if !meta::text(&object, "resourceVersion").is_empty() {
-            return Err(Status::not_found(resource, name));
+    /// Owner references that are there twice are there once, with upstream's warning.
+    pub(super) fn dedup_owners(&self, object: &mut Value) {
+        let twice = dedup_owners(object);
+        if !twice.is_empty() {
+            self.warn(vec![format!(
+                ".metadata.ownerReferences contains duplicate entries; API server dedups owner references in 1.20+, and \
+                 may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: {}",
+                twice.join(", ")
+            )]);
         }
-        let uid = meta::text(&object, "uid");
-        if !uid.is_empty() {
-            let why =
-                format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found");
-            return Err(Status::conflict_because(resource, name, why));
-        }
-        let mut attributes = self.info.attributes(self.user);
-        attributes.verb = "create";
-        self.core.authorizer.check(&attributes)?;
-        self.store_new(object, tracked).await
     }
 
     /// Admission, defaults and validation of a changed object, whose defaults are set.
@@ -371,12 +284,21 @@ impl Call<'_> {
     }
 }
 
-/// 409 after all attempts to find a free name (upstream's `NewGenerateNameConflict`).
-fn no_name_left(resource: &sluice_api::resource::Resource, name: &str) -> Status {
-    let mut status = Status::already_exists(resource, name);
-    status.message.push_str(", the server was not able to generate a unique name for the object");
-    let details = status.details.take().map(|details| *details).unwrap_or_default();
-    status.with_details(Details { retry_after_seconds: 1, ..details })
+/// Removes owner references that are there twice; their UIDs.
+fn dedup_owners(object: &mut Value) -> Vec<String> {
+    let Some(owners) = object.pointer_mut("/metadata/ownerReferences").and_then(Value::as_array_mut) else {
+        return Vec::new();
+    };
+    let mut twice = Vec::new();
+    let mut at = 0;
+    while at < owners.len() {
+        if owners[..at].contains(&owners[at]) {
+            twice.push(owners.remove(at)["uid"].as_str().unwrap_or_default().to_owned());
+        } else {
+            at += 1;
+        }
+    }
+    twice
 }
 
 fn bad_version(call: &Call<'_>, text: &str) -> Status {

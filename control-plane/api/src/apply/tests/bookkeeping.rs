@@ -77,6 +77,13 @@ fn clients_may_write_the_list() {
     check(json!([{}]), &[]);
     check(json!(null), &["first Update e.com/v1: .text"]);
     check(json!([entry("mine", "Apply")]), &["mine Apply e.com/v1: .text"]);
+    // However it is spelled, it is kept as the server writes it.
+    let mut spelled = entry("mine", "Apply");
+    spelled["fieldsV1"] = json!({"f:list": {"k:{ \"name\" : \"n\" }": {}}, "z:new": {}});
+    let mut state = State::custom(&schema);
+    state.update("u", json!({"metadata": {"managedFields": [spelled]}, "list": [{"name": "n"}]}));
+    let list = &state.object.as_ref().unwrap()["metadata"]["managedFields"];
+    assert_eq!(list[0]["fieldsV1"], json!({"f:list": {"k:{\"name\":\"n\"}": {}}}));
     // What cannot be read is as if it was not there.
     check(json!([entry("mine", "Steal")]), &["first Update e.com/v1: .text"]);
     check(json!([{"manager": "x", "operation": "Apply"}]), &["first Update e.com/v1: .text"]);
