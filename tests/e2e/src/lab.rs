@@ -44,6 +44,15 @@ impl Lab {
     /// Makes the network, starts the first node with the control plane, joins the others to it, and
     /// waits until every node is Ready.
     pub fn start(options: &Options) -> Result<Self> {
+        Self::start_as("up", options)
+    }
+
+    /// As [`Lab::start`], but the first node runs the control plane alone: pods run on the others.
+    pub fn start_apart(options: &Options) -> Result<Self> {
+        Self::start_as("server", options)
+    }
+
+    fn start_as(first: &str, options: &Options) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix(&format!("{}-", options.name)).tempdir()?;
         let wires = Wires::make(&options.name, options.nodes, options.shape)?;
         let nodes = (1..=options.nodes)
@@ -54,7 +63,7 @@ impl Lab {
             })
             .collect();
         let mut lab = Self { nodes, _wires: wires, dir };
-        let mut up = vec!["up".to_owned()];
+        let mut up = vec![first.to_owned()];
         up.extend(options.server_flags.iter().cloned());
         lab.nodes[0].start(&up)?;
         for number in 1..options.nodes {
@@ -76,8 +85,13 @@ impl Lab {
 
     /// Runs kubectl as the administrator; arguments split at white space.
     pub fn kubectl(&self, arguments: &str) -> Result<String> {
+        self.kubectl_words(&arguments.split_whitespace().collect::<Vec<_>>())
+    }
+
+    /// Runs kubectl as the administrator, with arguments that may hold spaces.
+    pub fn kubectl_words(&self, arguments: &[&str]) -> Result<String> {
         let mut command = self.nodes[0].kubectl();
-        command.args(arguments.split_whitespace());
+        command.args(arguments);
         output(&mut command).with_context(|| format!("log of {}:\n{}", self.nodes[0].name, self.nodes[0].log_tail()))
     }
 

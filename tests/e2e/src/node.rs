@@ -138,6 +138,39 @@ impl Node {
         self.daemon.as_ref().map(Child::id)
     }
 
+    /// The processes of the machine whose command line names this node's directories: the daemon,
+    /// its containerd, shims and loggers, each with its command line.
+    pub fn processes(&self) -> Result<Vec<(Pid, String)>> {
+        let mut found = Vec::new();
+        let dir = self.dir.to_string_lossy();
+        for entry in fs::read_dir("/proc")? {
+            let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            // A process that has just ended is none.
+            let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&words).replace('\0', " ");
+            if line.contains(&*dir) {
+                found.push((Pid::from_raw(pid), line));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The processes in the cgroups of this node's pods.
+    pub fn contained(&self) -> Result<Vec<Pid>> {
+        let mut pids = Vec::new();
+        let mut groups = vec![cgroup_root().join(&self.instance).join("kubepods")];
+        while let Some(group) = groups.pop() {
+            // A group that has just gone holds nothing.
+            let Ok(entries) = fs::read_dir(&group) else { continue };
+            groups.extend(entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()));
+            let procs = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+            for line in procs.lines() {
+                pids.push(Pid::from_raw(line.parse()?));
+            }
+        }
+        Ok(pids)
+    }
+
     fn place(&self) -> Vec<std::ffi::OsString> {
         let mut words: Vec<std::ffi::OsString> = Vec::new();
         for (flag, dir) in [("--data-dir", self.data_dir()), ("--run-dir", self.run_dir())] {

@@ -13,6 +13,17 @@ pub fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |dir| root.join(dir))
 }
 
+/// The tar of the sample image: what `SLUICE_TEST_IMAGE` names, or what `cargo xtask image` built.
+pub fn sample_image() -> PathBuf {
+    std::env::var_os("SLUICE_TEST_IMAGE").map_or_else(|| target().join("image/echo.tar"), PathBuf::from)
+}
+
+/// A step of a story: says its name before it, and in its failure.
+pub fn step(what: &str, done: impl FnOnce() -> Result<()>) -> Result<()> {
+    eprintln!("step: {what}");
+    done().with_context(|| format!("step: {what}"))
+}
+
 /// Runs to the end; the standard output, or an error with both outputs.
 pub fn output(command: &mut Command) -> Result<String> {
     let done = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {command:?}"))?;

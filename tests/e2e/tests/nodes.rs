@@ -1,18 +1,15 @@
 //! Several nodes: pods on different nodes reach each other and every Service, by direct routes and
 //! by VXLAN; a node that disappears.
 
-use std::path::PathBuf;
-
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
-use sluice_e2e::{Lab, Options, Shape, output, target};
+use sluice_e2e::{Lab, Options, Shape, output, sample_image, target};
 
 const MANIFEST: &str = include_str!("../../../xtask/samples/echo.yaml");
 
 fn start(name: &str, shape: Shape) -> Result<Lab> {
     let lab = Lab::start(&Options { nodes: 3, shape, ..Options::one(name) })?;
-    let image = std::env::var_os("SLUICE_TEST_IMAGE").map_or_else(|| target().join("image/echo.tar"), PathBuf::from);
-    lab.import(&image)?;
+    lab.import(&sample_image())?;
     lab.apply(MANIFEST)?;
     lab.kubectl("rollout status deployment/echo --timeout=120s")?;
     Ok(lab)

@@ -1,27 +1,16 @@
 //! One node, from an empty directory to a Service that every pod answers, through stock kubectl;
 //! then what a user does to it and what breaks. One lab for all of it: each step names itself.
 
-use std::path::PathBuf;
-
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use sluice_e2e::{Lab, Options, output, target};
+use sluice_e2e::{Lab, Options, output, sample_image, step, target};
 
 const MANIFEST: &str = include_str!("../../../xtask/samples/echo.yaml");
-
-fn image() -> PathBuf {
-    std::env::var_os("SLUICE_TEST_IMAGE").map_or_else(|| target().join("image/echo.tar"), PathBuf::from)
-}
-
-fn step(what: &str, done: impl FnOnce() -> Result<()>) -> Result<()> {
-    eprintln!("step: {what}");
-    done().with_context(|| format!("step: {what}"))
-}
 
 #[test]
 fn a_cluster_serves_survives_and_goes() -> Result<()> {
     let mut lab = Lab::start(&Options::one("se1"))?;
-    lab.import(&image())?;
+    lab.import(&sample_image())?;
     step("apply, roll out, answer", || serves(&lab))?;
     step("configuration reaches containers", || configuration(&lab))?;
     step("logs, exec, exit codes", || logs_and_exec(&lab))?;
