@@ -12,6 +12,8 @@ use crate::model::{ConfigMapSource, DownwardApi, KeyToPath, Pod, SecretSource, T
 pub struct File {
     pub data: Vec<u8>,
     pub mode: u32,
+    /// Given to the user that all containers run as, as upstream does with tokens.
+    pub private: bool,
 }
 
 /// Files by their path in the volume.
@@ -109,7 +111,7 @@ fn keys(
 ) -> Result<(), String> {
     if items.is_empty() {
         for (key, bytes) in data.data.iter().chain(&data.binary) {
-            out.insert(key.clone(), File { data: bytes.clone(), mode });
+            out.insert(key.clone(), File { data: bytes.clone(), mode, private: false });
         }
         return Ok(());
     }
@@ -120,7 +122,7 @@ fn keys(
             }
             return Err(format!("references non-existent {kind} key: {}", item.key));
         };
-        insert(out, &item.path, File { data: bytes.clone(), mode: item.mode.unwrap_or(mode) })?;
+        insert(out, &item.path, File { data: bytes.clone(), mode: item.mode.unwrap_or(mode), private: false })?;
     }
     Ok(())
 }
@@ -136,7 +138,7 @@ fn downward(s: &DownwardApi, mode: u32, inputs: &Inputs<'_>, out: &mut Files) ->
         } else {
             continue;
         };
-        insert(out, &item.path, File { data: text.into_bytes(), mode: item.mode.unwrap_or(mode) })?;
+        insert(out, &item.path, File { data: text.into_bytes(), mode: item.mode.unwrap_or(mode), private: false })?;
     }
     Ok(())
 }
@@ -145,7 +147,8 @@ fn token(s: &TokenProjection, mode: u32, inputs: &Inputs<'_>, out: &mut Files) -
     let token = (inputs.token)(s).ok_or("the service account token is not there yet")?;
     // Upstream: readable by its owner and the pod's group alone when there are such.
     let own = common_user(inputs.pod).is_some() || inputs.pod.spec.security_context.fs_group.is_some();
-    insert(out, &s.path, File { data: token.into_bytes(), mode: if own { 0o600 } else { mode } })
+    let mode = if own { 0o600 } else { mode };
+    insert(out, &s.path, File { data: token.into_bytes(), mode, private: true })
 }
 
 fn insert(out: &mut Files, path: &str, file: File) -> Result<(), String> {
@@ -193,7 +196,11 @@ mod tests {
         let facts = Facts::default();
         let inputs = Inputs { pod: &pod, facts: &facts, objects: &Fixed, token: &|t| Some(format!("jwt:{}", t.path)) };
         let expected = expected
-            .map(|l| l.iter().map(|(p, d, m)| ((*p).to_owned(), File { data: d.to_vec(), mode: *m })).collect())
+            .map(|l| {
+                l.iter()
+                    .map(|(p, d, m)| ((*p).to_owned(), File { data: d.to_vec(), mode: *m, private: *p == "token" }))
+                    .collect()
+            })
             .map_err(str::to_owned);
         assert_eq!(files(&volume, &inputs).unwrap(), expected, "{volume:?}");
     }

@@ -64,7 +64,7 @@ fn write_tree(root: &Path, files: &Files, owner: Owner) -> io::Result<()> {
         fs::write(&target, &file.data)?;
         let mode = if owner.group.is_some() { file.mode | 0o440 } else { file.mode };
         if owner != Owner::default() {
-            chown(&target, owner.user, owner.group)?;
+            chown(&target, owner.user.filter(|_| file.private), owner.group)?;
         }
         fs::set_permissions(&target, fs::Permissions::from_mode(mode))?;
     }
@@ -134,7 +134,9 @@ mod tests {
     use super::*;
 
     fn files(list: &[(&str, &str)]) -> Files {
-        list.iter().map(|(p, d)| ((*p).to_owned(), File { data: d.as_bytes().to_vec(), mode: 0o640 })).collect()
+        list.iter()
+            .map(|(p, d)| ((*p).to_owned(), File { data: d.as_bytes().to_vec(), mode: 0o640, private: false }))
+            .collect()
     }
 
     #[test]
