@@ -173,6 +173,9 @@ impl Pipeline {
         };
         let streams = matches!(info.subresource.as_str(), "exec" | "attach" | "portforward" | "log" | "proxy");
         if streams && resource.subresource(&info.subresource).is_some() {
+            if info.subresource != "log" {
+                self.core.admission.connect(info, &user, resource, query).await?;
+            }
             let request = ConnectRequest { info: info.clone(), user, resource: Arc::clone(resource), parts, body };
             return self.core.connect.handle(request).await;
         }

@@ -17,13 +17,19 @@ mod webhook;
 
 use std::sync::Arc;
 
-use serde_json::Value;
-use sluice_api::{decode, schema, status::Status};
+use serde_json::{Value, json};
+use sluice_api::{
+    decode,
+    resource::{Resource, api_version},
+    schema,
+    status::Status,
+};
 
 use crate::{
     auth::{refusal, view::View},
     authz::{Authorizer, escalation},
-    context::{Admit, Operation},
+    context::{Admit, Operation, RequestInfo, UserInfo},
+    request::Query,
 };
 
 /// The chain of built-in plugins.
@@ -71,6 +77,40 @@ impl Admission {
             policy::mutate_again(view, &self.authorizer, admit, object)?;
         }
         Ok(warnings)
+    }
+
+    /// Asks policies and webhooks about a stream into a pod or a proxied request; its options are
+    /// the object they see.
+    pub(crate) async fn connect(
+        &self,
+        info: &RequestInfo,
+        user: &UserInfo,
+        resource: &Resource,
+        query: &Query,
+    ) -> Result<(), Status> {
+        let Some((group, version, kind)) = resource.subresource(&info.subresource).and_then(|s| s.kind) else {
+            return Ok(());
+        };
+        let mut options = json!({"kind": kind, "apiVersion": api_version(group, version)});
+        for flag in ["stdin", "stdout", "stderr", "tty"] {
+            if let Some(value) = query.get(flag) {
+                options[flag] = json!(matches!(value, "true" | "1"));
+            }
+        }
+        for text in ["container", "path"] {
+            if let Some(value) = query.get(text) {
+                options[text] = json!(value);
+            }
+        }
+        let command: Vec<&str> = query.all("command").collect();
+        if !command.is_empty() {
+            options["command"] = json!(command);
+        }
+        let attributes = info.attributes(user);
+        let admit = Admit { attributes, resource, operation: Operation::Connect, old: None, dry_run: false };
+        policy::validate(&*self.view, &self.authorizer, &admit, Some(&options))?;
+        webhook::validate(&*self.view, &self.authorizer, &admit, Some(&options)).await?;
+        Ok(())
     }
 
     /// Judges the object in its final form; `None` on delete.

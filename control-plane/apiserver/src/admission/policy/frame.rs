@@ -10,7 +10,11 @@ use super::{
     super::{list, text},
     authorizer::Asker,
 };
-use crate::{auth::view::View, authz::Authorizer, context::Admit};
+use crate::{
+    auth::view::View,
+    authz::Authorizer,
+    context::{Admit, Operation},
+};
 
 /// One write, ready for expressions about it.
 pub(in crate::admission) struct Frame<'a> {
@@ -24,7 +28,12 @@ pub(in crate::admission) struct Frame<'a> {
 /// `admission.k8s.io/v1 AdmissionRequest` without the objects and the uid.
 pub(in crate::admission) fn request(admit: &Admit<'_>) -> Value {
     let (a, row) = (&admit.attributes, admit.resource);
-    let kind = json!({"group": a.group, "version": a.version, "kind": row.kind});
+    // What a stream is asked with has a kind of its own.
+    let stream = row.subresource(a.subresource).filter(|_| admit.operation == Operation::Connect).and_then(|s| s.kind);
+    let kind = match stream {
+        Some((group, version, kind)) => json!({"group": group, "version": version, "kind": kind}),
+        None => json!({"group": a.group, "version": a.version, "kind": row.kind}),
+    };
     let resource = json!({"group": a.group, "version": a.version, "resource": a.resource});
     let options = match admit.operation.as_str() {
         "CREATE" => json!({"kind": "CreateOptions", "apiVersion": "meta.k8s.io/v1"}),
