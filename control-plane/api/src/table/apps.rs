@@ -106,6 +106,7 @@ pub(super) const KINDS: &[(&str, &str, &[Column])] = &[
             Column::new("Reference", |s| {
                 json!(format!("{}/{}", s.str("/spec/scaleTargetRef/kind"), s.str("/spec/scaleTargetRef/name")))
             }),
+            Column::new("Targets", super::cluster::targets),
             Column::integer("MinPods", |s| json!(s.int("/spec/minReplicas"))),
             Column::integer("MaxPods", |s| json!(s.int("/spec/maxReplicas"))),
             Column::integer("Replicas", |s| json!(s.int("/status/currentReplicas"))),

@@ -5,6 +5,7 @@
 //! a list show name and creation time.
 
 mod apps;
+mod cluster;
 mod core;
 mod other;
 mod pod;
@@ -54,7 +55,7 @@ const CREATED: Column = Column { kind: "date", ..Column::new("Created At", |s| s
 
 /// The columns of a kind, in order.
 pub fn columns(resource: &Resource) -> &'static [Column] {
-    let lists = core::KINDS.iter().chain(apps::KINDS).chain(other::KINDS);
+    let lists = core::KINDS.iter().chain(apps::KINDS).chain(other::KINDS).chain(cluster::KINDS);
     let mine = |(group, kind, _): &&(&str, &str, &'static [Column])| resource.group == *group && resource.kind == *kind;
     lists.into_iter().find(mine).map_or(&[NAME, CREATED], |(_, _, columns)| columns)
 }
@@ -166,7 +167,7 @@ mod tests {
 
     #[test]
     fn every_list_belongs_to_a_known_kind() {
-        for (group, kind, columns) in core::KINDS.iter().chain(apps::KINDS).chain(other::KINDS) {
+        for (group, kind, columns) in core::KINDS.iter().chain(apps::KINDS).chain(other::KINDS).chain(cluster::KINDS) {
             assert!(resource::builtin().iter().any(|r| r.group == *group && r.kind == *kind), "{group} {kind}");
             assert_eq!(columns.iter().filter(|c| c.name == "Name").count(), 1, "{kind}");
         }
