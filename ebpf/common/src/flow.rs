@@ -1,5 +1,7 @@
 //! The flow table: what was decided for connections that are translated packet by packet.
 
+use crate::Address;
+
 /// Which translation a flow entry is for, and which direction of it.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -18,10 +20,10 @@ pub enum FlowKind {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FlowKey {
-    /// Network order.
-    pub source: u32,
-    /// Network order.
-    pub destination: u32,
+    /// Where the packet comes from.
+    pub source: Address,
+    /// Where it goes.
+    pub destination: Address,
     /// Network order; the identifier for ICMP echo.
     pub source_port: u16,
     /// Network order; 0 for ICMP echo.
@@ -41,8 +43,8 @@ pub struct FlowKey {
 pub struct Flow {
     /// The other direction's key.
     pub other: FlowKey,
-    /// Address to write, network order.
-    pub address: u32,
+    /// Address to write.
+    pub address: Address,
     /// Port to write, network order.
     pub port: u16,
     /// `Flow::*` bits.
@@ -55,6 +57,8 @@ pub struct Flow {
     pub created: u32,
     /// Seconds of the coarse monotonic clock at the last packet.
     pub seen: u32,
+    /// Zero.
+    pub reserved: u32,
     /// Packets in this direction.
     pub packets: u64,
     /// Bytes in this direction.
@@ -73,6 +77,6 @@ impl Flow {
 }
 
 const _: () = {
-    assert!(size_of::<FlowKey>() == 16 && align_of::<FlowKey>() == 4);
-    assert!(size_of::<Flow>() == 56 && align_of::<Flow>() == 8);
+    assert!(size_of::<FlowKey>() == 40 && align_of::<FlowKey>() == 4);
+    assert!(size_of::<Flow>() == 96 && align_of::<Flow>() == 8);
 };

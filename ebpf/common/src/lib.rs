@@ -2,24 +2,30 @@
 //!
 //! Invariants: no_std, no logic beyond constructors and names, every type `#[repr(C)]` without padding and checked for
 //! size and alignment at compile time. Addresses and ports are in network byte order exactly as they stand in a packet
-//! (`u32::from_ne_bytes(octets)`, `port.to_be()`), so no program ever swaps bytes on its fast path.
+//! (`u32::from_ne_bytes(octets)`, `port.to_be()`), so no program ever swaps bytes on its fast path. Both address families
+//! share every map.
 //!
 //! A change of any layout here, or of a map's type, must raise [`SCHEMA`]: maps of two schemas live in different pin
 //! directories and are never mixed.
 #![no_std]
 
+mod address;
 mod flow;
 mod reason;
 mod service;
 mod socket;
 
+pub use address::Address;
 pub use flow::{Flow, FlowKey, FlowKind};
 pub use reason::Reason;
-pub use service::{Backend, Counters, Frontend, FrontendKey, SLAB_LINE, Scope, ServiceName, Settings};
+pub use service::{
+    Affinity, AffinityKey, Backend, Counters, Family, Frontend, FrontendKey, RangeKey, SLAB_LINE, Scope, ServiceName,
+    Settings,
+};
 pub use socket::{SOCKET_TRANSLATIONS, SocketState, Translation};
 
 /// Version of everything in this crate that is visible in a pinned map.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// IP protocol numbers.
 pub mod protocol {
@@ -29,18 +35,28 @@ pub mod protocol {
     pub const TCP: u8 = 6;
     /// UDP.
     pub const UDP: u8 = 17;
+    /// ICMP for IPv6.
+    pub const ICMP6: u8 = 58;
 }
 
 /// Bound of a map as declared in the object; the loader may lower or raise it.
 pub mod limits {
     /// Frontends: one per service address, port, protocol and scope.
-    pub const FRONTENDS: u32 = 65_536;
+    pub const FRONTENDS: u32 = 262_144;
     /// Backend slots; an id is an index.
-    pub const BACKENDS: u32 = 16_384;
+    pub const BACKENDS: u32 = 65_536;
     /// Words of the slab that holds backend lists.
-    pub const SLAB: u32 = 262_144;
+    pub const SLAB: u32 = 1_048_576;
     /// Service ports that have a name and counters; an id is an index.
-    pub const SERVICES: u32 = 8_192;
+    pub const SERVICES: u32 = 65_536;
+    /// Clients that keep their backends; the least recently used give way.
+    pub const AFFINITIES: u32 = 32_768;
+    /// Source ranges of all services.
+    pub const RANGES: u32 = 16_384;
+    /// Words of a list that are searched for the backend that a client keeps, around the place where it was.
+    pub const AFFINITY_WINDOW: u32 = 32;
+    /// Extension headers of an IPv6 packet that are looked past.
+    pub const EXTENSIONS: u32 = 2;
     /// Entries of the flow map, two per translated connection.
     pub const FLOWS: u32 = 262_144;
     /// Local addresses and links of the node.
@@ -65,13 +81,17 @@ pub mod maps {
     pub const SLAB: &str = "slab";
     /// Service id to `ServiceName`, for people; the programs never read it.
     pub const NAMES: &str = "names";
+    /// `AffinityKey` to `Affinity`.
+    pub const AFFINITIES: &str = "affinities";
+    /// Prefixes of `RangeKey`, for services that serve some clients only.
+    pub const RANGES: &str = "ranges";
     /// `FlowKey` to `Flow`.
     pub const FLOWS: &str = "flows";
     /// Local addresses.
     pub const LOCALS: &str = "locals";
     /// Addresses of the other nodes.
     pub const NODES: &str = "nodes";
-    /// Link index to the address that masqueraded traffic leaves with.
+    /// `SourceKey` to the address that masqueraded traffic leaves with.
     pub const SOURCES: &str = "sources";
     /// Cookies of the pods' network namespaces, with the index of the node's side of their link.
     pub const NAMESPACES: &str = "namespaces";
@@ -79,9 +99,9 @@ pub mod maps {
     pub const SETTINGS: &str = "settings";
     /// One word: 1 while user space sweeps the flow map.
     pub const SWEEPER: &str = "sweeper";
-    /// Service id to `Counters`, per CPU.
+    /// `Counters` by service id times processors plus processor.
     pub const SERVICE_COUNTERS: &str = "service_counters";
-    /// Backend id to `Counters`, per CPU.
+    /// `Counters` by backend id times processors plus processor.
     pub const BACKEND_COUNTERS: &str = "backend_counters";
     /// `Reason` to packets, per CPU.
     pub const REASONS: &str = "reasons";
@@ -90,11 +110,13 @@ pub mod maps {
     /// Socket storage of `SocketState`.
     pub const SOCKETS: &str = "sockets";
     /// Every pinned map.
-    pub const ALL: [&str; 16] = [
+    pub const ALL: [&str; 18] = [
         FRONTENDS,
         BACKENDS,
         SLAB,
         NAMES,
+        AFFINITIES,
+        RANGES,
         FLOWS,
         LOCALS,
         NODES,
@@ -109,6 +131,18 @@ pub mod maps {
         SOCKETS,
     ];
 }
+
+/// Key of the addresses that masqueraded traffic leaves with.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SourceKey {
+    /// Link index.
+    pub link: u32,
+    /// 4 or 6.
+    pub version: u32,
+}
+
+const _: () = assert!(size_of::<SourceKey>() == 8);
 
 /// What the programs tell user space through the ring.
 #[repr(C)]
@@ -130,7 +164,10 @@ const _: () = assert!(size_of::<Event>() == 8);
 #[cfg(feature = "user")]
 mod user {
     #![allow(unsafe_code)]
-    use super::{Backend, Counters, Flow, FlowKey, Frontend, FrontendKey, ServiceName, Settings, SocketState};
+    use super::{
+        Address, Affinity, AffinityKey, Backend, Counters, Flow, FlowKey, Frontend, FrontendKey, RangeKey, ServiceName,
+        Settings, SocketState, SourceKey,
+    };
 
     macro_rules! plain_old_data {
         ($($name:ty),* $(,)?) => {
@@ -140,5 +177,20 @@ mod user {
         };
     }
 
-    plain_old_data!(Backend, Counters, Flow, FlowKey, Frontend, FrontendKey, ServiceName, Settings, SocketState);
+    plain_old_data!(
+        Address,
+        Affinity,
+        AffinityKey,
+        Backend,
+        Counters,
+        Flow,
+        FlowKey,
+        Frontend,
+        FrontendKey,
+        RangeKey,
+        ServiceName,
+        Settings,
+        SocketState,
+        SourceKey,
+    );
 }

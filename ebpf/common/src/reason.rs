@@ -34,11 +34,17 @@ reasons! {
     Rewrite = 5, "the kernel refused to change the packet";
     /// A pod's packet to the outside in a protocol that cannot be masqueraded.
     Protocol = 6, "the protocol cannot be masqueraded";
+    /// The traffic policy is Local, and all endpoints are on other nodes.
+    NotHere = 7, "the service's endpoints are all on other nodes, and its traffic policy is Local";
+    /// The client is in none of the service's source ranges.
+    SourceRange = 8, "the client is in none of the service's source ranges";
+    /// A program wanted to listen on a service's node port.
+    NodePortTaken = 9, "the port belongs to a service as its node port";
 }
 
 impl Reason {
     /// Number of reasons, the size of the counter array.
-    pub const COUNT: u32 = 7;
+    pub const COUNT: u32 = 10;
 }
 
 const _: () = assert!(Reason::ALL.len() == Reason::COUNT as usize);

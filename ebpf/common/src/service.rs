@@ -1,5 +1,7 @@
 //! The service table: who is asked for (frontends), who answers (backends), and the node's own settings.
 
+use crate::Address;
+
 /// From where a frontend may be used.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -10,12 +12,13 @@ pub enum Scope {
     External = 1,
 }
 
-/// Key of a frontend. `address` 0 stands for every local address of the node (node ports).
+/// Key of a frontend. [`Address::ANY_V4`] and [`Address::ANY_V6`] stand for every local address of the node (node ports, host
+/// ports).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FrontendKey {
-    /// Network order.
-    pub address: u32,
+    /// The address that is asked for.
+    pub address: Address,
     /// Network order.
     pub port: u16,
     /// IP protocol number.
@@ -24,7 +27,7 @@ pub struct FrontendKey {
     pub scope: u8,
 }
 
-/// A frontend: a run of backend ids in the slab.
+/// A frontend: a run of backend ids in the slab, in ascending order so that most stay in place when one comes or goes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Frontend {
@@ -34,11 +37,11 @@ pub struct Frontend {
     pub service: u32,
     /// First slab word of the list.
     pub base: u32,
-    /// Words in the list; 0 means that the service has no endpoint.
+    /// Words in the list; 0 means that nobody can answer.
     pub count: u32,
     /// `Frontend::*` bits.
     pub flags: u32,
-    /// Seconds of client affinity, 0 without. Not used yet.
+    /// Seconds for which a client keeps its backend, 0 without.
     pub affinity: u32,
     /// Zero.
     pub reserved: [u32; 2],
@@ -47,14 +50,19 @@ pub struct Frontend {
 impl Frontend {
     /// The list holds this node's backends only, so the client's address is kept.
     pub const LOCAL_ONLY: u32 = 1;
+    /// Only clients of the service's source ranges are served.
+    pub const RANGES: u32 = 2;
+    /// There are endpoints on other nodes: while the list is empty, packets are dropped and not refused, as the client may
+    /// be sent to another node when it tries again.
+    pub const ELSEWHERE: u32 = 4;
 }
 
 /// A place where a service is answered. Slots are immutable while any list names them.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Backend {
-    /// Network order.
-    pub address: u32,
+    /// The address that answers.
+    pub address: Address,
     /// Network order.
     pub port: u16,
     /// `Backend::*` bits.
@@ -66,6 +74,56 @@ impl Backend {
     pub const LOCAL: u16 = 1;
     /// The slot is in use.
     pub const USED: u16 = 2;
+}
+
+/// Who keeps its backend of a service.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AffinityKey {
+    /// The client's address, or the cookie of its network namespace in the first two words.
+    pub client: Address,
+    /// Service id.
+    pub service: u32,
+    /// [`AffinityKey::ADDRESS`] or [`AffinityKey::NAMESPACE`].
+    pub kind: u32,
+}
+
+impl AffinityKey {
+    /// The client is known by its address (packets).
+    pub const ADDRESS: u32 = 0;
+    /// The client is known by its network namespace (sockets, which have no address yet when they connect).
+    pub const NAMESPACE: u32 = 1;
+}
+
+/// The backend that a client keeps.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Affinity {
+    /// What the backend's slot held: a slot may be reused.
+    pub backend: Backend,
+    /// Backend id.
+    pub id: u32,
+    /// Where the list named it.
+    pub index: u32,
+    /// Seconds of the coarse monotonic clock at the last new connection.
+    pub seen: u32,
+}
+
+/// A source range of a service, key of a longest-prefix trie: the service is part of every prefix.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RangeKey {
+    /// Service id.
+    pub service: u32,
+    /// A client's address, or a range's.
+    pub address: Address,
+}
+
+impl RangeKey {
+    /// Bits of the service id, which every prefix has.
+    pub const SERVICE_BITS: u32 = 32;
+    /// Bits of a whole key.
+    pub const BITS: u32 = 160;
 }
 
 /// Words of the slab in one element of its map: a cache line, because array elements smaller than 8 bytes waste memory.
@@ -98,20 +156,30 @@ pub struct Counters {
     pub refused: u64,
 }
 
+/// What the node is in one address family.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Family {
+    /// Address that masqueraded traffic leaves with when the link has none of its own.
+    pub node: Address,
+    /// This node's pods.
+    pub pod_network: Address,
+    /// Mask of `pod_network`; empty turns masquerading off.
+    pub pod_mask: Address,
+    /// All pods of the cluster: traffic to them keeps its source.
+    pub cluster_network: Address,
+    /// Mask of `cluster_network`.
+    pub cluster_mask: Address,
+}
+
 /// The node, as the programs need to know it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
-    /// Address that masqueraded traffic leaves with when the link has none of its own. Network order.
-    pub node_address: u32,
-    /// This node's pods. Network order.
-    pub pod_network: u32,
-    /// Mask of `pod_network`; 0 turns masquerading off.
-    pub pod_mask: u32,
-    /// All pods of the cluster: traffic to them keeps its source.
-    pub cluster_network: u32,
-    /// Mask of `cluster_network`.
-    pub cluster_mask: u32,
+    /// IPv4, IPv6.
+    pub families: [Family; 2],
+    /// Cookie of the node's own network namespace: only its sockets may use loopback node ports.
+    pub host_cookie: u64,
     /// First node port, host order.
     pub node_port_first: u16,
     /// Last node port, host order.
@@ -123,15 +191,30 @@ pub struct Settings {
     /// 1: only sockets of the node and of known pods are translated, others' traffic is translated packet by packet when
     /// it arrives. 0 while no pod's namespace is known: every socket below the cgroup is translated.
     pub known_only: u32,
-    /// Cookie of the node's own network namespace: only its sockets may use loopback node ports.
-    pub host_cookie: u64,
+    /// 1: there are frontends on every local address outside the node ports (host ports).
+    pub host_ports: u32,
+    /// Processors, which is how many counters each id has.
+    pub processors: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+impl Settings {
+    /// What holds for IPv4 or IPv6.
+    #[inline(always)]
+    pub const fn family(&self, v4: bool) -> &Family {
+        if v4 { &self.families[0] } else { &self.families[1] }
+    }
 }
 
 const _: () = {
-    assert!(size_of::<FrontendKey>() == 8 && align_of::<FrontendKey>() == 4);
+    assert!(size_of::<FrontendKey>() == 20 && align_of::<FrontendKey>() == 4);
     assert!(size_of::<Frontend>() == 32 && align_of::<Frontend>() == 4);
-    assert!(size_of::<Backend>() == 8 && align_of::<Backend>() == 4);
+    assert!(size_of::<Backend>() == 20 && align_of::<Backend>() == 4);
+    assert!(size_of::<AffinityKey>() == 24 && align_of::<AffinityKey>() == 4);
+    assert!(size_of::<Affinity>() == 32 && align_of::<Affinity>() == 4);
+    assert!(size_of::<RangeKey>() == 20 && align_of::<RangeKey>() == 4);
     assert!(size_of::<ServiceName>() == ServiceName::LENGTH);
     assert!(size_of::<Counters>() == 32 && align_of::<Counters>() == 8);
-    assert!(size_of::<Settings>() == 40 && align_of::<Settings>() == 8);
+    assert!(size_of::<Settings>() == 192 && align_of::<Settings>() == 8);
 };

@@ -1,5 +1,7 @@
 //! What a socket remembers about the service addresses it was translated from.
 
+use crate::Address;
+
 /// Translations that one socket remembers at a time; unconnected UDP sockets may talk to several services.
 pub const SOCKET_TRANSLATIONS: usize = 4;
 
@@ -7,11 +9,11 @@ pub const SOCKET_TRANSLATIONS: usize = 4;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Translation {
-    /// What the program asked for. Network order; 0 when the entry is unused.
-    pub service_address: u32,
-    /// What it got. Network order.
-    pub backend_address: u32,
-    /// Network order.
+    /// What the program asked for.
+    pub service_address: Address,
+    /// What it got.
+    pub backend_address: Address,
+    /// Network order; 0 when the entry is unused.
     pub service_port: u16,
     /// Network order.
     pub backend_port: u16,
@@ -30,6 +32,6 @@ pub struct SocketState {
 }
 
 const _: () = {
-    assert!(size_of::<Translation>() == 16 && align_of::<Translation>() == 4);
-    assert!(size_of::<SocketState>() == 68 && align_of::<SocketState>() == 4);
+    assert!(size_of::<Translation>() == 40 && align_of::<Translation>() == 4);
+    assert!(size_of::<SocketState>() == 164 && align_of::<SocketState>() == 4);
 };

@@ -1,14 +1,31 @@
 //! The two doors of this crate: a packet's bytes and the maps.
 
-use sluice_ebpf_common::{Backend, Counters, Flow, FlowKey, Frontend, FrontendKey, Reason, Settings};
+use sluice_ebpf_common::{
+    Address, Affinity, AffinityKey, Backend, Counters, Flow, FlowKey, Frontend, FrontendKey, RangeKey, Reason, Settings,
+};
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Goes on, changed or not.
     Pass,
+    /// Nobody will answer, so [`crate::refuse`] has to; the reason was counted.
+    Refuse(Reason),
+    /// Became an answer that goes back where the packet came from.
+    Answer,
     /// Is dropped; the reason was counted.
     Drop(Reason),
+}
+
+/// How a checksum covers an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Covered {
+    /// By its pseudo header.
+    Pseudo,
+    /// By its pseudo header, and a checksum of 0 stays 0 (UDP).
+    PseudoOrNone,
+    /// As part of the payload.
+    Payload,
 }
 
 /// Why a flow entry could not be inserted.
@@ -20,6 +37,18 @@ pub enum InsertError {
     Full,
 }
 
+/// A new flow while it is made. The kernel's stack is too small for it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Scratch {
+    /// One direction.
+    pub key: FlowKey,
+    /// The other one.
+    pub reply: FlowKey,
+    /// What is inserted.
+    pub flow: Flow,
+}
+
 /// A packet that starts with its Ethernet header. Every function returns `None` where the packet ends too early or the
 /// kernel refuses; a half-changed packet must then be dropped.
 pub trait Packet {
@@ -27,15 +56,20 @@ pub trait Packet {
     fn length(&self) -> u32;
     /// Reads `N` bytes.
     fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+    /// Reads an IPv6 address.
+    fn read_address(&self, offset: u32) -> Option<Address>;
     /// Writes `N` bytes; checksums are not touched.
     fn write<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()>;
     /// Updates the IPv4 header checksum at `offset` for a changed word.
     fn fix_ip_checksum(&mut self, offset: u32, from: u32, to: u32) -> Option<()>;
-    /// Updates a transport checksum at `offset` for a changed address of the pseudo header. `zero_is_none` (UDP): a
-    /// checksum of 0 stays 0.
-    fn fix_address_checksum(&mut self, offset: u32, from: u32, to: u32, zero_is_none: bool) -> Option<()>;
+    /// Updates a transport checksum at `offset` for a changed address.
+    fn fix_address_checksum(&mut self, offset: u32, from: &Address, to: &Address, kind: Covered) -> Option<()>;
     /// Updates a transport checksum at `offset` for a changed 16-bit word of the payload it covers.
     fn fix_port_checksum(&mut self, offset: u32, from: u16, to: u16, zero_is_none: bool) -> Option<()>;
+    /// Inserts bytes between the Ethernet header and the IP header; their content is undefined.
+    fn insert(&mut self, bytes: u32) -> Option<()>;
+    /// Cuts the packet to a length.
+    fn truncate(&mut self, length: u32) -> Option<()>;
     /// The mark that goes with the packet through the kernel.
     fn mark(&self) -> u32;
     /// Changes the mark.
@@ -45,7 +79,7 @@ pub trait Packet {
 /// The maps. Values are copies; counters and flow updates are relaxed.
 pub trait Maps {
     /// The node's settings, `None` before user space wrote them.
-    fn settings(&self) -> Option<Settings>;
+    fn settings(&self) -> Option<&Settings>;
     /// A frontend, never a mixture of two writes.
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend>;
     /// A word of the slab.
@@ -53,13 +87,23 @@ pub trait Maps {
     /// A backend slot.
     fn backend(&self, id: u32) -> Option<Backend>;
     /// Is this one of the node's own addresses (loopback included for the node's own sockets)?
-    fn is_local(&self, address: u32) -> bool;
+    fn is_local(&self, address: &Address) -> bool;
     /// Is this another node's address?
-    fn is_node(&self, address: u32) -> bool;
+    fn is_node(&self, address: &Address) -> bool;
     /// Are this socket's addresses translated? Those of namespaces that are no pod's may lead anywhere.
     fn translates(&self, settings: &Settings) -> bool;
-    /// The address that masqueraded traffic leaves with on the packet's link, 0 when there is none.
-    fn source_address(&self) -> u32;
+    /// The cookie of the network namespace that a socket is in, 0 for packets.
+    fn namespace(&self) -> u64;
+    /// The address that masqueraded traffic leaves with on the packet's link, if it has one.
+    fn source_address(&self, v4: bool) -> Option<Address>;
+    /// The backend that a client keeps.
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
+    /// Remembers the backend that a client keeps.
+    fn keep_affinity(&self, key: &AffinityKey, affinity: &Affinity);
+    /// Is this client in the service's source ranges?
+    fn in_range(&self, key: &RangeKey) -> bool;
+    /// Lends the scratch space, which is this processor's own and holds anything.
+    fn scratch<R>(&self, with: impl FnOnce(&mut Scratch) -> R) -> Option<R>;
     /// Runs `change` on a flow entry.
     fn flow<R>(&self, key: &FlowKey, change: impl FnOnce(&mut Flow) -> R) -> Option<R>;
     /// Adds a flow entry if its key is free.

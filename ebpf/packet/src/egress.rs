@@ -1,23 +1,23 @@
 //! Packets that go out: to the outside on an uplink, to a pod on its link.
 
-use sluice_ebpf_common::{Flow, FlowKey, FlowKind, Reason, Settings, limits, protocol};
+use sluice_ebpf_common::{Address, Flow, FlowKey, FlowKind, Reason, Settings, limits};
 
 use crate::header::{End, Header, Kind, parse, rewrite};
-use crate::{InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Verdict, flow};
+use crate::{InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Verdict, flow};
 
 /// A packet on its way to a pod: answers of a backend get the service address back as their source; what a pod sent to
 /// itself through a service arrives from the node.
 #[inline(always)]
 pub fn egress_pod<P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     let Some(header) = parse(packet) else { return Verdict::Pass };
-    if header.kind != Kind::Ports || header.protocol == protocol::ICMP {
+    if header.kind != Kind::Ports || header.is_echo() {
         return Verdict::Pass;
     }
     if !take_mark(packet) {
         return verdict(maps, from_service(packet, maps, &header).map(|_| ()));
     }
     let Some(settings) = maps.settings() else { return Verdict::Pass };
-    verdict(maps, masquerade(packet, maps, &settings, &header))
+    verdict(maps, masquerade(packet, maps, settings, &header))
 }
 
 /// A packet on its way out of the node: answers of a backend get the service address back as their source; pods'
@@ -27,7 +27,7 @@ pub fn egress_uplink<P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     let Some(header) = parse(packet) else { return Verdict::Pass };
     let Some(settings) = maps.settings() else { return Verdict::Pass };
     if !take_mark(packet) {
-        if header.kind == Kind::Ports && header.protocol != protocol::ICMP {
+        if header.kind == Kind::Ports && !header.is_echo() {
             match from_service(packet, maps, &header) {
                 Ok(false) => {}
                 other => return verdict(maps, other.map(|_| ())),
@@ -35,11 +35,11 @@ pub fn egress_uplink<P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
         }
         // Nodes have routes to each other's pods, and an answer to a connection that a node sent on must come back
         // from the pod's own address.
-        if !leaves(&settings, &header) || maps.is_node(header.destination) {
+        if !leaves(settings, &header) || maps.is_node(&header.destination) {
             return Verdict::Pass;
         }
     }
-    verdict(maps, masquerade(packet, maps, &settings, &header))
+    verdict(maps, masquerade(packet, maps, settings, &header))
 }
 
 /// Was it decided on ingress that the source must become this node?
@@ -66,9 +66,9 @@ fn verdict<M: Maps>(maps: &M, result: Result<(), Reason>) -> Verdict {
 /// Is it a pod's packet to the outside of the cluster?
 #[inline(always)]
 fn leaves(settings: &Settings, header: &Header) -> bool {
-    settings.pod_mask != 0
-        && header.source & settings.pod_mask == settings.pod_network
-        && header.destination & settings.cluster_mask != settings.cluster_network
+    let family = settings.family(header.v4);
+    header.source.within(&family.pod_network, &family.pod_mask)
+        && !header.destination.within(&family.cluster_network, &family.cluster_mask)
 }
 
 #[inline(always)]
@@ -88,7 +88,7 @@ fn from_service<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Header) -
         counters.packets += 1;
         counters.bytes += bytes;
     });
-    rewrite(packet, header, End::Source, address, port).ok_or(Reason::Rewrite)?;
+    rewrite(packet, header, End::Source, &address, port).ok_or(Reason::Rewrite)?;
     Ok(true)
 }
 
@@ -113,20 +113,31 @@ fn masquerade<P: Packet, M: Maps>(
     });
     let (address, port) = match found {
         Some(source) => source,
-        None => allocate(maps, settings, header, bytes)?,
+        None => maps
+            .scratch(
+                #[inline(always)]
+                |scratch| allocate(maps, settings, header, scratch, bytes),
+            )
+            .ok_or(Reason::FlowsFull)??,
     };
-    rewrite(packet, header, End::Source, address, port).ok_or(Reason::Rewrite)
+    rewrite(packet, header, End::Source, &address, port).ok_or(Reason::Rewrite)
 }
 
 /// Finds a port of the node that is free towards this destination and records both directions.
 #[inline(always)]
-fn allocate<M: Maps>(maps: &M, settings: &Settings, header: &Header, bytes: u32) -> Result<(u32, u16), Reason> {
-    let own = maps.source_address();
-    let address = if own != 0 { own } else { settings.node_address };
-    let key = flow::key(header, FlowKind::Masquerade);
+fn allocate<M: Maps>(
+    maps: &M,
+    settings: &Settings,
+    header: &Header,
+    scratch: &mut Scratch,
+    bytes: u32,
+) -> Result<(Address, u16), Reason> {
+    let address = maps.source_address(header.v4).unwrap_or(settings.family(header.v4).node);
     let now = maps.now();
-    let mut flow = Flow {
-        other: key,
+    let Scratch { key, reply, flow } = scratch;
+    *key = flow::key(header, FlowKind::Masquerade);
+    *flow = Flow {
+        other: *key,
         address: header.source,
         port: header.source_port,
         flags: 0,
@@ -134,10 +145,11 @@ fn allocate<M: Maps>(maps: &M, settings: &Settings, header: &Header, bytes: u32)
         backend: 0,
         created: now,
         seen: now,
+        reserved: 0,
         packets: 0,
         bytes: 0,
     };
-    let mut reply_key = FlowKey {
+    *reply = FlowKey {
         source: header.destination,
         destination: address,
         source_port: header.destination_port,
@@ -150,8 +162,8 @@ fn allocate<M: Maps>(maps: &M, settings: &Settings, header: &Header, bytes: u32)
     let mut free = false;
     for _ in 0..limits::PORT_PROBES {
         let offset = ((u64::from(maps.random()) * range) >> 32) as u16;
-        reply_key.destination_port = settings.source_port_first.wrapping_add(offset).to_be();
-        match maps.insert_flow(&reply_key, &flow) {
+        reply.destination_port = settings.source_port_first.wrapping_add(offset).to_be();
+        match maps.insert_flow(reply, flow) {
             Ok(()) => {
                 free = true;
                 break;
@@ -163,15 +175,15 @@ fn allocate<M: Maps>(maps: &M, settings: &Settings, header: &Header, bytes: u32)
     if !free {
         return Err(Reason::PortsExhausted);
     }
-    flow.other = reply_key;
+    flow.other = *reply;
     flow.address = address;
-    flow.port = reply_key.destination_port;
+    flow.port = reply.destination_port;
     flow.packets = 1;
     flow.bytes = u64::from(bytes);
-    match flow::complete(maps, &key, &flow) {
-        Ok(()) => Ok((address, reply_key.destination_port)),
+    match flow::complete(maps, key, flow) {
+        Ok(()) => Ok((address, flow.port)),
         // Another CPU was faster with a packet of the same connection: its port holds.
-        Err(InsertError::Exists) => maps.flow(&key, |flow| (flow.address, flow.port)).ok_or(Reason::FlowsFull),
+        Err(InsertError::Exists) => maps.flow(key, |flow| (flow.address, flow.port)).ok_or(Reason::FlowsFull),
         Err(InsertError::Full) => Err(Reason::FlowsFull),
     }
 }

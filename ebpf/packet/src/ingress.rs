@@ -1,18 +1,33 @@
 //! Packets that come in: from the outside on an uplink, from a pod on its link.
 
-use sluice_ebpf_common::{Backend, Flow, FlowKey, FlowKind, Frontend, Reason, Scope, Settings, protocol};
+use sluice_ebpf_common::{
+    Address, AffinityKey, Backend, Flow, FlowKey, FlowKind, Frontend, Reason, Scope, Settings, protocol,
+};
 
 use crate::header::{End, Header, Kind, parse, parse_quote, rewrite, rewrite_error};
-use crate::{InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Verdict, flow, service};
+use crate::{InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Verdict, flow, service};
 
 /// The destination that a packet of a service goes to.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Target {
-    address: u32,
+    address: Address,
     port: u16,
     needs_source: bool,
     service: u32,
     backend: u32,
+}
+
+impl Target {
+    #[inline(always)]
+    fn of(flow: &Flow) -> Target {
+        Target {
+            address: flow.address,
+            port: flow.port,
+            needs_source: flow.flags & Flow::NEEDS_SOURCE != 0,
+            service: flow.service,
+            backend: flow.backend,
+        }
+    }
 }
 
 /// Handles a packet that comes in. Replies to masqueraded connections find their pod again; packets for service
@@ -24,9 +39,9 @@ pub fn ingress<P: Packet, M: Maps>(packet: &mut P, maps: &M, scope: Scope) -> Ve
     let result = match header.kind {
         Kind::Fragment | Kind::Other => Ok(()),
         Kind::IcmpError => deliver_error(packet, maps, &header),
-        Kind::EchoReply => unmasquerade(packet, maps, &settings, &header).map(|_| ()),
-        Kind::Ports => match unmasquerade(packet, maps, &settings, &header) {
-            Ok(false) => to_service(packet, maps, &settings, &header, scope),
+        Kind::EchoReply => unmasquerade(packet, maps, settings, &header).map(|_| ()),
+        Kind::Ports => match unmasquerade(packet, maps, settings, &header) {
+            Ok(false) => to_service(packet, maps, settings, &header, scope),
             other => other.map(|_| ()),
         },
     };
@@ -34,9 +49,14 @@ pub fn ingress<P: Packet, M: Maps>(packet: &mut P, maps: &M, scope: Scope) -> Ve
         Ok(()) => Verdict::Pass,
         Err(reason) => {
             maps.count_reason(reason);
-            // The kernel's own answer (a reset, or the unreachable route) is the right one for a service without
-            // endpoints, so such packets go on as they came.
-            if reason == Reason::NoEndpoint { Verdict::Pass } else { Verdict::Drop(reason) }
+            if reason != Reason::NoEndpoint {
+                Verdict::Drop(reason)
+            } else if maps.is_local(&header.destination) {
+                // The kernel answers for its own addresses as for any closed port.
+                Verdict::Pass
+            } else {
+                Verdict::Refuse(reason)
+            }
         }
     }
 }
@@ -58,13 +78,14 @@ fn unmasquerade<P: Packet, M: Maps>(
         (flow.address, flow.port)
     });
     let Some((address, port)) = found else { return Ok(false) };
-    rewrite(packet, header, End::Destination, address, port).ok_or(Reason::Rewrite)?;
+    rewrite(packet, header, End::Destination, &address, port).ok_or(Reason::Rewrite)?;
     Ok(true)
 }
 
 /// An ICMP error (a smaller path MTU, most of all) about a packet that left with this node's address goes on to who sent
-/// it: the pod of a masqueraded connection, or the backend whose answer left with the service's address.
-#[inline(always)]
+/// it: the pod of a masqueraded connection, or the backend whose answer left with the service's address. Rare, and so a
+/// function of its own in the kernel, where the stack is small.
+#[inline(never)]
 fn deliver_error<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Header) -> Result<(), Reason> {
     let Some(quote) = parse_quote(packet, header) else { return Ok(()) };
     if quote.kind != Kind::Ports {
@@ -86,7 +107,7 @@ fn deliver_error<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Header) 
         target = maps.flow(&key, |flow| (flow.address, flow.port));
     }
     let Some((address, port)) = target else { return Ok(()) };
-    rewrite_error(packet, header, &quote, address, port).ok_or(Reason::Rewrite)
+    rewrite_error(packet, header, &quote, &address, port).ok_or(Reason::Rewrite)
 }
 
 #[inline(always)]
@@ -97,22 +118,20 @@ fn to_service<P: Packet, M: Maps>(
     header: &Header,
     scope: Scope,
 ) -> Result<(), Reason> {
-    if header.protocol == protocol::ICMP {
+    if header.is_echo() {
         return Ok(());
     }
-    let frontend = service::find(maps, settings, header.destination, header.destination_port, header.protocol, scope);
-    let target = match frontend {
-        Some(frontend) => match known(maps, header, packet.length()) {
-            Some(target) => target,
-            None => new(maps, header, &frontend, scope, packet.length())?,
-        },
-        // A service that was deleted: its open connections go on.
-        None if service::is_node_port(maps, settings, header.destination, header.destination_port) => {
-            let Some(target) = known(maps, header, packet.length()) else { return Ok(()) };
-            target
-        }
-        None => return Ok(()),
-    };
+    let frontend = service::find(maps, settings, &header.destination, header.destination_port, header.protocol, scope);
+    let mut target = Target::default();
+    // The port of a service that was deleted: its open connections go on.
+    if frontend.is_none() && !service::is_node_port(maps, settings, &header.destination, header.destination_port) {
+        return Ok(());
+    }
+    if !known(maps, header, &mut target, packet.length()) {
+        let Some(frontend) = frontend else { return Ok(()) };
+        target.needs_source = scope == Scope::External;
+        new(maps, header, &frontend, &mut target, packet.length())?;
+    }
     let bytes = u64::from(packet.length());
     maps.count_service(target.service, |counters| {
         counters.packets += 1;
@@ -125,99 +144,123 @@ fn to_service<P: Packet, M: Maps>(
     if target.needs_source {
         packet.set_mark(packet.mark() | MARK_NEEDS_SOURCE);
     }
-    rewrite(packet, header, End::Destination, target.address, target.port).ok_or(Reason::Rewrite)
+    rewrite(packet, header, End::Destination, &target.address, target.port).ok_or(Reason::Rewrite)
 }
 
-/// The target of a connection that is under way, unless it must be picked again: a new connection from the same port
+/// Finds the target of a connection that is under way, unless it must be picked again: a new connection from the same port
 /// (the old one was closed, or its backend is gone), or datagrams for a backend that is gone.
-#[inline(always)]
-fn known<M: Maps>(maps: &M, header: &Header, bytes: u32) -> Option<Target> {
+#[inline(never)]
+fn known<M: Maps>(maps: &M, header: &Header, target: &mut Target, bytes: u32) -> bool {
     let now = maps.now();
     let key = flow::key(header, FlowKind::Service);
-    let (target, closed, other) = maps.flow(&key, |flow| {
+    let found = maps.flow(&key, |flow| {
         let closed = flow.flags & (Flow::FIN | Flow::RST) != 0;
         flow::touch(flow, header, now, bytes);
-        let target = Target {
-            address: flow.address,
-            port: flow.port,
-            needs_source: flow.flags & Flow::NEEDS_SOURCE != 0,
-            service: flow.service,
-            backend: flow.backend,
-        };
-        (target, closed, flow.other)
-    })?;
+        *target = Target::of(flow);
+        (closed, flow.other)
+    });
+    let Some((closed, other)) = found else { return false };
     if !header.opens() && header.protocol == protocol::TCP {
-        return Some(target);
+        return true;
     }
     let backend = maps.backend(target.backend).unwrap_or_default();
-    let alive = backend.flags & Backend::USED != 0 && backend.address == target.address && backend.port == target.port;
+    let alive =
+        backend.flags & Backend::USED != 0 && backend.address.same(&target.address) && backend.port == target.port;
     if alive && !(closed && header.opens()) {
-        return Some(target);
+        return true;
     }
     maps.remove_flow(&key);
     maps.remove_flow(&other);
-    None
+    false
 }
 
-#[inline(always)]
-fn new<M: Maps>(maps: &M, header: &Header, frontend: &Frontend, scope: Scope, bytes: u32) -> Result<Target, Reason> {
-    let (id, backend) = service::pick(maps, frontend).inspect_err(|_| {
+/// Picks a backend for a new connection and records it. The target's `needs_source` says whether a backend elsewhere has to
+/// answer through this node. A function of its own in the kernel, where the stack is small.
+#[inline(never)]
+fn new<M: Maps>(maps: &M, header: &Header, frontend: &Frontend, target: &mut Target, bytes: u32) -> Result<(), Reason> {
+    let (id, backend) = choose(maps, header, frontend).inspect_err(|_| {
         maps.count_service(frontend.service, |counters| counters.refused += 1);
     })?;
-    // A backend elsewhere has to answer through this node, and a pod that reached itself would not answer itself.
-    let elsewhere = scope == Scope::External && backend.flags & Backend::LOCAL == 0;
-    let needs_source = elsewhere || backend.address == header.source;
+    target.address = backend.address;
+    target.port = backend.port;
+    target.service = frontend.service;
+    target.backend = id;
+    // A pod that reached itself would not answer itself.
+    let elsewhere = target.needs_source && backend.flags & Backend::LOCAL == 0;
+    target.needs_source = elsewhere || backend.address.same(&header.source);
+    if maps
+        .scratch(
+            #[inline(always)]
+            |scratch| record(maps, header, scratch, target, bytes),
+        )
+        .ok_or(Reason::FlowsFull)??
+    {
+        maps.count_service(frontend.service, |counters| counters.connections += 1);
+        maps.count_backend(id, |counters| counters.connections += 1);
+    }
+    Ok(())
+}
+
+/// Records both directions of a new connection; false if another CPU was faster, whose choice then holds.
+#[inline(always)]
+fn record<M: Maps>(
+    maps: &M,
+    header: &Header,
+    scratch: &mut Scratch,
+    target: &mut Target,
+    bytes: u32,
+) -> Result<bool, Reason> {
     let now = maps.now();
-    let key = flow::key(header, FlowKind::Service);
-    let reply_key = FlowKey {
-        source: backend.address,
+    let Scratch { key, reply, flow } = scratch;
+    *key = flow::key(header, FlowKind::Service);
+    *reply = FlowKey {
+        source: target.address,
         destination: header.source,
-        source_port: backend.port,
+        source_port: target.port,
         destination_port: header.source_port,
         protocol: header.protocol,
         kind: FlowKind::ServiceReply as u8,
         reserved: 0,
     };
-    let mut flow = Flow {
-        other: key,
+    *flow = Flow {
+        other: *key,
         address: header.destination,
         port: header.destination_port,
         flags: 0,
-        service: frontend.service,
-        backend: id,
+        service: target.service,
+        backend: target.backend,
         created: now,
         seen: now,
+        reserved: 0,
         packets: 0,
         bytes: 0,
     };
     // A leftover of an older connection from the same client port gives way: the backend can know only one of them.
-    if maps.insert_flow(&reply_key, &flow) == Err(InsertError::Exists) {
-        maps.remove_flow(&reply_key);
-        maps.insert_flow(&reply_key, &flow).map_err(|_| Reason::FlowsFull)?;
+    if maps.insert_flow(reply, flow) == Err(InsertError::Exists) {
+        maps.remove_flow(reply);
+        maps.insert_flow(reply, flow).map_err(|_| Reason::FlowsFull)?;
     }
-    flow.other = reply_key;
-    flow.address = backend.address;
-    flow.port = backend.port;
-    flow.flags = if needs_source { Flow::NEEDS_SOURCE } else { 0 };
+    flow.other = *reply;
+    flow.address = target.address;
+    flow.port = target.port;
+    flow.flags = if target.needs_source { Flow::NEEDS_SOURCE } else { 0 };
     flow.packets = 1;
     flow.bytes = u64::from(bytes);
-    match flow::complete(maps, &key, &flow) {
-        Ok(()) => {}
-        // Another CPU was faster with a packet of the same connection: its choice holds.
+    match flow::complete(maps, key, flow) {
+        Ok(()) => Ok(true),
         Err(InsertError::Exists) => {
-            return maps
-                .flow(&key, |flow| Target {
-                    address: flow.address,
-                    port: flow.port,
-                    needs_source: flow.flags & Flow::NEEDS_SOURCE != 0,
-                    service: flow.service,
-                    backend: flow.backend,
-                })
-                .ok_or(Reason::FlowsFull);
+            *target = maps.flow(key, |flow| Target::of(flow)).ok_or(Reason::FlowsFull)?;
+            Ok(false)
         }
-        Err(InsertError::Full) => return Err(Reason::FlowsFull),
+        Err(InsertError::Full) => Err(Reason::FlowsFull),
     }
-    maps.count_service(frontend.service, |counters| counters.connections += 1);
-    maps.count_backend(id, |counters| counters.connections += 1);
-    Ok(Target { address: backend.address, port: backend.port, needs_source, service: frontend.service, backend: id })
+}
+
+#[inline(always)]
+fn choose<M: Maps>(maps: &M, header: &Header, frontend: &Frontend) -> Result<(u32, Backend), Reason> {
+    if !service::admits(maps, frontend, &header.source) {
+        return Err(Reason::SourceRange);
+    }
+    let client = AffinityKey { client: header.source, service: frontend.service, kind: AffinityKey::ADDRESS };
+    service::pick(maps, frontend, &client)
 }

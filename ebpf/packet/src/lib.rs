@@ -15,17 +15,19 @@ mod egress;
 mod flow;
 mod header;
 mod ingress;
+mod reject;
 mod service;
 mod socket;
 #[cfg(test)]
 mod tests;
 
-pub use access::{InsertError, Maps, Packet, Verdict};
+pub use access::{Covered, InsertError, Maps, Packet, Scratch, Verdict};
 pub use egress::{egress_pod, egress_uplink};
 pub use header::{ETHERNET, Header, Kind, parse};
 pub use ingress::ingress;
+pub use reject::refuse;
 pub use service::{find, pick};
-pub use socket::{SocketVerdict, connect, original, remember, send};
+pub use socket::{SocketVerdict, connect, may_listen, original, remember, send};
 
 /// Bit of a packet's mark that carries the decision "the source must become this node" from ingress to egress.
 pub const MARK_NEEDS_SOURCE: u32 = 0x2000;

@@ -1,7 +1,9 @@
 //! Socket addresses: a service address becomes a backend's before the connection exists, and the program that asked
 //! never sees the difference.
 
-use sluice_ebpf_common::{Reason, SOCKET_TRANSLATIONS, Scope, SocketState, Translation};
+use sluice_ebpf_common::{
+    Address, AffinityKey, Frontend, FrontendKey, Reason, SOCKET_TRANSLATIONS, Scope, Settings, SocketState, Translation,
+};
 
 use crate::{Maps, service};
 
@@ -12,67 +14,122 @@ pub enum SocketVerdict {
     Untouched,
     /// Use the backend of this translation, and remember it.
     Translated(Translation),
-    /// A service that nobody can answer now.
+    /// A service that nobody can answer now, or not for this client.
     Refused,
 }
 
 /// A TCP or UDP `connect()` to an address and port in network order.
 #[inline(always)]
-pub fn connect<M: Maps>(maps: &M, address: u32, port: u16, protocol: u8) -> SocketVerdict {
+pub fn connect<M: Maps>(maps: &M, address: &Address, port: u16, protocol: u8) -> SocketVerdict {
     translate(maps, address, port, protocol, None)
 }
 
 /// A datagram sent without a connection. The backend that this socket used before for the same service is kept as long
 /// as the service has not changed.
 #[inline(always)]
-pub fn send<M: Maps>(maps: &M, address: u32, port: u16, protocol: u8, state: Option<&SocketState>) -> SocketVerdict {
+pub fn send<M: Maps>(
+    maps: &M,
+    address: &Address,
+    port: u16,
+    protocol: u8,
+    state: Option<&SocketState>,
+) -> SocketVerdict {
     translate(maps, address, port, protocol, state)
 }
 
+/// May a socket listen on this port (network order)? Not on a node port: connections to it go to the service's backends,
+/// and the program would wait for them forever.
 #[inline(always)]
-fn translate<M: Maps>(maps: &M, address: u32, port: u16, protocol: u8, state: Option<&SocketState>) -> SocketVerdict {
+pub fn may_listen<M: Maps>(maps: &M, address: &Address, port: u16, protocol: u8) -> bool {
+    let Some(settings) = maps.settings() else { return true };
+    if !service::in_node_ports(settings, port) || maps.namespace() != settings.host_cookie {
+        return true;
+    }
+    let mut key = FrontendKey { address: address.any(), port, protocol, scope: Scope::Internal as u8 };
+    let mut taken = maps.frontend(&key).is_some();
+    // A socket on every IPv6 address hears IPv4, too.
+    if !taken && address.same(&Address::ANY_V6) {
+        key.address = Address::ANY_V4;
+        taken = maps.frontend(&key).is_some();
+    }
+    if taken {
+        maps.count_reason(Reason::NodePortTaken);
+    }
+    !taken
+}
+
+#[inline(always)]
+fn translate<M: Maps>(
+    maps: &M,
+    address: &Address,
+    port: u16,
+    protocol: u8,
+    state: Option<&SocketState>,
+) -> SocketVerdict {
     let Some(settings) = maps.settings() else { return SocketVerdict::Untouched };
-    let Some(frontend) = service::find(maps, &settings, address, port, protocol, Scope::Internal) else {
+    let Some(frontend) = service::find(maps, settings, address, port, protocol, Scope::Internal) else {
         return SocketVerdict::Untouched;
     };
-    if !maps.translates(&settings) {
+    if !maps.translates(settings) {
         return SocketVerdict::Untouched;
+    }
+    if frontend.flags & Frontend::RANGES != 0 && !in_ranges(maps, settings, &frontend, address) {
+        // A pod's address is known when its packet comes.
+        if maps.namespace() != settings.host_cookie {
+            return SocketVerdict::Untouched;
+        }
+        return refuse(maps, &frontend, Reason::SourceRange);
     }
     if let Some(state) = state {
         for entry in &state.entries {
-            let same = entry.service_address == address && entry.service_port == port;
+            let same = entry.service_port == port && entry.service_address.same(address);
             if same && entry.generation == frontend.generation {
                 return SocketVerdict::Translated(*entry);
             }
         }
     }
-    match service::pick(maps, &frontend) {
+    let cookie = maps.namespace();
+    let client = AffinityKey {
+        client: Address { words: [cookie as u32, (cookie >> 32) as u32, 0, 0] },
+        service: frontend.service,
+        kind: AffinityKey::NAMESPACE,
+    };
+    match service::pick(maps, &frontend, &client) {
         Ok((id, backend)) => {
             maps.count_service(frontend.service, |counters| counters.connections += 1);
             maps.count_backend(id, |counters| counters.connections += 1);
             SocketVerdict::Translated(Translation {
-                service_address: address,
+                service_address: *address,
                 backend_address: backend.address,
                 service_port: port,
                 backend_port: backend.port,
                 generation: frontend.generation,
             })
         }
-        Err(reason) => {
-            if reason == Reason::NoEndpoint {
-                maps.count_service(frontend.service, |counters| counters.refused += 1);
-            }
-            maps.count_reason(reason);
-            SocketVerdict::Refused
-        }
+        Err(reason) => refuse(maps, &frontend, reason),
     }
+}
+
+/// The node's own sockets have the node's address; what a pod's sockets will have is not known here.
+#[inline(always)]
+fn in_ranges<M: Maps>(maps: &M, settings: &Settings, frontend: &Frontend, address: &Address) -> bool {
+    maps.namespace() == settings.host_cookie && service::admits(maps, frontend, &settings.family(address.is_v4()).node)
+}
+
+#[inline(always)]
+fn refuse<M: Maps>(maps: &M, frontend: &Frontend, reason: Reason) -> SocketVerdict {
+    if reason != Reason::Inconsistent {
+        maps.count_service(frontend.service, |counters| counters.refused += 1);
+    }
+    maps.count_reason(reason);
+    SocketVerdict::Refused
 }
 
 /// The service address behind a peer's address, if this socket was translated to it.
 #[inline(always)]
-pub fn original(state: &SocketState, address: u32, port: u16) -> Option<(u32, u16)> {
+pub fn original(state: &SocketState, address: &Address, port: u16) -> Option<(Address, u16)> {
     for entry in &state.entries {
-        if entry.service_address != 0 && entry.backend_address == address && entry.backend_port == port {
+        if entry.service_port != 0 && entry.backend_port == port && entry.backend_address.same(address) {
             return Some((entry.service_address, entry.service_port));
         }
     }
@@ -85,7 +142,7 @@ pub fn remember(state: &mut SocketState, translation: Translation) {
     let mut index = state.next as usize % SOCKET_TRANSLATIONS;
     let mut known = false;
     for (at, entry) in state.entries.iter().enumerate() {
-        if entry.service_address == translation.service_address && entry.service_port == translation.service_port {
+        if entry.service_port == translation.service_port && entry.service_address.same(&translation.service_address) {
             index = at;
             known = true;
         }

@@ -4,9 +4,13 @@
 use core::ptr::{addr_of, read_volatile};
 
 use aya_ebpf::bindings::BPF_NOEXIST;
-use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
-use sluice_ebpf_common::{Backend, Counters, Event, Flow, FlowKey, Frontend, FrontendKey, Reason, SLAB_LINE, Settings};
-use sluice_packet::{InsertError, Maps};
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns};
+use sluice_ebpf_common::{
+    Address, Affinity, AffinityKey, Backend, Counters, Event, Flow, FlowKey, Frontend, FrontendKey, RangeKey, Reason,
+    SLAB_LINE, Settings, SourceKey,
+};
+use sluice_packet::{InsertError, Maps, Scratch};
 
 use crate::maps;
 
@@ -23,8 +27,8 @@ pub enum Kernel {
 
 impl Maps for Kernel {
     #[inline(always)]
-    fn settings(&self) -> Option<Settings> {
-        maps::SETTINGS.get(0).copied()
+    fn settings(&self) -> Option<&Settings> {
+        maps::SETTINGS.get(0)
     }
 
     #[inline(always)]
@@ -54,8 +58,8 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
-    fn is_local(&self, address: u32) -> bool {
-        if address.to_ne_bytes()[0] == 127 {
+    fn is_local(&self, address: &Address) -> bool {
+        if address.is_loopback() {
             let Kernel::Socket(cookie) = self else { return false };
             return maps::SETTINGS.get(0).is_some_and(|settings| settings.host_cookie == *cookie);
         }
@@ -63,7 +67,7 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
-    fn is_node(&self, address: u32) -> bool {
+    fn is_node(&self, address: &Address) -> bool {
         maps::NODES.get_ptr(address).is_some()
     }
 
@@ -74,13 +78,41 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
-    fn source_address(&self) -> u32 {
-        let Kernel::Link(index) = self else { return 0 };
-        match maps::SOURCES.get_ptr(*index) {
-            // SAFETY: the map returned a pointer to a whole value.
-            Some(address) => unsafe { read_volatile(address) },
-            None => 0,
-        }
+    fn namespace(&self) -> u64 {
+        if let Kernel::Socket(cookie) = self { *cookie } else { 0 }
+    }
+
+    #[inline(always)]
+    fn source_address(&self, v4: bool) -> Option<Address> {
+        let Kernel::Link(link) = self else { return None };
+        let address = maps::SOURCES.get_ptr(SourceKey { link: *link, version: if v4 { 4 } else { 6 } })?;
+        // SAFETY: the map returned a pointer to a whole value.
+        Some(unsafe { read_volatile(address) })
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        let affinity = maps::AFFINITIES.get_ptr(key)?;
+        // SAFETY: the map returned a pointer to a whole value.
+        Some(unsafe { read_volatile(affinity) })
+    }
+
+    #[inline(always)]
+    fn keep_affinity(&self, key: &AffinityKey, affinity: &Affinity) {
+        // Without room the client is sent anywhere.
+        let _ = maps::AFFINITIES.insert(key, affinity, 0);
+    }
+
+    #[inline(always)]
+    fn in_range(&self, key: &RangeKey) -> bool {
+        maps::RANGES.get(&Key::new(RangeKey::BITS, *key)).is_some()
+    }
+
+    #[inline(always)]
+    fn scratch<R>(&self, with: impl FnOnce(&mut Scratch) -> R) -> Option<R> {
+        let scratch = maps::SCRATCH.get_ptr_mut(0)?;
+        // SAFETY: this CPU's own value; packet programs do not interrupt each other.
+        Some(with(unsafe { &mut *scratch }))
     }
 
     #[inline(always)]
@@ -131,7 +163,8 @@ impl Maps for Kernel {
 
     #[inline(always)]
     fn count_service(&self, id: u32, add: impl FnOnce(&mut Counters)) {
-        if let Some(counters) = maps::SERVICE_COUNTERS.get_ptr_mut(id) {
+        let Some(index) = place(id) else { return };
+        if let Some(counters) = maps::SERVICE_COUNTERS.get_ptr_mut(index) {
             // SAFETY: this CPU's own value.
             add(unsafe { &mut *counters });
         }
@@ -139,7 +172,8 @@ impl Maps for Kernel {
 
     #[inline(always)]
     fn count_backend(&self, id: u32, add: impl FnOnce(&mut Counters)) {
-        if let Some(counters) = maps::BACKEND_COUNTERS.get_ptr_mut(id) {
+        let Some(index) = place(id) else { return };
+        if let Some(counters) = maps::BACKEND_COUNTERS.get_ptr_mut(index) {
             // SAFETY: this CPU's own value.
             add(unsafe { &mut *counters });
         }
@@ -152,4 +186,13 @@ impl Maps for Kernel {
             unsafe { *counter += 1 };
         }
     }
+}
+
+/// Where this processor counts for an id.
+#[inline(always)]
+fn place(id: u32) -> Option<u32> {
+    let processors = maps::SETTINGS.get(0)?.processors;
+    // SAFETY: the helper has no preconditions.
+    let own = unsafe { bpf_get_smp_processor_id() };
+    Some(id.wrapping_mul(processors).wrapping_add(own))
 }

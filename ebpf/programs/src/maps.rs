@@ -2,12 +2,13 @@
 #![allow(unsafe_code)]
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
-use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, RingBuf, SkStorage};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage};
 use aya_ebpf::macros::btf_map;
 use sluice_ebpf_common::{
-    Backend, Counters, Event, Flow, FlowKey, Frontend, FrontendKey, Reason, SLAB_LINE, ServiceName, Settings,
-    SocketState, limits,
+    Address, Affinity, AffinityKey, Backend, Counters, Event, Flow, FlowKey, Frontend, FrontendKey, RangeKey, Reason,
+    SLAB_LINE, ServiceName, Settings, SocketState, SourceKey, limits,
 };
+use sluice_packet::Scratch;
 
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 const MAPPED: usize = BPF_F_MMAPABLE as usize;
@@ -25,17 +26,23 @@ pub static SLAB: Array<[u32; SLAB_LINE], { limits::SLAB as usize / SLAB_LINE }, 
 #[btf_map(name = "names")]
 pub static NAMES: HashMap<u32, ServiceName, { limits::SERVICES as usize }, ON_DEMAND> = HashMap::new();
 
+#[btf_map(name = "affinities")]
+pub static AFFINITIES: LruHashMap<AffinityKey, Affinity, { limits::AFFINITIES as usize }> = LruHashMap::new();
+
+#[btf_map(name = "ranges")]
+pub static RANGES: LpmTrie<RangeKey, u32, { limits::RANGES as usize }> = LpmTrie::new();
+
 #[btf_map(name = "flows")]
 pub static FLOWS: HashMap<FlowKey, Flow, { limits::FLOWS as usize }, ON_DEMAND> = HashMap::new();
 
 #[btf_map(name = "locals")]
-pub static LOCALS: HashMap<u32, u32, { limits::LOCALS as usize }, ON_DEMAND> = HashMap::new();
+pub static LOCALS: HashMap<Address, u32, { limits::LOCALS as usize }, ON_DEMAND> = HashMap::new();
 
 #[btf_map(name = "nodes")]
-pub static NODES: HashMap<u32, u32, { limits::NODES as usize }, ON_DEMAND> = HashMap::new();
+pub static NODES: HashMap<Address, u32, { limits::NODES as usize }, ON_DEMAND> = HashMap::new();
 
 #[btf_map(name = "sources")]
-pub static SOURCES: HashMap<u32, u32, { limits::LOCALS as usize }, ON_DEMAND> = HashMap::new();
+pub static SOURCES: HashMap<SourceKey, Address, { limits::LOCALS as usize }, ON_DEMAND> = HashMap::new();
 
 #[btf_map(name = "namespaces")]
 pub static NAMESPACES: HashMap<u64, u32, { limits::PODS as usize }, ON_DEMAND> = HashMap::new();
@@ -46,11 +53,16 @@ pub static SETTINGS: Array<Settings, 1> = Array::new();
 #[btf_map(name = "sweeper")]
 pub static SWEEPER: Array<u32, 1> = Array::new();
 
+/// The loader makes room for every processor.
 #[btf_map(name = "service_counters")]
-pub static SERVICE_COUNTERS: PerCpuArray<Counters, { limits::SERVICES as usize }> = PerCpuArray::new();
+pub static SERVICE_COUNTERS: Array<Counters, { limits::SERVICES as usize }, MAPPED> = Array::new();
 
 #[btf_map(name = "backend_counters")]
-pub static BACKEND_COUNTERS: PerCpuArray<Counters, { limits::BACKENDS as usize }> = PerCpuArray::new();
+pub static BACKEND_COUNTERS: Array<Counters, { limits::BACKENDS as usize }, MAPPED> = Array::new();
+
+/// This processor's own, for the length of one program; not pinned.
+#[btf_map(name = "scratch")]
+pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
 #[btf_map(name = "reasons")]
 pub static REASONS: PerCpuArray<u64, { Reason::COUNT as usize }> = PerCpuArray::new();

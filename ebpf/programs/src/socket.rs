@@ -1,4 +1,4 @@
-//! cgroup programs on socket addresses, for IPv4 and for IPv4 addresses in IPv6 form on IPv6 sockets.
+//! cgroup programs on socket addresses: IPv4, IPv6, and IPv4 addresses in IPv6 form on IPv6 sockets.
 #![allow(unsafe_code)]
 
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
@@ -7,7 +7,7 @@ use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_set_retval};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use sluice_ebpf_common::{SocketState, Translation, protocol};
+use sluice_ebpf_common::{Address, SocketState, Translation, protocol};
 use sluice_packet::{SocketVerdict, connect, original, remember, send};
 
 use crate::kernel::Kernel;
@@ -17,73 +17,72 @@ const ALLOW: i32 = 1;
 const REFUSE: i32 = 0;
 const ECONNREFUSED: i32 = 111;
 const IPPROTO_MPTCP: u32 = 262;
-const MAPPED: u32 = 0xffff_u32.to_be();
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(context: SockAddrContext) -> i32 {
-    connecting(&Address::V4(context))
+    connecting(&Peer::V4(context))
 }
 
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(context: SockAddrContext) -> i32 {
-    connecting(&Address::V6(context))
+    connecting(&Peer::V6(context))
 }
 
 #[cgroup_sock_addr(sendmsg4)]
 pub fn sendmsg4(context: SockAddrContext) -> i32 {
-    sending(&Address::V4(context))
+    sending(&Peer::V4(context))
 }
 
 #[cgroup_sock_addr(sendmsg6)]
 pub fn sendmsg6(context: SockAddrContext) -> i32 {
-    sending(&Address::V6(context))
+    sending(&Peer::V6(context))
 }
 
 #[cgroup_sock_addr(recvmsg4)]
 pub fn recvmsg4(context: SockAddrContext) -> i32 {
-    asking(&Address::V4(context))
+    asking(&Peer::V4(context))
 }
 
 #[cgroup_sock_addr(recvmsg6)]
 pub fn recvmsg6(context: SockAddrContext) -> i32 {
-    asking(&Address::V6(context))
+    asking(&Peer::V6(context))
 }
 
 #[cgroup_sock_addr(getpeername4)]
 pub fn getpeername4(context: SockAddrContext) -> i32 {
-    asking(&Address::V4(context))
+    asking(&Peer::V4(context))
 }
 
 #[cgroup_sock_addr(getpeername6)]
 pub fn getpeername6(context: SockAddrContext) -> i32 {
-    asking(&Address::V6(context))
+    asking(&Peer::V6(context))
 }
 
 #[inline(always)]
-fn connecting(socket: &Address) -> i32 {
-    let (Some(address), Some(protocol)) = (socket.address(), socket.protocol()) else { return ALLOW };
-    match connect(&socket.kernel(), address, socket.port(), protocol) {
+fn connecting(socket: &Peer) -> i32 {
+    let Some(protocol) = socket.protocol() else { return ALLOW };
+    match connect(&socket.kernel(), &socket.address(), socket.port(), protocol) {
         SocketVerdict::Untouched => ALLOW,
         SocketVerdict::Refused => refuse(),
         SocketVerdict::Translated(translation) => {
             store(socket, translation);
-            socket.set(translation.backend_address, translation.backend_port);
+            socket.set(&translation.backend_address, translation.backend_port);
             ALLOW
         }
     }
 }
 
 #[inline(always)]
-fn sending(socket: &Address) -> i32 {
-    let (Some(address), Some(protocol)) = (socket.address(), socket.protocol()) else { return ALLOW };
+fn sending(socket: &Peer) -> i32 {
+    let Some(protocol) = socket.protocol() else { return ALLOW };
     // SAFETY: see `state`.
     let state = state(socket).map(|state| unsafe { &*state });
-    match send(&socket.kernel(), address, socket.port(), protocol, state) {
+    match send(&socket.kernel(), &socket.address(), socket.port(), protocol, state) {
         SocketVerdict::Untouched => ALLOW,
         SocketVerdict::Refused => refuse(),
         SocketVerdict::Translated(translation) => {
             store(socket, translation);
-            socket.set(translation.backend_address, translation.backend_port);
+            socket.set(&translation.backend_address, translation.backend_port);
             ALLOW
         }
     }
@@ -91,12 +90,11 @@ fn sending(socket: &Address) -> i32 {
 
 /// A program asks who sent a datagram or who its peer is.
 #[inline(always)]
-fn asking(socket: &Address) -> i32 {
-    let Some(address) = socket.address() else { return ALLOW };
+fn asking(socket: &Peer) -> i32 {
     let Some(state) = state(socket) else { return ALLOW };
     // SAFETY: see `state`.
-    if let Some((address, port)) = original(unsafe { &*state }, address, socket.port()) {
-        socket.set(address, port);
+    if let Some((address, port)) = original(unsafe { &*state }, &socket.address(), socket.port()) {
+        socket.set(&address, port);
     }
     ALLOW
 }
@@ -111,14 +109,14 @@ fn refuse() -> i32 {
 /// What this socket remembers. The pointer is valid while the program runs; two threads on one socket may write it at
 /// the same time, which costs at most one remembered translation.
 #[inline(always)]
-fn state(socket: &Address) -> Option<*mut SocketState> {
+fn state(socket: &Peer) -> Option<*mut SocketState> {
     // SAFETY: the context's socket is valid for the whole program.
     let state = unsafe { maps::SOCKETS.get_ptr_mut(socket.context()) };
     if state.is_null() { None } else { Some(state) }
 }
 
 #[inline(always)]
-fn store(socket: &Address, translation: Translation) {
+fn store(socket: &Peer, translation: Translation) {
     // SAFETY: as in `state`; the helper makes a zeroed value when there is none.
     let state = unsafe { maps::SOCKETS.get_or_insert_ptr_mut(socket.context(), None) };
     if !state.is_null() {
@@ -128,18 +126,18 @@ fn store(socket: &Address, translation: Translation) {
 }
 
 /// A socket's destination or peer.
-enum Address {
+enum Peer {
     V4(SockAddrContext),
     V6(SockAddrContext),
 }
 
 // SAFETY of all blocks: the context is valid for the whole program. Reads and writes are volatile because the kernel
 // accepts them only in the width of the field.
-impl Address {
+impl Peer {
     #[inline(always)]
     fn context(&self) -> &SockAddrContext {
         match self {
-            Address::V4(context) | Address::V6(context) => context,
+            Peer::V4(context) | Peer::V6(context) => context,
         }
     }
 
@@ -154,23 +152,21 @@ impl Address {
         Kernel::Socket(unsafe { bpf_get_netns_cookie(self.raw().cast()) })
     }
 
-    /// The IPv4 address, `None` for a real IPv6 one.
     #[inline(always)]
-    fn address(&self) -> Option<u32> {
+    fn address(&self) -> Address {
         let raw = self.raw();
         // SAFETY: see above.
         unsafe {
             match self {
-                Address::V4(_) => Some(read_volatile(addr_of!((*raw).user_ip4))),
-                Address::V6(_) => {
-                    let first = read_volatile(addr_of!((*raw).user_ip6[0]));
-                    let second = read_volatile(addr_of!((*raw).user_ip6[1]));
-                    let third = read_volatile(addr_of!((*raw).user_ip6[2]));
-                    if first != 0 || second != 0 || third != MAPPED {
-                        return None;
-                    }
-                    Some(read_volatile(addr_of!((*raw).user_ip6[3])))
-                }
+                Peer::V4(_) => Address::v4(read_volatile(addr_of!((*raw).user_ip4))),
+                Peer::V6(_) => Address {
+                    words: [
+                        read_volatile(addr_of!((*raw).user_ip6[0])),
+                        read_volatile(addr_of!((*raw).user_ip6[1])),
+                        read_volatile(addr_of!((*raw).user_ip6[2])),
+                        read_volatile(addr_of!((*raw).user_ip6[3])),
+                    ],
+                },
             }
         }
     }
@@ -192,13 +188,18 @@ impl Address {
     }
 
     #[inline(always)]
-    fn set(&self, address: u32, port: u16) {
+    fn set(&self, address: &Address, port: u16) {
         let raw = self.raw();
         // SAFETY: see above.
         unsafe {
             match self {
-                Address::V4(_) => write_volatile(addr_of_mut!((*raw).user_ip4), address),
-                Address::V6(_) => write_volatile(addr_of_mut!((*raw).user_ip6[3]), address),
+                Peer::V4(_) => write_volatile(addr_of_mut!((*raw).user_ip4), address.last()),
+                Peer::V6(_) => {
+                    write_volatile(addr_of_mut!((*raw).user_ip6[0]), address.words[0]);
+                    write_volatile(addr_of_mut!((*raw).user_ip6[1]), address.words[1]);
+                    write_volatile(addr_of_mut!((*raw).user_ip6[2]), address.words[2]);
+                    write_volatile(addr_of_mut!((*raw).user_ip6[3]), address.words[3]);
+                }
             }
             write_volatile(addr_of_mut!((*raw).user_port), u32::from(port));
         }

@@ -3,12 +3,17 @@
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC};
-use aya_ebpf::helpers::{bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes};
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+};
+use aya_ebpf::helpers::{
+    bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail,
+    bpf_skb_load_bytes, bpf_skb_store_bytes,
+};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use sluice_ebpf_common::Scope;
-use sluice_packet::{Packet, Verdict, egress_pod, egress_uplink, ingress};
+use sluice_ebpf_common::{Address, Scope};
+use sluice_packet::{Covered, Packet, Verdict, egress_pod, egress_uplink, ingress, refuse};
 
 use crate::kernel::Kernel;
 
@@ -16,28 +21,32 @@ use crate::kernel::Kernel;
 #[classifier]
 pub fn uplink_in(context: TcContext) -> i32 {
     let (mut packet, maps) = open(&context);
-    close(ingress(&mut packet, &maps, Scope::External))
+    let verdict = ingress(&mut packet, &maps, Scope::External);
+    close(&mut packet, &maps, verdict)
 }
 
 /// To the outside.
 #[classifier]
 pub fn uplink_out(context: TcContext) -> i32 {
     let (mut packet, maps) = open(&context);
-    close(egress_uplink(&mut packet, &maps))
+    let verdict = egress_uplink(&mut packet, &maps);
+    close(&mut packet, &maps, verdict)
 }
 
 /// From a pod.
 #[classifier]
 pub fn pod_in(context: TcContext) -> i32 {
     let (mut packet, maps) = open(&context);
-    close(ingress(&mut packet, &maps, Scope::Internal))
+    let verdict = ingress(&mut packet, &maps, Scope::Internal);
+    close(&mut packet, &maps, verdict)
 }
 
 /// To a pod.
 #[classifier]
 pub fn pod_out(context: TcContext) -> i32 {
     let (mut packet, maps) = open(&context);
-    close(egress_pod(&mut packet, &maps))
+    let verdict = egress_pod(&mut packet, &maps);
+    close(&mut packet, &maps, verdict)
 }
 
 #[inline(always)]
@@ -50,10 +59,13 @@ fn open(context: &TcContext) -> (Buffer, Kernel) {
 
 /// Passing means "the next program decides": others' programs on the same link stay in effect.
 #[inline(always)]
-fn close(verdict: Verdict) -> i32 {
+fn close(packet: &mut Buffer, maps: &Kernel, verdict: Verdict) -> i32 {
+    let verdict = if let Verdict::Refuse(_) = verdict { refuse(packet, maps) } else { verdict };
     match verdict {
         Verdict::Pass => TC_ACT_UNSPEC,
-        Verdict::Drop(_) => TC_ACT_SHOT as i32,
+        Verdict::Drop(_) | Verdict::Refuse(_) => TC_ACT_SHOT as i32,
+        // SAFETY: the context is valid for the whole program.
+        Verdict::Answer => unsafe { bpf_redirect((*packet.skb).ifindex, 0) as i32 },
     }
 }
 
@@ -92,6 +104,21 @@ impl Packet for Buffer {
     }
 
     #[inline(always)]
+    fn read_address(&self, offset: u32) -> Option<Address> {
+        let mut address = MaybeUninit::<Address>::uninit();
+        // SAFETY: see above; on success the helper wrote all bytes.
+        unsafe {
+            done(bpf_skb_load_bytes(
+                self.skb.cast(),
+                offset,
+                address.as_mut_ptr().cast(),
+                size_of::<Address>() as u32,
+            ))?;
+            Some(address.assume_init())
+        }
+    }
+
+    #[inline(always)]
     fn write<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()> {
         // SAFETY: see above.
         done(unsafe { bpf_skb_store_bytes(self.skb, offset, bytes.as_ptr().cast(), N as u32, 0) })
@@ -104,16 +131,38 @@ impl Packet for Buffer {
     }
 
     #[inline(always)]
-    fn fix_address_checksum(&mut self, offset: u32, from: u32, to: u32, zero_is_none: bool) -> Option<()> {
-        let flags = 4 | u64::from(BPF_F_PSEUDO_HDR) | zero(zero_is_none);
-        // SAFETY: see above.
-        done(unsafe { bpf_l4_csum_replace(self.skb, offset, from.into(), to.into(), flags) })
+    fn fix_address_checksum(&mut self, offset: u32, from: &Address, to: &Address, kind: Covered) -> Option<()> {
+        let flags = match kind {
+            Covered::Pseudo => u64::from(BPF_F_PSEUDO_HDR),
+            Covered::PseudoOrNone => u64::from(BPF_F_PSEUDO_HDR) | zero(true),
+            Covered::Payload => 0,
+        };
+        let (from, to) = (from.words.as_ptr().cast_mut(), to.words.as_ptr().cast_mut());
+        let size = size_of::<Address>() as u32;
+        // What all IPv4 addresses have in common adds nothing to the difference.
+        // SAFETY: see above; the first helper only reads both addresses.
+        done(unsafe {
+            let difference = bpf_csum_diff(from, size, to, size, 0);
+            bpf_l4_csum_replace(self.skb, offset, 0, difference as u64, flags)
+        })
     }
 
     #[inline(always)]
     fn fix_port_checksum(&mut self, offset: u32, from: u16, to: u16, zero_is_none: bool) -> Option<()> {
         // SAFETY: see above.
         done(unsafe { bpf_l4_csum_replace(self.skb, offset, from.into(), to.into(), 2 | zero(zero_is_none)) })
+    }
+
+    #[inline(always)]
+    fn insert(&mut self, bytes: u32) -> Option<()> {
+        // SAFETY: see above.
+        done(unsafe { bpf_skb_adjust_room(self.skb, bytes as i32, BPF_ADJ_ROOM_MAC, 0) })
+    }
+
+    #[inline(always)]
+    fn truncate(&mut self, length: u32) -> Option<()> {
+        // SAFETY: see above.
+        done(unsafe { bpf_skb_change_tail(self.skb, length, 0) })
     }
 
     #[inline(always)]

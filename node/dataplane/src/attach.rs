@@ -14,7 +14,7 @@ use std::path::Path;
 use aya::Ebpf;
 use aya::programs::links::FdLink;
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
-use aya::programs::{CgroupAttachMode, CgroupSockAddr, LinkOrder, SchedClassifier, TcAttachType, TcError};
+use aya::programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr, LinkOrder, SchedClassifier, TcAttachType, TcError};
 use aya::util::KernelVersion;
 
 use crate::pins::Pins;
@@ -23,6 +23,9 @@ use crate::{Error, sys};
 /// Programs on socket addresses, all attached to one cgroup.
 pub(crate) const SOCKET_PROGRAMS: [&str; 8] =
     ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
+
+/// Programs on sockets that got an address of their own, attached to the same cgroup.
+pub(crate) const GUARD_PROGRAMS: [&str; 2] = ["post_bind4", "post_bind6"];
 
 /// Programs on packets of uplinks: ingress, egress.
 pub(crate) const UPLINK_PROGRAMS: [(&str, TcAttachType); 2] =
@@ -58,6 +61,9 @@ pub(crate) fn load_programs(ebpf: &mut Ebpf) -> Result<(), Error> {
     for name in SOCKET_PROGRAMS {
         socket_program(ebpf, name)?.load().map_err(|error| Error::ebpf(format!("load the program {name}"), error))?;
     }
+    for name in GUARD_PROGRAMS {
+        guard_program(ebpf, name)?.load().map_err(|error| Error::ebpf(format!("load the program {name}"), error))?;
+    }
     for (name, _) in UPLINK_PROGRAMS.into_iter().chain(POD_PROGRAMS) {
         traffic_program(ebpf, name)?.load().map_err(|error| Error::ebpf(format!("load the program {name}"), error))?;
     }
@@ -72,6 +78,10 @@ fn socket_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSo
     ebpf.program_mut(name).and_then(|program| program.try_into().ok()).ok_or_else(|| missing(name))
 }
 
+fn guard_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSock, Error> {
+    ebpf.program_mut(name).and_then(|program| program.try_into().ok()).ok_or_else(|| missing(name))
+}
+
 pub(crate) fn traffic_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier, Error> {
     ebpf.program_mut(name).and_then(|program| program.try_into().ok()).ok_or_else(|| missing(name))
 }
@@ -81,22 +91,34 @@ pub(crate) fn attach_sockets(ebpf: &mut Ebpf, pins: &Pins, cgroup: &Path) -> Res
     let what = |name: &str| format!("attach {name} to {}", cgroup.display());
     let file = File::open(cgroup).map_err(|error| Error::system(format!("open {}", cgroup.display()), error))?;
     let id = file.metadata().map_err(|error| Error::system(format!("read {}", cgroup.display()), error))?.ino();
+    // A link always lives beside others; the mode is for kernels without links.
+    let mode = CgroupAttachMode::Single;
     for name in SOCKET_PROGRAMS {
         let program = socket_program(ebpf, name)?;
         let pin = pins.link(name);
-        if replace(
-            &pin,
-            |target| target.cgroup() == id,
-            program.fd().map_err(|error| Error::ebpf(what(name), error))?.as_fd(),
-        )? {
+        let fd = program.fd().map_err(|error| Error::ebpf(what(name), error))?;
+        if replace(&pin, |target| target.cgroup() == id, fd.as_fd())? {
             continue;
         }
-        let link = program
-            // A link always lives beside others; the mode is for kernels without links.
-            .attach(&file, CgroupAttachMode::Single)
-            .and_then(|id| program.take_link(id))
+        let link = program.attach(&file, mode).and_then(|id| program.take_link(id));
+        let link: FdLink = link
+            .map_err(|error| Error::ebpf(what(name), error))?
+            .try_into()
             .map_err(|error| Error::ebpf(what(name), error))?;
-        let link: FdLink = link.try_into().map_err(|error| Error::ebpf(what(name), error))?;
+        link.pin(&pin).map_err(|error| Error::ebpf(what(name), error))?;
+    }
+    for name in GUARD_PROGRAMS {
+        let program = guard_program(ebpf, name)?;
+        let pin = pins.link(name);
+        let fd = program.fd().map_err(|error| Error::ebpf(what(name), error))?;
+        if replace(&pin, |target| target.cgroup() == id, fd.as_fd())? {
+            continue;
+        }
+        let link = program.attach(&file, mode).and_then(|id| program.take_link(id));
+        let link: FdLink = link
+            .map_err(|error| Error::ebpf(what(name), error))?
+            .try_into()
+            .map_err(|error| Error::ebpf(what(name), error))?;
         link.pin(&pin).map_err(|error| Error::ebpf(what(name), error))?;
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! The loaded data plane of a node.
 
-use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,18 +10,19 @@ use std::time::Instant;
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData};
 use parking_lot::Mutex;
-use sluice_ebpf_common::{Settings, maps};
+use sluice_ebpf_common::{Address, Settings, SourceKey, maps};
 use tokio_util::sync::CancellationToken;
 
 use crate::attach::{self, Link, Traffic, UPLINK_PROGRAMS};
-use crate::compile::{Desired, compile};
+use crate::compile::{Frontends, Owner};
 use crate::limits::{PROBLEMS, SOURCE_PORTS};
 use crate::model::Snapshot;
 use crate::pins::{self, Pins};
-use crate::plan::{Tables, plan};
+use crate::plan::Tables;
 use crate::range::{Range, wire};
-use crate::store::{Store, typed};
-use crate::{Error, links, object, sweep, sys};
+use crate::store::{Store, processors, typed};
+use crate::wanted::{Changes, Wanted};
+use crate::{Error, health, links, object, sweep, sys};
 
 /// What the data plane of a node is told.
 #[derive(Clone, Debug)]
@@ -79,9 +80,9 @@ pub(crate) struct Inner {
     pub(crate) pins: Pins,
     pub(crate) traffic: Traffic,
     pub(crate) ebpf: Mutex<Ebpf>,
-    pub(crate) locals: Mutex<HashMap<MapData, u32, u32>>,
-    nodes: Mutex<HashMap<MapData, u32, u32>>,
-    pub(crate) sources: Mutex<HashMap<MapData, u32, u32>>,
+    pub(crate) locals: Mutex<HashMap<MapData, Address, u32>>,
+    nodes: Mutex<HashMap<MapData, Address, u32>>,
+    pub(crate) sources: Mutex<HashMap<MapData, SourceKey, Address>>,
     pub(crate) uplinks: Mutex<BTreeSet<Link>>,
     namespaces: Mutex<HashMap<MapData, u64, u32>>,
     settings: Mutex<(Settings, Array<MapData, Settings>)>,
@@ -92,7 +93,18 @@ pub(crate) struct Inner {
 struct Table {
     store: Store,
     tables: Tables,
+    wanted: Wanted,
+    /// The kernel may hold frontends that nobody wants: those of an earlier process, or after a failed write.
+    unsure: bool,
     problems: Vec<String>,
+}
+
+/// What somebody wants from now on.
+pub(crate) enum Update {
+    /// All that anybody wants.
+    All(BTreeMap<Owner, Frontends>),
+    /// What these owners want; nothing when they are gone.
+    Some(Vec<(Owner, Frontends)>),
 }
 
 impl Dataplane {
@@ -121,10 +133,10 @@ impl Dataplane {
         };
         let pins = Pins::new(&config.pin_dir);
         pins.prepare()?;
-        let mut ebpf = object::load(&pins)?;
+        let mut ebpf = object::load(&pins, processors()? as u32)?;
         attach::load_programs(&mut ebpf)?;
         let store = Store::open(&pins, true)?;
-        let tables = store.read()?;
+        let tables = Tables::new(store.read()?, store.capacity());
         let mut settings_map: Array<MapData, Settings> = typed(&pins, maps::SETTINGS)?;
         let earlier = settings_map.get(&0, 0).map_err(|error| Error::ebpf("read the settings", error))?;
         let settings = settings(&config, earlier)?;
@@ -138,7 +150,7 @@ impl Dataplane {
             sources: Mutex::new(typed(&Pins::new(&config.pin_dir), maps::SOURCES)?),
             uplinks: Mutex::default(),
             settings: Mutex::new((settings, settings_map)),
-            table: Mutex::new(Table { store, tables, problems: Vec::new() }),
+            table: Mutex::new(Table { store, tables, wanted: Wanted::default(), unsure: true, problems: Vec::new() }),
             ebpf: Mutex::new(ebpf),
             config,
             started: Instant::now(),
@@ -164,8 +176,10 @@ impl Dataplane {
 
     /// Follows the API's services, the kernel's links and the flows until the shutdown.
     pub async fn run(&self, client: kube::Client, shutdown: CancellationToken) -> Result<(), Error> {
+        let (checks, wanted) = tokio::sync::watch::channel(health::Checks::default());
         tokio::try_join!(
-            self.follow_services(client, &shutdown),
+            self.follow_services(client, checks, &shutdown),
+            health::serve(wanted, &shutdown),
             self.follow_links(&shutdown),
             sweep::run(&self.inner.pins, &shutdown),
         )?;
@@ -204,7 +218,7 @@ impl Dataplane {
     }
 
     /// Tells the addresses of the other nodes: pods' packets to them keep the pod's address.
-    pub fn set_nodes(&self, nodes: impl IntoIterator<Item = Ipv4Addr>) -> Result<(), Error> {
+    pub fn set_nodes<A: Into<IpAddr>>(&self, nodes: impl IntoIterator<Item = A>) -> Result<(), Error> {
         let nodes = nodes.into_iter().map(|address| (wire(address), 1)).collect();
         links::replace(&mut self.inner.nodes.lock(), &nodes, "other nodes")
     }
@@ -217,13 +231,19 @@ impl Dataplane {
             .map_err(|error| Error::system(format!("look into the namespace {}", netns.display()), error))?;
         let failed = |error| Error::ebpf("write the namespaces", error);
         self.inner.namespaces.lock().insert(cookie, index, 0).map_err(failed)?;
+        self.change_settings(|settings| settings.known_only = 1)
+    }
+
+    /// Writes the settings anew if they change.
+    pub(crate) fn change_settings(&self, change: impl FnOnce(&mut Settings)) -> Result<(), Error> {
         let mut guard = self.inner.settings.lock();
         let (settings, map) = &mut *guard;
-        if settings.known_only == 0 {
-            settings.known_only = 1;
-            map.set(0, *settings, 0).map_err(|error| Error::ebpf("write the settings", error))?;
+        let before = *settings;
+        change(settings);
+        if *settings == before {
+            return Ok(());
         }
-        Ok(())
+        map.set(0, *settings, 0).map_err(|error| Error::ebpf("write the settings", error))
     }
 
     fn forget_namespace(&self, index: u32) -> Result<(), Error> {
@@ -264,36 +284,48 @@ impl Dataplane {
         attach::detach_traffic(&self.inner.pins, self.inner.traffic, UPLINK_PROGRAMS, link)
     }
 
-    /// Tells the pods' networks once they are known (`spec.podCIDR`).
+    /// Tells the pods' networks of one address family once they are known (`spec.podCIDRs`).
     pub fn set_pod_ranges(&self, pods: Range, cluster: Range) -> Result<(), Error> {
-        let mut guard = self.inner.settings.lock();
-        let (settings, map) = &mut *guard;
-        (settings.pod_network, settings.pod_mask) = pods.wire();
-        (settings.cluster_network, settings.cluster_mask) = cluster.wire();
-        map.set(0, *settings, 0).map_err(|error| Error::ebpf("write the settings", error))
+        self.change_settings(|settings| set_ranges(settings, pods, cluster))
     }
 
     /// Makes the kernel's table say what the snapshot says. Returns sentences about what could not be placed.
     pub fn apply(&self, snapshot: &Snapshot) -> Result<Vec<String>, Error> {
-        self.apply_desired(&compile(snapshot)).map(|(problems, _)| problems)
+        self.update(Update::All(snapshot.compile())).map(|(problems, _)| problems)
     }
 
-    /// As [`Self::apply`]; the flag says that trying again a little later may place more.
-    pub(crate) fn apply_desired(&self, desired: &Desired) -> Result<(Vec<String>, bool), Error> {
+    /// Takes in what somebody wants; the flag says that trying again a little later may place more.
+    pub(crate) fn update(&self, update: Update) -> Result<(Vec<String>, bool), Error> {
         let mut guard = self.inner.table.lock();
         let table = &mut *guard;
-        let mut next = table.tables.clone();
-        let mut plan = plan(&mut next, desired, table.store.capacity(), self.inner.started.elapsed());
+        let mut changes = Changes::new();
+        match update {
+            Update::All(all) => table.wanted.replace(all, &mut changes),
+            Update::Some(some) => {
+                for (owner, frontends) in some {
+                    table.wanted.set(&owner, frontends, &mut changes);
+                }
+            }
+        }
+        if table.unsure {
+            changes = table.tables.difference(&table.wanted);
+        }
+        let host_ports = u32::from(table.wanted.has_pods());
+        if host_ports == 1 {
+            self.change_settings(|settings| settings.host_ports = 1)?;
+        }
+        let mut plan = table.tables.plan(&changes, self.inner.started.elapsed());
         if let Err(error) = table.store.apply(&plan.writes) {
             // What was written and what not is known to the kernel alone now.
-            table.tables = table.store.read()?;
+            table.tables = Tables::new(table.store.read()?, table.store.capacity());
+            table.unsure = true;
             return Err(error);
         }
-        let again = !plan.problems.is_empty() && next.rests();
-        table.tables = next;
+        table.unsure = false;
+        self.change_settings(|settings| settings.host_ports = host_ports)?;
         plan.problems.truncate(PROBLEMS);
         table.problems.clone_from(&plan.problems);
-        Ok((plan.problems, again))
+        Ok((plan.problems, table.tables.may_fit_later()))
     }
 
     pub(crate) fn problems(&self) -> Vec<String> {
@@ -304,18 +336,24 @@ impl Dataplane {
 /// The settings by configuration; what the configuration does not know yet stays as an earlier process left it.
 fn settings(config: &Config, earlier: Settings) -> Result<Settings, Error> {
     let mut settings = Settings {
-        node_address: config.node_addresses.first().copied().map_or(0, wire),
         node_port_first: *config.node_ports.start(),
         node_port_last: *config.node_ports.end(),
         source_port_first: *SOURCE_PORTS.start(),
         source_port_last: *SOURCE_PORTS.end(),
         host_cookie: sys::netns_cookie()
             .map_err(|error| Error::Kernel(format!("a network namespace has no cookie: {error}")))?,
+        processors: processors()? as u32,
         ..earlier
     };
+    settings.families[0].node = wire(config.node_addresses.first().copied().unwrap_or(Ipv4Addr::UNSPECIFIED));
     if let Some(pods) = config.pod_range {
-        (settings.pod_network, settings.pod_mask) = pods.wire();
-        (settings.cluster_network, settings.cluster_mask) = config.cluster_range.unwrap_or(pods).wire();
+        set_ranges(&mut settings, pods, config.cluster_range.unwrap_or(pods));
     }
     Ok(settings)
+}
+
+fn set_ranges(settings: &mut Settings, pods: Range, cluster: Range) {
+    let family = &mut settings.families[usize::from(!pods.is_ipv4())];
+    (family.pod_network, family.pod_mask) = pods.wire();
+    (family.cluster_network, family.cluster_mask) = cluster.wire();
 }

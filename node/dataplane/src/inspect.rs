@@ -1,7 +1,7 @@
 //! What the kernel holds, for people: read from the pinned maps and links alone, by any process.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use aya::maps::{MapData, MapInfo, PerCpuArray};
 use serde::Serialize;
 use sluice_ebpf_common::{Backend, Frontend, Reason, Scope, maps, protocol};
 
-use crate::attach::{Link, POD_PROGRAMS, SOCKET_PROGRAMS};
+use crate::attach::{GUARD_PROGRAMS, Link, POD_PROGRAMS, SOCKET_PROGRAMS};
 use crate::pins::{Pins, cgroup_root};
 use crate::range::unwire;
 use crate::store::{Store, typed};
@@ -45,8 +45,10 @@ pub struct ServiceRow {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FrontendRow {
-    /// `None`: every address of the node.
-    pub address: Option<Ipv4Addr>,
+    /// `None`: every address of the node in its family.
+    pub address: Option<IpAddr>,
+    /// `IPv4` or `IPv6`.
+    pub family: &'static str,
     /// Port.
     pub port: u16,
     /// `internal`: this node's sockets and pods; `external`: packets from outside.
@@ -55,6 +57,10 @@ pub struct FrontendRow {
     pub backends: u32,
     /// The list holds this node's backends only.
     pub local_only: bool,
+    /// Seconds for which a client keeps its backend, 0 without affinity.
+    pub affinity_seconds: u32,
+    /// Clients that are served; empty for all.
+    pub source_ranges: Vec<String>,
 }
 
 /// Somebody who answers.
@@ -62,7 +68,7 @@ pub struct FrontendRow {
 #[serde(rename_all = "camelCase")]
 pub struct BackendRow {
     /// Address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Port.
     pub port: u16,
     /// Runs on this node.
@@ -138,12 +144,16 @@ pub fn services(pin_dir: &Path) -> Result<Vec<ServiceRow>, Error> {
                 refused: counters.refused,
             }
         });
+        let ranges = tables.ranges.get(&frontend.service).filter(|_| frontend.flags & Frontend::RANGES != 0);
         row.frontends.push(FrontendRow {
-            address: (key.address != 0).then(|| unwire(key.address)),
+            address: (key.address != key.address.any()).then(|| unwire(key.address)),
+            family: if key.address.is_v4() { "IPv4" } else { "IPv6" },
             port: u16::from_be(key.port),
             scope: if key.scope == Scope::External as u8 { "external" } else { "internal" },
             backends: frontend.count,
             local_only: frontend.flags & Frontend::LOCAL_ONLY != 0,
+            affinity_seconds: frontend.affinity,
+            source_ranges: ranges.into_iter().flatten().map(ToString::to_string).collect(),
         });
         let list = tables.lists.get(&frontend.base).filter(|_| frontend.count > 0);
         answering.entry(id).or_default().extend(list.iter().flat_map(|list| list.iter().copied()));
@@ -185,6 +195,7 @@ pub fn status(pin_dir: &Path) -> Result<Status, Error> {
         MapRow { name: maps::BACKENDS, used: tables.backends.len(), limit: capacity.backends },
         MapRow { name: maps::SLAB, used: slab, limit: capacity.slab },
         MapRow { name: maps::NAMES, used: tables.names.len(), limit: capacity.services },
+        MapRow { name: maps::RANGES, used: tables.ranges.values().map(BTreeSet::len).sum(), limit: capacity.ranges },
         MapRow { name: maps::FLOWS, used: flows * 2, limit: flow_limit },
     ];
     for map in maps.iter().filter(|map| map.used * 10 > map.limit as usize * 9) {
@@ -209,7 +220,9 @@ fn refused(pins: &Pins) -> Result<BTreeMap<&'static str, u64>, Error> {
 fn programs(pins: &Pins, problems: &mut Vec<String>) -> Result<Vec<ProgramRow>, Error> {
     let mut rows = Vec::new();
     let names = pins.link_names();
-    for missing in SOCKET_PROGRAMS.iter().filter(|name| !names.iter().any(|known| known == *name)) {
+    for missing in
+        SOCKET_PROGRAMS.iter().chain(&GUARD_PROGRAMS).filter(|name| !names.iter().any(|known| known == *name))
+    {
         problems.push(format!("the program {missing} is not attached: restart the node daemon"));
     }
     let verified: BTreeMap<u32, u32> = aya::programs::loaded_programs()

@@ -32,5 +32,11 @@ pub(crate) mod idle {
 /// Ports for masqueraded connections, above the kernel's default range for its own sockets.
 pub(crate) const SOURCE_PORTS: std::ops::RangeInclusive<u16> = 61_000..=65_535;
 
+/// Where the proxy says that it works, as upstream's does.
+pub(crate) const HEALTH_PORT: u16 = 10_256;
+
+/// How long a health check may take to ask.
+pub(crate) const HEALTH_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Problems kept for `status`.
 pub(crate) const PROBLEMS: usize = 32;

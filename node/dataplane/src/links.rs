@@ -2,8 +2,9 @@
 //! and which links get the uplink programs. Read from the kernel at start and whenever it says that something changed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
+use aya::Pod;
 use aya::maps::{HashMap, MapData};
 use futures::StreamExt;
 use netlink_packet_route::RouteNetlinkMessage;
@@ -11,6 +12,7 @@ use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage}
 use nix::sys::socket::{AddressFamily, SockaddrLike};
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use sluice_ebpf_common::{Address, SourceKey};
 use tokio_util::sync::CancellationToken;
 
 use crate::attach::Link;
@@ -25,7 +27,7 @@ const ETHERNET: u16 = 1;
 struct Interface {
     index: u32,
     ethernet: bool,
-    addresses: Vec<Ipv4Addr>,
+    addresses: Vec<IpAddr>,
 }
 
 /// Reads the links of this namespace by name.
@@ -42,7 +44,12 @@ fn scan() -> Result<BTreeMap<String, Interface>, Error> {
                     link.ethernet = hardware.hatype() == ETHERNET;
                 }
             }
-            Some(AddressFamily::Inet) => link.addresses.extend(address.as_sockaddr_in().map(|address| address.ip())),
+            Some(AddressFamily::Inet) => {
+                link.addresses.extend(address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip())));
+            }
+            Some(AddressFamily::Inet6) => {
+                link.addresses.extend(address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())));
+            }
             _ => {}
         }
     }
@@ -55,20 +62,27 @@ impl Dataplane {
         let links = scan()?;
         let inner = &self.inner;
         let addresses = links.values().flat_map(|link| link.addresses.iter().copied());
-        let locals: BTreeMap<u32, u32> = addresses
-            .chain(inner.config.node_addresses.iter().copied())
+        let configured = inner.config.node_addresses.iter().copied().map(IpAddr::V4);
+        let locals: BTreeMap<Address, u32> = addresses
+            .chain(configured)
             .filter(|address| !address.is_loopback())
             .map(|address| (wire(address), 0))
             .collect();
         replace(&mut inner.locals.lock(), &locals, "local addresses")?;
-        let sources: BTreeMap<u32, u32> = links
-            .values()
-            .filter_map(|link| {
-                let own = |address: &&Ipv4Addr| !address.is_loopback() && !address.is_link_local();
-                link.addresses.iter().find(own).map(|address| (link.index, wire(*address)))
-            })
-            .collect();
+        let source = |link: &Interface, version: u32| {
+            let own = |address: &&IpAddr| address.is_ipv4() == (version == 4) && is_source(address);
+            let address = link.addresses.iter().find(own)?;
+            Some((SourceKey { link: link.index, version }, wire(*address)))
+        };
+        let sources: BTreeMap<SourceKey, Address> =
+            links.values().flat_map(|link| [4, 6].into_iter().filter_map(|version| source(link, version))).collect();
         replace(&mut inner.sources.lock(), &sources, "source addresses")?;
+        let is_uplink = |name: &str, link: &Interface| match &inner.config.uplinks {
+            Uplinks::Every { except } => link.ethernet && !is_pod(name, except),
+            Uplinks::Named(names) => names.iter().any(|known| known == name),
+        };
+        let six = links.iter().filter(|(name, link)| is_uplink(name, link)).find_map(|(_, link)| source(link, 6));
+        self.change_settings(|settings| settings.families[1].node = six.map_or_else(Address::default, |(_, six)| six))?;
         let Uplinks::Every { except } = &inner.config.uplinks else { return Ok(()) };
         let wanted: BTreeSet<Link> = links
             .into_iter()
@@ -93,7 +107,7 @@ impl Dataplane {
 
     /// Follows the kernel's links and addresses until the shutdown.
     pub async fn follow_links(&self, shutdown: &CancellationToken) -> Result<(), Error> {
-        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr];
+        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
         let (connection, _handle, mut messages) = rtnetlink::new_multicast_connection(&groups)
             .map_err(|error| Error::system("listen for changes of links", error))?;
         let listener = tokio::spawn(connection);
@@ -158,16 +172,24 @@ fn is_pod(name: &str, except: &[String]) -> bool {
     starts(name, except) && sys::is_veth(name).unwrap_or(true)
 }
 
-pub(crate) fn replace(
-    map: &mut HashMap<MapData, u32, u32>,
-    wanted: &BTreeMap<u32, u32>,
-    what: &str,
-) -> Result<(), Error> {
+/// May traffic leave with this address?
+fn is_source(address: &IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => !address.is_loopback() && !address.is_link_local(),
+        IpAddr::V6(address) => !address.is_loopback() && !address.is_unicast_link_local(),
+    }
+}
+
+pub(crate) fn replace<K, V>(map: &mut HashMap<MapData, K, V>, wanted: &BTreeMap<K, V>, what: &str) -> Result<(), Error>
+where
+    K: Pod + Ord,
+    V: Pod + PartialEq,
+{
     let failed = |error| Error::ebpf(format!("write the {what}"), error);
-    let known: BTreeMap<u32, u32> = map.iter().collect::<Result<_, _>>().map_err(failed)?;
+    let known: BTreeMap<K, V> = map.iter().collect::<Result<_, _>>().map_err(failed)?;
     for (key, value) in wanted {
         if known.get(key) != Some(value) {
-            map.insert(key, value, 0).map_err(failed)?;
+            map.insert(*key, *value, 0).map_err(failed)?;
         }
     }
     for key in known.keys().filter(|key| !wanted.contains_key(key)) {

@@ -1,9 +1,11 @@
-//! What the service compiler looks at: plain views of Services and EndpointSlices with nothing else in them.
+//! What the service compiler looks at: plain views of Services, EndpointSlices and pods with nothing else in them.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use sluice_ebpf_common::protocol;
+
+use crate::Range;
 
 /// `(namespace, name)`.
 pub type ObjectName = (String, String);
@@ -15,8 +17,12 @@ pub struct Snapshot {
     pub services: BTreeMap<ObjectName, Service>,
     /// EndpointSlices by name.
     pub slices: BTreeMap<ObjectName, Slice>,
+    /// Pods of this node with host ports, by name.
+    pub pods: BTreeMap<ObjectName, Pod>,
     /// This node's name, to tell local endpoints.
     pub node: String,
+    /// This node's zone (label `topology.kubernetes.io/zone`).
+    pub zone: Option<String>,
 }
 
 /// Transport protocols that services have here.
@@ -32,7 +38,7 @@ impl Protocol {
     /// From the API's spelling; `None` for SCTP, which is not translated yet.
     pub fn from_api(text: Option<&str>) -> Option<Protocol> {
         match text {
-            None | Some("TCP") => Some(Protocol::Tcp),
+            None | Some("TCP" | "") => Some(Protocol::Tcp),
             Some("UDP") => Some(Protocol::Udp),
             _ => None,
         }
@@ -51,17 +57,37 @@ impl Protocol {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Service {
     /// Cluster addresses; empty for headless services.
-    pub cluster: Vec<Ipv4Addr>,
-    /// Addresses from outside the cluster: external addresses and those of a load balancer.
-    pub external: Vec<Ipv4Addr>,
+    pub cluster: Vec<IpAddr>,
+    /// External addresses.
+    pub external: Vec<IpAddr>,
+    /// Addresses of the load balancer.
+    pub balancers: Vec<IpAddr>,
+    /// Clients that the load balancer's addresses serve; empty for all.
+    pub ranges: Vec<Range>,
     /// Ports.
     pub ports: Vec<ServicePort>,
     /// `internalTrafficPolicy: Local`.
     pub internal_local: bool,
     /// `externalTrafficPolicy: Local`.
     pub external_local: bool,
-    /// `trafficDistribution: PreferSameNode`.
-    pub prefer_local: bool,
+    /// Which endpoints are preferred when slices give no hints.
+    pub prefer: Prefer,
+    /// Seconds for which a client keeps its backend, 0 without affinity.
+    pub affinity: u32,
+    /// Port that says whether this node has endpoints, 0 for none.
+    pub health_check_port: u16,
+}
+
+/// `trafficDistribution`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Prefer {
+    /// All endpoints alike.
+    #[default]
+    Nothing,
+    /// Those of this zone.
+    Zone,
+    /// Those of this node.
+    Node,
 }
 
 /// A port of a Service.
@@ -103,7 +129,7 @@ pub struct SlicePort {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Endpoint {
     /// Its addresses; the first one is used, as upstream does.
-    pub address: Option<Ipv4Addr>,
+    pub address: Option<IpAddr>,
     /// Takes new connections.
     pub ready: bool,
     /// Works, though it may be terminating.
@@ -112,4 +138,32 @@ pub struct Endpoint {
     pub terminating: bool,
     /// The node it is on.
     pub node: Option<String>,
+    /// The zone it is in.
+    pub zone: Option<String>,
+    /// Zones that should use it.
+    pub for_zones: Vec<String>,
+    /// Nodes that should use it.
+    pub for_nodes: Vec<String>,
+}
+
+/// A pod of this node with host ports.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pod {
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Its host ports.
+    pub ports: Vec<HostPort>,
+}
+
+/// A port of the node that leads to a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    /// Protocol.
+    pub protocol: Protocol,
+    /// The node's address; `None` for all of them.
+    pub address: Option<IpAddr>,
+    /// The node's port.
+    pub host_port: u16,
+    /// The pod's port.
+    pub port: u16,
 }

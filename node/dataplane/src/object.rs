@@ -2,7 +2,7 @@
 
 use aya::maps::{Map, MapData};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned};
-use sluice_ebpf_common::maps;
+use sluice_ebpf_common::{limits, maps};
 
 use crate::Error;
 use crate::pins::Pins;
@@ -10,8 +10,10 @@ use crate::pins::Pins;
 static OBJECT: &[u8] = include_bytes_aligned!(env!("SLUICE_EBPF_OBJECT_PATH"));
 
 /// Creates or takes over the maps and prepares the programs; nothing is attached yet.
-pub(crate) fn load(pins: &Pins) -> Result<Ebpf, Error> {
+pub(crate) fn load(pins: &Pins, processors: u32) -> Result<Ebpf, Error> {
     let mut loader = EbpfLoader::new();
+    loader.map_max_entries(maps::SERVICE_COUNTERS, limits::SERVICES * processors);
+    loader.map_max_entries(maps::BACKEND_COUNTERS, limits::BACKENDS * processors);
     loader.verifier_log_level(VerifierLogLevel::STATS);
     for name in maps::ALL {
         loader.map_pin_path(name, pins.map(name));

@@ -1,8 +1,9 @@
-//! From the table that the kernel holds to the table it should hold: an ordered list of writes. Pure.
+//! From the table that the kernel holds to the table it should hold: an ordered list of writes for what changed. Pure.
 //!
-//! Order: names, backends, lists into free slab runs, then one frontend write each that flips to the new list, then what
-//! nobody needs any more. A reader sees the old or the new list of a frontend, never a mixture. Slots and runs that
-//! became free rest for a while before they are used again.
+//! Order: names, backends, lists into free slab runs, source ranges, then one frontend write each that flips to the new
+//! list, then what nobody needs any more. A reader sees the old or the new list of a frontend, never a mixture. Slots and
+//! runs that became free rest for a while before they are used again. The cost is that of the changed frontends, whatever
+//! the size of the table.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -10,8 +11,11 @@ use std::time::Duration;
 
 use sluice_ebpf_common::{Backend, Frontend, FrontendKey};
 
-use crate::compile::Desired;
+use crate::Range;
+use crate::compile::DesiredFrontend;
 use crate::limits::QUARANTINE;
+use crate::pool::{Ids, Runs};
+use crate::wanted::{Changes, Wanted};
 
 /// Sizes of the kernel's maps.
 #[derive(Clone, Copy, Debug)]
@@ -24,11 +28,13 @@ pub struct Capacity {
     pub slab: u32,
     /// Service ids.
     pub services: u32,
+    /// Source ranges.
+    pub ranges: u32,
 }
 
-/// The kernel's table, and what rests.
+/// What the kernel's maps hold, as read from them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tables {
+pub struct Contents {
     /// Frontends as written.
     pub frontends: BTreeMap<FrontendKey, Frontend>,
     /// Backend lists by their first word.
@@ -37,12 +43,10 @@ pub struct Tables {
     pub backends: BTreeMap<u32, Backend>,
     /// Service ports by id.
     pub names: BTreeMap<u32, Arc<str>>,
+    /// Source ranges by service id.
+    pub ranges: BTreeMap<u32, BTreeSet<Range>>,
     /// Highest generation used.
     pub generation: u32,
-    /// Backend ids and slab runs `(base, length)` that rest until the given time.
-    resting_backends: BTreeMap<u32, Duration>,
-    resting_runs: BTreeMap<u32, (u32, Duration)>,
-    resting_names: BTreeMap<u32, Duration>,
 }
 
 /// One write to the kernel's maps.
@@ -54,12 +58,16 @@ pub enum Write {
     Backend(u32, Backend),
     /// A backend list.
     List(u32, Arc<Vec<u32>>),
+    /// A source range of a service.
+    Range(u32, Range),
     /// Flips a frontend to its list.
     Frontend(FrontendKey, Frontend),
     /// A frontend is gone.
     RemoveFrontend(FrontendKey),
     /// Nobody leads to this backend any more: its flows may go on, nothing new may start.
     RetireBackend(u32, Backend),
+    /// A source range is gone.
+    RemoveRange(u32, Range),
     /// A service port is gone.
     RemoveName(u32),
 }
@@ -73,218 +81,338 @@ pub struct Plan {
     pub problems: Vec<String>,
 }
 
-/// Plans the way from `tables` to `desired` and leaves `tables` as they will be. `now` is any steady clock.
-pub fn plan(tables: &mut Tables, desired: &Desired, capacity: Capacity, now: Duration) -> Plan {
-    let mut planner = Planner::new(tables, capacity, now);
-    planner.place(desired);
-    planner.clean(desired);
-    planner.plan
-}
-
-struct Planner<'a> {
-    tables: &'a mut Tables,
+/// The kernel's table with what is needed to change it.
+#[derive(Clone, Debug)]
+pub struct Tables {
     capacity: Capacity,
-    now: Duration,
-    plan: Plan,
-    names: HashMap<Arc<str>, u32>,
-    backends: HashMap<Backend, u32>,
-    lists: HashMap<Arc<Vec<u32>>, u32>,
-    next_backend: u32,
-    next_name: u32,
-}
-
-impl<'a> Planner<'a> {
-    fn new(tables: &'a mut Tables, capacity: Capacity, now: Duration) -> Self {
-        tables.resting_backends.retain(|_, until| *until > now);
-        tables.resting_runs.retain(|_, (_, until)| *until > now);
-        tables.resting_names.retain(|_, until| *until > now);
-        let names = tables.names.iter().map(|(id, name)| (name.clone(), *id)).collect();
-        let backends = tables.backends.iter().map(|(id, backend)| (*backend, *id)).collect();
-        let lists = tables.lists.iter().map(|(base, list)| (list.clone(), *base)).collect();
-        Planner { tables, capacity, now, plan: Plan::default(), names, backends, lists, next_backend: 1, next_name: 1 }
-    }
-
-    fn place(&mut self, desired: &Desired) {
-        let mut flips = Vec::new();
-        let mut count = self.tables.frontends.len();
-        for (key, wanted) in &desired.frontends {
-            let old = self.tables.frontends.get(key).copied();
-            if old.is_none() && count >= self.capacity.frontends as usize {
-                self.problem(format!("{}: the frontend map is full ({})", wanted.service, self.capacity.frontends));
-                continue;
-            }
-            let Some(service) = self.name(&wanted.service) else { continue };
-            let Some(ids) = self.ids(&wanted.service, &wanted.backends) else { continue };
-            let length = ids.len() as u32;
-            let Some(base) = self.list(&wanted.service, ids) else { continue };
-            let unchanged = |old: Frontend| {
-                old.service == service && old.base == base && old.count == length && old.flags == wanted.flags
-            };
-            if old.is_some_and(unchanged) {
-                continue;
-            }
-            count += usize::from(old.is_none());
-            self.tables.generation = self.tables.generation.wrapping_add(1);
-            let frontend = Frontend {
-                generation: self.tables.generation,
-                service,
-                base,
-                count: length,
-                flags: wanted.flags,
-                affinity: 0,
-                reserved: [0; 2],
-            };
-            flips.push((*key, frontend));
-        }
-        for (key, frontend) in flips {
-            self.tables.frontends.insert(key, frontend);
-            self.plan.writes.push(Write::Frontend(key, frontend));
-        }
-    }
-
-    fn clean(&mut self, desired: &Desired) {
-        let until = self.now + QUARANTINE;
-        let gone: Vec<_> =
-            self.tables.frontends.keys().filter(|key| !desired.frontends.contains_key(key)).copied().collect();
-        for key in gone {
-            self.tables.frontends.remove(&key);
-            self.plan.writes.push(Write::RemoveFrontend(key));
-        }
-        let bases: BTreeSet<u32> = self
-            .tables
-            .frontends
-            .values()
-            .filter(|frontend| frontend.count > 0)
-            .map(|frontend| frontend.base)
-            .collect();
-        let resting_runs = &mut self.tables.resting_runs;
-        self.tables.lists.retain(|base, list| {
-            let kept = bases.contains(base);
-            if !kept {
-                resting_runs.insert(*base, (list.len() as u32, until));
-            }
-            kept
-        });
-        let listed: BTreeSet<u32> = self.tables.lists.values().flat_map(|list| list.iter().copied()).collect();
-        let (resting_backends, writes) = (&mut self.tables.resting_backends, &mut self.plan.writes);
-        self.tables.backends.retain(|id, backend| {
-            let kept = listed.contains(id);
-            if !kept {
-                let retired = Backend { flags: backend.flags & !Backend::USED, ..*backend };
-                writes.push(Write::RetireBackend(*id, retired));
-                resting_backends.insert(*id, until);
-            }
-            kept
-        });
-        let named: BTreeSet<u32> = self.tables.frontends.values().map(|frontend| frontend.service).collect();
-        let resting_names = &mut self.tables.resting_names;
-        self.tables.names.retain(|id, _| {
-            let kept = named.contains(id);
-            if !kept {
-                writes.push(Write::RemoveName(*id));
-                resting_names.insert(*id, until);
-            }
-            kept
-        });
-    }
-
-    fn name(&mut self, name: &Arc<str>) -> Option<u32> {
-        if let Some(id) = self.names.get(name) {
-            return Some(*id);
-        }
-        let tables = &self.tables;
-        let free = (self.next_name..self.capacity.services)
-            .find(|id| !tables.names.contains_key(id) && !tables.resting_names.contains_key(id));
-        let Some(id) = free else {
-            self.problem(format!("{name}: no service id is free ({})", self.capacity.services));
-            return None;
-        };
-        self.next_name = id + 1;
-        self.names.insert(name.clone(), id);
-        self.tables.names.insert(id, name.clone());
-        self.plan.writes.push(Write::Name(id, name.clone()));
-        Some(id)
-    }
-
-    fn ids(&mut self, service: &str, wanted: &[Backend]) -> Option<Vec<u32>> {
-        let mut ids = Vec::with_capacity(wanted.len());
-        for backend in wanted {
-            ids.push(self.backend(service, *backend)?);
-        }
-        Some(ids)
-    }
-
-    fn backend(&mut self, service: &str, backend: Backend) -> Option<u32> {
-        if let Some(id) = self.backends.get(&backend) {
-            return Some(*id);
-        }
-        let tables = &self.tables;
-        let free = (self.next_backend..self.capacity.backends)
-            .find(|id| !tables.backends.contains_key(id) && !tables.resting_backends.contains_key(id));
-        let Some(id) = free else {
-            self.problem(format!("{service}: no backend slot is free ({})", self.capacity.backends));
-            return None;
-        };
-        self.next_backend = id + 1;
-        self.backends.insert(backend, id);
-        self.tables.backends.insert(id, backend);
-        self.plan.writes.push(Write::Backend(id, backend));
-        Some(id)
-    }
-
-    fn list(&mut self, service: &str, ids: Vec<u32>) -> Option<u32> {
-        if ids.is_empty() {
-            return Some(0);
-        }
-        let ids = Arc::new(ids);
-        if let Some(base) = self.lists.get(&ids) {
-            return Some(*base);
-        }
-        let Some(base) = self.free_run(ids.len() as u32) else {
-            self.problem(format!(
-                "{service}: the slab has no room for {} backends ({})",
-                ids.len(),
-                self.capacity.slab
-            ));
-            return None;
-        };
-        self.lists.insert(ids.clone(), base);
-        self.tables.lists.insert(base, ids.clone());
-        self.plan.writes.push(Write::List(base, ids));
-        Some(base)
-    }
-
-    /// After the last run in use, else the first gap that is large enough.
-    fn free_run(&self, length: u32) -> Option<u32> {
-        let end = |last: Option<(u32, u32)>| last.map_or(0, |(base, length)| base + length);
-        let used = end(self.tables.lists.last_key_value().map(|(base, list)| (*base, list.len() as u32)));
-        let resting = end(self.tables.resting_runs.last_key_value().map(|(base, (length, _))| (*base, *length)));
-        let top = used.max(resting);
-        if length <= self.capacity.slab.saturating_sub(top) {
-            return Some(top);
-        }
-        let mut runs: BTreeMap<u32, u32> =
-            self.tables.lists.iter().map(|(base, list)| (*base, list.len() as u32)).collect();
-        runs.extend(self.tables.resting_runs.iter().map(|(base, (length, _))| (*base, *length)));
-        let mut at = 0;
-        for (base, used) in runs {
-            if base.saturating_sub(at) >= length {
-                return Some(at);
-            }
-            at = at.max(base + used);
-        }
-        None
-    }
-
-    fn problem(&mut self, text: String) {
-        self.plan.problems.push(text);
-    }
+    contents: Contents,
+    /// Users of each list, backend and name.
+    list_users: HashMap<u32, u32>,
+    backend_users: HashMap<u32, u32>,
+    name_users: HashMap<u32, u32>,
+    by_list: HashMap<Arc<Vec<u32>>, u32>,
+    by_backend: HashMap<Backend, u32>,
+    by_name: HashMap<Arc<str>, u32>,
+    ranges: u32,
+    backend_ids: Ids,
+    name_ids: Ids,
+    runs: Runs,
+    /// Names that an earlier process left without a frontend.
+    orphans: Vec<u32>,
+    /// What found no room, to be tried again.
+    unplaced: BTreeMap<FrontendKey, DesiredFrontend>,
 }
 
 impl Tables {
-    /// Is anything resting, so that a plan that did not fit may fit later?
-    pub(crate) fn rests(&self) -> bool {
-        !(self.resting_backends.is_empty() && self.resting_runs.is_empty() && self.resting_names.is_empty())
+    /// From what the kernel holds.
+    pub fn new(contents: Contents, capacity: Capacity) -> Tables {
+        let mut tables = Tables {
+            capacity,
+            list_users: HashMap::new(),
+            backend_users: HashMap::new(),
+            name_users: HashMap::new(),
+            by_list: contents.lists.iter().map(|(base, list)| (list.clone(), *base)).collect(),
+            by_backend: contents.backends.iter().map(|(id, backend)| (*backend, *id)).collect(),
+            by_name: contents.names.iter().map(|(id, name)| (name.clone(), *id)).collect(),
+            ranges: contents.ranges.values().map(|ranges| ranges.len() as u32).sum(),
+            backend_ids: Ids::new(contents.backends.keys().copied()),
+            name_ids: Ids::new(contents.names.keys().copied()),
+            runs: Runs::new(capacity.slab, contents.lists.iter().map(|(base, list)| (*base, list.len() as u32))),
+            orphans: Vec::new(),
+            unplaced: BTreeMap::new(),
+            contents,
+        };
+        for frontend in tables.contents.frontends.values() {
+            if frontend.count > 0 {
+                *tables.list_users.entry(frontend.base).or_default() += 1;
+            }
+            *tables.name_users.entry(frontend.service).or_default() += 1;
+        }
+        tables.orphans =
+            tables.contents.names.keys().filter(|id| !tables.name_users.contains_key(id)).copied().collect();
+        for id in tables.contents.lists.values().flat_map(|list| list.iter()) {
+            *tables.backend_users.entry(*id).or_default() += 1;
+        }
+        tables
+    }
+
+    /// What the kernel holds.
+    pub fn contents(&self) -> &Contents {
+        &self.contents
+    }
+
+    /// What has to change for the kernel to hold exactly what is wanted, whatever it holds now.
+    pub fn difference(&self, wanted: &Wanted) -> Changes {
+        let mut changes: Changes = self.contents.frontends.keys().map(|key| (*key, None)).collect();
+        changes.extend(wanted.all().frontends.into_iter().map(|(key, frontend)| (key, Some(frontend))));
+        changes
+    }
+
+    /// Plans the changes and leaves the tables as they will be. `now` is any steady clock.
+    pub fn plan(&mut self, changes: &Changes, now: Duration) -> Plan {
+        self.backend_ids.wake(now);
+        self.name_ids.wake(now);
+        self.runs.wake(now);
+        let mut changes = changes.clone();
+        for (key, frontend) in std::mem::take(&mut self.unplaced) {
+            changes.entry(key).or_insert(Some(frontend));
+        }
+        let mut step =
+            Step { tables: self, until: now + QUARANTINE, before: Vec::new(), flips: Vec::new(), problems: Vec::new() };
+        let mut released = Vec::new();
+        // What goes frees its entry before the new ones are counted.
+        for key in changes.iter().filter(|(_, wanted)| wanted.is_none()).map(|(key, _)| key) {
+            if let Some(old) = step.tables.contents.frontends.remove(key) {
+                released.push(old);
+                step.flips.push(Write::RemoveFrontend(*key));
+            }
+        }
+        for (key, wanted) in changes {
+            let Some(wanted) = wanted else { continue };
+            match step.place(&key, &wanted) {
+                Placed::Same => {}
+                Placed::New(old) => released.extend(old),
+                Placed::Full => drop(step.tables.unplaced.insert(key, wanted)),
+            }
+        }
+        let mut after = Vec::new();
+        for old in released {
+            step.release(old, &mut after);
+        }
+        for id in std::mem::take(&mut step.tables.orphans) {
+            if !step.tables.name_users.contains_key(&id) {
+                step.remove_name(id, &mut after);
+            }
+        }
+        let Step { before, flips, problems, .. } = step;
+        let mut writes = before;
+        writes.sort_by_key(|write| match write {
+            Write::Name(..) => 0,
+            Write::Backend(..) => 1,
+            Write::List(..) => 2,
+            _ => 3,
+        });
+        // New frontends before the removal of old ones: a moved address is never without one.
+        let (removed, placed): (Vec<_>, Vec<_>) =
+            flips.into_iter().partition(|write| matches!(write, Write::RemoveFrontend(_)));
+        writes.extend(placed);
+        writes.extend(removed);
+        writes.extend(after);
+        Plan { writes, problems }
+    }
+
+    /// May what found no room find some when what rests now has rested?
+    pub(crate) fn may_fit_later(&self) -> bool {
+        !self.unplaced.is_empty() && (self.backend_ids.rests() || self.name_ids.rests() || self.runs.rests())
+    }
+}
+
+enum Placed {
+    Same,
+    New(Option<Frontend>),
+    Full,
+}
+
+struct Step<'a> {
+    tables: &'a mut Tables,
+    until: Duration,
+    before: Vec<Write>,
+    flips: Vec<Write>,
+    problems: Vec<String>,
+}
+
+impl Step<'_> {
+    fn place(&mut self, key: &FrontendKey, wanted: &DesiredFrontend) -> Placed {
+        let old = self.tables.contents.frontends.get(key).copied();
+        let limit = self.tables.capacity.frontends;
+        if old.is_none() && self.tables.contents.frontends.len() >= limit as usize {
+            self.problems.push(format!("{}: the frontend map is full ({limit})", wanted.service));
+            return Placed::Full;
+        }
+        let Some(service) = self.name(&wanted.service) else { return Placed::Full };
+        if wanted.flags & Frontend::RANGES != 0 && !self.ranges(service, wanted) {
+            self.unused_name(service);
+            return Placed::Full;
+        }
+        let Some(base) = self.list(&wanted.service, &wanted.backends) else {
+            self.unused_name(service);
+            return Placed::Full;
+        };
+        let count = wanted.backends.len() as u32;
+        let same = |old: Frontend| {
+            (old.service, old.base, old.count) == (service, base, count)
+                && (old.flags, old.affinity) == (wanted.flags, wanted.affinity)
+        };
+        if old.is_some_and(same) {
+            return Placed::Same;
+        }
+        let tables = &mut *self.tables;
+        *tables.name_users.entry(service).or_default() += 1;
+        if count > 0 {
+            *tables.list_users.entry(base).or_default() += 1;
+        }
+        tables.contents.generation = tables.contents.generation.wrapping_add(1);
+        let (generation, flags, affinity) = (tables.contents.generation, wanted.flags, wanted.affinity);
+        let frontend = Frontend { generation, service, base, count, flags, affinity, reserved: [0; 2] };
+        tables.contents.frontends.insert(*key, frontend);
+        self.flips.push(Write::Frontend(*key, frontend));
+        Placed::New(old)
+    }
+
+    fn name(&mut self, name: &Arc<str>) -> Option<u32> {
+        if let Some(id) = self.tables.by_name.get(name) {
+            return Some(*id);
+        }
+        let limit = self.tables.capacity.services;
+        let Some(id) = self.tables.name_ids.take(limit) else {
+            self.problems.push(format!("{name}: no service id is free ({limit})"));
+            return None;
+        };
+        self.tables.by_name.insert(name.clone(), id);
+        self.tables.contents.names.insert(id, name.clone());
+        self.before.push(Write::Name(id, name.clone()));
+        Some(id)
+    }
+
+    /// Takes back a name that was made for a frontend that found no room.
+    fn unused_name(&mut self, id: u32) {
+        if !self.tables.name_users.contains_key(&id) {
+            self.before.retain(|write| !matches!(write, Write::Name(made, _) | Write::Range(made, _) if *made == id));
+            self.forget_name(id);
+            self.tables.name_ids.untake(id);
+        }
+    }
+
+    /// Forgets a name, and returns its source ranges.
+    fn forget_name(&mut self, id: u32) -> BTreeSet<Range> {
+        if let Some(name) = self.tables.contents.names.remove(&id) {
+            self.tables.by_name.remove(&name);
+        }
+        let ranges = self.tables.contents.ranges.remove(&id).unwrap_or_default();
+        self.tables.ranges -= ranges.len() as u32;
+        ranges
+    }
+
+    /// A name that nobody uses any more.
+    fn remove_name(&mut self, id: u32, after: &mut Vec<Write>) {
+        let ranges = self.forget_name(id);
+        self.tables.name_ids.give_back(id, self.until);
+        after.extend(ranges.into_iter().map(|range| Write::RemoveRange(id, range)));
+        after.push(Write::RemoveName(id));
+    }
+
+    /// The first word of the list of these backends, in the order of their ids.
+    fn list(&mut self, service: &str, wanted: &[Backend]) -> Option<u32> {
+        if wanted.is_empty() {
+            return Some(0);
+        }
+        let mut ids = Vec::with_capacity(wanted.len());
+        let mut made = Vec::new();
+        for backend in wanted {
+            let Some((id, new)) = self.backend(service, *backend) else {
+                self.unused_backends(&made);
+                return None;
+            };
+            ids.push(id);
+            made.extend(new.then_some(id));
+        }
+        ids.sort_unstable();
+        let ids = Arc::new(ids);
+        if let Some(base) = self.tables.by_list.get(&ids) {
+            return Some(*base);
+        }
+        let Some(base) = self.tables.runs.take(ids.len() as u32) else {
+            let size = self.tables.capacity.slab;
+            self.problems.push(format!("{service}: the slab has no room for {} backends ({size})", ids.len()));
+            self.unused_backends(&made);
+            return None;
+        };
+        for id in ids.iter() {
+            *self.tables.backend_users.entry(*id).or_default() += 1;
+        }
+        self.tables.by_list.insert(ids.clone(), base);
+        self.tables.contents.lists.insert(base, ids.clone());
+        self.before.push(Write::List(base, ids));
+        Some(base)
+    }
+
+    /// The id of a backend, and whether it is a new one.
+    fn backend(&mut self, service: &str, backend: Backend) -> Option<(u32, bool)> {
+        if let Some(id) = self.tables.by_backend.get(&backend) {
+            return Some((*id, false));
+        }
+        let limit = self.tables.capacity.backends;
+        let Some(id) = self.tables.backend_ids.take(limit) else {
+            self.problems.push(format!("{service}: no backend slot is free ({limit})"));
+            return None;
+        };
+        self.tables.by_backend.insert(backend, id);
+        self.tables.contents.backends.insert(id, backend);
+        self.before.push(Write::Backend(id, backend));
+        Some((id, true))
+    }
+
+    /// Takes back backends that were made for a list that found no room.
+    fn unused_backends(&mut self, ids: &[u32]) {
+        for id in ids {
+            self.before.retain(|write| !matches!(write, Write::Backend(made, _) if made == id));
+            if let Some(backend) = self.tables.contents.backends.remove(id) {
+                self.tables.by_backend.remove(&backend);
+            }
+            self.tables.backend_ids.untake(*id);
+        }
+    }
+
+    /// Brings the source ranges of a service in line. New ones come before the flips; old ones may go at once, too, as the
+    /// service says so.
+    fn ranges(&mut self, service: u32, wanted: &DesiredFrontend) -> bool {
+        let old = self.tables.contents.ranges.get(&service).cloned().unwrap_or_default();
+        let (added, gone) =
+            (wanted.ranges.difference(&old).count() as u32, old.difference(&wanted.ranges).count() as u32);
+        let limit = self.tables.capacity.ranges;
+        if self.tables.ranges - gone + added > limit {
+            self.problems.push(format!("{}: the map of source ranges is full ({limit})", wanted.service));
+            return false;
+        }
+        self.tables.ranges = self.tables.ranges - gone + added;
+        self.before.extend(wanted.ranges.difference(&old).map(|range| Write::Range(service, *range)));
+        self.before.extend(old.difference(&wanted.ranges).map(|range| Write::RemoveRange(service, *range)));
+        self.tables.contents.ranges.insert(service, (*wanted.ranges).clone());
+        true
+    }
+
+    /// A frontend's old state is needed by nobody.
+    fn release(&mut self, old: Frontend, after: &mut Vec<Write>) {
+        if old.count > 0
+            && less(&mut self.tables.list_users, old.base)
+            && let Some(list) = self.tables.contents.lists.remove(&old.base)
+        {
+            self.tables.by_list.remove(&list);
+            self.tables.runs.give_back(old.base, list.len() as u32, self.until);
+            for id in list.iter() {
+                if less(&mut self.tables.backend_users, *id)
+                    && let Some(backend) = self.tables.contents.backends.remove(id)
+                {
+                    self.tables.by_backend.remove(&backend);
+                    self.tables.backend_ids.give_back(*id, self.until);
+                    after.push(Write::RetireBackend(*id, Backend { flags: backend.flags & !Backend::USED, ..backend }));
+                }
+            }
+        }
+        if less(&mut self.tables.name_users, old.service) {
+            self.remove_name(old.service, after);
+        }
+    }
+}
+
+/// One user less; true if it was the last one.
+fn less(users: &mut HashMap<u32, u32>, id: u32) -> bool {
+    match users.get_mut(&id) {
+        Some(count) if *count > 1 => {
+            *count -= 1;
+            false
+        }
+        _ => users.remove(&id).is_some(),
     }
 }
 

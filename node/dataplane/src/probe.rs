@@ -7,9 +7,10 @@ use aya::{TestRun, TestRunOptions};
 use crate::attach::traffic_program;
 use crate::{Dataplane, Error};
 
-/// What a translated packet may be longer than the original: nothing is added yet.
+/// What a packet may be longer than the original: an answer has an IP and an ICMP header more.
 const ROOM: usize = 64;
 const DROPPED: u32 = 2;
+const REDIRECTED: u32 = 7;
 
 /// Where a packet is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +43,8 @@ pub enum Outcome {
     Passed,
     /// It was dropped.
     Dropped,
+    /// It became an answer that goes back where the packet came from.
+    Answered,
 }
 
 /// The result of a run.
@@ -70,7 +73,11 @@ impl Dataplane {
             .test_run(options)
             .map_err(|error| Error::ebpf(format!("run {} on a packet", hook.program()), error))?;
         out.truncate(result.data_size_out as usize);
-        let outcome = if result.return_value == DROPPED { Outcome::Dropped } else { Outcome::Passed };
+        let outcome = match result.return_value {
+            DROPPED => Outcome::Dropped,
+            REDIRECTED => Outcome::Answered,
+            _ => Outcome::Passed,
+        };
         Ok(Probe { outcome, frame: out, time: result.duration })
     }
 }

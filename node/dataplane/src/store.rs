@@ -1,26 +1,35 @@
 //! The maps of the service table, typed: reading what the kernel holds and carrying out a plan's writes.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray, PerCpuValues};
-use sluice_ebpf_common::{Backend, Counters, Frontend, FrontendKey, SLAB_LINE, ServiceName, maps};
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo};
+use sluice_ebpf_common::{Backend, Counters, Frontend, FrontendKey, RangeKey, SLAB_LINE, ServiceName, maps};
 
 use crate::object::open;
 use crate::pins::Pins;
-use crate::plan::{Capacity, Tables, Write};
-use crate::{Error, sys};
+use crate::plan::{Capacity, Contents, Write};
+use crate::range::wire_key;
+use crate::{Error, Range, sys};
+
+/// Words of one counter set.
+const COUNTER_WORDS: usize = size_of::<Counters>() / 4;
 
 /// The maps of the service table.
 pub(crate) struct Store {
     frontends: HashMap<MapData, FrontendKey, Frontend>,
+    frontends_fd: OwnedFd,
     backends: Array<MapData, Backend>,
+    backends_fd: OwnedFd,
     slab: sys::Words,
     names: HashMap<MapData, u32, ServiceName>,
-    service_counters: PerCpuArray<MapData, Counters>,
-    backend_counters: PerCpuArray<MapData, Counters>,
+    names_fd: OwnedFd,
+    ranges: LpmTrie<MapData, RangeKey, u32>,
+    service_counters: sys::Words,
+    backend_counters: sys::Words,
     capacity: Capacity,
-    cpus: usize,
+    processors: usize,
 }
 
 /// A typed map, or a sentence about what is wrong with the pinned one.
@@ -37,6 +46,21 @@ fn size(pins: &Pins, name: &str) -> Result<u32, Error> {
         .map_err(|error| Error::ebpf(format!("read the size of the map {name}"), error))
 }
 
+fn descriptor(pins: &Pins, name: &str) -> Result<OwnedFd, Error> {
+    let path = pins.map(name);
+    sys::open_pinned(&path).map_err(|error| Error::system(format!("open {}", path.display()), error))
+}
+
+fn words(pins: &Pins, name: &str, words: usize, writable: bool) -> Result<sys::Words, Error> {
+    sys::Words::map(descriptor(pins, name)?.as_fd(), words, writable)
+        .map_err(|error| Error::system(format!("map {name} into memory"), error))
+}
+
+/// How many processors there may ever be: each id has a counter for each of them.
+pub(crate) fn processors() -> Result<usize, Error> {
+    aya::util::nr_cpus().map_err(|(_, error)| Error::system("count the processors", error))
+}
+
 impl Store {
     /// Opens the pinned maps, from any process.
     pub(crate) fn open(pins: &Pins, writable: bool) -> Result<Store, Error> {
@@ -46,22 +70,23 @@ impl Store {
             backends: size(pins, maps::BACKENDS)?,
             slab: size(pins, maps::SLAB)?.saturating_mul(SLAB_LINE as u32),
             services: size(pins, maps::NAMES)?,
+            ranges: size(pins, maps::RANGES)?,
         };
-        let fd = MapInfo::from_pin(pins.map(maps::SLAB))
-            .and_then(|info| info.fd())
-            .map_err(|error| Error::ebpf("open the slab", error))?;
-        let slab = sys::Words::map(fd.as_fd(), capacity.slab as usize, writable)
-            .map_err(|error| Error::system("map the slab into memory", error))?;
-        let cpus = aya::util::nr_cpus().map_err(|(_, error)| Error::system("count the processors", error))?;
+        let processors = processors()?;
+        let counters = |name, ids: u32| words(pins, name, ids as usize * processors * COUNTER_WORDS, writable);
         Ok(Store {
             frontends: typed(pins, maps::FRONTENDS)?,
+            frontends_fd: descriptor(pins, maps::FRONTENDS)?,
             backends: typed(pins, maps::BACKENDS)?,
-            slab,
+            backends_fd: descriptor(pins, maps::BACKENDS)?,
+            slab: words(pins, maps::SLAB, capacity.slab as usize, writable)?,
             names: typed(pins, maps::NAMES)?,
-            service_counters: typed(pins, maps::SERVICE_COUNTERS)?,
-            backend_counters: typed(pins, maps::BACKEND_COUNTERS)?,
+            names_fd: descriptor(pins, maps::NAMES)?,
+            ranges: typed(pins, maps::RANGES)?,
+            service_counters: counters(maps::SERVICE_COUNTERS, capacity.services)?,
+            backend_counters: counters(maps::BACKEND_COUNTERS, capacity.backends)?,
             capacity,
-            cpus,
+            processors,
         })
     }
 
@@ -72,26 +97,32 @@ impl Store {
 
     /// What the kernel holds now. A frontend whose list makes no sense gets an
     /// impossible one, and so is written anew or removed.
-    pub(crate) fn read(&self) -> Result<Tables, Error> {
-        let mut tables = Tables::default();
+    pub(crate) fn read(&self) -> Result<Contents, Error> {
+        let mut contents = Contents::default();
         for entry in self.names.iter() {
             let (id, name) = entry.map_err(|error| Error::ebpf("read the names", error))?;
-            tables.names.insert(id, decode_name(&name).into());
+            contents.names.insert(id, decode_name(&name).into());
+        }
+        for entry in self.ranges.keys() {
+            let key = entry.map_err(|error| Error::ebpf("read the source ranges", error))?;
+            let RangeKey { service, address } = key.data();
+            let bits = key.prefix_len().saturating_sub(RangeKey::SERVICE_BITS);
+            contents.ranges.entry(service).or_default().extend(Range::unwire(address, bits));
         }
         for entry in self.frontends.iter() {
             let (key, frontend) = entry.map_err(|error| Error::ebpf("read the frontends", error))?;
-            tables.generation = tables.generation.max(frontend.generation);
+            contents.generation = contents.generation.max(frontend.generation);
             let Some(backends) = self.resolve(&frontend) else {
-                tables.frontends.insert(key, Frontend { count: 0, base: u32::MAX, ..frontend });
+                contents.frontends.insert(key, Frontend { count: 0, base: u32::MAX, ..frontend });
                 continue;
             };
             if frontend.count > 0 {
-                tables.lists.insert(frontend.base, Arc::new(backends.iter().map(|(id, _)| *id).collect()));
+                contents.lists.insert(frontend.base, Arc::new(backends.iter().map(|(id, _)| *id).collect()));
             }
-            tables.backends.extend(backends);
-            tables.frontends.insert(key, frontend);
+            contents.backends.extend(backends);
+            contents.frontends.insert(key, frontend);
         }
-        Ok(tables)
+        Ok(contents)
     }
 
     fn resolve(&self, frontend: &Frontend) -> Option<Vec<(u32, Backend)>> {
@@ -107,59 +138,103 @@ impl Store {
         Some(backends)
     }
 
-    /// Carries out the writes in their order.
+    /// Carries out the writes in their order; neighbours of one kind go in one call.
     pub(crate) fn apply(&mut self, writes: &[Write]) -> Result<(), Error> {
-        for write in writes {
-            self.write(write)?;
-        }
-        Ok(())
+        let same = |a: &Write, b: &Write| std::mem::discriminant(a) == std::mem::discriminant(b);
+        writes.chunk_by(same).try_for_each(|run| self.write_run(run))
+    }
+
+    fn write_run(&mut self, run: &[Write]) -> Result<(), Error> {
+        let batch = match run {
+            [Write::Name(..), ..] => {
+                let names: Vec<_> = run.iter().filter_map(name).collect();
+                names.iter().for_each(|(id, _)| clear(&self.service_counters, *id, self.processors));
+                update(&self.names_fd, names.into_iter())
+            }
+            [Write::Backend(..) | Write::RetireBackend(..), ..] => {
+                for id in run.iter().filter_map(new_backend) {
+                    clear(&self.backend_counters, id, self.processors);
+                }
+                update(&self.backends_fd, run.iter().filter_map(backend))
+            }
+            [Write::Frontend(..), ..] => update(&self.frontends_fd, run.iter().filter_map(frontend)),
+            _ => return run.iter().try_for_each(|write| self.write(write)),
+        };
+        batch.map_err(|error| Error::system("write the service table", error))
     }
 
     fn write(&mut self, write: &Write) -> Result<(), Error> {
         let result = match write {
-            Write::Name(id, name) => zero(&mut self.service_counters, *id, self.cpus)
-                .and_then(|()| self.names.insert(*id, encode_name(name), 0)),
-            Write::Backend(id, backend) => {
-                zero(&mut self.backend_counters, *id, self.cpus).and_then(|()| self.backends.set(*id, *backend, 0))
-            }
-            Write::RetireBackend(id, backend) => self.backends.set(*id, *backend, 0),
             Write::List(base, ids) => {
                 for (id, at) in ids.iter().zip(*base..) {
                     self.slab.set(at as usize, *id);
                 }
                 Ok(())
             }
-            Write::Frontend(key, frontend) => self.frontends.insert(*key, *frontend, 0),
+            Write::Range(service, range) => self.ranges.insert(&range_key(*service, *range), 1, 0),
+            Write::RemoveRange(service, range) => self.ranges.remove(&range_key(*service, *range)),
             Write::RemoveFrontend(key) => self.frontends.remove(key),
             Write::RemoveName(id) => self.names.remove(id),
+            // Written in batches.
+            Write::Name(..) | Write::Backend(..) | Write::RetireBackend(..) | Write::Frontend(..) => Ok(()),
         };
         result.map_err(|error| Error::ebpf(format!("write the service table ({write:?})"), error))
     }
 
     /// A service port's counters over all processors.
     pub(crate) fn service_counters(&self, id: u32) -> Counters {
-        sum(self.service_counters.get(&id, 0))
+        sum(&self.service_counters, id, self.processors)
     }
 
     /// A backend's counters over all processors.
     pub(crate) fn backend_counters(&self, id: u32) -> Counters {
-        sum(self.backend_counters.get(&id, 0))
+        sum(&self.backend_counters, id, self.processors)
     }
 }
 
-fn zero(map: &mut PerCpuArray<MapData, Counters>, id: u32, cpus: usize) -> Result<(), MapError> {
-    map.set(id, PerCpuValues::try_from(vec![Counters::default(); cpus])?, 0)
+fn name(write: &Write) -> Option<(u32, ServiceName)> {
+    if let Write::Name(id, name) = write { Some((*id, encode_name(name))) } else { None }
 }
 
-fn sum(values: Result<PerCpuValues<Counters>, MapError>) -> Counters {
-    let mut total = Counters::default();
-    for value in values.iter().flat_map(|values| values.iter()) {
-        total.connections += value.connections;
-        total.packets += value.packets;
-        total.bytes += value.bytes;
-        total.refused += value.refused;
+fn new_backend(write: &Write) -> Option<u32> {
+    if let Write::Backend(id, _) = write { Some(*id) } else { None }
+}
+
+fn backend(write: &Write) -> Option<(u32, Backend)> {
+    match write {
+        Write::Backend(id, backend) | Write::RetireBackend(id, backend) => Some((*id, *backend)),
+        _ => None,
     }
-    total
+}
+
+fn frontend(write: &Write) -> Option<(FrontendKey, Frontend)> {
+    if let Write::Frontend(key, frontend) = write { Some((*key, *frontend)) } else { None }
+}
+
+fn update<K: aya::Pod, V: aya::Pod>(map: &OwnedFd, entries: impl Iterator<Item = (K, V)>) -> std::io::Result<()> {
+    let (keys, values): (Vec<K>, Vec<V>) = entries.unzip();
+    sys::update_batch(map.as_fd(), &keys, &values)
+}
+
+fn range_key(service: u32, range: Range) -> Key<RangeKey> {
+    Key::new(RangeKey::SERVICE_BITS + range.bits(), RangeKey { service, address: wire_key(range) })
+}
+
+fn clear(counters: &sys::Words, id: u32, processors: usize) {
+    let first = id as usize * processors * COUNTER_WORDS;
+    (first..first + processors * COUNTER_WORDS).for_each(|word| counters.set(word, 0));
+}
+
+fn sum(counters: &sys::Words, id: u32, processors: usize) -> Counters {
+    let mut totals = [0_u64; COUNTER_WORDS / 2];
+    for processor in 0..processors {
+        let first = (id as usize * processors + processor) * COUNTER_WORDS;
+        for (at, total) in totals.iter_mut().enumerate() {
+            *total += counters.get_long(first + at * 2).unwrap_or(0);
+        }
+    }
+    let [connections, packets, bytes, refused] = totals;
+    Counters { connections, packets, bytes, refused }
 }
 
 fn encode_name(name: &str) -> ServiceName {

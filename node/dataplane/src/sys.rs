@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
@@ -39,6 +40,20 @@ pub(crate) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     let fd = bpf(BPF_OBJ_GET, &mut attributes)?;
     // SAFETY: the kernel just returned this descriptor to us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Writes many elements of a map in one call. On failure some of them are written.
+pub(crate) fn update_batch<K: aya::Pod, V: aya::Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> io::Result<()> {
+    let count = keys.len().min(values.len());
+    if count == 0 {
+        return Ok(());
+    }
+    // in_batch, out_batch, keys, values, count with the map's descriptor, elem_flags, flags.
+    let mut attributes = Attributes([0; ATTRIBUTES]);
+    attributes.0[2] = keys.as_ptr() as u64;
+    attributes.0[3] = values.as_ptr() as u64;
+    attributes.0[4] = count as u64 | (map.as_raw_fd() as u64) << 32;
+    bpf(BPF_MAP_UPDATE_BATCH, &mut attributes).map(|_| ())
 }
 
 /// Pins a program, map or link.
@@ -139,6 +154,16 @@ impl Words {
     /// Reads a word.
     pub(crate) fn get(&self, index: usize) -> Option<u32> {
         self.word(index).map(|word| word.load(Ordering::Acquire))
+    }
+
+    /// Reads two neighbouring words as one number.
+    pub(crate) fn get_long(&self, index: usize) -> Option<u64> {
+        let halves = [self.get(index)?, self.get(index + 1)?];
+        Some(if cfg!(target_endian = "little") {
+            u64::from(halves[0]) | u64::from(halves[1]) << 32
+        } else {
+            u64::from(halves[1]) | u64::from(halves[0]) << 32
+        })
     }
 
     /// Writes a word; out of range is ignored, the planner never asks for it.

@@ -66,7 +66,7 @@ fn nothing_loaded_is_said_as_such() {
     let error = sluice_dataplane::services(Path::new("/sys/fs/bpf/sluice-nobody")).err().unwrap();
     assert_eq!(
         error.to_string(),
-        "no data plane is loaded under /sys/fs/bpf/sluice-nobody/v1: is `sluice up` or `sluice node` running?"
+        "no data plane is loaded under /sys/fs/bpf/sluice-nobody/v2: is `sluice up` or `sluice node` running?"
     );
 }
 

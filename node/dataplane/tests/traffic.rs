@@ -242,7 +242,7 @@ fn pods_reach_services_by_packet() {
         world.pods[0].within(|| assert_eq!(connect(CLUSTER).unwrap().seen_as.ip().to_string(), "10.2.0.1"));
         // Nobody there: an answer at once, not silence.
         world.dataplane.apply(&tcp(&[])).unwrap();
-        world.pods[0].within(|| assert_eq!(connect(CLUSTER).err().unwrap().kind(), ErrorKind::HostUnreachable));
+        world.pods[0].within(|| assert_eq!(connect(CLUSTER).err().unwrap().kind(), ErrorKind::ConnectionRefused));
         world.outside.within(|| assert_eq!(connect(NODE).err().unwrap().kind(), ErrorKind::ConnectionRefused));
         assert!(!world.dataplane.status().unwrap().refused.is_empty());
     });

@@ -11,7 +11,9 @@ use common::{Place, isolated, run};
 use sluice_dataplane::model::{Protocol, Service, ServicePort, Slice, SlicePort, Snapshot};
 use sluice_dataplane::{Config, Dataplane, Hook, Outcome, Uplinks};
 use sluice_ebpf_common::{Scope, protocol};
-use sluice_packet::{ETHERNET, InsertError, Maps, Packet, Verdict, egress_pod, egress_uplink, ingress};
+use sluice_packet::{
+    Covered, ETHERNET, InsertError, Maps, Packet, Scratch, Verdict, egress_pod, egress_uplink, ingress, refuse,
+};
 use world::{ACK, FIN, Frame, SYN, World};
 
 const CLIENT: &str = "192.0.2.9:5000";
@@ -19,6 +21,7 @@ const CLIENT: &str = "192.0.2.9:5000";
 /// The same services in the kernel and in a host world: one backend each, so that no choice is random.
 fn both(place: &Place) -> (Dataplane, World) {
     run("ip", &["address", "add", "10.1.0.1/32", "dev", "lo"]);
+    run("ip", &["address", "add", "fd01::1/128", "dev", "lo", "nodad"]);
     run("ip", &["link", "add", "up0", "type", "veth", "peer", "name", "slc0"]);
     let config = Config {
         uplinks: Uplinks::Every { except: vec!["slc".into()] },
@@ -37,11 +40,15 @@ fn both(place: &Place) -> (Dataplane, World) {
         ("dns", Protocol::Udp, "10.96.0.11:53", 30053, Some("10.244.0.6:5353")),
         ("far", Protocol::Tcp, "10.96.0.12:80", 30090, Some("~10.244.9.9:80")),
         ("none", Protocol::Tcp, "10.96.0.13:80", 30070, None),
+        ("web6", Protocol::Tcp, "[fd96::10]:80", 30060, Some("[fd44::5]:8080")),
+        ("dns6", Protocol::Udp, "[fd96::11]:53", 30061, Some("[fd44::6]:5353")),
+        ("none6", Protocol::Tcp, "[fd96::13]:80", 30062, None),
     ];
     for (name, kind, cluster, node_port, backend) in services {
         let backends: Vec<&str> = backend.into_iter().collect();
         for scope in [Scope::Internal, Scope::External] {
-            world.serve(kind.number(), scope, &format!("*:{node_port}"), &backends);
+            let any = if cluster.starts_with('[') { "[*]" } else { "*" };
+            world.serve(kind.number(), scope, &format!("{any}:{node_port}"), &backends);
         }
         world.serve(kind.number(), Scope::Internal, cluster, &backends);
         let one = common::service(kind, cluster, node_port, &backends);
@@ -62,7 +69,12 @@ fn host(world: &World, hook: Hook, frame: &mut Frame) -> Outcome {
         Hook::PodIn => ingress(frame, world, Scope::Internal),
         Hook::PodOut => egress_pod(frame, world),
     };
-    if verdict == Verdict::Pass { Outcome::Passed } else { Outcome::Dropped }
+    let verdict = if let Verdict::Refuse(_) = verdict { refuse(frame, world) } else { verdict };
+    match verdict {
+        Verdict::Pass => Outcome::Passed,
+        Verdict::Answer => Outcome::Answered,
+        Verdict::Drop(_) | Verdict::Refuse(_) => Outcome::Dropped,
+    }
 }
 
 #[test]
@@ -73,6 +85,15 @@ fn host_and_kernel_agree() {
         no_checksum.bytes[40..42].fill(0);
         let mut options = Frame::tcp(CLIENT, "10.1.0.1:30080", SYN, &[0; 8]);
         options.bytes[14] = 0x46;
+        let mut with_options = Frame::tcp("10.244.0.9:7", "10.96.0.13:80", SYN, b"");
+        with_options.bytes.splice(34..34, [1, 1, 1, 0]);
+        with_options.bytes[14] = 0x46;
+        with_options.bytes[16..18].copy_from_slice(&44_u16.to_be_bytes());
+        with_options.fix_ip_header();
+        // A hop-by-hop header, then one of a first fragment.
+        let mut extended = Frame::udp("[fd44::9]:8", "[fd96::11]:53", b"?");
+        extended.bytes.splice(54..54, [44, 0, 1, 4, 0, 0, 0, 0, 17, 0, 0, 1, 0, 0, 0, 9]);
+        (extended.bytes[19], extended.bytes[20]) = (extended.bytes[19] + 16, 0);
         let mut truncated = Frame::tcp(CLIENT, "10.1.0.1:30080", SYN, b"");
         truncated.bytes.truncate(40);
         let mut fragment = Frame::udp("10.244.0.9:7", "10.96.0.11:53", b"x");
@@ -111,6 +132,19 @@ fn host_and_kernel_agree() {
             (Hook::PodIn, Frame::echo("10.244.0.9", "10.96.0.10", 8, 1)),
             (Hook::UplinkOut, Frame::tcp("10.244.0.5:1000", "10.244.7.7:80", SYN, b"")),
             (Hook::UplinkOut, Frame::tcp("10.1.0.1:1000", CLIENT, SYN, b"")),
+            // Nobody answers there: the answer is an error.
+            (Hook::PodIn, Frame::tcp("10.244.0.9:7", "10.96.0.13:80", SYN, b"")),
+            (Hook::PodIn, with_options),
+            (Hook::PodIn, Frame::tcp("[fd44::9]:7", "[fd96::13]:80", SYN, &[7; 100])),
+            // IPv6, there and back.
+            (Hook::PodIn, Frame::tcp("[fd44::9]:7", "[fd96::10]:80", SYN, b"six")),
+            (Hook::PodOut, Frame::tcp("[fd44::5]:8080", "[fd44::9]:7", SYN | ACK, b"odd")),
+            (Hook::PodIn, Frame::udp("[fd44::9]:7", "[fd96::11]:53", b"?")),
+            (Hook::PodIn, extended),
+            (Hook::PodIn, Frame::echo("fd44::9", "fd96::10", 8, 1)),
+            (Hook::PodOut, Frame::udp("[fd44::6]:5353", "[fd44::9]:7", b"!")),
+            (Hook::UplinkIn, Frame::error("fd02::1", "fd96::11", &Frame::udp("[fd96::11]:53", "[fd44::9]:7", b"!"))),
+            (Hook::UplinkIn, Frame::tcp("[fd02::9]:5000", "[fd01::1]:30060", SYN, b"")),
         ];
         for (number, (hook, frame)) in packets.into_iter().enumerate() {
             let kernel = dataplane.probe(hook, &frame.bytes, 1).unwrap();
@@ -170,10 +204,10 @@ fn the_verifier_stays_far_from_its_limit() {
         let mut snapshot = Snapshot { node: "here".into(), ..Snapshot::default() };
         for at in 0..2 {
             let port = ServicePort { name: String::new(), protocol: Protocol::Tcp, port: 80, node_port: 0 };
-            let service = Service { cluster: vec![addresses[at]], ports: vec![port], ..Service::default() };
+            let service = Service { cluster: vec![addresses[at].into()], ports: vec![port], ..Service::default() };
             snapshot.services.insert(("n".into(), names[at].into()), service);
             let endpoint = sluice_dataplane::model::Endpoint {
-                address: Some(addresses[1 - at]),
+                address: Some(addresses[1 - at].into()),
                 ready: true,
                 ..Default::default()
             };
@@ -197,7 +231,7 @@ fn the_verifier_stays_far_from_its_limit() {
         dataplane.attach_pod(index, &pod).unwrap();
         for row in dataplane.status().unwrap().programs {
             println!("{}: {} instructions verified", row.name, row.verified_instructions);
-            assert!((1..20_000).contains(&row.verified_instructions), "{row:?}");
+            assert!((1..60_000).contains(&row.verified_instructions), "{row:?}");
         }
     });
 }

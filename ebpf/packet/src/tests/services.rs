@@ -2,10 +2,10 @@
 
 use std::string::ToString;
 
-use sluice_ebpf_common::{Reason, Scope, protocol};
+use sluice_ebpf_common::{Address, Frontend, Reason, Scope, protocol};
 
-use super::world::{ACK, FIN, Frame, SYN, World};
-use crate::{MARK_NEEDS_SOURCE, Verdict, egress_pod, egress_uplink, ingress};
+use super::world::{ACK, FIN, Frame, SYN, World, wire};
+use crate::{MARK_NEEDS_SOURCE, Verdict, egress_pod, egress_uplink, ingress, refuse};
 
 const CLIENT: &str = "192.0.2.9:5000";
 
@@ -128,7 +128,7 @@ fn who_is_picked_again() {
     assert_eq!(udp(&world), "10.244.0.9:1 > 10.244.0.7:5353");
     assert_eq!(tcp(&world, ACK), "10.244.0.5:80");
     let node_port = world.frontends.clone();
-    world.frontends.retain(|key, _| key.address != 0);
+    world.frontends.retain(|key, _| key.address != Address::ANY_V4);
     assert_eq!(tcp(&world, ACK), "10.244.0.5:80", "the service is gone, an open connection is not");
     assert_eq!(tcp(&world, SYN | ACK), "10.244.0.5:80");
     world.frontends = node_port;
@@ -165,4 +165,96 @@ fn a_full_flow_map_refuses_new_connections_and_keeps_the_old() {
     assert_eq!(world.flows.borrow().len(), 2, "no half flow is left");
     let mut frame = Frame::tcp(CLIENT, "10.1.0.1:30080", ACK, b"");
     assert_eq!(ingress(&mut frame, &world, Scope::External), Verdict::Pass);
+}
+
+#[test]
+fn nobody_answers_with_an_error_about_the_packet() {
+    let mut world = World::new();
+    world.serve(protocol::TCP, Scope::Internal, "10.96.0.13:80", &[]);
+    world.serve(protocol::UDP, Scope::Internal, "10.96.0.13:53", &[]);
+    world.serve(protocol::TCP, Scope::Internal, "[fd96::13]:80", &[]);
+    let mut options = Frame::tcp("10.244.0.9:7", "10.96.0.13:80", SYN, b"");
+    options.bytes.splice(34..34, [1, 1, 1, 0]);
+    (options.bytes[14], options.bytes[17]) = (0x46, 44);
+    options.fix_ip_header();
+    let cases = [
+        (Frame::tcp("10.244.0.9:7", "10.96.0.13:80", SYN, &[1; 40]), 20),
+        (Frame::udp("10.244.0.9:7", "10.96.0.13:53", &[1; 40]), 8),
+        (options, 20),
+        (Frame::tcp("[fd44::9]:7", "[fd96::13]:80", SYN, b"odd"), 20),
+    ];
+    for (original, quoted) in cases {
+        let mut frame = original.clone();
+        assert_eq!(ingress(&mut frame, &world, Scope::Internal), Verdict::Refuse(Reason::NoEndpoint));
+        assert_eq!(frame, original, "not touched yet");
+        assert_eq!(refuse(&mut frame, &world), Verdict::Answer);
+        assert!(frame.valid(), "{original:?}");
+        let (from, to) = (original.ends(), frame.ends());
+        let address =
+            |ends: &str, side: usize| ends.split(" > ").nth(side).unwrap().rsplit_once(':').unwrap().0.to_string();
+        assert_eq!((address(&to, 0), address(&to, 1)), (address(&from, 1), address(&from, 0)));
+        assert_eq!((&frame.bytes[0..6], &frame.bytes[6..12]), (&original.bytes[6..12], &original.bytes[0..6]));
+        let quote = &frame.bytes[frame.transport() + 8..];
+        assert_eq!(quote, &original.bytes[14..original.transport() + quoted]);
+    }
+}
+
+#[test]
+fn who_is_let_in_and_who_stays() {
+    let mut world = World::new();
+    world.serve(protocol::TCP, Scope::External, "192.0.2.80:80", &["10.244.0.5:80", "10.244.0.6:80", "10.244.0.7:80"]);
+    world.change("192.0.2.80:80", |frontend| {
+        frontend.flags = Frontend::RANGES;
+        frontend.affinity = 60;
+    });
+    let mask = Address { words: [u32::MAX, u32::MAX, u32::MAX, wire("255.255.255.0").last()] };
+    world.ranges = [(wire("198.51.100.0"), mask)].into();
+    let ask = |world: &World, from: &str| {
+        let mut frame = Frame::tcp(from, "192.0.2.80:80", SYN, b"");
+        let verdict = ingress(&mut frame, world, Scope::External);
+        (verdict, frame.ends().split_once(" > ").unwrap().1.to_string())
+    };
+    assert_eq!(ask(&world, "203.0.113.1:5").0, Verdict::Drop(Reason::SourceRange));
+    let first = ask(&world, "198.51.100.1:5");
+    for port in 6..12 {
+        assert_eq!(ask(&world, &std::format!("198.51.100.1:{port}")), first, "the client stays");
+    }
+    world.now += 61;
+    let others: std::collections::BTreeSet<_> =
+        (2..9).map(|host| ask(&world, &std::format!("198.51.100.{host}:5")).1).collect();
+    assert!(others.len() > 1, "other clients go elsewhere");
+    // Policy Local and nobody here: silence, as the client may be sent to another node.
+    world.change("192.0.2.80:80", |frontend| {
+        frontend.count = 0;
+        frontend.flags = Frontend::LOCAL_ONLY | Frontend::ELSEWHERE;
+    });
+    assert_eq!(ask(&world, "198.51.100.77:5").0, Verdict::Drop(Reason::NotHere));
+}
+
+#[test]
+fn ipv6_goes_the_same_ways() {
+    let mut world = World::new();
+    world.serve(protocol::TCP, Scope::External, "[*]:30080", &["~[fd44:0:0:2::5]:8080"]);
+    let client = "[fd02::9]:5000";
+    let mut frame = Frame::tcp(client, "[fd01::1]:30080", SYN, b"six");
+    assert_eq!(ingress(&mut frame, &world, Scope::External), Verdict::Pass);
+    assert_eq!(egress_uplink(&mut frame, &world), Verdict::Pass);
+    assert!(frame.valid());
+    let ends = frame.ends();
+    let (source, destination) = ends.split_once(" > ").unwrap();
+    assert!(source.starts_with("[fd01::1]:6") && destination == "[fd44:0:0:2::5]:8080", "{ends}");
+    let mut answer = Frame::tcp(destination, source, SYN | ACK, b"odd");
+    assert_eq!(ingress(&mut answer, &world, Scope::External), Verdict::Pass);
+    assert_eq!(egress_uplink(&mut answer, &world), Verdict::Pass);
+    assert_eq!(answer.ends(), std::format!("[fd01::1]:30080 > {client}"));
+    assert!(answer.valid());
+    // A pod's own way out and an error about it.
+    let mut ping = Frame::echo("fd44:0:0:1::5", "fd02::9", 8, 77);
+    let original = ping.clone();
+    egress_uplink(&mut ping, &world);
+    assert!(ping.valid() && ping.ends().starts_with("[fd01::1]:"), "{}", ping.ends());
+    let mut error = Frame::error("fd02::1", "fd01::1", &ping);
+    ingress(&mut error, &world, Scope::External);
+    assert!(error.valid() && error.ends().contains("> [fd44:0:0:1::5]"), "{}", error.ends());
+    assert_eq!(&error.bytes[62..102], &original.bytes[14..54]);
 }

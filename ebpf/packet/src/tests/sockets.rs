@@ -1,9 +1,9 @@
 //! Socket addresses.
 
-use sluice_ebpf_common::{Reason, Scope, SocketState, Translation, protocol};
+use sluice_ebpf_common::{Address, Frontend, Reason, Scope, SocketState, Translation, protocol};
 
-use super::world::{World, end};
-use crate::{SocketVerdict, connect, original, remember, send};
+use super::world::{World, end, wire};
+use crate::{SocketVerdict, connect, may_listen, original, remember, send};
 
 fn world() -> World {
     let mut world = World::new();
@@ -11,12 +11,15 @@ fn world() -> World {
     world.serve(protocol::UDP, Scope::Internal, "10.96.0.11:53", &["10.244.0.6:5353", "10.244.0.7:5353"]);
     world.serve(protocol::TCP, Scope::Internal, "*:30080", &["10.244.0.5:8080"]);
     world.serve(protocol::TCP, Scope::Internal, "10.96.0.12:80", &[]);
+    world.serve(protocol::TCP, Scope::Internal, "[fd96::10]:80", &["[fd44:0:0:1::5]:8080"]);
+    world.serve(protocol::TCP, Scope::Internal, "[*]:30080", &["[fd44:0:0:1::5]:8080"]);
     world
 }
 
 #[test]
 fn what_connect_does() {
     let to = Some("10.244.0.5:8080");
+    let to6 = Some("[fd44:0:0:1::5]:8080");
     let cases = [
         ("10.96.0.10:80", protocol::TCP, to, false),
         ("10.1.0.1:30080", protocol::TCP, to, false),
@@ -26,11 +29,17 @@ fn what_connect_does() {
         ("10.96.0.10:81", protocol::TCP, None, false),
         ("10.1.0.9:30080", protocol::TCP, None, false),
         ("192.0.2.1:80", protocol::TCP, None, false),
+        ("[::ffff:10.96.0.10]:80", protocol::TCP, to, false),
+        ("[fd96::10]:80", protocol::TCP, to6, false),
+        ("[fd01::1]:30080", protocol::TCP, to6, false),
+        ("[::1]:30080", protocol::TCP, to6, false),
+        ("[fd01::2]:30080", protocol::TCP, None, false),
+        ("[fd96::10]:81", protocol::TCP, None, false),
     ];
     for (asked, number, backend, refused) in cases {
         let (address, port) = end(asked);
         let world = world();
-        let got = match connect(&world, address, port, number) {
+        let got = match connect(&world, &address, port, number) {
             SocketVerdict::Untouched => (None, false),
             SocketVerdict::Refused => (None, true),
             SocketVerdict::Translated(translation) => {
@@ -49,7 +58,7 @@ fn a_stranger_is_left_alone() {
     world.settings.known_only = 1;
     for asked in ["10.96.0.10:80", "10.96.0.12:80"] {
         let (address, port) = end(asked);
-        assert_eq!(connect(&world, address, port, protocol::TCP), SocketVerdict::Untouched);
+        assert_eq!(connect(&world, &address, port, protocol::TCP), SocketVerdict::Untouched);
     }
     assert!(world.reasons.borrow().is_empty());
 }
@@ -59,7 +68,7 @@ fn a_sending_socket_keeps_its_backend_until_the_service_changes() {
     let mut world = world();
     let (address, port) = end("10.96.0.11:53");
     let mut state = SocketState::default();
-    let ask = |world: &World, state: &SocketState| match send(world, address, port, protocol::UDP, Some(state)) {
+    let ask = |world: &World, state: &SocketState| match send(world, &address, port, protocol::UDP, Some(state)) {
         SocketVerdict::Translated(translation) => translation,
         other => panic!("{other:?}"),
     };
@@ -79,9 +88,9 @@ fn a_sending_socket_keeps_its_backend_until_the_service_changes() {
 fn a_socket_remembers_its_last_services() {
     let mut state = SocketState::default();
     let entry = |number: u16| Translation {
-        service_address: 1,
+        service_address: wire("10.96.0.1"),
         service_port: number,
-        backend_address: 2,
+        backend_address: wire("10.244.0.2"),
         backend_port: number,
         generation: 1,
     };
@@ -89,8 +98,101 @@ fn a_socket_remembers_its_last_services() {
         remember(&mut state, entry(number));
         remember(&mut state, entry(number));
     }
-    let known = [1, 2, 3, 4, 5].map(|number| original(&state, 2, number).is_some());
+    let known = [1, 2, 3, 4, 5].map(|number| original(&state, &wire("10.244.0.2"), number).is_some());
     assert_eq!(known, [false, true, true, true, true]);
-    assert_eq!(original(&state, 2, 5), Some((1, 5)));
-    assert_eq!(original(&state, 0, 0), None);
+    assert_eq!(original(&state, &wire("10.244.0.2"), 5), Some((wire("10.96.0.1"), 5)));
+    assert_eq!(original(&state, &Address::default(), 0), None);
+}
+
+fn backend(verdict: SocketVerdict) -> Option<(Address, u16)> {
+    match verdict {
+        SocketVerdict::Translated(translation) => Some((translation.backend_address, translation.backend_port)),
+        _ => None,
+    }
+}
+
+#[test]
+fn a_namespace_keeps_its_backend_for_a_while() {
+    let mut world = World::new();
+    world.serve(protocol::TCP, Scope::Internal, "10.96.0.10:80", &["10.244.0.5:80", "10.244.0.6:80", "10.244.0.7:80"]);
+    world.change("10.96.0.10:80", |frontend| frontend.affinity = 60);
+    let (address, port) = end("10.96.0.10:80");
+    world.random = [0, u32::MAX, 1 << 31].into();
+    let ask = |world: &World| backend(connect(world, &address, port, protocol::TCP));
+    let first = ask(&world);
+    assert_eq!(first, Some(end("10.244.0.5:80")));
+    for _ in 0..4 {
+        world.now += 60;
+        assert_eq!(ask(&world), first, "each connection starts the time anew");
+    }
+    world.namespace = 8;
+    assert_ne!(ask(&world), first, "another client");
+    world.namespace = 7;
+    world.now += 61;
+    let later = ask(&world);
+    assert_ne!(later, first, "the time is over");
+    // Out of this service, though some other may still use it.
+    let ids: alloc::vec::Vec<u32> = world.slab.clone();
+    world.slab =
+        ids.iter().copied().filter(|id| Some(*id) != later.map(|(address, _)| id_of(&world, &address))).collect();
+    world.change("10.96.0.10:80", |frontend| frontend.count = 2);
+    assert_ne!(ask(&world), later);
+    // A slot that is somebody else's now.
+    let kept = ask(&world);
+    assert_eq!(ask(&world), kept);
+    for known in world.backends.values_mut().filter(|known| Some((known.address, known.port)) == kept) {
+        known.port = end("0.0.0.0:99").1;
+    }
+    let next = ask(&world);
+    assert_eq!(ask(&world), next, "{next:?}");
+    world.change("10.96.0.10:80", |frontend| frontend.affinity = 0);
+    let seen: std::collections::BTreeSet<_> = (0..8).map(|_| ask(&world)).collect();
+    assert!(seen.len() > 1, "switched off");
+}
+
+fn id_of(world: &World, address: &Address) -> u32 {
+    world.backends.iter().find(|(_, backend)| backend.address == *address).map_or(0, |(id, _)| *id)
+}
+
+#[test]
+fn source_ranges_are_for_the_node_here_and_for_pods_by_packet() {
+    let (address, port) = end("10.96.0.10:80");
+    let full = Address { words: [u32::MAX; 4] };
+    // Ranges, the socket's namespace, what connect says.
+    let cases =
+        [(wire("10.1.0.1"), 7, "translated"), (wire("10.1.0.2"), 7, "refused"), (wire("10.1.0.1"), 8, "untouched")];
+    for (range, namespace, expected) in cases {
+        let mut world = world();
+        world.settings.host_cookie = 7;
+        world.namespace = namespace;
+        world.ranges = [(range, full)].into();
+        world.change("10.96.0.10:80", |frontend| frontend.flags = Frontend::RANGES);
+        let got = match connect(&world, &address, port, protocol::TCP) {
+            SocketVerdict::Untouched => "untouched",
+            SocketVerdict::Refused => "refused",
+            SocketVerdict::Translated(_) => "translated",
+        };
+        assert_eq!(got, expected);
+    }
+}
+
+#[test]
+fn nobody_listens_on_a_node_port() {
+    // Address to listen on, protocol, the socket's namespace, allowed?
+    let cases = [
+        ("0.0.0.0:30080", protocol::TCP, 7, false),
+        ("127.0.0.1:30080", protocol::TCP, 7, false),
+        ("[::]:30080", protocol::TCP, 7, false),
+        ("0.0.0.0:30081", protocol::TCP, 7, true),
+        ("0.0.0.0:30080", protocol::UDP, 7, true),
+        ("0.0.0.0:30080", protocol::TCP, 8, true),
+        ("0.0.0.0:80", protocol::TCP, 7, true),
+    ];
+    for (listen, number, namespace, allowed) in cases {
+        let mut world = world();
+        world.settings.host_cookie = 7;
+        world.namespace = namespace;
+        let (address, port) = end(listen);
+        assert_eq!(may_listen(&world, &address, port, number), allowed, "{listen}");
+    }
 }

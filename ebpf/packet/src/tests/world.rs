@@ -2,23 +2,47 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, SocketAddr};
+use std::string::String;
 use std::vec;
 use std::vec::Vec;
 
-use sluice_ebpf_common::{Backend, Counters, Flow, FlowKey, Frontend, FrontendKey, Reason, Scope, Settings, protocol};
+use sluice_ebpf_common::{
+    Address, Affinity, AffinityKey, Backend, Counters, Family, Flow, FlowKey, Frontend, FrontendKey, RangeKey, Reason,
+    Scope, Settings, protocol,
+};
 
-use crate::{ETHERNET, InsertError, Maps, Packet};
+use crate::{Covered, ETHERNET, InsertError, Maps, Packet, Scratch};
 
 /// An address in the maps' form.
-pub(crate) fn wire(text: &str) -> u32 {
-    u32::from_ne_bytes(text.parse::<Ipv4Addr>().unwrap().octets())
+pub(crate) fn wire(text: &str) -> Address {
+    match text.parse::<IpAddr>().unwrap() {
+        IpAddr::V4(address) => Address::v4(u32::from_ne_bytes(address.octets())),
+        IpAddr::V6(address) => unbytes(&address.octets()),
+    }
 }
 
-/// `1.2.3.4:80` in the maps' form.
-pub(crate) fn end(text: &str) -> (u32, u16) {
-    let (address, port) = text.split_once(':').unwrap();
-    (wire(address), port.parse::<u16>().unwrap().to_be())
+fn unbytes(bytes: &[u8]) -> Address {
+    let word = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap());
+    Address { words: [word(0), word(4), word(8), word(12)] }
+}
+
+/// An IPv4 mask in the maps' form.
+fn mask(text: &str) -> Address {
+    Address { words: [u32::MAX, u32::MAX, u32::MAX, wire(text).last()] }
+}
+
+/// The address as it stands in a packet.
+fn octets(address: &Address) -> Vec<u8> {
+    let all: Vec<u8> = address.words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    if address.is_v4() { all[12..].to_vec() } else { all }
+}
+
+/// `1.2.3.4:80` or `[fd00::1]:80` in the maps' form; `*` stands for every address of the node, `[*]` for every IPv6 one.
+pub(crate) fn end(text: &str) -> (Address, u16) {
+    let text = text.replace("[*]", "[::]").replace('*', "0.0.0.0");
+    let end: SocketAddr = text.parse().unwrap();
+    (wire(&std::format!("{}", end.ip())), end.port().to_be())
 }
 
 pub(crate) const SYN: u8 = 0x02;
@@ -43,29 +67,36 @@ pub(crate) fn sum(bytes: &[u8], start: u32) -> u16 {
     !(total as u16)
 }
 
-fn ip(protocol: u8, source: u32, destination: u32, payload: &[u8]) -> Vec<u8> {
-    let length = (20 + payload.len()) as u16;
-    let mut bytes = vec![0x45, 0, 0, 0, 0x12, 0x34, 0x40, 0, 64, protocol, 0, 0];
-    bytes[2..4].copy_from_slice(&length.to_be_bytes());
-    bytes.extend(source.to_ne_bytes());
-    bytes.extend(destination.to_ne_bytes());
-    let checksum = sum(&bytes, 0);
-    bytes[10..12].copy_from_slice(&checksum.to_be_bytes());
+fn ip(protocol: u8, source: &Address, destination: &Address, payload: &[u8]) -> Vec<u8> {
+    let mut bytes;
+    if source.is_v4() {
+        bytes = vec![0x45, 0, 0, 0, 0x12, 0x34, 0x40, 0, 64, protocol, 0, 0];
+        bytes[2..4].copy_from_slice(&((20 + payload.len()) as u16).to_be_bytes());
+        bytes.extend(octets(source));
+        bytes.extend(octets(destination));
+        let checksum = sum(&bytes, 0);
+        bytes[10..12].copy_from_slice(&checksum.to_be_bytes());
+    } else {
+        bytes = vec![0x60, 0, 0, 0, 0, 0, protocol, 64];
+        bytes[4..6].copy_from_slice(&(payload.len() as u16).to_be_bytes());
+        bytes.extend(octets(source));
+        bytes.extend(octets(destination));
+    }
     bytes.extend(payload);
     bytes
 }
 
-fn pseudo(protocol: u8, source: u32, destination: u32, length: usize) -> u32 {
-    let mut bytes = Vec::new();
-    bytes.extend(source.to_ne_bytes());
-    bytes.extend(destination.to_ne_bytes());
+fn pseudo(protocol: u8, source: &Address, destination: &Address, length: usize) -> u32 {
+    let mut bytes = octets(source);
+    bytes.extend(octets(destination));
     bytes.extend([0, protocol]);
     bytes.extend((length as u16).to_be_bytes());
     u32::from(!sum(&bytes, 0))
 }
 
 fn frame(ip: Vec<u8>) -> Frame {
-    let mut bytes = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
+    let kind = if ip[0] >> 4 == 4 { [8, 0] } else { [0x86, 0xdd] };
+    let mut bytes = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, kind[0], kind[1]];
     bytes.extend(ip);
     Frame { bytes, mark: 0 }
 }
@@ -78,9 +109,9 @@ impl Frame {
         segment.extend(to_port.to_ne_bytes());
         segment.extend([0, 0, 0, 1, 0, 0, 0, 2, 0x50, flags, 1, 0, 0, 0, 0, 0]);
         segment.extend(payload);
-        let checksum = sum(&segment, pseudo(protocol::TCP, from, to, segment.len()));
+        let checksum = sum(&segment, pseudo(protocol::TCP, &from, &to, segment.len()));
         segment[16..18].copy_from_slice(&checksum.to_be_bytes());
-        frame(ip(protocol::TCP, from, to, &segment))
+        frame(ip(protocol::TCP, &from, &to, &segment))
     }
 
     pub(crate) fn udp(source: &str, destination: &str, payload: &[u8]) -> Frame {
@@ -91,51 +122,99 @@ impl Frame {
         datagram.extend(((8 + payload.len()) as u16).to_be_bytes());
         datagram.extend([0, 0]);
         datagram.extend(payload);
-        let checksum = match sum(&datagram, pseudo(protocol::UDP, from, to, datagram.len())) {
+        let checksum = match sum(&datagram, pseudo(protocol::UDP, &from, &to, datagram.len())) {
             0 => 0xffff,
             checksum => checksum,
         };
         datagram[6..8].copy_from_slice(&checksum.to_be_bytes());
-        frame(ip(protocol::UDP, from, to, &datagram))
+        frame(ip(protocol::UDP, &from, &to, &datagram))
     }
 
     /// An ICMP echo request (8) or reply (0).
     pub(crate) fn echo(source: &str, destination: &str, kind: u8, identifier: u16) -> Frame {
+        let (from, to) = (wire(source), wire(destination));
+        let kind = match (from.is_v4(), kind) {
+            (true, kind) => kind,
+            (false, 8) => 128,
+            (false, _) => 129,
+        };
         let mut message = vec![kind, 0, 0, 0];
         message.extend(identifier.to_be_bytes());
         message.extend([0, 1, b'p', b'i', b'n', b'g']);
-        let checksum = sum(&message, 0);
+        Frame::icmp(&from, &to, message)
+    }
+
+    fn icmp(from: &Address, to: &Address, mut message: Vec<u8>) -> Frame {
+        let (number, start) = if from.is_v4() {
+            (protocol::ICMP, 0)
+        } else {
+            (protocol::ICMP6, pseudo(protocol::ICMP6, from, to, message.len()))
+        };
+        let checksum = sum(&message, start);
         message[2..4].copy_from_slice(&checksum.to_be_bytes());
-        frame(ip(protocol::ICMP, wire(source), wire(destination), &message))
+        frame(ip(number, from, to, &message))
     }
 
     /// An ICMP error about another frame.
     pub(crate) fn error(source: &str, destination: &str, about: &Frame) -> Frame {
-        let mut message = vec![3, 3, 0, 0, 0, 0, 0, 0];
-        message.extend(&about.bytes[14..14 + 28]);
-        let checksum = sum(&message, 0);
-        message[2..4].copy_from_slice(&checksum.to_be_bytes());
-        frame(ip(protocol::ICMP, wire(source), wire(destination), &message))
+        let (from, to) = (wire(source), wire(destination));
+        let kind = if from.is_v4() { [3, 3] } else { [1, 4] };
+        let mut message = vec![kind[0], kind[1], 0, 0, 0, 0, 0, 0];
+        message.extend(&about.bytes[14..about.transport() + 8]);
+        Frame::icmp(&from, &to, message)
+    }
+
+    /// Makes the IPv4 header's checksum right.
+    pub(crate) fn fix_ip_header(&mut self) {
+        let end = self.transport();
+        self.bytes[24..26].fill(0);
+        let checksum = sum(&self.bytes[14..end], 0);
+        self.bytes[24..26].copy_from_slice(&checksum.to_be_bytes());
+    }
+
+    fn v4(&self) -> bool {
+        self.bytes[12] == 8
+    }
+
+    /// Where the transport header starts, without extension headers.
+    pub(crate) fn transport(&self) -> usize {
+        if self.v4() { 14 + usize::from(self.bytes[14] & 15) * 4 } else { 54 }
+    }
+
+    pub(crate) fn protocol(&self) -> u8 {
+        if self.v4() { self.bytes[23] } else { self.bytes[20] }
+    }
+
+    fn addresses(&self) -> (IpAddr, IpAddr) {
+        let v4 = |at: usize| IpAddr::from(<[u8; 4]>::try_from(&self.bytes[at..at + 4]).unwrap());
+        let v6 = |at: usize| IpAddr::from(<[u8; 16]>::try_from(&self.bytes[at..at + 16]).unwrap());
+        if self.v4() { (v4(26), v4(30)) } else { (v6(22), v6(38)) }
     }
 
     /// `source:port > destination:port`, for ICMP with the identifier as both ports.
-    pub(crate) fn ends(&self) -> std::string::String {
-        let address = |at: usize| Ipv4Addr::from(<[u8; 4]>::try_from(&self.bytes[at..at + 4]).unwrap());
+    pub(crate) fn ends(&self) -> String {
+        let at = self.transport();
+        let icmp = matches!(self.protocol(), protocol::ICMP | protocol::ICMP6);
+        let (from, to) = if icmp { (at + 4, at + 4) } else { (at, at + 2) };
         let port = |at: usize| u16::from_be_bytes([self.bytes[at], self.bytes[at + 1]]);
-        let (from, to) = if self.bytes[23] == protocol::ICMP { (38, 38) } else { (34, 36) };
-        std::format!("{}:{} > {}:{}", address(26), port(from), address(30), port(to))
+        let (source, destination) = self.addresses();
+        std::format!("{} > {}", SocketAddr::new(source, port(from)), SocketAddr::new(destination, port(to)))
     }
 
     /// Are all checksums right?
     pub(crate) fn valid(&self) -> bool {
-        let (header, payload) = self.bytes[14..].split_at(20);
-        let word = |at: usize| u32::from_ne_bytes(header[at..at + 4].try_into().unwrap());
-        let start = match header[9] {
-            protocol::ICMP => 0,
-            protocol::UDP if payload[6..8] == [0, 0] => return sum(header, 0) == 0,
-            number => pseudo(number, word(12), word(16), payload.len()),
+        let (header, payload) = self.bytes[14..].split_at(self.transport() - 14);
+        let (source, destination) = self.addresses();
+        let start = |number| {
+            let text = |address: IpAddr| wire(&std::format!("{address}"));
+            pseudo(number, &text(source), &text(destination), payload.len())
         };
-        sum(header, 0) == 0 && sum(payload, start) == 0
+        let start = match self.protocol() {
+            protocol::ICMP => 0,
+            protocol::UDP if payload[6..8] == [0, 0] => return !self.v4() || sum(header, 0) == 0,
+            number => start(number),
+        };
+        (!self.v4() || sum(header, 0) == 0) && sum(payload, start) == 0
     }
 }
 
@@ -176,6 +255,10 @@ impl Packet for Frame {
         self.bytes.get(offset as usize..offset as usize + N)?.try_into().ok()
     }
 
+    fn read_address(&self, offset: u32) -> Option<Address> {
+        self.read::<16>(offset).map(|bytes| unbytes(&bytes))
+    }
+
     fn write<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()> {
         self.bytes.get_mut(offset as usize..offset as usize + N)?.copy_from_slice(&bytes);
         Some(())
@@ -185,12 +268,23 @@ impl Packet for Frame {
         self.fix(offset, &from.to_ne_bytes(), &to.to_ne_bytes())
     }
 
-    fn fix_address_checksum(&mut self, offset: u32, from: u32, to: u32, zero_is_none: bool) -> Option<()> {
-        self.fix_transport(offset, &from.to_ne_bytes(), &to.to_ne_bytes(), zero_is_none)
+    fn fix_address_checksum(&mut self, offset: u32, from: &Address, to: &Address, kind: Covered) -> Option<()> {
+        self.fix_transport(offset, &octets(from), &octets(to), kind == Covered::PseudoOrNone)
     }
 
     fn fix_port_checksum(&mut self, offset: u32, from: u16, to: u16, zero_is_none: bool) -> Option<()> {
         self.fix_transport(offset, &from.to_ne_bytes(), &to.to_ne_bytes(), zero_is_none)
+    }
+
+    fn insert(&mut self, bytes: u32) -> Option<()> {
+        let at = ETHERNET as usize;
+        self.bytes.splice(at..at, std::iter::repeat_n(0, bytes as usize));
+        Some(())
+    }
+
+    fn truncate(&mut self, length: u32) -> Option<()> {
+        self.bytes.truncate(length as usize);
+        Some(())
     }
 
     fn mark(&self) -> u32 {
@@ -215,16 +309,33 @@ pub(crate) struct World {
     /// Handed out in a row, over and over.
     pub(crate) random: Vec<u32>,
     next: Cell<usize>,
+    affinities: RefCell<BTreeMap<AffinityKey, Affinity>>,
+    /// Source ranges: network and mask.
+    pub(crate) ranges: Vec<(Address, Address)>,
+    /// Cookie of the namespace that sockets are in.
+    pub(crate) namespace: u64,
+    pub(crate) now: u32,
 }
 
 impl World {
     pub(crate) fn new() -> World {
         let settings = Settings {
-            node_address: wire("10.1.0.1"),
-            pod_network: wire("10.244.0.0"),
-            pod_mask: wire("255.255.255.0"),
-            cluster_network: wire("10.244.0.0"),
-            cluster_mask: wire("255.255.0.0"),
+            families: [
+                Family {
+                    node: wire("10.1.0.1"),
+                    pod_network: wire("10.244.0.0"),
+                    pod_mask: mask("255.255.255.0"),
+                    cluster_network: wire("10.244.0.0"),
+                    cluster_mask: mask("255.255.0.0"),
+                },
+                Family {
+                    node: wire("fd01::1"),
+                    pod_network: wire("fd44:0:0:1::"),
+                    pod_mask: wire("ffff:ffff:ffff:ffff::"),
+                    cluster_network: wire("fd44::"),
+                    cluster_mask: wire("ffff:ffff:ffff::"),
+                },
+            ],
             node_port_first: 30000,
             node_port_last: 32767,
             source_port_first: 61000,
@@ -242,12 +353,16 @@ impl World {
             reasons: RefCell::default(),
             random: vec![0, 1 << 30, 1 << 31, 3 << 30],
             next: Cell::new(0),
+            affinities: RefCell::default(),
+            ranges: Vec::new(),
+            namespace: 7,
+            now: 1000,
         }
     }
 
     /// Adds a frontend (`*:30080` for a node port); backends marked with `~` are on other nodes.
     pub(crate) fn serve(&mut self, protocol: u8, scope: Scope, frontend: &str, backends: &[&str]) {
-        let (address, port) = end(&frontend.replace('*', "0.0.0.0"));
+        let (address, port) = end(frontend);
         let base = self.slab.len() as u32;
         for text in backends {
             let (address, port) = end(text.trim_start_matches('~'));
@@ -262,15 +377,25 @@ impl World {
         self.frontends.insert(key, Frontend { generation, service: 1, base, count, ..Frontend::default() });
     }
 
-    /// Takes the last backend that was added out of service.
+    /// Changes a frontend.
+    pub(crate) fn change(&mut self, frontend: &str, change: impl Fn(&mut Frontend)) {
+        let (address, port) = end(frontend);
+        self.frontends.iter_mut().filter(|(key, _)| key.address == address && key.port == port).for_each(
+            |(_, found)| {
+                change(found);
+            },
+        );
+    }
+
+    /// Takes a backend out of service.
     pub(crate) fn retire(&mut self, id: u32) {
         self.backends.get_mut(&id).unwrap().flags &= !Backend::USED;
     }
 }
 
 impl Maps for World {
-    fn settings(&self) -> Option<Settings> {
-        Some(self.settings)
+    fn settings(&self) -> Option<&Settings> {
+        Some(&self.settings)
     }
 
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
@@ -285,20 +410,40 @@ impl Maps for World {
         self.backends.get(&id).copied()
     }
 
-    fn is_local(&self, address: u32) -> bool {
-        address == wire("10.1.0.1") || address == wire("127.0.0.1")
+    fn is_local(&self, address: &Address) -> bool {
+        ["10.1.0.1", "127.0.0.1", "fd01::1", "::1"].iter().any(|own| *address == wire(own))
     }
 
-    fn is_node(&self, address: u32) -> bool {
-        address == wire("10.1.0.3")
+    fn is_node(&self, address: &Address) -> bool {
+        *address == wire("10.1.0.3") || *address == wire("fd01::3")
     }
 
     fn translates(&self, settings: &Settings) -> bool {
         settings.known_only == 0
     }
 
-    fn source_address(&self) -> u32 {
-        0
+    fn namespace(&self) -> u64 {
+        self.namespace
+    }
+
+    fn source_address(&self, _: bool) -> Option<Address> {
+        None
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        self.affinities.borrow().get(key).copied()
+    }
+
+    fn keep_affinity(&self, key: &AffinityKey, affinity: &Affinity) {
+        self.affinities.borrow_mut().insert(*key, *affinity);
+    }
+
+    fn in_range(&self, key: &RangeKey) -> bool {
+        self.ranges.iter().any(|(network, mask)| key.address.within(network, mask))
+    }
+
+    fn scratch<R>(&self, with: impl FnOnce(&mut Scratch) -> R) -> Option<R> {
+        Some(with(&mut Scratch::default()))
     }
 
     fn flow<R>(&self, key: &FlowKey, change: impl FnOnce(&mut Flow) -> R) -> Option<R> {
@@ -324,7 +469,7 @@ impl Maps for World {
     fn flow_created(&self) {}
 
     fn now(&self) -> u32 {
-        1000
+        self.now
     }
 
     fn random(&self) -> u32 {

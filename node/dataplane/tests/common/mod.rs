@@ -2,7 +2,7 @@
 #![allow(unsafe_code, dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -222,19 +222,19 @@ pub fn words(text: &[u8]) -> (SocketAddr, SocketAddr) {
 
 /// A Service `shop/web` of one port, with endpoints at these addresses (`!` before one: not ready).
 pub fn service(protocol: Protocol, cluster: &str, node_port: u16, endpoints: &[&str]) -> Snapshot {
-    let cluster: SocketAddrV4 = cluster.parse().unwrap();
+    let cluster: SocketAddr = cluster.parse().unwrap();
     let port = ServicePort { name: "main".into(), protocol, port: cluster.port(), node_port };
     let mut slices = std::collections::BTreeMap::new();
     for (index, text) in endpoints.iter().enumerate() {
-        let address: SocketAddrV4 = text.trim_start_matches('!').trim_start_matches('~').parse().unwrap();
+        let address: SocketAddr = text.trim_start_matches('!').trim_start_matches('~').parse().unwrap();
         let ready = !text.starts_with('!');
         let node = if text.contains('~') { "there" } else { "here" };
         let endpoint = Endpoint {
-            address: Some(*address.ip()),
+            address: Some(address.ip()),
             ready,
             serving: ready,
-            terminating: false,
             node: Some(node.into()),
+            ..Endpoint::default()
         };
         let slice = Slice {
             service: "web".into(),
@@ -243,7 +243,7 @@ pub fn service(protocol: Protocol, cluster: &str, node_port: u16, endpoints: &[&
         };
         slices.insert(("shop".to_owned(), format!("web-{index}")), slice);
     }
-    let service = Service { cluster: vec![*cluster.ip()], ports: vec![port], ..Service::default() };
+    let service = Service { cluster: vec![cluster.ip()], ports: vec![port], ..Service::default() };
     let services = [(("shop".to_owned(), "web".to_owned()), service)].into();
-    Snapshot { services, slices, node: "here".into() }
+    Snapshot { services, slices, node: "here".into(), ..Snapshot::default() }
 }

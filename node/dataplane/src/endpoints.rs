@@ -1,0 +1,146 @@
+//! Which endpoints answer: upstream's rules of readiness, traffic policy and topology. Pure.
+//!
+//! The ready ones count; when there is none, those that still serve while they terminate (KEP-1669). With a `Local` policy
+//! both steps look at this node's endpoints only. Hints and `trafficDistribution` narrow the ready ones (KEP-2433,
+//! KEP-4444, KEP-3015), never the terminating ones.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use sluice_ebpf_common::Backend;
+
+use crate::model::{Endpoint, Prefer, ServicePort, Slice};
+use crate::range::wire;
+
+/// Where this node is.
+#[derive(Clone, Copy, Debug)]
+pub struct Here<'a> {
+    /// Its name.
+    pub node: &'a str,
+    /// Its zone.
+    pub zone: Option<&'a str>,
+}
+
+impl Here<'_> {
+    fn has(self, endpoint: &Endpoint) -> bool {
+        endpoint.node.as_deref() == Some(self.node)
+    }
+}
+
+/// The endpoints of a service port in one address family.
+pub(crate) struct Choice<'a> {
+    endpoints: Vec<(&'a Endpoint, u16)>,
+    here: Here<'a>,
+}
+
+impl<'a> Choice<'a> {
+    pub(crate) fn new(port: &ServicePort, slices: &[&'a Slice], v4: bool, here: Here<'a>) -> Self {
+        let mut endpoints = Vec::new();
+        for slice in slices {
+            for slice_port in &slice.ports {
+                if slice_port.name == port.name && slice_port.protocol == port.protocol {
+                    let family = |endpoint: &&Endpoint| endpoint.address.is_some_and(|address| address.is_ipv4() == v4);
+                    endpoints.extend(slice.endpoints.iter().filter(family).map(|endpoint| (endpoint, slice_port.port)));
+                }
+            }
+        }
+        Choice { endpoints, here }
+    }
+
+    /// Everybody who may answer under the policy `Cluster`.
+    pub(crate) fn everywhere(&self, prefer: Prefer) -> Arc<Vec<Backend>> {
+        let topology = self.topology(prefer);
+        let wanted = |endpoint: &Endpoint| endpoint.ready && self.fits(endpoint, topology);
+        self.backends(wanted, draining)
+    }
+
+    /// Everybody who may answer under the policy `Local`.
+    pub(crate) fn local(&self) -> Arc<Vec<Backend>> {
+        let here = self.here;
+        self.backends(
+            |endpoint| endpoint.ready && here.has(endpoint),
+            |endpoint| draining(endpoint) && here.has(endpoint),
+        )
+    }
+
+    /// Is there anybody who could answer on some node?
+    pub(crate) fn anywhere(&self) -> bool {
+        self.endpoints.iter().any(|(endpoint, _)| endpoint.ready || draining(endpoint))
+    }
+
+    fn backends(&self, wanted: impl Fn(&Endpoint) -> bool, otherwise: impl Fn(&Endpoint) -> bool) -> Arc<Vec<Backend>> {
+        let chosen = self.collect(wanted);
+        Arc::new(if chosen.is_empty() { self.collect(otherwise) } else { chosen })
+    }
+
+    fn collect(&self, wanted: impl Fn(&Endpoint) -> bool) -> Vec<Backend> {
+        let mut set = BTreeSet::new();
+        for (endpoint, port) in self.endpoints.iter().filter(|(endpoint, _)| wanted(endpoint)) {
+            let flags = Backend::USED | if self.here.has(endpoint) { Backend::LOCAL } else { 0 };
+            set.extend(endpoint.address.map(|address| Backend { address: wire(address), port: port.to_be(), flags }));
+        }
+        set.into_iter().collect()
+    }
+
+    /// What narrows the ready endpoints. Hints count only when every ready endpoint has them and one of them is for this
+    /// place. Slices without any hint, written by others than upstream's controller, are judged by where endpoints are.
+    fn topology(&self, prefer: Prefer) -> Topology {
+        let ready = || self.endpoints.iter().map(|(endpoint, _)| *endpoint).filter(|endpoint| endpoint.ready);
+        let judge = |rule: Topology, said: fn(&Endpoint) -> bool| {
+            ready().all(said) && ready().any(|endpoint| self.fits(endpoint, rule))
+        };
+        if judge(Topology::NodeHint, |endpoint| !endpoint.for_nodes.is_empty()) {
+            return Topology::NodeHint;
+        }
+        if judge(Topology::ZoneHint, |endpoint| !endpoint.for_zones.is_empty()) {
+            return Topology::ZoneHint;
+        }
+        if ready().any(|endpoint| !(endpoint.for_nodes.is_empty() && endpoint.for_zones.is_empty())) {
+            return Topology::None;
+        }
+        let candidates: &[Topology] = match prefer {
+            Prefer::Nothing => &[],
+            Prefer::Zone => &[Topology::Zone],
+            Prefer::Node => &[Topology::Node, Topology::Zone],
+        };
+        candidates
+            .iter()
+            .copied()
+            .find(|rule| ready().any(|endpoint| self.fits(endpoint, *rule)))
+            .unwrap_or(Topology::None)
+    }
+
+    fn fits(&self, endpoint: &Endpoint, topology: Topology) -> bool {
+        let zone = self.here.zone;
+        match topology {
+            Topology::None => true,
+            Topology::NodeHint => endpoint.for_nodes.iter().any(|node| node == self.here.node),
+            Topology::ZoneHint => zone.is_some_and(|zone| endpoint.for_zones.iter().any(|known| known == zone)),
+            Topology::Node => self.here.has(endpoint),
+            Topology::Zone => zone.is_some() && endpoint.zone.as_deref() == zone,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Topology {
+    None,
+    NodeHint,
+    ZoneHint,
+    Node,
+    Zone,
+}
+
+fn draining(endpoint: &Endpoint) -> bool {
+    endpoint.serving && endpoint.terminating
+}
+
+/// Ready endpoints of a service on this node, as a load balancer's health check counts them.
+pub(crate) fn local_ready(slices: &[&Slice], here: Here<'_>) -> usize {
+    let endpoints = slices.iter().flat_map(|slice| &slice.endpoints);
+    let ready: BTreeSet<_> = endpoints
+        .filter(|endpoint| endpoint.ready && here.has(endpoint))
+        .filter_map(|endpoint| endpoint.address)
+        .collect();
+    ready.len()
+}

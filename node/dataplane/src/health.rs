@@ -1,0 +1,145 @@
+//! What load balancers and people ask a node's service proxy over HTTP: whether the proxy works (`/healthz`, `/livez`), and
+//! for each Service with a health check port whether this node has endpoints for it. As upstream's proxy answers.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::Error;
+use crate::limits::{HEALTH_PATIENCE, HEALTH_PORT};
+use crate::model::ObjectName;
+
+/// Health checks by port.
+pub(crate) type Checks = BTreeMap<u16, Check>;
+
+/// A load balancer's question about a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Check {
+    pub(crate) service: ObjectName,
+    /// Ready endpoints on this node.
+    pub(crate) endpoints: usize,
+}
+
+/// Serves the proxy's own health and all health checks until the shutdown.
+pub(crate) async fn serve(checks: watch::Receiver<Checks>, shutdown: &CancellationToken) -> Result<(), Error> {
+    let mut listeners: BTreeMap<u16, CancellationToken> = BTreeMap::new();
+    let mut tasks = JoinSet::new();
+    let mut changes = checks.clone();
+    let stop_all = shutdown.child_token();
+    tasks.spawn(listen(HEALTH_PORT, checks.clone(), stop_all.clone()));
+    loop {
+        let wanted: Vec<u16> = changes.borrow_and_update().keys().copied().collect();
+        listeners.retain(|port, stop| {
+            let kept = wanted.contains(port);
+            if !kept {
+                stop.cancel();
+            }
+            kept
+        });
+        for port in wanted {
+            listeners.entry(port).or_insert_with(|| {
+                let stop = stop_all.child_token();
+                tasks.spawn(listen(port, checks.clone(), stop.clone()));
+                stop
+            });
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            changed = changes.changed() => if changed.is_err() { break },
+            Some(_) = tasks.join_next() => {}
+        }
+    }
+    tasks.shutdown().await;
+    Ok(())
+}
+
+/// On every address of both families, or of IPv4 alone where there is no IPv6.
+async fn bind(port: u16) -> std::io::Result<TcpListener> {
+    match TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).await {
+        Ok(listener) => Ok(listener),
+        Err(_) => TcpListener::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))).await,
+    }
+}
+
+async fn listen(port: u16, checks: watch::Receiver<Checks>, stop: CancellationToken) {
+    let listener = match bind(port).await {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::warn!(port, %error, "health checks are not answered: the port is taken");
+            return;
+        }
+    };
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next() => continue,
+        };
+        // A client that went away again, or no descriptor left: the next one may do better.
+        let Ok((stream, _)) = accepted else { continue };
+        let checks = checks.clone();
+        connections.spawn(async move {
+            let answer = service_fn(move |request| {
+                let answer = respond(port, &request, &checks.borrow());
+                async move { Ok::<_, Infallible>(answer) }
+            });
+            let mut server = http1::Builder::new();
+            server.timer(TokioTimer::new()).header_read_timeout(HEALTH_PATIENCE).keep_alive(false);
+            if let Err(error) = server.serve_connection(TokioIo::new(stream), answer).await {
+                tracing::debug!(port, %error, "a health check broke off");
+            }
+        });
+    }
+}
+
+fn respond(port: u16, request: &Request<Incoming>, checks: &Checks) -> Response<Full<Bytes>> {
+    if port == HEALTH_PORT {
+        return proxy(request.uri().path());
+    }
+    match checks.get(&port) {
+        Some(check) => balancer(check),
+        None => reply(StatusCode::NOT_FOUND, &json!({}), 0),
+    }
+}
+
+fn proxy(path: &str) -> Response<Full<Bytes>> {
+    match path {
+        "/healthz" | "/livez" => reply(StatusCode::OK, &json!({"nodeEligible": true}), 0),
+        _ => reply(StatusCode::NOT_FOUND, &json!({}), 0),
+    }
+}
+
+fn balancer(check: &Check) -> Response<Full<Bytes>> {
+    let (namespace, name) = &check.service;
+    let body = json!({
+        "service": {"namespace": namespace, "name": name},
+        "localEndpoints": check.endpoints,
+        "serviceProxyHealthy": true,
+    });
+    let status = if check.endpoints > 0 { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    reply(status, &body, check.endpoints)
+}
+
+fn reply(status: StatusCode, body: &serde_json::Value, weight: usize) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert("Content-Type", http::HeaderValue::from_static("application/json"));
+    headers.insert("X-Content-Type-Options", http::HeaderValue::from_static("nosniff"));
+    headers.insert("X-Load-Balancing-Endpoint-Weight", http::HeaderValue::from(weight));
+    response
+}
