@@ -18,7 +18,8 @@ use crate::queue::{self, Key, Queue};
 use crate::quotas::Quota;
 use crate::types::{
     Certificate, ConfigMap, ControllerRevision, CronJob, DaemonSet, Deployment, Endpoints, Job, Lease, Namespace, Node,
-    PersistentVolumeClaim, Pod, ReplicaSet, ReplicationController, Secret, Service, ServiceAccount, Slice, StatefulSet,
+    PersistentVolume, PersistentVolumeClaim, Pod, ReplicaSet, ReplicationController, Secret, Service, ServiceAccount,
+    Slice, StatefulSet, StorageClass,
 };
 use crate::{accounts, tokens};
 
@@ -128,6 +129,8 @@ informers! {
     jobs: Job;
     cron_jobs: CronJob;
     claims: PersistentVolumeClaim;
+    volumes: PersistentVolume;
+    classes: StorageClass;
     budgets: Budget;
     quotas: Quota;
     cluster_roles: ClusterRole;

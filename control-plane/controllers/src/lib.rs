@@ -34,6 +34,7 @@ mod revisions;
 mod statefulset;
 mod tokens;
 mod types;
+mod volumes;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -137,6 +138,8 @@ fn start(context: &Context) -> Result<(), String> {
         }
     });
     aggregation::start(context, &all);
+    volumes::start(context, &all);
+    volumes::protection::start(context, &all);
     nodes::start(context, &all);
     nodes::evict::start(context, &all);
     nodes::podgc::start(context, &all);

@@ -26,7 +26,7 @@ use crate::pod::Pod;
 use crate::preempt;
 use crate::queue::Queue;
 use crate::reason::Rules;
-use crate::report::{Report, Reporter};
+use crate::report::{GATED, Report, Reporter};
 use crate::wire;
 
 /// What a pod that left or arrived may change for others.
@@ -239,6 +239,9 @@ impl Driver {
         }
         if let Some(node) = pod.nominated.clone() {
             self.cluster.nominate(pod.clone(), &node);
+        }
+        if pod.gated && pod.reported.as_deref() != Some(GATED) {
+            self.reporter.send(Report::Gated(pod.clone()));
         }
         // While assumed, an update without a node is older than our binding.
         if !self.assumed.contains(&pod.uid) || self.queue.get(&pod.uid).is_some() {

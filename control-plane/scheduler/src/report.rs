@@ -15,11 +15,16 @@ use crate::limits;
 use crate::pod::{Pod, SCHEDULER_NAME};
 use crate::wire;
 
+/// Message of a pod that waits for its gates.
+pub(crate) const GATED: &str = "Scheduling is blocked due to non-empty scheduling gates";
+
 /// Something to tell.
 #[derive(Debug)]
 pub(crate) enum Report {
     /// The pod was bound.
     Scheduled(Arc<Pod>, Arc<str>),
+    /// It waits for its gates.
+    Gated(Arc<Pod>),
     /// No node was found; the message says why.
     Unschedulable(Arc<Pod>, String),
     /// A pod was deleted to make room.
@@ -68,8 +73,9 @@ async fn write(client: Client, report: Report) {
             let note = format!("Successfully assigned {}/{} to {node}", pod.namespace, pod.name);
             event(client, &pod, "Normal", "Scheduled", "Binding", &note, None).await;
         }
+        Report::Gated(pod) => condition(client, &pod, "SchedulingGated", GATED).await,
         Report::Unschedulable(pod, message) => {
-            condition(client, &pod, &message).await;
+            condition(client, &pod, "Unschedulable", &message).await;
             event(client, &pod, "Warning", "FailedScheduling", "Scheduling", &message, None).await;
         }
         Report::Preempted { victim, by, node } => {
@@ -79,10 +85,10 @@ async fn write(client: Client, report: Report) {
     }
 }
 
-async fn condition(client: &Client, pod: &Pod, message: &str) {
+async fn condition(client: &Client, pod: &Pod, reason: &str, message: &str) {
     let pods: Api<wire::Pod> = Api::namespaced(client.clone(), &pod.namespace);
     let patch = json!({"metadata": {"uid": &*pod.uid}, "status": {"conditions": [{
-        "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message,
+        "type": "PodScheduled", "status": "False", "reason": reason, "message": message,
         "lastProbeTime": null, "lastTransitionTime": seconds(Timestamp::now()),
     }]}});
     if let Err(error) = pods.patch_status(&pod.name, &PatchParams::default(), &Patch::Strategic(patch)).await

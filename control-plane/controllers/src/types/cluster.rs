@@ -157,16 +157,6 @@ pub(crate) struct ServiceAccount {
 resource!(ServiceAccount, "", "v1", "ServiceAccount", "serviceaccounts", NamespaceResourceScope);
 impl Kind for ServiceAccount {}
 
-/// A PersistentVolumeClaim: only its metadata.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub(crate) struct PersistentVolumeClaim {
-    /// Metadata.
-    pub(crate) metadata: ObjectMeta,
-}
-resource!(PersistentVolumeClaim, "", "v1", "PersistentVolumeClaim", "persistentvolumeclaims", NamespaceResourceScope);
-impl Kind for PersistentVolumeClaim {}
-
 /// A ConfigMap (only those called kube-root-ca.crt are watched).
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]

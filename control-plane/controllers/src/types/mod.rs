@@ -7,17 +7,18 @@ mod daemon;
 mod network;
 mod pod;
 mod stateful;
+mod volume;
 mod workload;
 
 pub(crate) use batch::{CronJob, CronJobStatus, FailureRule, Job, JobCondition, JobStatus, Reference};
 pub(crate) use cluster::{
-    Certificate, CertificateSpec, ConfigMap, Lease, Namespace, Node, NodeCondition, PersistentVolumeClaim, Secret,
-    ServiceAccount,
+    Certificate, CertificateSpec, ConfigMap, Lease, Namespace, Node, NodeCondition, Secret, ServiceAccount,
 };
 pub(crate) use daemon::{ControllerRevision, DaemonSet, DaemonSetStatus};
 pub(crate) use network::{Endpoints, SERVICE_NAME, Service, ServicePort, Slice};
 pub(crate) use pod::{COMPLETION_INDEX, DELETION_COST, IGNORED_FAILURES, INDEX_FAILURES, JOB_TRACKING, Pod};
 pub(crate) use stateful::{Retention, StatefulSet, StatefulSetStatus};
+pub(crate) use volume::{PersistentVolume, PersistentVolumeClaim, StorageClass};
 pub(crate) use workload::{
     Deployment, DeploymentCondition, DeploymentStatus, ReplicaSet, ReplicaSetCondition, ReplicaSetStatus,
     ReplicationController, Selectable, Template, portion,

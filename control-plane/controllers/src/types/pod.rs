@@ -39,6 +39,9 @@ pub(crate) struct Pod {
     /// The one node its affinity names, for pods of DaemonSets that are not bound yet.
     #[serde(skip)]
     pub(crate) target: Option<Box<str>>,
+    /// Names of the volume claims it uses.
+    #[serde(skip)]
+    pub(crate) claims: Box<[Box<str>]>,
 }
 resource!(Pod, "", "v1", "Pod", "pods", NamespaceResourceScope);
 
@@ -54,6 +57,9 @@ pub(crate) struct Spec {
     pub(crate) subdomain: Option<String>,
     /// Only until [`Pod::target`] has been read from it.
     pub(crate) affinity: Option<Affinity>,
+    /// Only until [`Pod::claims`] have been read from them.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) volumes: Vec<Volume>,
     /// What it tolerates.
     #[serde(deserialize_with = "nullable")]
     pub(crate) tolerations: Vec<Toleration>,
@@ -63,6 +69,26 @@ pub(crate) struct Spec {
     /// Init containers: only the ports of sidecars matter.
     #[serde(deserialize_with = "nullable")]
     pub(crate) init_containers: Vec<Container>,
+}
+
+/// A volume: only claims.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Volume {
+    /// Name within the pod.
+    pub(crate) name: String,
+    /// A claim by name.
+    pub(crate) persistent_volume_claim: Option<ClaimName>,
+    /// A claim of the pod's own, named after both.
+    pub(crate) ephemeral: Option<serde::de::IgnoredAny>,
+}
+
+/// The name of a claim.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct ClaimName {
+    /// The name.
+    pub(crate) claim_name: String,
 }
 
 /// A container's ports.
@@ -169,6 +195,13 @@ impl Kind for Pod {
             annotations.retain(|key, _| KEPT.contains(&key.as_str()));
         }
         self.target = self.spec.affinity.take().and_then(named_node);
+        let volumes = std::mem::take(&mut self.spec.volumes);
+        let claim = |volume: Volume| match (volume.persistent_volume_claim, volume.ephemeral) {
+            (Some(claim), _) => Some(claim.claim_name.into_boxed_str()),
+            (None, Some(_)) => Some(format!("{}-{}", self.name(), volume.name).into_boxed_str()),
+            (None, None) => None,
+        };
+        self.claims = volumes.into_iter().filter_map(claim).collect();
     }
 
     fn indexes(&self) -> Vec<String> {

@@ -12,3 +12,4 @@ mod quotas;
 mod scheduling;
 mod services;
 mod stateful;
+mod volumes;
