@@ -6,6 +6,7 @@ mod definition;
 mod prune;
 mod rules;
 mod schema;
+mod structure;
 mod validate;
 
 use std::sync::Arc;

@@ -334,7 +334,7 @@ fn every_kind_takes_its_least_object_and_refuses_a_broken_one() {
             json!({"spec": {"policyName": "p", "validationActions": ["Deny", "Warn"]}}), &["spec.validationActions: Invalid value: [\"Deny\",\"Warn\"]: must not contain both Deny and Warn"]),
         ("admissionregistration.k8s.io/v1 ValidatingWebhookConfiguration", json!({"webhooks": [hook]}), json!({"webhooks": [{"name": "a.b.c", "clientConfig": {"url": "http://h"}, "sideEffects": "None", "admissionReviewVersions": ["v1"]}]}),
             &["webhooks[0].clientConfig.url: Invalid value: \"http\": 'https' is the only allowed URL scheme; desired format: https://host[/path]"]),
-        ("apiextensions.k8s.io/v1 CustomResourceDefinition", json!({"metadata": {"name": "as.example.com"}, "spec": crd}), json!({"spec": {"names": {}}}), &["spec.group: Required value"]),
+        ("apiextensions.k8s.io/v1 CustomResourceDefinition", json!({"metadata": {"name": "as.example.com"}, "spec": crd}), json!({"spec": {"names": {}}}), &["metadata.name: Invalid value: \"a\": must be spec.names.plural", "spec.group: Required value"]),
         ("scheduling.k8s.io/v1 PriorityClass", json!({"value": 1}), json!({"value": 2_000_000_000}), &["value: Forbidden: maximum allowed value of a user defined priority is 1000000000"]),
         ("coordination.k8s.io/v1 Lease", json!({}), json!({"spec": {"leaseDurationSeconds": 0}}), &["spec.leaseDurationSeconds: Invalid value: 0: must be greater than zero"]),
         ("node.k8s.io/v1 RuntimeClass", json!({"handler": "h"}), json!({}), &["handler: Invalid value: \"\""]),
