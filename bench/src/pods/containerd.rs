@@ -127,7 +127,8 @@ impl Containerd {
                 snapshotter: SNAPSHOTTER.into(),
                 key: key.clone(),
                 parent: parent.clone(),
-                ..PrepareSnapshotRequest::default()
+                // Nothing refers to it: without the label containerd may collect it before it is removed.
+                labels: [("containerd.io/gc.root".to_owned(), "bench".to_owned())].into(),
             };
             let begun = Instant::now();
             snapshots.prepare(call(prepare)?).await?;

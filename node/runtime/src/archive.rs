@@ -14,7 +14,7 @@ use serde::Deserialize;
 use tokio::runtime::Handle;
 
 use crate::content::{Descriptor, Upload, digest_of};
-use crate::images::{Images, Manifest, normalise};
+use crate::images::{Images, Manifest, Origin, normalise};
 use crate::{Error, ImageInfo, Result, limits};
 
 const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
@@ -67,7 +67,7 @@ pub(crate) async fn import(images: &Arc<Images>, path: &Path) -> Result<Vec<Imag
                 let config = plan.manifest.config.clone().ok_or_else(|| invalid("a manifest has no configuration"))?;
                 images.unpack(&lease, &plan.manifest, &config).await?;
                 for name in plan.names {
-                    images.name(&name, &plan.target).await?;
+                    images.name(&name, &plan.target, Origin::Archive).await?;
                     names.push(name);
                 }
             }

@@ -23,7 +23,7 @@ use crate::error::or_gone;
 use crate::host::{self, Layers};
 use crate::{
     Config, ContainerSpec, ContainerState, Error, Exit, Prepared, Result, Runtime, Seccomp, Status, events, exec,
-    labels, loggers, spec, users,
+    labels, limits, loggers, spec, users,
 };
 
 const RUNC: &str = "io.containerd.runc.v2";
@@ -113,10 +113,17 @@ impl Runtime {
             let (record, task) = self.record(id).await?;
             let own = record.labels.get(labels::STOP_SIGNAL).and_then(|signal| signal_number(signal).ok());
             let chosen = named.or(own).unwrap_or(libc::SIGTERM.cast_unsigned());
+            let deaf = task.as_ref().filter(|task| is_deaf(task, chosen));
             if !directly(id, task.as_ref(), chosen) {
                 or_gone(self.signal(id, chosen, false).await)?;
             }
-            if let Ok(exit) = tokio::time::timeout(grace, self.await_exit(id)).await {
+            let ended = async {
+                tokio::select! {
+                    ended = self.await_exit(id) => ended,
+                    ended = signal_once_heard(id, deaf, chosen) => ended,
+                }
+            };
+            if let Ok(exit) = tokio::time::timeout(grace, ended).await {
                 return exit;
             }
         }
@@ -318,12 +325,37 @@ impl Runtime {
     }
 }
 
+fn pid(task: &Task) -> Option<Pid> {
+    i32::try_from(task.pid).ok().filter(|_| task.status() == TaskStatus::Running).map(Pid::from_raw)
+}
+
+fn is_deaf(task: &Task, signal: u32) -> bool {
+    pid(task).is_some_and(|pid| crate::sys::is_deaf(pid, signal))
+}
+
+/// A program that has just been started may not catch its stop signal yet, and then never hears of it: it is told again as
+/// soon as it does. Programs that never will get their whole grace, as everywhere.
+async fn signal_once_heard(id: &str, deaf: Option<&Task>, signal: u32) -> Result<Exit> {
+    let begun = tokio::time::Instant::now();
+    let mut pause = limits::DEAF_FIRST;
+    while let Some(task) = deaf
+        && begun.elapsed() < limits::DEAF
+    {
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(limits::DEAF_PAUSE);
+        if !is_deaf(task, signal) {
+            directly(id, deaf, signal);
+            break;
+        }
+    }
+    std::future::pending().await
+}
+
 /// Signals a running container's first process without runc, whose start takes longer than most programs' end. `false`:
 /// containerd has to be asked.
 fn directly(id: &str, task: Option<&Task>, signal: u32) -> bool {
-    let Some(task) = task.filter(|task| task.status() == TaskStatus::Running) else { return false };
-    let Ok(pid) = i32::try_from(task.pid) else { return false };
-    let sent = crate::sys::signal_member(Pid::from_raw(pid), &format!("/{id}"), signal.cast_signed());
+    let Some(pid) = task.and_then(pid) else { return false };
+    let sent = crate::sys::signal_member(pid, &format!("/{id}"), signal.cast_signed());
     sent.unwrap_or_else(|error| {
         tracing::debug!(container = id, %error, "not signalled directly");
         false

@@ -18,7 +18,7 @@ use serde::Deserialize;
 use crate::client::Client;
 use crate::content::{Descriptor, Labels, digest_of};
 use crate::error::or_gone;
-use crate::{Error, ImageConfig, ImageInfo, Result, limits, reference};
+use crate::{Error, ImageConfig, ImageInfo, Result, labels, limits, reference};
 
 /// The images of one containerd namespace.
 pub(crate) struct Images {
@@ -72,6 +72,14 @@ struct RunConfig {
 struct RootFs {
     #[serde(default)]
     diff_ids: Vec<String>,
+}
+
+/// Where an image came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// It can be had from there again.
+    Registry,
+    Archive,
 }
 
 /// Completes a name as every client does: `nginx` is `docker.io/library/nginx:latest`.
@@ -166,9 +174,15 @@ impl Images {
         self.read(image.into()).await
     }
 
-    /// Every image record with its image; records that are not whole (or for other machines) are left out.
+    /// Every image record with its image.
     pub(crate) async fn all(&self) -> Result<Vec<(String, Arc<Unpacked>)>> {
-        let request = self.client.call(ListImagesRequest { filters: Vec::new() });
+        self.records(Vec::new()).await
+    }
+
+    /// The image records that fit one of containerd's filters, with their images; records that are not whole (or for
+    /// other machines) are left out.
+    async fn records(&self, filters: Vec<String>) -> Result<Vec<(String, Arc<Unpacked>)>> {
+        let request = self.client.call(ListImagesRequest { filters });
         let answer = self.client.images().list(request).await.map_err(self.client.failed("images"))?;
         let mut images = Vec::new();
         for record in answer.into_inner().images {
@@ -205,8 +219,17 @@ impl Images {
 
     /// Every image with all its names, sorted by the first name.
     pub(crate) async fn infos(&self) -> Result<Vec<ImageInfo>> {
+        self.infos_of(Vec::new()).await
+    }
+
+    /// The images that came from a registry, with the names under which they came.
+    pub(crate) async fn pulled(&self) -> Result<Vec<ImageInfo>> {
+        self.infos_of(vec![format!("labels.\"{}\"", labels::PULLED)]).await
+    }
+
+    async fn infos_of(&self, filters: Vec<String>) -> Result<Vec<ImageInfo>> {
         let mut images: HashMap<String, (Arc<Unpacked>, Vec<String>)> = HashMap::new();
-        for (name, image) in self.all().await? {
+        for (name, image) in self.records(filters).await? {
             images.entry(image.config_digest.clone()).or_insert((image, Vec::new())).1.push(name);
         }
         let mut infos: Vec<_> = images.into_values().map(|(image, names)| image.info(names)).collect();
@@ -300,8 +323,12 @@ impl Images {
     }
 
     /// Points a name at an image.
-    pub(crate) async fn name(&self, name: &str, target: &Descriptor) -> Result<()> {
-        let image = Some(Image { name: name.to_owned(), target: Some(target.into()), ..Image::default() });
+    pub(crate) async fn name(&self, name: &str, target: &Descriptor, origin: Origin) -> Result<()> {
+        let labels = match origin {
+            Origin::Registry => HashMap::from([(labels::PULLED.to_owned(), "true".to_owned())]),
+            Origin::Archive => HashMap::new(),
+        };
+        let image = Some(Image { name: name.to_owned(), target: Some(target.into()), labels, ..Image::default() });
         let create = CreateImageRequest { image: image.clone(), source_date_epoch: None };
         match self.client.images().create(self.client.call(create)).await {
             Ok(_) => Ok(()),

@@ -24,6 +24,9 @@ pub(crate) const STDIN: &str = "io.sluice.stdin";
 /// Written at the end: `<code> <oom> <finished at>`.
 pub(crate) const EXIT: &str = "io.sluice.exit";
 
+/// On images: this node fetched it from a registry.
+pub(crate) const PULLED: &str = "io.sluice.pulled";
+
 const OWN: [&str; 13] =
     [POD_UID, POD_NAME, POD_NAMESPACE, NAME, ATTEMPT, IMAGE, IMAGE_ID, LOG_PATH, CGROUP, STOP_SIGNAL, TTY, STDIN, EXIT];
 

@@ -44,6 +44,12 @@ pub const LEASE: Duration = Duration::from_secs(24 * 3600);
 pub const USER_FILE: u64 = 1024 * 1024;
 /// Longest pause between attempts to reach a containerd that has gone.
 pub const RECONNECT: Duration = Duration::from_secs(2);
+/// How long a program that does not catch its stop signal is looked at, whether it comes to catch it.
+pub const DEAF: Duration = Duration::from_secs(5);
+/// First pause between the looks; doubles up to the second value.
+pub const DEAF_FIRST: Duration = Duration::from_millis(5);
+/// See [`DEAF_FIRST`].
+pub const DEAF_PAUSE: Duration = Duration::from_millis(100);
 /// First pause before a logger that could not be started is started again; doubles up to [`RECONNECT`].
 pub const LOGGER_FIRST: Duration = Duration::from_millis(100);
 /// First pause before the end of a container that could not be written down is written again; doubles up to

@@ -14,7 +14,7 @@ use oci_client::{Client, Reference};
 use parking_lot::Mutex;
 
 use crate::content::{Descriptor, Upload, digest_of};
-use crate::images::{Images, Manifest, normalise};
+use crate::images::{Images, Manifest, Origin, normalise};
 use crate::turns::Turns;
 use crate::{Credentials, Error, Progress, Result, limits};
 
@@ -133,9 +133,9 @@ impl<P: Fn(Progress) + Send + Sync> Pull<'_, P> {
             client.write_blob(&self.lease, &top_blob, manifest.labels()).await?;
         }
         self.images.unpack(&self.lease, &manifest, &config).await?;
-        self.images.name(&self.reference.whole(), &top).await?;
+        self.images.name(&self.reference.whole(), &top, Origin::Registry).await?;
         let repository = format!("{}/{}", self.reference.registry(), self.reference.repository());
-        self.images.name(&format!("{repository}@{}", top.digest), &top).await
+        self.images.name(&format!("{repository}@{}", top.digest), &top, Origin::Registry).await
     }
 
     async fn manifest(&self, reference: &Reference, auth: &RegistryAuth) -> Result<(Descriptor, Vec<u8>)> {

@@ -102,6 +102,11 @@ impl Runtime {
         self.inner.images.infos().await
     }
 
+    /// The present images that were pulled, with the names under which they came: those that can be had again.
+    pub async fn pulled_images(&self) -> Result<Vec<ImageInfo>> {
+        self.inner.images.pulled().await
+    }
+
     /// Downloads and unpacks. `credentials` are tried in order, then anonymously; `progress` is called at every blob.
     pub async fn pull(
         &self,

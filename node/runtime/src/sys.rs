@@ -41,6 +41,15 @@ pub(crate) fn signal_member(pid: Pid, cgroup: &str, signal: i32) -> io::Result<b
     }
 }
 
+/// Whether the kernel would drop a signal to this process: the first of its namespace gets only those that it catches.
+pub(crate) fn is_deaf(pid: Pid, signal: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+    let first = field("NSpid:").split_whitespace().last() == Some("1");
+    let caught = u64::from_str_radix(field("SigCgt:").trim(), 16).unwrap_or(u64::MAX);
+    first && (1..=64).contains(&signal) && caught & (1 << (signal - 1)) == 0
+}
+
 fn open_pidfd(pid: Pid) -> io::Result<OwnedFd> {
     // SAFETY: pidfd_open takes two integers and touches no memory of ours.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };

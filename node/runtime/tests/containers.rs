@@ -73,6 +73,17 @@ async fn a_container_lives_and_dies() {
 }
 
 #[tokio::test]
+async fn a_container_that_is_not_listening_yet_is_told_again() {
+    let mut world = World::start("deaf").await;
+    world.import().await;
+    let spec = world.run("echo up; sleep 0.7; trap 'exit 3' TERM; while :; do sleep 0.1; done").await;
+    eventually("the shell is there", || log(&spec).contains("up")).await;
+    let exit = world.runtime.stop(&spec.id, None, Duration::from_secs(60)).await.unwrap();
+    assert_eq!(exit.code, 3, "the first process of a namespace does not get signals that it does not catch");
+    world.end().await;
+}
+
+#[tokio::test]
 async fn a_container_that_ignores_the_signal_is_killed() {
     let mut world = World::start("kill").await;
     world.import().await;

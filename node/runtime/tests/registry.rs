@@ -123,6 +123,13 @@ async fn an_image_is_pulled_and_runs() {
     let again = tokio::join!(runtime.pull(&pushed.name, &[], |_| {}), runtime.pull(&pushed.name, &[], |_| {}));
     assert_eq!((again.0.unwrap(), again.1.unwrap()), (image.clone(), image));
     assert_eq!(runtime.images().await.unwrap().len(), 1);
+
+    // What was pulled can be had again; what was imported cannot.
+    world.import().await;
+    let names = |images: Vec<sluice_runtime::ImageInfo>| images.into_iter().flat_map(|i| i.names).collect::<Vec<_>>();
+    let (all, again) = (names(runtime.images().await.unwrap()), names(runtime.pulled_images().await.unwrap()));
+    assert_eq!((all.len(), again.len()), (3, 2), "{all:?} {again:?}");
+    assert!(again.iter().all(|name| name.starts_with(&registry.host)), "{again:?}");
     world.end().await;
 }
 
