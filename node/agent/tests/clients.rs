@@ -38,13 +38,14 @@ impl Registry {
         let mut command = Command::new("docker-registry");
         command.arg("serve").arg(dir.join("config.yml")).stdout(Stdio::null()).stderr(Stdio::null());
         let process = command.spawn().expect("install docker-registry: it is the registry of this test");
+        let registry = Registry { process, host };
         for _ in 0..500 {
-            if TcpStream::connect(&host).is_ok() {
-                return Registry { process, host };
+            if TcpStream::connect(&registry.host).is_ok() {
+                return registry;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        panic!("the registry does not listen on {host}");
+        panic!("the registry does not listen on {}", registry.host);
     }
 
     fn curl(&self, arguments: &[&str]) -> String {

@@ -93,11 +93,7 @@ async fn read(mut source: SplitStream<Socket>, dialect: Dialect, inputs: mpsc::S
     while let Some(Ok(message)) = source.next().await {
         match message {
             Message::Close(_) => return,
-            Message::Binary(_) | Message::Text(_) => {
-                if inputs.send(dialect.input(&message)).await.is_err() {
-                    return;
-                }
-            }
+            Message::Binary(_) | Message::Text(_) if inputs.send(dialect.input(&message)).await.is_err() => return,
             _ => {}
         }
     }
