@@ -13,7 +13,7 @@ use http::{Request, Response, request::Parts};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use parking_lot::Mutex;
-use sluice_api::status::Status;
+use sluice_api::{resource::Resource, status::Status};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
@@ -171,6 +171,9 @@ impl Pipeline {
         let Some(resource) = registry.by_path(&info.group, &info.version, &info.resource) else {
             return Err(Status::not_found_path());
         };
+        if let Some(warning) = deprecated(resource).filter(|_| parts.extensions.get::<FixedUser>().is_none()) {
+            warnings.lock().push(warning.to_owned());
+        }
         let streams = matches!(info.subresource.as_str(), "exec" | "attach" | "portforward" | "log" | "proxy");
         if streams && resource.subresource(&info.subresource).is_some() {
             if info.subresource != "log" {
@@ -195,6 +198,15 @@ impl Pipeline {
         let user = self.core.authenticator.authenticate(certificates, &parts.headers).await?;
         let user = impersonation::apply(user, &parts.headers, &self.core.authorizer)?;
         Ok(Arc::new(user))
+    }
+}
+
+/// What a client is told of a kind that upstream wants to be rid of.
+fn deprecated(resource: &Resource) -> Option<&'static str> {
+    match (&*resource.group, &*resource.kind) {
+        ("", "Endpoints") => Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
+        ("", "ComponentStatus") => Some("v1 ComponentStatus is deprecated in v1.19+"),
+        _ => None,
     }
 }
 

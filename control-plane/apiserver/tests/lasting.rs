@@ -74,3 +74,19 @@ async fn a_refused_request_leaves_its_connection_usable() {
         assert_eq!(send("GET", "/version", String::new()).await, 200);
     }
 }
+
+#[tokio::test]
+async fn clients_are_told_of_deprecated_kinds() {
+    let server = Server::listening().await;
+    let admin = server.https("admin", &["system:masters"]).await;
+    let endpoints = "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice";
+    let check = async |path: &str, expected: Option<&str>| {
+        let answer = admin.get(path).await;
+        let expected: Vec<String> = expected.iter().map(|text| format!("299 - \"{text}\"")).collect();
+        assert_eq!(answer.warnings(), expected, "{path}");
+    };
+    check("/api/v1/endpoints", Some(endpoints)).await;
+    check("/api/v1/namespaces/default/endpoints/kubernetes", Some(endpoints)).await;
+    check("/api/v1/componentstatuses", Some("v1 ComponentStatus is deprecated in v1.19+")).await;
+    check("/api/v1/services", None).await;
+}
