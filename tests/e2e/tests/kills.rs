@@ -1,0 +1,115 @@
+//! kill -9 of every process in turn: what runs goes on, what ended is started again. The control
+//! plane runs alone; the node under test joined it with a token.
+
+use anyhow::{Context, Result, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use sluice_e2e::{Lab, Options, output, sample_image, step, target};
+
+const MANIFEST: &str = r#"
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: kept}
+spec:
+  replicas: 1
+  selector: {matchLabels: {app: kept}}
+  template:
+    metadata: {labels: {app: kept}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      tolerations: [{operator: Exists}]
+      containers:
+        - name: web
+          image: sluice.local/echo:latest
+          imagePullPolicy: IfNotPresent
+          args: [serve, --drain, "0"]
+          readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: kept}
+spec: {clusterIP: 10.96.0.200, selector: {app: kept}, ports: [{port: 80, targetPort: 8080}]}
+"#;
+
+#[test]
+fn what_is_killed_comes_back_and_disturbs_nothing_else() -> Result<()> {
+    let mut lab = Lab::start_apart(&Options { nodes: 2, ..Options::one("se5") })?;
+    output(&mut lab.nodes()[1].sluice(&["image", "import", &sample_image().to_string_lossy()]))?;
+    lab.apply(MANIFEST)?;
+    lab.kubectl("rollout status deployment/kept --timeout=60s")?;
+    step("containerd", || {
+        let before = identity(&lab)?;
+        kill_all(&lab, " --config ")?;
+        answers(&lab)?;
+        ensure!(identity(&lab)? == before, "the pod's container changed");
+        Ok(())
+    })?;
+    step("the container's logger", || {
+        let before = identity(&lab)?;
+        kill_all(&lab, " logger ")?;
+        answers(&lab)?;
+        ensure!(identity(&lab)? == before, "the pod's container changed");
+        Ok(())
+    })?;
+    step("the container's process", || {
+        let pids = lab.nodes()[1].contained()?;
+        ensure!(!pids.is_empty(), "the pod's cgroup holds no process");
+        pids.into_iter().try_for_each(end)?;
+        restarted(&lab, 1)
+    })?;
+    step("the shim", || {
+        kill_all(&lab, "containerd-shim")?;
+        restarted(&lab, 2)
+    })?;
+    step("the node's daemon", || killed_daemon(&mut lab, 2))?;
+    step("the control plane", || killed_daemon(&mut lab, 1))
+}
+
+/// kill -9 of the processes of node 2 with `part` in their command line.
+fn kill_all(lab: &Lab, part: &str) -> Result<()> {
+    let all = lab.nodes()[1].processes()?;
+    let chosen: Vec<Pid> = all.iter().filter(|(_, line)| line.contains(part)).map(|(pid, _)| *pid).collect();
+    ensure!(!chosen.is_empty(), "node2 has no process with {part:?} in {all:#?}");
+    chosen.into_iter().try_for_each(end)
+}
+
+fn end(pid: Pid) -> Result<()> {
+    kill(pid, Signal::SIGKILL).with_context(|| format!("kill -9 {pid}"))
+}
+
+/// The pod's container with the count of its restarts.
+fn identity(lab: &Lab) -> Result<String> {
+    let status = ".items[*].status.containerStatuses[0]";
+    lab.kubectl(&format!("get pods -l app=kept -o jsonpath={{{status}.containerID}}{{{status}.restartCount}}"))
+}
+
+/// Node 2 reaches the pod through its Service, over a new connection.
+fn answers(lab: &Lab) -> Result<()> {
+    let echo = target().join(format!("{}-unknown-linux-gnu/release/echo", std::env::consts::ARCH));
+    output(lab.nodes()[1].command(echo).args(["get", "http://10.96.0.200/"])).map(drop)
+}
+
+fn ready(lab: &Lab) -> Result<()> {
+    lab.kubectl("wait --for=condition=Ready node/node2 --timeout=90s")?;
+    lab.kubectl("wait --for=condition=Ready pod -l app=kept --timeout=60s").map(drop)
+}
+
+fn restarted(lab: &Lab, times: u32) -> Result<()> {
+    let count = format!("jsonpath={{.status.containerStatuses[0].restartCount}}={times}");
+    lab.kubectl(&format!("wait --for={count} pod -l app=kept --timeout=60s"))?;
+    ready(lab)?;
+    answers(lab)
+}
+
+fn killed_daemon(lab: &mut Lab, number: usize) -> Result<()> {
+    let before = identity(lab)?;
+    lab.node(number).end(Signal::SIGKILL)?;
+    answers(lab).context("while the daemon is down")?;
+    lab.node(number).restart()?;
+    ready(lab)?;
+    answers(lab)?;
+    ensure!(identity(lab)? == before, "the pod's container changed");
+    Ok(())
+}
