@@ -94,6 +94,12 @@ pub const EVICTION_DISK: u64 = 10;
 pub const EVICTION_INODES: u64 = 5;
 /// See [`EVICTION_DISK`].
 pub const EVICTION_PIDS: u64 = 1;
+/// Bytes and inodes of the disk that are enough for pods, however large it is.
+pub const DISK_ENOUGH: u64 = 2 << 30;
+/// See [`DISK_ENOUGH`].
+pub const INODES_ENOUGH: u64 = 100_000;
+/// Bytes of the disk that are enough for images.
+pub const IMAGES_ENOUGH: u64 = 4 << 30;
 /// How long a pressure condition is shown after the pressure has gone (upstream's `evictionPressureTransitionPeriod`).
 pub const PRESSURE_SHOWN: Duration = Duration::from_secs(300);
 /// Unused images are collected from so many parts of a hundred of the disk in use (upstream's defaults)…

@@ -34,6 +34,9 @@ impl Containers for Runtime {
     async fn images(&self) -> Result<Vec<ImageInfo>> {
         Runtime::images(self).await
     }
+    async fn pulled_images(&self) -> Result<Vec<ImageInfo>> {
+        Runtime::pulled_images(self).await
+    }
     async fn pull(&self, reference: &str, credentials: &[Credentials]) -> Result<ImageInfo> {
         Runtime::pull(self, reference, credentials, |_| {}).await
     }

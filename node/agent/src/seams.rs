@@ -21,6 +21,8 @@ pub trait Containers: Send + Sync + 'static {
     async fn version(&self) -> Result<String>;
     async fn image(&self, reference: &str) -> Result<Option<ImageInfo>>;
     async fn images(&self) -> Result<Vec<ImageInfo>>;
+    /// Those of them that were pulled by this node, and can be had again.
+    async fn pulled_images(&self) -> Result<Vec<ImageInfo>>;
     async fn pull(&self, reference: &str, credentials: &[Credentials]) -> Result<ImageInfo>;
     /// Removes an image's names; its layers go when nothing uses them.
     async fn remove_image(&self, reference: &str) -> Result<()>;

@@ -175,6 +175,9 @@ impl Containers for SimRuntime {
     async fn images(&self) -> Result<Vec<ImageInfo>> {
         Ok(Vec::new())
     }
+    async fn pulled_images(&self) -> Result<Vec<ImageInfo>> {
+        Ok(Vec::new())
+    }
     async fn pull(&self, reference: &str, _: &[Credentials]) -> Result<ImageInfo> {
         self.journal.add(format!("pull {reference}"));
         if self.missing.lock().iter().any(|m| m == reference) {

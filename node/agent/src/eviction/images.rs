@@ -1,5 +1,6 @@
 //! Collects images nobody uses when the disk fills: from upstream's high mark down to its low mark, those unused for the
-//! longest first, none younger than the least age. What is in use is asked of the runtime and the pods each time.
+//! longest first, none younger than the least age. Only what this node pulled is collected: an image that was imported
+//! could not be had again. What is in use is asked of the runtime and the pods each time.
 
 use std::collections::{HashMap, HashSet};
 
@@ -35,10 +36,10 @@ pub enum Goal {
 impl Goal {
     /// By the disk's fill alone; none below the high mark.
     pub fn of(disk: Room, t: &Thresholds) -> Option<Goal> {
-        if disk.all == 0 || disk.used_percent() < t.images_high {
+        if disk.all == 0 || disk.used_percent() < t.images_high || disk.left >= t.images_enough {
             return None;
         }
-        let keep = disk.all / 100 * 100u64.saturating_sub(t.images_low);
+        let keep = (disk.all / 100 * 100u64.saturating_sub(t.images_low)).min(t.images_enough);
         Some(Goal::Free(keep.saturating_sub(disk.left).max(1)))
     }
 }
@@ -46,7 +47,7 @@ impl Goal {
 impl Collector {
     /// Looks at the images, and removes some if there is a goal. Returns the bytes that should come free.
     pub async fn look(&mut self, node: &NodeContext, workers: &Workers, goal: Option<Goal>) -> u64 {
-        let (images, containers) = match (node.runtime.images().await, node.runtime.containers().await) {
+        let (images, containers) = match (node.runtime.pulled_images().await, node.runtime.containers().await) {
             (Ok(images), Ok(containers)) => (images, containers),
             (Err(error), _) | (_, Err(error)) => {
                 tracing::warn!(%error, "images are not looked at: the runtime does not list them");
@@ -171,6 +172,10 @@ mod tests {
     #[test]
     fn marks() {
         let goal = |left| Goal::of(Room { left, all: 1000 }, &Thresholds::default());
+        // A large disk of which gigabytes are left is not full, whatever the percentage.
+        let large = |left: u64| Goal::of(Room { left: left << 30, all: 100 << 30 }, &Thresholds::default());
+        assert_eq!(large(5), None);
+        assert_eq!(large(3), Some(Goal::Free(1 << 30)));
         assert_eq!(goal(151), None);
         assert_eq!(goal(150), Some(Goal::Free(50)));
         assert_eq!(goal(0), Some(Goal::Free(200)));

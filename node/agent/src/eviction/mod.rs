@@ -71,7 +71,7 @@ impl Housekeeper {
         if pressure.memory {
             self.evict_one(Resource::Memory, thresholds.memory, signals.memory).await;
         } else if pressure.disk {
-            let threshold = signals.disk.all / 100 * thresholds.disk;
+            let threshold = (signals.disk.all / 100 * thresholds.disk).min(thresholds.disk_enough);
             self.evict_one(Resource::EphemeralStorage, threshold, signals.disk.left).await;
         } else if pressure.pids {
             let threshold = signals.pids.all / 100 * thresholds.pids;

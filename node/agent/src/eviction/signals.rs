@@ -25,9 +25,9 @@ pub struct Room {
 }
 
 impl Room {
-    /// True if less than so many of a hundred parts are left; false where nothing is known.
-    pub fn is_below(self, percent: u64) -> bool {
-        self.all > 0 && u128::from(self.left) * 100 < u128::from(self.all) * u128::from(percent)
+    /// True if less than so many of a hundred parts are left, and less than `enough`; false where nothing is known.
+    pub fn is_short(self, percent: u64, enough: u64) -> bool {
+        self.all > 0 && self.left < enough && u128::from(self.left) * 100 < u128::from(self.all) * u128::from(percent)
     }
 
     /// The parts of a hundred that are in use.
@@ -37,7 +37,8 @@ impl Room {
     }
 }
 
-/// When a node is short: upstream's defaults, unless told otherwise.
+/// When a node is short: upstream's percentages, unless told otherwise, but never while there is enough in bytes: a
+/// tenth of a large disk is room for many pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Thresholds {
     /// Bytes of memory that stay free.
@@ -46,6 +47,10 @@ pub struct Thresholds {
     pub disk: u64,
     pub inodes: u64,
     pub pids: u64,
+    /// Bytes of the disk that are enough, whatever part of it they are.
+    pub disk_enough: u64,
+    /// The same before images are collected.
+    pub images_enough: u64,
     /// Parts of a hundred of the disk in use from which, and down to which, unused images are collected.
     pub images_high: u64,
     pub images_low: u64,
@@ -58,6 +63,8 @@ impl Default for Thresholds {
             disk: limits::EVICTION_DISK,
             inodes: limits::EVICTION_INODES,
             pids: limits::EVICTION_PIDS,
+            disk_enough: limits::DISK_ENOUGH,
+            images_enough: limits::IMAGES_ENOUGH,
             images_high: limits::IMAGES_HIGH,
             images_low: limits::IMAGES_LOW,
         }
@@ -108,8 +115,8 @@ impl Signals {
     pub fn pressure(&self, t: &Thresholds) -> Pressure {
         Pressure {
             memory: self.memory > 0 && self.memory < t.memory,
-            disk: self.disk.is_below(t.disk) || self.inodes.is_below(t.inodes),
-            pids: self.pids.is_below(t.pids),
+            disk: self.disk.is_short(t.disk, t.disk_enough) || self.inodes.is_short(t.inodes, limits::INODES_ENOUGH),
+            pids: self.pids.is_short(t.pids, u64::MAX),
         }
     }
 }
@@ -136,6 +143,8 @@ mod tests {
             (Signals { memory: (100 << 20) - 1, ..plenty }, &["MemoryPressure"][..]),
             (Signals { disk: room(9, 100), ..plenty }, &["DiskPressure"]),
             (Signals { disk: room(10, 100), ..plenty }, &[]),
+            (Signals { disk: room(3 << 30, 100 << 30), ..plenty }, &[]),
+            (Signals { disk: room(1 << 30, 100 << 30), ..plenty }, &["DiskPressure"]),
             (Signals { inodes: room(4, 100), ..plenty }, &["DiskPressure"]),
             (Signals { pids: room(99, 10_000), ..plenty }, &["PIDPressure"]),
             (Signals::default(), &[]),
