@@ -115,12 +115,7 @@ async fn failures_read_as_upstreams() {
     let answer = http.send(Method::POST, MAPS, &[("content-type", "text/plain")], "x").await;
     assert_eq!(answer.code, 415);
     let apply = http
-        .send(
-            Method::PATCH,
-            &format!("{MAPS}/a?fieldManager=x"),
-            &[("content-type", "application/json")],
-            "{}",
-        )
+        .send(Method::PATCH, &format!("{MAPS}/a?fieldManager=x"), &[("content-type", "application/json")], "{}")
         .await;
     assert_eq!(apply.code, 415);
     let answer = http.accept(MAPS, "text/html").await;
