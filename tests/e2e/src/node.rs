@@ -14,7 +14,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::sh::output;
+use crate::sh::{output, target};
 
 /// How long a daemon may take until it is ready; debug builds on a busy machine are slow.
 const READY: Duration = Duration::from_secs(120);
@@ -96,6 +96,14 @@ impl Node {
             .arg(cgroup_root().join(&self.instance).join("host"))
             .arg(format!("/run/netns/{}", self.namespace))
             .arg(program.as_ref());
+        command
+    }
+
+    /// The sample image's static program, as a process of the node.
+    pub fn echo(&self, arguments: &[&str]) -> Command {
+        let echo = target().join(format!("{}-unknown-linux-gnu/release/echo", std::env::consts::ARCH));
+        let mut command = self.command(echo);
+        command.args(arguments);
         command
     }
 

@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use sluice_e2e::{Lab, Options, output, sample_image, step, target};
+use sluice_e2e::{Lab, Options, output, sample_image, step};
 
 const MANIFEST: &str = include_str!("../../../xtask/samples/echo.yaml");
 
@@ -36,10 +36,8 @@ fn serves(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// The static program, run as a process of the node.
 fn from_node(lab: &Lab, arguments: &[&str]) -> Result<String> {
-    let echo = target().join(format!("{}-unknown-linux-gnu/release/echo", std::env::consts::ARCH));
-    output(lab.nodes()[0].command(echo).args(arguments))
+    output(&mut lab.nodes()[0].echo(arguments))
 }
 
 fn configuration(lab: &Lab) -> Result<()> {

@@ -2,6 +2,11 @@
 //! ports from other namespaces, probes that fail and recover, init containers and sidecars, custom
 //! resources, and kubectl's ways into a pod. One lab for all of it; each step names itself.
 
+use std::{
+    io::{BufRead, BufReader},
+    process::Stdio,
+};
+
 use anyhow::{Context, Result, ensure};
 use sluice_e2e::{Lab, Options, output, sample_image, step};
 
@@ -17,7 +22,7 @@ fn a_cluster_runs_what_manifests_ask_for() -> Result<()> {
     step("liveness restarts, readiness takes out and in, startup holds back", || probes(&lab))?;
     step("init containers and sidecars keep their order", || init_containers(&lab))?;
     step("a changed ConfigMap and Secret reach a running pod", || volumes_follow(&lab))?;
-    step("attach and cp", || ways_in(&lab))?;
+    step("attach, cp and port-forward", || ways_in(&lab))?;
     step("a custom resource is served, checked and explained", || custom(&lab))?;
     step("a rollback takes the old ReplicaSet", || rollback(&lab))
 }
@@ -304,9 +309,16 @@ metadata: {name: asker}
 spec:
   restartPolicy: Never
   containers: [{name: main, IMAGE, stdin: true, stdinOnce: true, command: [sh, -c, "read answer; echo heard $answer"]}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: server}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers: [{name: main, IMAGE, readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}}]
 "#,
     )?;
-    lab.kubectl("wait --for=condition=Ready pod/asker --timeout=60s")?;
+    lab.kubectl("wait --for=condition=Ready pod/asker pod/server --timeout=60s")?;
     let config = lab.nodes()[0].data_dir().join("admin.kubeconfig");
     let attach = format!("echo yes | KUBECONFIG={} kubectl attach -i asker", config.display());
     output(lab.nodes()[0].command("sh").args(["-c", &attach]))?;
@@ -314,7 +326,17 @@ spec:
     let heard = lab.kubectl("logs asker")?;
     ensure!(heard == "heard yes\n", "the attached pod's log: {heard:?}");
 
-    lab.kubectl("delete pod asker client --timeout=60s").map(drop)
+    let mut command = lab.nodes()[0].kubectl();
+    let mut forward = command.args(["port-forward", "pod/server", "18080:8080"]).stdout(Stdio::piped()).spawn()?;
+    // Kept: kubectl says more, and must not find its output closed.
+    let mut output_of_kubectl = BufReader::new(forward.stdout.take().context("no output")?);
+    let mut said = String::new();
+    output_of_kubectl.read_line(&mut said)?;
+    let asked = output(&mut lab.nodes()[0].echo(&["get", "http://127.0.0.1:18080/"]));
+    forward.kill()?;
+    forward.wait()?;
+    ensure!(asked?.starts_with("server\n"), "through the forwarded port, after {said:?}");
+    lab.kubectl("delete pod asker server client --timeout=60s").map(drop)
 }
 
 fn custom(lab: &Lab) -> Result<()> {
