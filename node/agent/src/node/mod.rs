@@ -1,5 +1,6 @@
-//! The node's own objects: the Node with its status, and the lease that says it lives. The lease is renewed every ten
-//! seconds; the status is written when it changes and every five minutes.
+//! The node's own objects: the Node with its status, and the lease that says it lives. Every ten seconds the
+//! lease is renewed and the Node read; its status is written when it differs from what this node sees, whoever changed
+//! it, and every five minutes.
 
 pub mod machine;
 pub mod object;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams, PostParams};
 use kube::{Client, Error};
 use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
@@ -87,20 +88,21 @@ impl Keeper {
             }
             Err(e) => return Err(e),
         }
-        self.write(&Value::Null).await.map(|_| ())
+        self.report(true).await.map(drop)
     }
 
-    /// Renews the lease and writes the status until the shutdown.
+    /// Renews the lease and keeps the status true until the shutdown.
     pub async fn run(mut self, shutdown: CancellationToken) {
-        let mut written = Value::Null;
-        let mut written_at = None;
+        let mut written_at: Option<std::time::Instant> = None;
         let mut beat = tokio::time::interval(limits::LEASE_RENEW);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let images = tokio::select! {
                 () = shutdown.cancelled() => return,
                 _ = beat.tick() => {
-                    self.renew_lease().await;
+                    if let Err(error) = within(self.renew_lease()).await {
+                        tracing::warn!(%error, "the node's lease was not renewed");
+                    }
                     written_at.is_none()
                 }
                 changed = self.network.changed() => {
@@ -112,17 +114,12 @@ impl Keeper {
                 () = self.changed.notified() => true,
             };
             self.observe(images).await;
-            let now = Timestamp::now();
-            let status = object::status(&self.observed, &written, now);
-            let old = written_at.is_none_or(|t: std::time::Instant| t.elapsed() >= limits::NODE_STATUS);
-            if !old && !object::differs(&written, &status) {
-                continue;
-            }
-            match self.write(&written).await {
-                Ok(status) => {
-                    written = status;
-                    written_at = Some(std::time::Instant::now());
-                }
+            let due = written_at.is_none_or(|t| t.elapsed() >= limits::NODE_STATUS);
+            match within(self.report(due)).await {
+                Ok(true) => written_at = Some(std::time::Instant::now()),
+                Ok(false) => {}
+                // Whoever deletes the Node of a daemon that still runs has some minutes to end it.
+                Err(Error::Api(s)) if s.code == 404 && !due => {}
                 Err(Error::Api(s)) if s.code == 404 => {
                     tracing::warn!(node = self.observed.name, "the Node object is gone; registering again");
                     if let Err(error) = self.register().await {
@@ -153,27 +150,30 @@ impl Keeper {
         self.beats.send_replace(signals);
     }
 
-    async fn write(&self, old: &Value) -> Result<Value, Error> {
-        let status = object::status(&self.observed, old, Timestamp::now());
-        let api: Api<Node> = Api::all(self.client.clone());
-        let patch = json!({"status": status});
+    /// Writes the status if the server's Node differs from it, or `always`; true if it was written.
+    async fn report(&self, always: bool) -> Result<bool, Error> {
+        let resource = ApiResource::erase::<Node>(&());
+        let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource);
+        let old = api.get(&self.observed.name).await?.data["status"].take();
+        let new = object::status(&self.observed, &old, Timestamp::now());
+        if !always && !object::differs(&old, &new) {
+            return Ok(false);
+        }
+        let patch = object::patch(&old, &new);
         api.patch_status(&self.observed.name, &PatchParams::default(), &Patch::Strategic(&patch)).await?;
-        Ok(status)
+        Ok(true)
     }
 
-    async fn renew_lease(&self) {
+    async fn renew_lease(&self) -> Result<(), Error> {
         let api: Api<Lease> = Api::namespaced(self.client.clone(), LEASES);
         let name = &self.observed.name;
         let now = micro_time(Timestamp::now());
         let patch = json!({"spec": {
             "holderIdentity": name, "leaseDurationSeconds": limits::LEASE_DURATION.as_secs(), "renewTime": now,
         }});
-        let result = match api.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+        match api.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await {
             Err(Error::Api(s)) if s.code == 404 => self.create_lease(&api, &patch).await,
             other => other.map(|_| ()),
-        };
-        if let Err(error) = result {
-            tracing::warn!(%error, "the node's lease was not renewed");
         }
     }
 
@@ -194,3 +194,11 @@ impl Keeper {
         api.create(&PostParams::default(), &lease).await.map(|_| ())
     }
 }
+
+/// An answer that does not come before the next heartbeat is an error.
+async fn within<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::time::timeout(limits::LEASE_RENEW, work).await.unwrap_or_else(|late| Err(Error::Service(Box::new(late))))
+}
+
+#[cfg(test)]
+mod tests;

@@ -50,7 +50,8 @@ pub fn node(o: &Observed, now: Timestamp) -> Value {
     })
 }
 
-/// The status; conditions keep the transition times of `old` while they stay the same.
+/// The status; conditions keep the transition times of `old`, the status as the server has it, while they stay the same,
+/// and resources that others added to its capacity are kept and allocatable.
 pub fn status(o: &Observed, old: &Value, now: Timestamp) -> Value {
     let mut addresses: Vec<Value> =
         o.ips.iter().map(|ip| json!({"type": "InternalIP", "address": ip.to_string()})).collect();
@@ -60,10 +61,17 @@ pub fn status(o: &Observed, old: &Value, now: Timestamp) -> Value {
         _ => "containerd://".to_owned(),
     };
     let m = &o.machine;
+    let (mut capacity, mut allocatable) = (m.capacity(), m.allocatable());
+    for (name, amount) in old.get("capacity").and_then(Value::as_object).into_iter().flatten() {
+        if let Some(amount) = amount.as_str().filter(|_| !capacity.contains_key(name)) {
+            capacity.insert(name.clone(), amount.to_owned());
+            allocatable.insert(name.clone(), amount.to_owned());
+        }
+    }
     json!({
         "addresses": addresses,
-        "capacity": m.capacity(),
-        "allocatable": m.allocatable(),
+        "capacity": capacity,
+        "allocatable": allocatable,
         "daemonEndpoints": {"kubeletEndpoint": {"Port": o.api_port}},
         "nodeInfo": {
             "architecture": m.architecture,
@@ -167,20 +175,63 @@ fn conditions(o: &Observed, old: &Value, now: Timestamp) -> Vec<Value> {
         .collect()
 }
 
-/// True if two statuses differ in more than heartbeats.
-pub fn differs(a: &Value, b: &Value) -> bool {
-    let strip = |v: &Value| {
-        let mut v = v.clone();
-        if let Some(list) = v.get_mut("conditions").and_then(Value::as_array_mut) {
-            for c in list {
-                if let Some(c) = c.as_object_mut() {
-                    c.remove("lastHeartbeatTime");
-                }
+/// The strategic merge patch that brings the server's status `old` to `new`.
+pub fn patch(old: &Value, new: &Value) -> Value {
+    let mut new = new.clone();
+    for name in leftovers(old, &new) {
+        new["allocatable"][name] = Value::Null;
+    }
+    // Addresses are merged by type, which may occur twice.
+    if let Some(addresses) = new["addresses"].as_array_mut() {
+        addresses.push(json!({"$patch": "replace"}));
+    }
+    json!({"status": new})
+}
+
+/// True if the server's status `old` is not what `new` says, in more than heartbeats. What others added does not count.
+pub fn differs(old: &Value, new: &Value) -> bool {
+    let differs = |(key, new): (&String, &Value)| {
+        let old = &old[key];
+        match key.as_str() {
+            "conditions" => !new.as_array().into_iter().flatten().all(|c| has_condition(old, c)),
+            "capacity" | "allocatable" => {
+                !new.as_object().into_iter().flatten().all(|(name, q)| same_quantity(&old[name], q))
             }
+            _ => !holds(old, new),
         }
-        v
     };
-    strip(a) != strip(b)
+    new.as_object().into_iter().flatten().any(differs) || !leftovers(old, new).is_empty()
+}
+
+/// Extended resources that are allocatable still though the capacity no longer has them.
+fn leftovers(old: &Value, new: &Value) -> Vec<String> {
+    let names = old["allocatable"].as_object().into_iter().flatten().map(|(name, _)| name);
+    names.filter(|name| name.contains('/') && new["allocatable"].get(name).is_none()).cloned().collect()
+}
+
+fn has_condition(list: &Value, condition: &Value) -> bool {
+    let same = |c: &Value| {
+        ["type", "status", "reason", "message", "lastTransitionTime"].iter().all(|key| c[key] == condition[key])
+    };
+    list.as_array().into_iter().flatten().any(same)
+}
+
+fn same_quantity(a: &Value, b: &Value) -> bool {
+    let milli = |v: &Value| v.as_str().and_then(crate::quantity::milli);
+    a == b || milli(a).is_some_and(|a| milli(b) == Some(a))
+}
+
+/// True if `have` says all that `want` does; an absent field is an empty one.
+fn holds(have: &Value, want: &Value) -> bool {
+    match (have, want) {
+        (_, Value::Object(want)) => want.iter().all(|(key, want)| holds(&have[key], want)),
+        (Value::Array(have), Value::Array(want)) => {
+            have.len() == want.len() && have.iter().zip(want).all(|(have, want)| holds(have, want))
+        }
+        (Value::Null, Value::Array(want)) => want.is_empty(),
+        (Value::Null, Value::String(want)) => want.is_empty(),
+        _ => have == want,
+    }
 }
 
 #[cfg(test)]
@@ -230,5 +281,61 @@ mod tests {
         assert!(differs(&b, &c));
         assert_eq!(c["conditions"][0]["lastTransitionTime"], "1970-01-01T00:01:00Z");
         assert_eq!(c["conditions"][3]["lastTransitionTime"], "1970-01-01T00:00:00Z");
+    }
+
+    #[test]
+    fn only_what_is_ours_and_not_so_is_written() {
+        let now = Timestamp::UNIX_EPOCH;
+        let o = Observed { ips: vec!["192.0.2.1".parse().unwrap_or_else(|_| unreachable!())], ..observed() };
+        let ours = status(&o, &Value::Null, now);
+        type Change = fn(&mut Value);
+        let cases: [(&str, Change, bool); 11] = [
+            ("nothing", |_| {}, false),
+            ("absent empty text", |s| s["nodeInfo"]["kubeProxyVersion"] = Value::Null, false),
+            ("absent empty list", |s| s["images"] = Value::Null, false),
+            ("a field of others", |s| s["nodeInfo"]["swap"] = json!({"capacity": 1}), false),
+            ("a condition of others", |s| s["conditions"][7] = json!({"type": "NetworkUnavailable"}), false),
+            ("a quantity in other words", |s| s["capacity"]["pods"] = "110000m".into(), false),
+            ("a silent node", |s| s["conditions"][3]["status"] = "Unknown".into(), true),
+            ("a reason of others", |s| s["conditions"][0]["reason"] = "NodeStatusUnknown".into(), true),
+            ("another address", |s| s["addresses"][0]["address"] = "192.0.2.2".into(), true),
+            ("an image", |s| s["images"] = json!([{"names": ["a"], "sizeBytes": 1}]), true),
+            ("no memory", |s| s["allocatable"]["memory"] = "7".into(), true),
+        ];
+        for (name, change, differ) in cases {
+            let mut server = ours.clone();
+            if name == "a condition of others" {
+                server["conditions"].as_array_mut().into_iter().for_each(|l| l.resize(8, Value::Null));
+            }
+            change(&mut server);
+            assert_eq!(differs(&server, &status(&o, &server, now)), differ, "{name}");
+        }
+        assert!(differs(&Value::Null, &ours), "a new Node");
+        let later = now + std::time::Duration::from_secs(60);
+        let mut silent = ours.clone();
+        silent["conditions"][3]["status"] = "Unknown".into();
+        assert_eq!(status(&o, &silent, later)["conditions"][3]["lastTransitionTime"], "1970-01-01T00:01:00Z");
+    }
+
+    #[test]
+    fn resources_of_others_are_kept_and_allocatable() {
+        let now = Timestamp::UNIX_EPOCH;
+        let mut server = status(&observed(), &Value::Null, now);
+        server["capacity"]["example.com/foo"] = "3".into();
+        let ours = status(&observed(), &server, now);
+        assert!(differs(&server, &ours));
+        let patch = patch(&server, &ours);
+        for map in ["capacity", "allocatable"] {
+            assert_eq!(patch["status"][map]["example.com/foo"], "3", "{map}");
+        }
+        assert_eq!(patch["status"]["addresses"][1], json!({"$patch": "replace"}));
+        assert!(!differs(&ours, &status(&observed(), &ours, now)));
+        // Taken away again from the capacity: no longer allocatable either.
+        let mut server = ours.clone();
+        server["capacity"].as_object_mut().into_iter().for_each(|map| drop(map.remove("example.com/foo")));
+        let ours = status(&observed(), &server, now);
+        assert!(differs(&server, &ours));
+        let patch = super::patch(&server, &ours);
+        assert_eq!(patch["status"]["allocatable"].get("example.com/foo"), Some(&Value::Null));
     }
 }
