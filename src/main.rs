@@ -7,6 +7,7 @@ mod config;
 mod control_plane;
 mod daemon;
 mod image;
+mod leftovers;
 mod machine;
 mod node;
 mod reset;

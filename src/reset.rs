@@ -1,8 +1,13 @@
 //! `sluice reset`: stops the daemon and removes everything of this installation: containers,
-//! namespaces, links, routes, mounts, pinned maps, cgroups, files. What is already gone is no error;
-//! what cannot be removed is said, and the rest is removed all the same.
+//! cgroups, namespaces, links, routes, mounts, pinned maps, files. What is already gone is no error,
+//! not even containerd. What cannot be removed is said, and the rest is removed all the same, but for
+//! the files: they go last and only when nothing else is left, so that a second `reset` can go on.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -12,11 +17,12 @@ use nix::{
     unistd::Pid,
 };
 use sluice_dataplane::Dataplane;
-use sluice_runtime::{Runtime, cgroup::Cgroups, daemon::Containerd};
+use sluice_runtime::{Runtime, daemon::Containerd};
+use tokio::net::UnixStream;
 
 use crate::{
     config::{Config, Options},
-    machine, node,
+    leftovers, machine, node,
 };
 
 #[derive(Args)]
@@ -42,10 +48,10 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
         ("the daemon", stop_daemon(&config).await),
         ("eBPF programs and maps", data_plane(&config)),
         ("containers", containers(&config).await),
-        ("network namespaces, links, routes", network(&config).await),
         ("containerd", containerd(&config).await),
         ("cgroups", cgroups(&config)),
-        ("mounts and files", files(&config)),
+        ("network namespaces, links, routes", network(&config).await),
+        ("mounts", mounts(&config)),
     ] {
         match outcome {
             Ok(detail) => println!("removed {what}{detail}"),
@@ -53,8 +59,14 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
         }
     }
     if !failed.is_empty() {
-        bail!("not removed: {}", failed.join("; "));
+        bail!(
+            "not removed: {}; the files in {} and {} are kept, so that `sluice reset` can be run again",
+            failed.join("; "),
+            config.data_dir.display(),
+            config.run_dir.display()
+        );
     }
+    println!("removed files{}", files(&config)?);
     Ok(())
 }
 
@@ -74,17 +86,29 @@ fn data_plane(config: &Config) -> Result<String> {
 
 async fn containers(config: &Config) -> Result<String> {
     let socket = node::containerd_socket(config).await;
-    if !socket.exists() {
-        return Ok(" (none)".into());
+    let ours = socket == config.own_containerd_socket();
+    match UnixStream::connect(&socket).await {
+        Ok(_) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(" (none)".into()),
+        // Its files go with ours, the containers' processes with their cgroups.
+        Err(_) if ours => return Ok(" (without containerd, which is gone)".into()),
+        Err(error) => bail!(
+            "containerd at {} does not answer ({error}): start it (systemctl start containerd); if it is \
+             no longer installed, remove that socket",
+            socket.display()
+        ),
     }
+    match through_containerd(config, socket).await {
+        Err(error) if ours => Ok(format!(" (without containerd: {error:#})")),
+        other => other,
+    }
+}
+
+async fn through_containerd(config: &Config, socket: PathBuf) -> Result<String> {
     let runtime = Runtime::connect(node::runtime_config(config, socket)).await?;
     let all = runtime.containers().await?;
     for container in &all {
         runtime.remove(&container.id).await.with_context(|| format!("container {}", container.id))?;
-        // <logs>/<pod>/<container>/<attempt>.log: the pod's folder goes with its last container.
-        if let Some(pod) = container.log_path.ancestors().nth(2).filter(|dir| dir.starts_with(config.pod_logs())) {
-            let _ = fs::remove_dir_all(pod);
-        }
     }
     Ok(format!(" ({})", all.len()))
 }
@@ -104,28 +128,47 @@ async fn containerd(config: &Config) -> Result<String> {
 }
 
 fn cgroups(config: &Config) -> Result<String> {
-    // This process may stand in one of them (a shell on a namespaced node does); one's own cannot be removed.
-    fs::write(machine::cgroup_root().join("cgroup.procs"), std::process::id().to_string())
-        .context("cannot leave the cgroup")?;
-    Cgroups::new(&config.instance).remove_all()?;
+    Ok(match leftovers::remove(&config.instance)? {
+        0 => String::new(),
+        killed => format!(" ({killed} processes killed in them)"),
+    })
+}
+
+fn mounts(config: &Config) -> Result<String> {
+    for dir in [&config.run_dir, &config.data_dir] {
+        unmount_below(dir)?;
+    }
     Ok(String::new())
 }
 
 fn files(config: &Config) -> Result<String> {
-    for dir in [&config.run_dir, &config.data_dir] {
-        unmount_below(dir)?;
-    }
+    pod_logs(config);
     let mut gone = Vec::new();
     for dir in [&config.run_dir, &config.data_dir] {
         match fs::remove_dir_all(dir) {
             Ok(()) => gone.push(dir.display().to_string()),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(error).with_context(|| format!("cannot remove {}", dir.display())),
+        }
+    }
+    Ok(format!(" ({})", gone.join(", ")))
+}
+
+/// Removes the logs of the pods that this node has folders of; others may have logs there too.
+fn pod_logs(config: &Config) {
+    let names = |dir: &Path| -> Vec<String> {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    };
+    let uids = names(&config.data_dir.join("pods"));
+    // <namespace>_<name>_<uid>
+    for log in names(&config.pod_logs()) {
+        if log.rsplit_once('_').is_some_and(|(_, uid)| uids.iter().any(|known| known == uid)) {
+            let _ = fs::remove_dir_all(config.pod_logs().join(log));
         }
     }
     // Only if nobody else has logs there.
     let _ = fs::remove_dir(config.pod_logs());
-    Ok(format!(" ({})", gone.join(", ")))
 }
 
 /// Unmounts everything below a directory, the newest mount first.

@@ -1,5 +1,6 @@
-//! kill -9 of every process in turn: what runs goes on, what ended is started again. The control
-//! plane runs alone; the node under test joined it with a token.
+//! kill -9 of every process in turn, then of all at once: what runs goes on, what ended is started
+//! again, and `reset` leaves nothing. The control plane runs alone; the node under test joined it with
+//! a token.
 
 use anyhow::{Context, Result, ensure};
 use nix::{
@@ -64,7 +65,8 @@ fn what_is_killed_comes_back_and_disturbs_nothing_else() -> Result<()> {
         restarted(&lab, 2)
     })?;
     step("the node's daemon", || killed_daemon(&mut lab, 2))?;
-    step("the control plane", || killed_daemon(&mut lab, 1))
+    step("the control plane", || killed_daemon(&mut lab, 1))?;
+    step("everything at once, then reset", || everything(&mut lab))
 }
 
 /// kill -9 of the processes of node 2 with `part` in their command line.
@@ -111,5 +113,22 @@ fn killed_daemon(lab: &mut Lab, number: usize) -> Result<()> {
     ready(lab)?;
     answers(lab)?;
     ensure!(identity(lab)? == before, "the pod's container changed");
+    Ok(())
+}
+
+/// Daemon, containerd, shims and loggers die; the containers' own processes are left to nobody.
+fn everything(lab: &mut Lab) -> Result<()> {
+    lab.node(2).end(Signal::SIGKILL)?;
+    for (pid, _) in lab.nodes()[1].processes()? {
+        end(pid)?;
+    }
+    let node = &lab.nodes()[1];
+    ensure!(!node.contained()?.is_empty(), "the container was not left running");
+    output(node.sluice(&["reset", "--yes"]).current_dir("/"))?;
+    ensure!(node.contained()?.is_empty(), "processes of containers are left");
+    ensure!(node.processes()?.is_empty(), "processes are left: {:?}", node.processes()?);
+    for dir in [node.data_dir(), node.run_dir()] {
+        ensure!(!dir.exists(), "{} is left", dir.display());
+    }
     Ok(())
 }
