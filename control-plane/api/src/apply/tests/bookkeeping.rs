@@ -81,6 +81,7 @@ fn clients_may_write_the_list() {
     let mut spelled = entry("mine", "Apply");
     spelled["fieldsV1"] = json!({"f:list": {"k:{ \"name\" : \"n\" }": {}}, "z:new": {}});
     let mut state = State::custom(&schema);
+    state.update("first", json!({"list": [{"name": "n"}]}));
     state.update("u", json!({"metadata": {"managedFields": [spelled]}, "list": [{"name": "n"}]}));
     let list = &state.object.as_ref().unwrap()["metadata"]["managedFields"];
     assert_eq!(list[0]["fieldsV1"], json!({"f:list": {"k:{\"name\":\"n\"}": {}}}));
