@@ -70,7 +70,7 @@ impl<'a> Lexer<'a> {
     fn token(&mut self) -> Result<Token, ParseError> {
         let rest = self.rest();
         let Some(first) = rest.chars().next() else { return Ok(Token::End) };
-        let digit_next = rest[1..].starts_with(|c: char| c.is_ascii_digit()) && first == '.';
+        let digit_next = rest.strip_prefix('.').is_some_and(|after| after.starts_with(|c: char| c.is_ascii_digit()));
         if first.is_ascii_digit() || digit_next {
             return self.number();
         }
@@ -149,10 +149,11 @@ impl<'a> Lexer<'a> {
     /// A string or bytes literal, if one begins here.
     fn text(&mut self) -> Result<Option<Token>, ParseError> {
         let (start, rest) = (self.at, self.rest());
-        let quote_at = rest.find(['"', '\'']).unwrap_or(rest.len());
-        let prefix = &rest[..quote_at];
-        let lower = prefix.to_ascii_lowercase();
-        if quote_at == rest.len() || !matches!(lower.as_str(), "" | "r" | "b" | "br" | "rb") {
+        // At most two letters stand before the quote: looking further would cost a pass over the source for each token.
+        let quote_at = rest.bytes().take(3).position(|byte| matches!(byte, b'"' | b'\''));
+        let Some(quote_at) = quote_at else { return Ok(None) };
+        let lower = rest[..quote_at].to_ascii_lowercase();
+        if !matches!(lower.as_str(), "" | "r" | "b" | "br" | "rb") {
             return Ok(None);
         }
         let (raw, bytes) = (lower.contains('r'), lower.contains('b'));

@@ -86,6 +86,9 @@ fn texts_that_are_no_expressions_are_told_with_their_place() {
     check(&"!".repeat(10_000), "ERROR: <input>:1:");
     check(&"[".repeat(10_000), "ERROR: <input>:1:");
     check(&format!("a{}", ".a".repeat(10_000)), "ERROR: <input>:1:");
+    check("é", "ERROR: <input>:1:1: Syntax error: token recognition error at: 'é'");
+    // Reading a text takes time in proportion to its length.
+    check(&"!".repeat(limits::SOURCE), "ERROR: <input>:1:");
     check("99999999999999999999", "ERROR: <input>:1:1: Syntax error: invalid int literal");
 }
 
