@@ -10,6 +10,11 @@ pub const MAX_LABEL: usize = 63;
 /// The longest DNS subdomain, in bytes.
 pub const MAX_SUBDOMAIN: usize = 253;
 
+/// The longest name of a kernel parameter, in bytes.
+pub const MAX_SYSCTL: usize = 253;
+/// The names of kernel parameters, as upstream words the rule.
+pub const SYSCTL: &str = r"^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$";
+
 const QUALIFIED: &str = "([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]";
 const LABEL_VALUE: &str = "(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?";
 const DNS_LABEL: &str = "[a-z0-9]([-a-z0-9]*[a-z0-9])?";
@@ -83,6 +88,14 @@ pub fn path_segment(text: &str) -> Vec<String> {
     }
     let contains = |c: &&str| text.contains(*c);
     ["/", "%"].iter().filter(|c| contains(c)).map(|c| format!("may not contain '{c}'")).collect()
+}
+
+/// Whether the text can name a kernel parameter: [`SYSCTL`], at most [`MAX_SYSCTL`] bytes.
+pub fn is_sysctl(text: &str) -> bool {
+    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_');
+    let edge = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let segment = |part: &str| part.starts_with(edge) && part.ends_with(edge) && part.chars().all(inner);
+    text.len() <= MAX_SYSCTL && text.split(['.', '/']).all(segment)
 }
 
 /// `must be no more than {max} bytes`.

@@ -141,6 +141,8 @@ impl FieldError {
             text.push_str(": ");
             match value {
                 Value::String(s) => text.push_str(&quote(s)),
+                // Upstream's word for a pointer to nothing.
+                Value::Null => text.push_str("\"null\""),
                 other => text.push_str(&other.to_string()),
             }
         }

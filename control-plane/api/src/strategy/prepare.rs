@@ -63,7 +63,7 @@ pub fn prepare_create(resource: &Resource, object: &mut Value) {
         job_selector(object);
     }
     let first = match (resource.group.as_ref(), resource.kind.as_ref()) {
-        ("", "Pod") => json!({"phase": "Pending", "qosClass": qos_class(object)}),
+        ("", "Pod") => pod_status(object),
         ("", "Namespace") => json!({"phase": "Active"}),
         ("", "PersistentVolumeClaim") => json!({"phase": "Pending"}),
         ("", "PersistentVolume") => json!({"phase": "Pending"}),
@@ -80,6 +80,20 @@ pub fn prepare_create(resource: &Resource, object: &mut Value) {
     if let Value::Object(top) = object {
         top.insert("status".into(), first);
     }
+}
+
+/// A new pod waits; gates say so from the first moment (upstream's `applySchedulingGatedCondition`).
+fn pod_status(pod: &Value) -> Value {
+    let mut status = json!({"phase": "Pending", "qosClass": qos_class(pod)});
+    if pod.pointer("/spec/schedulingGates").and_then(Value::as_array).is_some_and(|gates| !gates.is_empty()) {
+        status["conditions"] = json!([{
+            "type": "PodScheduled",
+            "status": "False",
+            "reason": "SchedulingGated",
+            "message": "Scheduling is blocked due to non-empty scheduling gates",
+        }]);
+    }
+    status
 }
 
 /// A Job selects its pods by its own uid unless the user chose a selector (upstream's `generateSelector`).
@@ -211,6 +225,23 @@ mod tests {
             "Guaranteed",
         );
         check(json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m"}}), "Burstable");
+    }
+
+    #[test]
+    fn a_gated_pod_says_so_from_the_first_moment() {
+        let mut pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [], "schedulingGates": [{"name": "g"}]}});
+        prepare_create(kind("", "Pod"), &mut pod);
+        assert_eq!(
+            pod["status"]["conditions"],
+            json!([{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
+                "message": "Scheduling is blocked due to non-empty scheduling gates"}])
+        );
+        let columns = crate::table::columns(kind("", "Pod"));
+        let cells = crate::table::cells(columns, &pod, jiff::Timestamp::UNIX_EPOCH);
+        assert_eq!(cells[2], "SchedulingGated", "{cells:?}");
+        let mut free = json!({"metadata": {"name": "p"}, "spec": {"containers": [], "schedulingGates": []}});
+        prepare_create(kind("", "Pod"), &mut free);
+        assert!(free["status"].get("conditions").is_none());
     }
 
     #[test]

@@ -248,7 +248,7 @@ pub(super) fn job_change(old: At<'_>, new: At<'_>, errors: &mut Errors) {
         // An elastic Indexed Job scales by both at once.
         let indexed = new.at("spec.completionMode").text() == "Indexed";
         if !indexed {
-            new.at(completions).invalid(IMMUTABLE, errors);
+            new.at(completions).immutable(IMMUTABLE, errors);
         } else if new.at(completions).value != new.at(parallelism).value {
             new.at(completions).invalid(
                 "can only be modified in tandem with parallelism; that is, completions must equal parallelism",
@@ -266,7 +266,7 @@ pub(super) fn job_change(old: At<'_>, new: At<'_>, errors: &mut Errors) {
         template
     };
     if template(&old) != template(&new) {
-        new.at("spec.template").invalid(IMMUTABLE, errors);
+        new.at("spec.template").immutable(IMMUTABLE, errors);
     }
 }
 

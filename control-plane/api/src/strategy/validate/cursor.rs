@@ -79,7 +79,23 @@ impl<'a> At<'a> {
         !self.is_empty()
     }
 
+    /// `Invalid value`; a text that is missing reads `""`, as upstream's zero value does.
     pub(super) fn invalid(&self, detail: impl Into<String>, errors: &mut Errors) {
+        self.invalid_or("", detail, errors);
+    }
+
+    /// `Invalid value` of a number; one that is missing reads 0.
+    pub(super) fn invalid_number(&self, detail: impl Into<String>, errors: &mut Errors) {
+        self.invalid_or(0, detail, errors);
+    }
+
+    fn invalid_or(&self, missing: impl Into<Value>, detail: impl Into<String>, errors: &mut Errors) {
+        let value = if self.present() { self.value.clone() } else { missing.into() };
+        errors.push(FieldError::invalid(&self.path, value, detail));
+    }
+
+    /// `Invalid value` of what may not change: upstream's pointers, whose absence it tells.
+    pub(super) fn immutable(&self, detail: impl Into<String>, errors: &mut Errors) {
         errors.push(FieldError::invalid(&self.path, self.value.clone(), detail));
     }
 

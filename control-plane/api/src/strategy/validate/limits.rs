@@ -129,7 +129,7 @@ pub(super) fn resource_quota_change(old: At<'_>, new: At<'_>, errors: &mut Error
         scopes
     };
     if set(&old) != set(&new) {
-        new.at("spec.scopes").invalid(IMMUTABLE, errors);
+        new.at("spec.scopes").immutable(IMMUTABLE, errors);
     }
 }
 
@@ -261,12 +261,12 @@ pub(super) fn autoscaler(object: At<'_>, errors: &mut Errors) {
         for policy in rules.field("policies").items() {
             policy.field("type").one_of(&["Percent", "Pods"], errors);
             if policy.field("value").int().unwrap_or(0) <= 0 {
-                policy.field("value").invalid("must be greater than zero", errors);
+                policy.field("value").invalid_number("must be greater than zero", errors);
             }
             let period = policy.field("periodSeconds");
             match period.int().unwrap_or(0) {
-                n if n <= 0 => period.invalid("must be greater than zero", errors),
-                n if n > 1800 => period.invalid("must be less than or equal to 1800", errors),
+                n if n <= 0 => period.invalid_number("must be greater than zero", errors),
+                n if n > 1800 => period.invalid_number("must be less than or equal to 1800", errors),
                 _ => {}
             }
         }
@@ -384,7 +384,7 @@ pub(super) fn priority_class_change(old: At<'_>, new: At<'_>, errors: &mut Error
     }
     let (before, after) = (old.field("preemptionPolicy"), new.field("preemptionPolicy"));
     if before.value != after.value {
-        after.invalid(IMMUTABLE, errors);
+        after.immutable(IMMUTABLE, errors);
     }
 }
 
@@ -397,6 +397,6 @@ pub(super) fn runtime_class(object: At<'_>, errors: &mut Errors) {
 
 pub(super) fn runtime_class_change(old: At<'_>, new: At<'_>, errors: &mut Errors) {
     if old.field("handler").value != new.field("handler").value {
-        new.field("handler").invalid(IMMUTABLE, errors);
+        new.field("handler").immutable(IMMUTABLE, errors);
     }
 }

@@ -100,7 +100,7 @@ pub(super) fn change(old: At<'_>, new: At<'_>, errors: &mut Errors) {
         // A mark of deletion is the server's to set; clients only send back what they read.
         let set_now = field.starts_with("deletion") && !before.present();
         if before.value != after.value && !set_now {
-            after.invalid("field is immutable", errors);
+            after.immutable("field is immutable", errors);
         }
     }
     let deleting = old.field("deletionTimestamp").present();

@@ -250,6 +250,6 @@ pub(super) fn controller_revision(object: At<'_>, errors: &mut Errors) {
 
 pub(super) fn controller_revision_change(old: At<'_>, new: At<'_>, errors: &mut Errors) {
     if old.field("data").value != new.field("data").value {
-        new.field("data").invalid("field is immutable", errors);
+        new.field("data").immutable("field is immutable", errors);
     }
 }

@@ -53,7 +53,7 @@ pub(super) fn spec(spec: At<'_>, errors: &mut Errors) {
     for spread in spec.field("topologySpreadConstraints").items() {
         let skew = spread.field("maxSkew");
         if skew.int().unwrap_or(0) <= 0 {
-            skew.invalid("must be greater than zero", errors);
+            skew.invalid_number("must be greater than zero", errors);
         }
         spread.field("topologyKey").require_because("can not be empty", errors);
         let when = spread.field("whenUnsatisfiable");
@@ -63,6 +63,7 @@ pub(super) fn spec(spec: At<'_>, errors: &mut Errors) {
     }
     node_affinity(spec.at("affinity.nodeAffinity"), errors);
     dns_config(&spec, errors);
+    sysctls(&spec, errors);
     let mut gates = HashSet::new();
     for gate in spec.field("schedulingGates").items().map(|gate| gate.field("name")) {
         gate.syntax(names::qualified_name, errors);
@@ -134,7 +135,7 @@ fn node_affinity(affinity: At<'_>, errors: &mut Errors) {
     let mut all: Vec<At<'_>> = terms.collect();
     for (bad_weight, term) in preferred {
         if let Some(weight) = bad_weight {
-            weight.invalid("must be in the range 1-100", errors);
+            weight.invalid_number("must be in the range 1-100", errors);
         }
         all.push(term);
     }
@@ -159,6 +160,32 @@ fn node_affinity(affinity: At<'_>, errors: &mut Errors) {
             }
             "Exists" | "DoesNotExist" | "Gt" | "Lt" => {}
             _ => operator.invalid("not a valid selector operator", errors),
+        }
+    }
+}
+
+/// The names of kernel parameters, and that none belongs to a namespace which the pod shares with the node.
+fn sysctls(spec: &At<'_>, errors: &mut Errors) {
+    let mut seen = HashSet::new();
+    for name in spec.at("securityContext.sysctls").items().map(|sysctl| sysctl.field("name")) {
+        let text = name.text();
+        if !name.require(errors) {
+            continue;
+        }
+        if names::is_sysctl(text) {
+            if !seen.insert(text) {
+                errors.push(FieldError::duplicate(&name.path, text));
+            }
+        } else {
+            let (max, pattern) = (names::MAX_SYSCTL, names::SYSCTL);
+            name.invalid(format!("must have at most {max} characters and match regex {pattern}"), errors);
+        }
+        let dotted = text.replace('/', ".");
+        let ipc = ["kernel.shm", "kernel.msg", "fs.mqueue."].iter().any(|prefix| dotted.starts_with(prefix));
+        if dotted.starts_with("net.") && spec.field("hostNetwork").is_true() {
+            name.invalid("may not be specified when 'hostNetwork' is true", errors);
+        } else if (ipc || dotted == "kernel.sem") && spec.field("hostIPC").is_true() {
+            name.invalid("may not be specified when 'hostIPC' is true", errors);
         }
     }
 }

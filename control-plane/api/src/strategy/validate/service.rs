@@ -77,7 +77,7 @@ fn service_ports(spec: &At<'_>, errors: &mut Errors) {
         }
         let number = port.field("port");
         if number.int().unwrap_or(0) == 0 {
-            number.invalid("must be between 1 and 65535, inclusive", errors);
+            number.invalid_number("must be between 1 and 65535, inclusive", errors);
         } else {
             number.port(errors);
         }

@@ -54,12 +54,55 @@ fn pods() {
     check(
         json!({"tolerations": [{"value": "x"}]}),
         &[
-            "spec.tolerations[0].operator: Invalid value: null: operator must be Exists when `key` is empty, which means \"match all values and all keys\"",
+            "spec.tolerations[0].operator: Invalid value: \"\": operator must be Exists when `key` is empty, which means \"match all values and all keys\"",
         ],
+    );
+    check(
+        json!({"tolerations": [{"key": "k", "operator": "Exists", "tolerationSeconds": 1}]}),
+        &[
+            "spec.tolerations[0].effect: Invalid value: \"\": effect must be 'NoExecute' when `tolerationSeconds` is set",
+        ],
+    );
+    check(
+        json!({"topologySpreadConstraints": [{"topologyKey": "k", "whenUnsatisfiable": "DoNotSchedule"}]}),
+        &["spec.topologySpreadConstraints[0].maxSkew: Invalid value: 0: must be greater than zero"],
     );
     check(
         json!({"dnsPolicy": "None"}),
         &["spec.dnsConfig: Required value: must provide `dnsConfig` when `dnsPolicy` is None"],
+    );
+}
+
+#[test]
+fn sysctls() {
+    let check = |spec: Value, expected: &[&str]| check("", "Pod", pod(spec), expected);
+    let named = |names: &[&str]| -> Vec<Value> { names.iter().map(|n| json!({"name": n, "value": "1"})).collect() };
+    let good = ["kernel.shm_rmid_forced", "net/ipv4/tcp_syncookies", "net.ipv4.conf.eth0/1.forwarding"];
+    check(json!({"securityContext": {"sysctls": named(&good)}}), &[]);
+    let bad = |i: usize, name: &str| {
+        format!(
+            "spec.securityContext.sysctls[{i}].name: Invalid value: \"{name}\": must have at most 253 characters and \
+             match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$"
+        )
+    };
+    let long = "a".repeat(254);
+    let names = ["foo-", "kernel.shmmax", "safe-and-unsafe", "bar..", "42$", &long];
+    let expected = [bad(0, "foo-"), bad(3, "bar.."), bad(4, "42$"), bad(5, &long)];
+    let expected: Vec<&str> = expected.iter().map(String::as_str).collect();
+    check(json!({"securityContext": {"sysctls": named(&names)}}), &expected);
+    check(
+        json!({"securityContext": {"sysctls": named(&["", "a.b", "a.b"])}}),
+        &[
+            "spec.securityContext.sysctls[0].name: Required value",
+            "spec.securityContext.sysctls[2].name: Duplicate value: \"a.b\"",
+        ],
+    );
+    check(
+        json!({"hostNetwork": true, "hostIPC": true, "securityContext": {"sysctls": named(&["net/core/somaxconn", "kernel.msgmax", "vm.x"])}}),
+        &[
+            "spec.securityContext.sysctls[0].name: Invalid value: \"net/core/somaxconn\": may not be specified when 'hostNetwork' is true",
+            "spec.securityContext.sysctls[1].name: Invalid value: \"kernel.msgmax\": may not be specified when 'hostIPC' is true",
+        ],
     );
 }
 

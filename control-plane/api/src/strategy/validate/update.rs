@@ -9,7 +9,7 @@ const IMMUTABLE: &str = "field is immutable";
 
 fn same(old: &At<'_>, new: &At<'_>, detail: &str, errors: &mut Errors) {
     if old.value != new.value {
-        new.invalid(detail, errors);
+        new.immutable(detail, errors);
     }
 }
 

@@ -129,7 +129,7 @@ pub(super) fn claim_change(old: At<'_>, new: At<'_>, errors: &mut Errors) {
     }
     let (was, is) = (before.field("volumeMode"), after.field("volumeMode"));
     if was.value != is.value {
-        is.invalid("field is immutable", errors);
+        is.immutable("field is immutable", errors);
     }
 }
 
@@ -207,11 +207,11 @@ pub(super) fn volume_change(old: At<'_>, new: At<'_>, errors: &mut Errors) {
     }
     let (before, after) = (old.at("spec.volumeMode"), new.at("spec.volumeMode"));
     if before.value != after.value {
-        after.invalid("field is immutable", errors);
+        after.immutable("field is immutable", errors);
     }
     let (before, after) = (old.at("spec.nodeAffinity"), new.at("spec.nodeAffinity"));
     if before.present() && before.value != after.value {
-        after.invalid("field is immutable", errors);
+        after.immutable("field is immutable", errors);
     }
 }
 
@@ -244,7 +244,7 @@ pub(super) fn storage_class_change(old: At<'_>, new: At<'_>, errors: &mut Errors
     }
     let (before, after) = (old.field("volumeBindingMode"), new.field("volumeBindingMode"));
     if before.value != after.value {
-        after.invalid("field is immutable", errors);
+        after.immutable("field is immutable", errors);
     }
 }
 
@@ -267,7 +267,7 @@ pub(super) fn attachment(object: At<'_>, errors: &mut Errors) {
 
 pub(super) fn attachment_change(old: At<'_>, new: At<'_>, errors: &mut Errors) {
     if old.field("spec").value != new.field("spec").value {
-        new.field("spec").invalid("field is immutable", errors);
+        new.field("spec").immutable("field is immutable", errors);
     }
 }
 
