@@ -5,8 +5,9 @@
 //! here knows how a verb is carried out.
 
 mod builtin;
+mod version;
 
-use std::{borrow::Cow, sync::Arc, sync::LazyLock};
+use std::{borrow::Cow, collections::HashSet, sync::Arc, sync::LazyLock};
 
 /// Text that is static for built-in rows and owned for those of CRDs.
 pub type Str = Cow<'static, str>;
@@ -161,6 +162,13 @@ pub fn builtin() -> &'static Registry {
     &BUILTIN
 }
 
+/// The groups of [`builtin`].
+fn builtin_groups() -> &'static HashSet<&'static str> {
+    static GROUPS: LazyLock<HashSet<&'static str>> =
+        LazyLock::new(|| builtin().iter().map(|row| row.group.as_ref()).collect());
+    &GROUPS
+}
+
 /// The rows that are served now. Immutable; a CRD change makes a new one (swapped by the server).
 #[derive(Clone, Debug, Default)]
 pub struct Registry {
@@ -210,7 +218,8 @@ impl Registry {
         self.rows.iter()
     }
 
-    /// The groups with their versions, both in order of preference (that of the rows).
+    /// The groups in the order of the rows, those of custom resources behind them by name; their versions by
+    /// preference.
     pub fn groups(&self) -> Vec<(&str, Vec<&str>)> {
         let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
         for row in &self.rows {
@@ -222,6 +231,9 @@ impl Registry {
                 groups[at].1.push(&row.version);
             }
         }
+        let built_in = builtin_groups();
+        groups.sort_by_key(|(group, _)| Some(*group).filter(|group| !built_in.contains(group)));
+        groups.iter_mut().for_each(|(_, versions)| version::sort(versions));
         groups
     }
 
@@ -264,6 +276,20 @@ mod tests {
         }
         assert!(all.by_path("", "v1", "deployments").is_none());
         assert!(all.by_path("apps", "v2", "deployments").is_none());
+    }
+
+    #[test]
+    fn groups_and_versions_come_by_preference() {
+        let row = |group: &'static str, version: &'static str| {
+            let mut row = (**builtin().by_kind("apps", "v1", "Deployment").unwrap()).clone();
+            (row.group, row.version) = (group.into(), version.into());
+            Arc::new(row)
+        };
+        let custom = [row("z.com", "v1beta1"), row("z.com", "v1"), row("z.com", "v2"), row("a.com", "v1")];
+        let all = Registry::new(builtin().iter().cloned().chain(custom));
+        let (groups, fixed) = (all.groups(), builtin().groups());
+        assert_eq!(groups[..fixed.len()], fixed);
+        assert_eq!(groups[fixed.len()..], [("a.com", vec!["v1"]), ("z.com", vec!["v2", "v1", "v1beta1"])]);
     }
 
     #[test]
