@@ -251,10 +251,9 @@ fn container_status(state: &PodState, spec: &ContainerSpec, c: &Ctr, container: 
             waiting(&why.reason, Some(why.message.clone()))
         }
         Phase::Starting { exit: Some(exit), why: None, .. } => terminated(exit),
-        // A pod that is gone has no waiting containers (upstream: the state could not be found).
-        Phase::Waiting { .. } if state.teardown == Teardown::Deleting || gone(state, spec, c) => {
-            terminated(&unknown(c))
-        }
+        // A pod that is gone has no waiting containers (upstream: the state could not be found), but those it never
+        // came to.
+        Phase::Waiting { .. } if gone(state, spec, c) => terminated(&unknown(c)),
         Phase::Waiting { why: Some(why), .. } | Phase::Starting { why: Some(why), .. } => {
             waiting(&why.reason, Some(why.message.clone()))
         }
@@ -284,7 +283,12 @@ fn container_status(state: &PodState, spec: &ContainerSpec, c: &Ctr, container: 
 }
 
 fn gone(state: &PodState, spec: &ContainerSpec, c: &Ctr) -> bool {
-    state.is_finished() && spec.kind == Kind::Main && c.exit().is_none() && state.teardown != Teardown::No
+    let came_to = match spec.kind {
+        Kind::Main => initialized(state),
+        Kind::Init | Kind::Sidecar | Kind::Ephemeral => c.made,
+    };
+    let over = state.teardown == Teardown::Deleting || state.teardown != Teardown::No && spec.kind == Kind::Main;
+    came_to && over && state.is_finished()
 }
 
 fn unknown(c: &Ctr) -> Exit {

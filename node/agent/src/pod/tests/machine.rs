@@ -72,6 +72,32 @@ fn failed_init_container_fails_a_never_pod() {
     w.started("i");
     assert_eq!(w.exited("i", 1), ["teardown"]);
     assert_eq!(w.phase(), "Failed");
+    // It never came to the others.
+    assert_eq!(
+        (w.container("i").as_str(), w.container("a").as_str()),
+        ("terminated Error 1", "waiting PodInitializing")
+    );
+    w.send(Event::TornDown);
+    assert_eq!(w.container("a"), "waiting PodInitializing");
+    w.send(Event::Delete { grace: Duration::ZERO });
+    assert_eq!((w.phase(), w.container("a").as_str()), ("Failed", "waiting PodInitializing"));
+}
+
+#[test]
+fn what_an_initialized_pod_did_not_start_is_unknown_at_its_end() {
+    for inits in [json!([]), json!([{"name": "i"}])] {
+        let mut w = World::ready(json!({"initContainers": inits, "containers": [{"name": "a"}]}));
+        w.send(Event::VolumesReady);
+        if w.state.spec.has_init() {
+            w.started("i");
+            w.exited("i", 0);
+        }
+        w.start_failed("a", StartError::Create { message: "no".into() });
+        assert_eq!(w.container("a"), "waiting CreateContainerError");
+        w.send(Event::Delete { grace: Duration::ZERO });
+        w.send(Event::TornDown);
+        assert_eq!(w.container("a"), "terminated ContainerStatusUnknown 137", "{inits}");
+    }
 }
 
 #[test]
