@@ -5,19 +5,22 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use futures::StreamExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client};
+use kube::{Api, Client, Resource};
 use parking_lot::RwLock;
 use sluice_runtime::{ContainerState, Status};
 use tokio_util::sync::CancellationToken;
 
 use crate::admit;
+use crate::lenient::{Lenient, Sieve};
 use crate::limits;
 use crate::model::Pod;
 use crate::node_context::NodeContext;
 use crate::pod::adopt::{Found, FoundState};
 use crate::pod::state::Failure;
 use crate::pod::worker::{self, Beginning, Handle, Message};
+use crate::seams::PodName;
 
 /// The workers of a node, by pod uid.
 #[derive(Clone, Default)]
@@ -52,8 +55,15 @@ pub async fn run(
     labels: tokio::sync::watch::Receiver<Option<BTreeMap<String, String>>>,
     shutdown: CancellationToken,
 ) {
-    let mut dispatcher =
-        Dispatcher { node: node.clone(), workers, labels, left: HashMap::new(), seen: HashSet::new(), swept: false };
+    let mut dispatcher = Dispatcher {
+        node: node.clone(),
+        workers,
+        labels,
+        left: HashMap::new(),
+        seen: HashSet::new(),
+        swept: false,
+        sieve: Sieve::default(),
+    };
     // Events are followed before the list is read, so that no exit falls between the two.
     let mut containers = node.runtime.containers().await;
     while let Err(error) = &containers {
@@ -70,7 +80,7 @@ pub async fn run(
     for c in containers.unwrap_or_default() {
         dispatcher.left.entry(c.pod_uid.clone()).or_default().push(c);
     }
-    let api: Api<Pod> = Api::all(client);
+    let api: Api<Lenient<Pod>> = Api::all(client);
     let config = watcher::Config::default().fields(&format!("spec.nodeName={}", node.identity.name));
     let stream = watcher(api, config).default_backoff();
     futures::pin_mut!(stream);
@@ -96,15 +106,16 @@ struct Dispatcher {
     seen: HashSet<String>,
     /// The networks of pods that are gone were removed.
     swept: bool,
+    sieve: Sieve,
 }
 
 impl Dispatcher {
-    async fn take(&mut self, event: watcher::Event<Pod>) {
+    async fn take(&mut self, event: watcher::Event<Lenient<Pod>>) {
         match event {
             watcher::Event::Init => self.seen.clear(),
             watcher::Event::InitApply(pod) => {
-                self.seen.insert(pod.uid().to_owned());
-                self.apply(pod).await;
+                self.seen.insert(pod.meta().uid.clone().unwrap_or_default());
+                self.sift(pod).await;
             }
             watcher::Event::InitDone => {
                 let gone: Vec<Handle> =
@@ -117,12 +128,32 @@ impl Dispatcher {
                 self.remove_networks().await;
                 resync(&self.node).await;
             }
-            watcher::Event::Apply(pod) => self.apply(pod).await,
+            watcher::Event::Apply(pod) => self.sift(pod).await,
             watcher::Event::Delete(pod) => {
-                if let Some(handle) = self.workers.get(pod.uid()) {
+                self.sieve.forget(pod.meta());
+                if let Some(handle) = self.workers.get(pod.meta().uid.as_deref().unwrap_or_default()) {
                     tell(&handle, Message::Gone).await;
                 }
             }
+        }
+    }
+
+    async fn sift(&mut self, pod: Lenient<Pod>) {
+        match self.sieve.pass(pod) {
+            Ok(pod) => self.apply(pod).await,
+            Err(meta) => self.let_go(meta).await,
+        }
+    }
+
+    /// A pod that cannot be read never ran here: its deletion waits for nothing.
+    async fn let_go(&self, meta: ObjectMeta) {
+        let uid = meta.uid.unwrap_or_default();
+        if meta.deletion_timestamp.is_none() || self.workers.get(&uid).is_some() {
+            return;
+        }
+        let pod = PodName { uid, namespace: meta.namespace.unwrap_or_default(), name: meta.name.unwrap_or_default() };
+        if let Err(error) = self.node.api.delete(&pod).await {
+            tracing::warn!(%error, pod = pod.name, namespace = pod.namespace, "a pod that cannot be read was not deleted");
         }
     }
 

@@ -9,13 +9,14 @@ use std::sync::Arc;
 use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client};
+use kube::{Api, Client, Resource};
 use serde::Deserialize;
 use sluice_network::{Cidr, Peer, PeerPath};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::env::ServiceLink;
+use crate::lenient::{Lenient, Sieve};
 
 /// A Node as far as routes need it.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -80,7 +81,7 @@ pub struct ServicePort {
 
 macro_rules! core_resource {
     ($type:ty, $kind:literal, $plural:literal, $scope:ty) => {
-        impl kube::Resource for $type {
+        impl Resource for $type {
             type DynamicType = ();
             type Scope = $scope;
             fn kind(_: &()) -> Cow<'_, str> {
@@ -150,7 +151,7 @@ pub async fn nodes(
     shutdown: CancellationToken,
 ) {
     let mut all: HashMap<String, Node> = HashMap::new();
-    let stream = watcher(Api::<Node>::all(client), watcher::Config::default()).default_backoff();
+    let stream = watcher(Api::<Lenient<Node>>::all(client), watcher::Config::default()).default_backoff();
     follow(stream, &mut all, shutdown, |all| {
         let me = all.get(&own);
         let mut peers: Vec<Peer> = all.iter().filter(|(n, _)| **n != own).filter_map(|(_, n)| n.peer(path)).collect();
@@ -173,7 +174,7 @@ pub async fn nodes(
 /// Follows the Services until the shutdown.
 pub async fn services(client: Client, out: watch::Sender<Option<Arc<Vec<ServiceLink>>>>, shutdown: CancellationToken) {
     let mut all: HashMap<String, Service> = HashMap::new();
-    let stream = watcher(Api::<Service>::all(client), watcher::Config::default()).default_backoff();
+    let stream = watcher(Api::<Lenient<Service>>::all(client), watcher::Config::default()).default_backoff();
     follow(stream, &mut all, shutdown, |all| {
         let mut list: Vec<ServiceLink> = all.values().map(link).collect();
         list.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
@@ -195,18 +196,25 @@ fn link(s: &Service) -> ServiceLink {
     }
 }
 
-/// Keeps `all` equal to the stream and calls `changed` after the first list and each change.
-async fn follow<K: kube::Resource>(
-    stream: impl futures::Stream<Item = watcher::Result<watcher::Event<K>>>,
+/// Keeps `all` equal to the stream, less what cannot be read, and calls `changed` after the first list and each change.
+async fn follow<K: Resource<DynamicType = ()>>(
+    stream: impl futures::Stream<Item = watcher::Result<watcher::Event<Lenient<K>>>>,
     all: &mut HashMap<String, K>,
     shutdown: CancellationToken,
     mut changed: impl FnMut(&HashMap<String, K>),
 ) {
     futures::pin_mut!(stream);
-    let key = |k: &K| {
-        let meta = k.meta();
+    let key = |meta: &ObjectMeta| {
         let name = meta.name.clone().unwrap_or_default();
         meta.namespace.as_ref().map_or(name.clone(), |ns| format!("{ns}/{name}"))
+    };
+    let mut sieve = Sieve::default();
+    let put = |sieve: &mut Sieve, map: &mut HashMap<String, K>, object: Lenient<K>| match sieve.pass(object) {
+        Ok(mut object) => {
+            object.meta_mut().managed_fields = None;
+            map.insert(key(object.meta()), object);
+        }
+        Err(meta) => drop(map.remove(&key(&meta))),
     };
     let mut fresh: HashMap<String, K> = HashMap::new();
     loop {
@@ -224,18 +232,15 @@ async fn follow<K: kube::Resource>(
                 fresh.clear();
                 continue;
             }
-            Some(Ok(watcher::Event::InitApply(mut k))) => {
-                k.meta_mut().managed_fields = None;
-                fresh.insert(key(&k), k);
+            Some(Ok(watcher::Event::InitApply(object))) => {
+                put(&mut sieve, &mut fresh, object);
                 continue;
             }
             Some(Ok(watcher::Event::InitDone)) => *all = std::mem::take(&mut fresh),
-            Some(Ok(watcher::Event::Apply(mut k))) => {
-                k.meta_mut().managed_fields = None;
-                all.insert(key(&k), k);
-            }
-            Some(Ok(watcher::Event::Delete(k))) => {
-                all.remove(&key(&k));
+            Some(Ok(watcher::Event::Apply(object))) => put(&mut sieve, all, object),
+            Some(Ok(watcher::Event::Delete(object))) => {
+                sieve.forget(object.meta());
+                all.remove(&key(object.meta()));
             }
         }
         changed(all);

@@ -18,6 +18,7 @@ pub mod events;
 pub mod eviction;
 pub mod fields;
 pub mod informers;
+pub mod lenient;
 pub mod limits;
 pub mod model;
 pub mod node;
