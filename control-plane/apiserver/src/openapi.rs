@@ -19,8 +19,15 @@ use crate::{
     respond, view,
 };
 
+const JSON: &str = "application/json";
+/// Version 2 as protobuf: what upstream calls it now, and what kubectl before 1.27 asks for.
+const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+const PROTOBUF_BEFORE: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// Where the protobuf form is kept.
+const V2_PROTOBUF: &str = "v2.pb";
+
 /// Compressed documents by path, with the ETag they were made for. As many as there are groups and
-/// versions, and one.
+/// versions, and two.
 #[derive(Default)]
 pub(crate) struct Documents(Mutex<HashMap<String, (String, Bytes)>>);
 
@@ -31,19 +38,14 @@ pub(crate) async fn answer(
     query: &Query,
     below: &[&str],
 ) -> Result<Response<Body>, Status> {
-    let acceptable = negotiate::clauses(headers)
-        .iter()
-        .any(|clause| matches!(clause.media, "application/json" | "*/*" | "application/*"));
-    if !acceptable {
-        return Err(Status::not_acceptable(&["application/json"]));
-    }
+    let media = media(headers, below)?;
     let registry = core.registry.load_full();
-    let path = below.join("/");
+    let path = if media == PROTOBUF { V2_PROTOBUF.to_owned() } else { below.join("/") };
     let hash = match below {
         ["v2"] => all_hash(&registry),
         ["v3"] => {
             let index = view::encode(&openapi::v3_index(&registry));
-            return Ok(tag(headers, index, "application/json"));
+            return Ok(tag(headers, index, JSON));
         }
         ["v3", "api", version] => hash(&registry, "", version),
         ["v3", "apis", group, version] => hash(&registry, group, version),
@@ -53,10 +55,10 @@ pub(crate) async fn answer(
         return Ok(respond::text(404, "404 page not found\n"));
     };
     let mut response = if is_known(headers, &hash) {
-        respond::typed(304, "application/json", full(Bytes::new()))
+        respond::typed(304, media, full(Bytes::new()))
     } else {
         let compressed = core.openapi.get(&registry, path, &hash).await?;
-        document(headers, compressed)?
+        document(headers, media, compressed)?
     };
     let out = response.headers_mut();
     if let Ok(tag) = HeaderValue::from_str(&format!("\"{hash}\"")) {
@@ -68,6 +70,16 @@ pub(crate) async fn answer(
         out.insert(header::CACHE_CONTROL, for_ever);
     }
     Ok(response)
+}
+
+/// The form that the client likes best; protobuf exists of version 2 only.
+fn media(headers: &HeaderMap, below: &[&str]) -> Result<&'static str, Status> {
+    let liked = negotiate::clauses(headers).into_iter().find_map(|clause| match clause.media {
+        JSON | "*/*" | "application/*" => Some(JSON),
+        PROTOBUF | PROTOBUF_BEFORE if below == ["v2"] => Some(PROTOBUF),
+        _ => None,
+    });
+    liked.ok_or_else(|| Status::not_acceptable(&[JSON, PROTOBUF]))
 }
 
 fn hash(registry: &Registry, group: &str, version: &str) -> Option<String> {
@@ -100,6 +112,7 @@ impl Documents {
         let made = tokio::task::spawn_blocking(move || {
             let mut packed = GzEncoder::new(Vec::new(), Compression::default());
             match wanted.strip_prefix("v3/") {
+                None if wanted == V2_PROTOBUF => openapi::write_v2_protobuf(&registry, &mut packed),
                 None => openapi::write_v2(&registry, &mut packed),
                 Some(path) => openapi::write_v3(&registry, path, &mut packed).map(drop),
             }?;
@@ -111,8 +124,8 @@ impl Documents {
     }
 }
 
-/// The document as it is for those who take gzip, else as plain JSON.
-fn document(headers: &HeaderMap, compressed: Bytes) -> Result<Response<Body>, Status> {
+/// The document as it is for those who take gzip, else unpacked.
+fn document(headers: &HeaderMap, media: &'static str, compressed: Bytes) -> Result<Response<Body>, Status> {
     let takes_gzip = headers
         .get_all(header::ACCEPT_ENCODING)
         .iter()
@@ -120,16 +133,16 @@ fn document(headers: &HeaderMap, compressed: Bytes) -> Result<Response<Body>, St
         .flat_map(|v| v.split(','))
         .any(|v| v.split(';').next().is_some_and(|coding| coding.trim() == "gzip"));
     let mut response = if takes_gzip {
-        let mut response = respond::typed(200, "application/json", full(compressed));
+        let mut response = respond::typed(200, media, full(compressed));
         let gzip = HeaderValue::from_static("gzip");
         response.headers_mut().insert(header::CONTENT_ENCODING, gzip);
         response
     } else {
         let mut plain = Vec::new();
         GzDecoder::new(&compressed[..]).read_to_end(&mut plain).map_err(Status::internal)?;
-        respond::typed(200, "application/json", full(plain))
+        respond::typed(200, media, full(plain))
     };
-    let vary = HeaderValue::from_static("Accept-Encoding");
+    let vary = HeaderValue::from_static("Accept, Accept-Encoding");
     response.headers_mut().insert(header::VARY, vary);
     Ok(response)
 }

@@ -1,4 +1,5 @@
-//! Server-side apply as stock kubectl does it, over HTTPS on the loopback interface.
+//! Server-side apply as stock kubectl does it, and the OpenAPI document that older ones read, over HTTPS on the
+//! loopback interface.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -102,4 +103,15 @@ async fn stock_kubectl_applies_on_the_server() {
         refused,
         "Error from server: failed to create typed patch object (default/web; apps/v1, Kind=Deployment): .spec.replica: field not declared in schema\n"
     );
+}
+
+/// kubectl before 1.27 knows kinds by this document alone; later ones still read it when told to.
+#[tokio::test(flavor = "multi_thread")]
+async fn version_two_of_openapi_explains() {
+    let server = Server::listening().await;
+    let kubectl = Kubectl::new(&server);
+    let text = kubectl.ok("explain deployment.spec.strategy --output=plaintext-openapiv2", "").await;
+    for part in ["KIND:     Deployment", "VERSION:  apps/v1", "rollingUpdate\t<Object>", "type\t<string>"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
 }

@@ -5,6 +5,7 @@
 //! are written part by part and not kept here; the server keeps the compressed bytes.
 
 mod parameters;
+mod proto;
 mod routes;
 mod types;
 mod v2;
@@ -18,7 +19,7 @@ use serde_json::{Map, Value, json, value::RawValue};
 use crate::resource::Registry;
 
 use routes::Route;
-pub use v2::write_v2;
+pub use v2::{write_v2, write_v2_protobuf};
 pub use v3::write_v3;
 
 /// `/openapi/v3`: where the documents are. Each address has a hash that changes with the rows, so

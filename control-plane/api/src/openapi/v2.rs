@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json, value::RawValue};
 
 use super::{
-    Paths, info,
+    Paths, info, proto,
     routes::{Operation, PATCH, PATCH_TYPES, Route, meaning, routes, version_route},
     security_schemes,
     types::components,
@@ -29,6 +29,45 @@ struct Document<'a> {
 /// # Errors
 /// Those of `out`.
 pub fn write_v2(registry: &Registry, out: impl io::Write) -> io::Result<()> {
+    let (routes, definitions) = parts(registry);
+    let document = Document {
+        swagger: "2.0",
+        info: info(),
+        paths: Paths { routes: &routes, item: path_item },
+        definitions,
+        security_definitions: security_schemes(),
+        security: security(),
+    };
+    serde_json::to_writer(out, &document).map_err(io::Error::from)
+}
+
+/// Writes it as protobuf, for clients that take nothing else.
+///
+/// # Errors
+/// Those of `out`.
+pub fn write_v2_protobuf(registry: &Registry, mut out: impl io::Write) -> io::Result<()> {
+    let (routes, definitions) = parts(registry);
+    out.write_all(&proto::head(&json!({
+        "swagger": "2.0",
+        "info": info(),
+        "security": security(),
+        "securityDefinitions": security_schemes(),
+    })))?;
+    for route in &routes {
+        out.write_all(&proto::path(&route.path, &path_item(route)))?;
+    }
+    for (name, schema) in definitions {
+        out.write_all(&proto::definition(&name, &serde_json::from_str(schema.get())?))?;
+    }
+    Ok(())
+}
+
+fn security() -> Value {
+    json!([{"BearerToken": []}])
+}
+
+/// What is served, by path, and the definitions that it needs.
+fn parts(registry: &Registry) -> (Vec<Route>, BTreeMap<String, Box<RawValue>>) {
     let mut all: Vec<Route> = Vec::new();
     let mut versions = Vec::new();
     for (group, group_versions) in registry.groups() {
@@ -41,15 +80,8 @@ pub fn write_v2(registry: &Registry, out: impl io::Write) -> io::Result<()> {
     all.sort_by(|a, b| a.path.cmp(&b.path));
     let operations = || all.iter().flat_map(|route| &route.operations);
     let roots = operations().flat_map(|o| [o.body.clone(), o.answer.clone()]).flatten();
-    let document = Document {
-        swagger: "2.0",
-        info: info(),
-        paths: Paths { routes: &all, item: path_item },
-        definitions: components(registry, roots, &versions, to_v2),
-        security_definitions: security_schemes(),
-        security: json!([{"BearerToken": []}]),
-    };
-    serde_json::to_writer(out, &document).map_err(io::Error::from)
+    let definitions = components(registry, roots, &versions, to_v2);
+    (all, definitions)
 }
 
 fn path_item(route: &Route) -> Value {
