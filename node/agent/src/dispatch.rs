@@ -141,7 +141,7 @@ impl Dispatcher {
     async fn sift(&mut self, pod: Lenient<Pod>) {
         match self.sieve.pass(pod) {
             Ok(pod) => self.apply(pod).await,
-            Err(meta) => self.let_go(meta).await,
+            Err(meta) => self.let_go(*meta).await,
         }
     }
 

@@ -71,14 +71,14 @@ impl Sieve {
     ///
     /// # Errors
     /// The metadata of an object that cannot be read.
-    pub fn pass<K: Resource<DynamicType = ()>>(&mut self, lenient: Lenient<K>) -> Result<K, ObjectMeta> {
+    pub fn pass<K: Resource<DynamicType = ()>>(&mut self, lenient: Lenient<K>) -> Result<K, Box<ObjectMeta>> {
         let Lenient { mut object, fault } = lenient;
         let uid = object.meta().uid.clone().unwrap_or_default();
         let Some(error) = fault else {
             self.0.remove(&uid);
             return Ok(object);
         };
-        let meta = std::mem::take(object.meta_mut());
+        let meta = Box::new(std::mem::take(object.meta_mut()));
         if self.0.insert(uid) {
             let (namespace, name) = (meta.namespace.as_deref(), meta.name.as_deref());
             tracing::warn!(kind = %K::kind(&()), namespace, name, error, "an object cannot be read; this node leaves it out");
