@@ -124,6 +124,41 @@ pub(crate) fn parse(bytes: &Bytes, form: Form) -> Result<Parsed, Status> {
     Ok(Parsed { value, duplicates: Vec::new() })
 }
 
+/// [`parse`] for an object of this kind; what is none is refused in upstream's words.
+pub(crate) fn parse_object(bytes: &Bytes, form: Form, kind: &str) -> Result<Parsed, Status> {
+    let unrecognized = |why: &str| {
+        let text = summary(bytes);
+        Status::bad_request(format!("the object provided is unrecognized (must be of type {kind}): {why} ({text})"))
+    };
+    let parsed = match parse(bytes, form) {
+        Err(status) if status.code == 400 && form != Form::Protobuf => return Err(unrecognized(&status.message)),
+        parsed => parsed?,
+    };
+    let found = match &parsed.value {
+        Value::Object(_) => return Ok(parsed),
+        Value::Array(_) => "array",
+        Value::String(_) => "string",
+        Value::Number(_) => "number",
+        Value::Bool(_) => "bool",
+        Value::Null => "null",
+    };
+    let why = format!("couldn't get version/kind; json parse error: json: cannot unmarshal {found} into an object");
+    Err(unrecognized(&why))
+}
+
+/// The beginning of a body, as text if it may be JSON, else in hex.
+fn summary(bytes: &[u8]) -> String {
+    if bytes.is_empty() {
+        return "<empty>".to_owned();
+    }
+    let start = &bytes[..bytes.len().min(limits::BODY_SUMMARY)];
+    let text = match start {
+        [b'{', ..] => String::from_utf8_lossy(start).into_owned(),
+        _ => start.iter().map(|byte| format!("{byte:02x}")).collect(),
+    };
+    if start.len() < bytes.len() { format!("{text} ...") } else { text }
+}
+
 /// Group, version and kind that a body has to be of.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Expected<'a> {
@@ -187,6 +222,24 @@ mod tests {
         assert_eq!(form(&headers("text/plain")).unwrap_err().code, 415);
         assert_eq!(patch_kind(&headers("application/merge-patch+json")).unwrap(), PatchKind::Merge);
         assert_eq!(patch_kind(&headers("application/json")).unwrap_err().code, 415);
+    }
+
+    #[test]
+    fn what_is_no_object_is_told_as_upstream_does() {
+        let check = |body: &'static str, form: Form, expected: &str| {
+            let status = parse_object(&Bytes::from_static(body.as_bytes()), form, "Deployment").unwrap_err();
+            let wanted = "the object provided is unrecognized (must be of type Deployment): couldn't get version/kind; ";
+            let rest = status.message.strip_prefix(wanted).unwrap_or_else(|| panic!("{}", status.message));
+            assert_eq!((status.code, rest), (400, expected));
+        };
+        check("", Form::Json, "json parse error: EOF while parsing a value at line 1 column 0 (<empty>)");
+        check(
+            r#"{"metadata": {"name": "a-long-name", }}"#,
+            Form::Json,
+            r#"json parse error: trailing comma at line 1 column 38 ({"metadata": {"name": "a-long- ...)"#,
+        );
+        check("[1]", Form::Json, "json parse error: json: cannot unmarshal array into an object (5b315d)");
+        check("just text", Form::Yaml, "json parse error: json: cannot unmarshal string into an object (6a7573742074657874)");
     }
 
     #[tokio::test]

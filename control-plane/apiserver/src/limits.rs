@@ -4,6 +4,8 @@ use std::time::Duration;
 
 /// The largest request body (upstream's `MaxRequestBodyBytes`).
 pub const BODY_BYTES: usize = 3 * 1024 * 1024;
+/// How much of a body that is no object its refusal shows, in bytes; upstream's.
+pub(crate) const BODY_SUMMARY: usize = 30;
 /// The most a set of headers may take.
 pub const HEADER_BYTES: usize = 64 * 1024;
 /// How long a client may take to send its headers.

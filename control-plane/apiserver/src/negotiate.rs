@@ -1,7 +1,7 @@
 //! Content negotiation: which form of the answer `Accept` asks for. Pure.
 
 use http::{HeaderMap, header::ACCEPT};
-use sluice_api::{status::Status, wire};
+use sluice_api::status::Status;
 
 use crate::request::Query;
 
@@ -81,8 +81,6 @@ pub(crate) fn form(headers: &HeaderMap, query: &Query) -> Result<Form, Status> {
     let found = clauses(headers).iter().find_map(|clause| {
         let yaml = match clause.media {
             "application/json" | "*/*" | "application/*" => false,
-            // Whoever asks for this reads JSON as well: answers say what they are.
-            wire::MEDIA_TYPE => false,
             "application/yaml" => true,
             _ => return None,
         };
@@ -147,13 +145,13 @@ mod tests {
         check("application/json;as=Chair;v=v1;g=meta.k8s.io,application/json", As::Object);
         check("application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1", As::Metadata);
         check("application/vnd.kubernetes.protobuf,application/json", As::Object);
-        check("application/vnd.kubernetes.protobuf", As::Object);
+        check("application/vnd.kubernetes.protobuf, */*", As::Object);
         check("text/html;q=1,application/json;q=0.5", As::Object);
     }
 
     #[test]
     fn nothing_answerable_is_406() {
-        for accept in ["text/html", "application/json;as=Chair;v=v1;g=x"] {
+        for accept in ["text/html", "application/json;as=Chair;v=v1;g=x", "application/vnd.kubernetes.protobuf"] {
             let status = negotiate(accept, "").unwrap_err();
             assert_eq!((status.code, status.reason.as_str()), (406, "NotAcceptable"), "{accept}");
         }

@@ -229,7 +229,7 @@ impl<'a> Call<'a> {
     pub(crate) async fn decode_as(&self, body: Body, expected: Expected<'_>) -> Result<Value, Status> {
         let form = body::form(self.headers)?;
         let bytes = body::read(self.headers, body).await?;
-        let Parsed { value: mut object, duplicates } = body::parse(&bytes, form)?;
+        let Parsed { value: mut object, duplicates } = body::parse_object(&bytes, form, expected.kind)?;
         body::check_type(&mut object, expected)?;
         self.check_schema(object, duplicates, expected)
     }
