@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{IMAGE, World, health, in_namespace};
+use common::{IMAGE, NODE, World, health, in_namespace};
 use serde_json::{Value, json};
 
 const IDLE: [&str; 3] = ["sh", "-c", "trap 'exit 0' TERM; while true; do sleep 1 & wait $!; done"];
@@ -224,6 +224,52 @@ fn probes_by_grpc() {
         assert!(events.contains("Readiness probe failed: error: health rpc probe failed: "), "{events}");
         w.kubectl(&["delete", "pod", "asked", "--wait=false"]);
         w.until("asked", "gone", Value::is_null).await;
+        w.end().await;
+    });
+}
+
+#[test]
+fn the_status_of_a_node_is_kept_true() {
+    in_namespace(|| async {
+        let w = World::start("status").await;
+        let node = async || w.get(&format!("/api/v1/nodes/{NODE}")).await.unwrap();
+        let lease = async || {
+            let path = format!("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{NODE}");
+            w.get(&path).await.map(|l| l["spec"]["renewTime"].clone()).unwrap_or_default()
+        };
+        let until = async |what: &str, holds: fn(&Value) -> bool| {
+            for _ in 0..400 {
+                let node = node().await;
+                if holds(&node["status"]) {
+                    return node;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+            panic!("the node is never {what}: {:#}", node().await);
+        };
+        let ready = |s: &Value| condition(s, "Ready")["status"] == "True";
+        until("ready", ready).await;
+
+        // What the node controller does to a node that falls silent, and a resource that somebody adds to it.
+        let patch = json!({"status": {
+            "conditions": [{"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown"}],
+            "capacity": {"example.com/foo": "3"},
+        }})
+        .to_string();
+        let (code, _, error) = w.kubectl(&["patch", "node", NODE, "--subresource=status", "-p", &patch]);
+        assert_eq!(code, 0, "{error}");
+        until("ready again", ready).await;
+        let whole = |s: &Value| s["allocatable"]["example.com/foo"] == "3" && s["capacity"]["example.com/foo"] == "3";
+        let before = until("whole", whole).await;
+
+        // Then it leaves the Node alone: over two renewals of its lease.
+        for _ in 0..2 {
+            let renewed = lease().await;
+            while lease().await == renewed {
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+        }
+        assert_eq!(node().await, before);
         w.end().await;
     });
 }
