@@ -1,5 +1,6 @@
 //! What a cluster is made of before anyone asks: certificates and keys, default objects.
 
+pub mod claim;
 pub mod encryption;
 pub(crate) mod keep;
 pub mod objects;

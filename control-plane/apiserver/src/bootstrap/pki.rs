@@ -305,6 +305,17 @@ fn serving_request(names: &Names) -> Result<leaf::Request> {
 
 /// The key is written before the certificate, so a crash between leaves a key alone, which is
 /// safe to complete; a certificate without its key is not.
+/// What all servers of a cluster must share, each under its file's name, public halves where there are
+/// such; made when missing. Not for printing: the last is secret.
+pub(super) fn shared_keys(dir: &Path, now: SystemTime) -> Result<[(&'static str, Vec<u8>); 3]> {
+    files::make_dir(dir)?;
+    Ok([
+        ("ca.crt", open_authority(dir, now)?.der.to_vec()),
+        ("sa.key", open_sa_key(dir)?.public_key_pem().into_bytes()),
+        ("encryption.key", files::open_secret_key(&dir.join("encryption.key"))?.to_vec()),
+    ])
+}
+
 fn open_authority(dir: &Path, now: SystemTime) -> Result<Authority> {
     let (cert_path, key_path) = (dir.join("ca.crt"), dir.join("ca.key"));
     let key = match files::read(&key_path)? {
