@@ -11,6 +11,8 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Deserialize;
 
+use crate::machine;
+
 /// The name of the first installation on a machine.
 const DEFAULT_INSTANCE: &str = "sluice";
 
@@ -206,6 +208,28 @@ impl Config {
         if self.instance == DEFAULT_INSTANCE { "/var/log/pods".into() } else { self.data_dir.join("log/pods") }
     }
 
+    /// The node's addresses: the configured one, else that of the default route's link; none where there is neither.
+    pub(crate) fn node_addresses(&self) -> Vec<IpAddr> {
+        self.node_ip.or_else(machine::own_address).into_iter().collect()
+    }
+
+    /// The addresses that clients may reach the API server by, the chosen ones first.
+    pub(crate) fn server_addresses(&self) -> Vec<IpAddr> {
+        let bound = Some(self.bind.ip()).filter(|ip| !ip.is_unspecified());
+        let mut all = self.advertise.clone();
+        match bound.filter(|_| self.node_ip.is_none()) {
+            Some(bound) => all.push(bound),
+            None => all.extend(self.node_addresses()),
+        }
+        all.dedup();
+        all
+    }
+
+    /// The keys of the control plane.
+    pub(crate) fn pki_dir(&self) -> PathBuf {
+        self.data_dir.join("pki")
+    }
+
     /// Where a containerd of our own listens.
     pub(crate) fn own_containerd_socket(&self) -> PathBuf {
         self.run_dir.join("containerd/containerd.sock")
@@ -276,6 +300,18 @@ mod tests {
         assert_eq!((config.service_cidr.as_str(), config.node_port), ("10.96.0.0/16", 10250));
         assert_eq!(config.socket_hooks, SocketHooks::Instance);
         assert!(config.dns_upstreams.is_empty());
+    }
+
+    #[test]
+    fn the_server_is_reached_where_it_listens_unless_the_node_has_an_address() {
+        let check = |yaml: &str, expected: &[&str]| {
+            let addresses = options(yaml).resolve().unwrap().server_addresses();
+            assert_eq!(addresses, expected.iter().map(|ip| ip.parse().unwrap()).collect::<Vec<IpAddr>>(), "{yaml}");
+        };
+        check("bind: 192.0.2.1:6443", &["192.0.2.1"]);
+        check("bind: 192.0.2.1:6443\nnodeIp: 192.0.2.2", &["192.0.2.2"]);
+        check("bind: 0.0.0.0:6443\nnodeIp: 192.0.2.2\nadvertise: [192.0.2.9]", &["192.0.2.9", "192.0.2.2"]);
+        check("nodeIp: 192.0.2.2\nadvertise: [192.0.2.2]", &["192.0.2.2"]);
     }
 
     #[test]

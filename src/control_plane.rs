@@ -2,20 +2,28 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use anyhow::{Context, Result};
-use sluice_apiserver::{ApiServer, context::UserInfo};
-use sluice_store::{DynEngine, embedded::Embedded, etcd::Etcd};
+use anyhow::{Context, Result, bail};
+use sluice_apiserver::{ApiServer, bootstrap::claim::claim, context::UserInfo};
+use sluice_scheduler::leader::Election;
+use sluice_store::{DynEngine, Engine as _, embedded::Embedded, etcd::Etcd};
 use tokio::net::TcpListener;
 
 use crate::{config::Config, daemon::Parts, machine};
 
+/// The oldest etcd whose watches and transactions are as the store wants them.
+const OLDEST_ETCD: (u32, u32) = (3, 4);
+
 /// Starts everything and returns when the API server answers.
 pub(crate) async fn start(config: &Config, parts: &mut Parts) -> Result<ApiServer> {
-    std::fs::create_dir_all(&config.data_dir).with_context(|| format!("cannot make {}", config.data_dir.display()))?;
     let listener = TcpListener::bind(config.bind)
         .await
         .with_context(|| format!("cannot listen on {}; another API server may run there (--bind)", config.bind))?;
-    let server = ApiServer::start(server_config(config), engine(config).await?).await?;
+    let engine = engine(config).await?;
+    if !config.etcd.is_empty() {
+        claim(&engine, &config.pki_dir(), &config.node_name).await?;
+    }
+    std::fs::create_dir_all(&config.data_dir).with_context(|| format!("cannot make {}", config.data_dir.display()))?;
+    let server = ApiServer::start(server_config(config), engine).await?;
     let kubeconfig = server.pki().admin_kubeconfig(&local_url(config))?;
     machine::write_secret(&config.admin_kubeconfig(), &kubeconfig)?;
     parts.tasks.spawn({
@@ -23,7 +31,9 @@ pub(crate) async fn start(config: &Config, parts: &mut Parts) -> Result<ApiServe
         async move { server.serve(listener, shutdown).await.context("the API server ended") }
     });
     let scheduler = server.client(UserInfo::new("system:kube-scheduler", &["system:authenticated"]));
-    parts.tasks.spawn(sluice_scheduler::run(scheduler, sluice_scheduler::Options::default(), parts.shutdown.clone()));
+    let election = election(config);
+    let options = sluice_scheduler::Options { election: election.clone(), ..sluice_scheduler::Options::default() };
+    parts.tasks.spawn(sluice_scheduler::run(scheduler, options, parts.shutdown.clone()));
     let manager = server.client(UserInfo::new("system:kube-controller-manager", &["system:authenticated"]));
     let pki = server.pki();
     let options = sluice_controllers::Options {
@@ -31,6 +41,7 @@ pub(crate) async fn start(config: &Config, parts: &mut Parts) -> Result<ApiServe
         ca_bundle: pki.ca_pem().to_owned(),
         pod_cidrs: vec![config.pod_cidr.clone()],
         cluster_domain: config.cluster_domain.clone(),
+        election,
         ..sluice_controllers::Options::default()
     };
     parts.tasks.spawn(sluice_controllers::run(manager, options, parts.shutdown.clone()));
@@ -46,30 +57,27 @@ pub(crate) fn local_url(config: &Config) -> String {
 
 /// How another machine is told to reach it.
 pub(crate) fn join_url(config: &Config) -> String {
-    match advertised(config).first() {
+    match config.server_addresses().first() {
         Some(ip) => format!("https://{}", std::net::SocketAddr::new(*ip, config.bind.port())),
         None => local_url(config),
     }
 }
 
-/// The addresses that clients may use, the node's own first.
-fn advertised(config: &Config) -> Vec<IpAddr> {
-    let bound = Some(config.bind.ip()).filter(|ip| !ip.is_unspecified());
-    let mut all: Vec<IpAddr> = config.advertise.clone();
-    all.extend(config.node_ip.or(bound).or_else(machine::own_address));
-    all.dedup();
-    all
-}
-
 fn server_config(config: &Config) -> sluice_apiserver::Config {
     sluice_apiserver::Config {
-        dir: config.data_dir.join("pki"),
-        advertise: advertised(config),
+        dir: config.pki_dir(),
+        advertise: config.server_addresses(),
         bind: config.bind,
         service_cidr: config.service_cidr.clone(),
         pod_cidr: config.pod_cidr.clone(),
         cluster_domain: config.cluster_domain.clone(),
     }
+}
+
+/// Servers that share an etcd take turns; with a store of its own a server has nobody to stand against.
+fn election(config: &Config) -> Option<Election> {
+    let shared = !config.etcd.is_empty();
+    shared.then(|| Election::new(format!("{}_{:016x}", config.node_name, rand::random::<u64>())))
 }
 
 /// The embedded store, or etcd where endpoints are given.
@@ -82,5 +90,10 @@ async fn engine(config: &Config) -> Result<DynEngine> {
     let engine: Arc<Etcd> = Etcd::connect(&config.etcd, None)
         .await
         .with_context(|| format!("cannot reach etcd at {}", config.etcd.join(", ")))?;
+    let version = engine.status().await.context("cannot ask etcd for its version")?.version;
+    let (major, minor) = OLDEST_ETCD;
+    if machine::version(&version).is_some_and(|version| version < OLDEST_ETCD) {
+        bail!("etcd at {} is {version}: {major}.{minor} or newer is needed", config.etcd.join(", "));
+    }
     Ok(engine)
 }

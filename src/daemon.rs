@@ -41,6 +41,7 @@ pub(crate) struct Parts {
 /// Control plane and node.
 pub(crate) async fn up(config: Config) -> Result<()> {
     machine::require_root("sluice up")?;
+    node_needs(&config).await?;
     run(&config, async |parts| {
         let server = control_plane::start(&config, parts).await?;
         node::start_beside(&config, &server, parts).await
@@ -57,7 +58,14 @@ pub(crate) async fn server(config: Config) -> Result<()> {
 pub(crate) async fn node(options: NodeOptions) -> Result<()> {
     machine::require_root("sluice node")?;
     let config = options.options.clone().resolve()?;
+    node_needs(&config).await?;
     run(&config, async |parts| node::start_joined(&config, &options, parts).await).await
+}
+
+/// Looked for before the first file is made, so that nothing is left half started.
+async fn node_needs(config: &Config) -> Result<()> {
+    machine::require_kernel()?;
+    node::require_containerd(config).await
 }
 
 /// Starts the parts, says that they are ready, and waits for a signal or for the end of one of them.

@@ -39,6 +39,30 @@ pub(crate) fn require_root(what: &str) -> Result<()> {
     Ok(())
 }
 
+/// The oldest kernel that has what the data plane uses.
+const OLDEST_KERNEL: (u32, u32) = (6, 1);
+
+/// The data plane needs a kernel of some age.
+pub(crate) fn require_kernel() -> Result<()> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("cannot read the kernel's version")?;
+    check_kernel(release.trim())
+}
+
+fn check_kernel(release: &str) -> Result<()> {
+    // One that names itself in no known way is given a try.
+    if version(release).is_some_and(|version| version < OLDEST_KERNEL) {
+        let (major, minor) = OLDEST_KERNEL;
+        bail!("this kernel ({release}) cannot run the data plane: Linux {major}.{minor} or newer is needed");
+    }
+    Ok(())
+}
+
+/// Major and minor number at the start of a version.
+pub(crate) fn version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
 /// Held while the daemon runs; the file says its pid.
 pub(crate) struct PidFile(#[expect(dead_code, reason = "the lock lives as long as this")] Flock<File>);
 
@@ -114,4 +138,23 @@ pub(crate) fn own_address() -> Option<IpAddr> {
 pub(crate) fn cgroup_root() -> &'static Path {
     let hybrid = Path::new("/sys/fs/cgroup/unified");
     if hybrid.is_dir() { hybrid } else { Path::new("/sys/fs/cgroup") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_kernels_are_refused() {
+        for (release, good) in [
+            ("6.1.0-13-amd64", true),
+            ("6.18.44", true),
+            ("7.0-rc1", true),
+            ("odd", true),
+            ("5.15.0-91-generic", false),
+            ("6.0.9", false),
+        ] {
+            assert_eq!(check_kernel(release).is_ok(), good, "{release}");
+        }
+    }
 }

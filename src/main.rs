@@ -35,6 +35,11 @@ enum Command {
     /// Run control plane and node in one process: a whole cluster on this machine
     Up(Options),
     /// Run the control plane alone: API server, scheduler, controllers
+    ///
+    /// Several servers may share one etcd (--etcd); they need the same keys: before the first start of
+    /// a second server, copy the folder `pki` of the first one's data directory (/var/lib/sluice/pki)
+    /// into its own. One with other keys does not start. Scheduler and controllers work in one of the
+    /// servers at a time and move to another when it ends.
     Server(Options),
     /// Run the node daemon alone, joined to a control plane elsewhere
     Node(daemon::NodeOptions),

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use sluice_agent::{
     Agent, api,
     bootstrap::{Join, Membership, Place, Trust},
@@ -13,6 +13,7 @@ use sluice_agent::{
 use sluice_apiserver::{ApiServer, bootstrap::pki::Usage, context::UserInfo};
 use sluice_network::{Cidr, Network, PeerPath};
 use sluice_runtime::daemon::Containerd;
+use tokio::net::UnixStream;
 
 use crate::{
     config::{self, Config, Overlay, SocketHooks},
@@ -21,6 +22,10 @@ use crate::{
 
 /// Where a machine's own containerd listens.
 const MACHINE_CONTAINERD: &str = "/run/containerd/containerd.sock";
+/// What a containerd of our own consists of.
+const PROGRAMS: [&str; 2] = ["containerd", "runc"];
+/// Where they may be beside `PATH`.
+const PROGRAM_DIRS: [&str; 4] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin"];
 /// Prefixes of the names of pods' links and of the tunnel: not uplinks.
 const OWN_LINKS: [&str; 2] = ["slc", "sluice"];
 /// How long the serving certificate of a node beside the control plane lasts; every start makes a new one.
@@ -32,7 +37,7 @@ pub(crate) async fn start_beside(config: &Config, server: &ApiServer, parts: &mu
     let client = server.client(UserInfo::new(&user, &["system:nodes", "system:authenticated"]));
     let pki = server.pki();
     let mut sans = vec![config.node_name.clone()];
-    sans.extend(own_addresses(config).iter().map(IpAddr::to_string));
+    sans.extend(config.node_addresses().iter().map(IpAddr::to_string));
     let identity = pki.issue(&user, &["system:nodes"], &sans, Usage::Both, SERVING_TTL)?;
     let bind = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), config.node_port);
     let api = api::Config::fixed(bind, pki.ca_pem().to_owned(), identity.cert_pem, identity.key_pem);
@@ -43,7 +48,7 @@ pub(crate) async fn start_beside(config: &Config, server: &ApiServer, parts: &mu
 pub(crate) async fn start_joined(config: &Config, options: &NodeOptions, parts: &mut Parts) -> Result<()> {
     let place = Place {
         node_name: config.node_name.clone(),
-        node_ips: own_addresses(config),
+        node_ips: config.node_addresses(),
         dir: config.data_dir.join("node-pki"),
     };
     let membership = if place.has_joined() {
@@ -81,6 +86,31 @@ fn join(options: &NodeOptions) -> Result<Join> {
     })
 }
 
+/// Whether there is a containerd to use, or the programs to start one; makes nothing.
+///
+/// # Errors
+/// A sentence that says what to install or to choose.
+pub(crate) async fn require_containerd(config: &Config) -> Result<()> {
+    let socket = containerd_socket(config).await;
+    match UnixStream::connect(&socket).await {
+        Ok(_) => Ok(()),
+        Err(_) if socket == config.own_containerd_socket() => match PROGRAMS.into_iter().find(|p| !is_installed(p)) {
+            Some(program) => bail!("{program} is not installed: apt-get install containerd runc"),
+            None => Ok(()),
+        },
+        Err(error) => bail!(
+            "containerd does not answer at {} ({error}): install and start it (apt-get install containerd), or let \
+             Sluice run one of its own (--containerd own)",
+            socket.display()
+        ),
+    }
+}
+
+fn is_installed(program: &str) -> bool {
+    let path = std::env::var("PATH").unwrap_or_default();
+    path.split(':').chain(PROGRAM_DIRS).any(|dir| Path::new(dir).join(program).is_file())
+}
+
 async fn start(config: &Config, client: kube::Client, api: api::Config, parts: &mut Parts) -> Result<()> {
     let socket = containerd_socket(config).await;
     if socket == config.own_containerd_socket() {
@@ -103,7 +133,7 @@ pub(crate) async fn containerd_socket(config: &Config) -> PathBuf {
         config::Containerd::Own => config.own_containerd_socket(),
         // Once started, our own stays the choice, whatever is installed later.
         config::Containerd::Auto if config.own_containerd_dir().exists() => config.own_containerd_socket(),
-        config::Containerd::Auto => match tokio::net::UnixStream::connect(MACHINE_CONTAINERD).await {
+        config::Containerd::Auto => match UnixStream::connect(MACHINE_CONTAINERD).await {
             Ok(_) => MACHINE_CONTAINERD.into(),
             Err(_) => config.own_containerd_socket(),
         },
@@ -128,18 +158,13 @@ pub(crate) async fn network(config: &Config) -> Result<Network> {
     Ok(Network::new(network_config(config)?).await?)
 }
 
-/// The node's address as configured, else that of the default route's link; none where there is neither.
-fn own_addresses(config: &Config) -> Vec<IpAddr> {
-    config.node_ip.or_else(crate::machine::own_address).into_iter().collect()
-}
-
 fn network_config(config: &Config) -> Result<sluice_network::Config> {
     let range = |text: &str| text.parse::<Cidr>().map_err(|e| anyhow::anyhow!("{text}: {e}"));
     Ok(sluice_network::Config {
         cluster_cidrs: vec![range(&config.pod_cidr)?],
         service_cidrs: vec![range(&config.service_cidr)?],
         pod_cidrs: Vec::new(),
-        node_ips: own_addresses(config),
+        node_ips: config.node_addresses(),
         mtu: None,
         netns_dir: config.run_dir.join("netns"),
     })
@@ -151,7 +176,7 @@ async fn agent_config(config: &Config, api: api::Config) -> Result<sluice_agent:
     let dns: Vec<IpAddr> = service.nth(10).into_iter().collect();
     Ok(sluice_agent::Config {
         node_name: config.node_name.clone(),
-        node_ips: own_addresses(config),
+        node_ips: config.node_addresses(),
         dir: config.data_dir.clone(),
         logs: config.pod_logs(),
         runtime: runtime_config(config, containerd_socket(config).await),
