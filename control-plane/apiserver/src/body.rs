@@ -228,7 +228,8 @@ mod tests {
     fn what_is_no_object_is_told_as_upstream_does() {
         let check = |body: &'static str, form: Form, expected: &str| {
             let status = parse_object(&Bytes::from_static(body.as_bytes()), form, "Deployment").unwrap_err();
-            let wanted = "the object provided is unrecognized (must be of type Deployment): couldn't get version/kind; ";
+            let wanted =
+                "the object provided is unrecognized (must be of type Deployment): couldn't get version/kind; ";
             let rest = status.message.strip_prefix(wanted).unwrap_or_else(|| panic!("{}", status.message));
             assert_eq!((status.code, rest), (400, expected));
         };
@@ -239,7 +240,11 @@ mod tests {
             r#"json parse error: trailing comma at line 1 column 38 ({"metadata": {"name": "a-long- ...)"#,
         );
         check("[1]", Form::Json, "json parse error: json: cannot unmarshal array into an object (5b315d)");
-        check("just text", Form::Yaml, "json parse error: json: cannot unmarshal string into an object (6a7573742074657874)");
+        check(
+            "just text",
+            Form::Yaml,
+            "json parse error: json: cannot unmarshal string into an object (6a7573742074657874)",
+        );
     }
 
     #[tokio::test]
