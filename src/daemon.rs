@@ -95,3 +95,27 @@ async fn run(config: &Config, start: impl AsyncFnOnce(&mut Parts) -> Result<()>)
     while parts.tasks.join_next().await.is_some() {}
     ended
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn without_containerd_nothing_is_made() {
+        assert!(nix::unistd::geteuid().is_root(), "the commands need root");
+        let dir = std::env::temp_dir().join(format!("sluice-test-nothing-{}", std::process::id()));
+        let options = Options {
+            data_dir: Some(dir.join("data")),
+            run_dir: Some(dir.join("run")),
+            containerd: Some(dir.join("containerd.sock").display().to_string()),
+            ..Options::default()
+        };
+        let node = NodeOptions { server: None, token: None, ca_hash: None, options: options.clone() };
+        for ended in [up(options.resolve().unwrap()).await, super::node(node).await] {
+            let error = ended.unwrap_err().to_string();
+            assert!(error.starts_with("containerd does not answer at /"), "{error}");
+            assert!(error.contains("apt-get install containerd") && error.contains("--containerd own"), "{error}");
+            assert!(!dir.exists(), "files were made");
+        }
+    }
+}
