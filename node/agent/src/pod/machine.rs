@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::spec::{Kind, ProbeKind};
-use super::state::{Backoff, Exit, Failure, Phase, PodState, Run, Step, Stop, Teardown, setup_delay};
+use super::state::{Backoff, Exit, Failure, Made, Phase, PodState, Run, Step, Stop, Teardown, setup_delay};
 use crate::limits;
 
 /// Something that happened.
@@ -78,9 +78,9 @@ pub enum StartError {
     /// `CreateContainerError`.
     Create { message: String },
     /// `RunContainerError`: the container was made but did not start.
-    Run { id: String, message: String },
+    Run { made: Made, message: String },
     /// `PostStartHookError`: it ran, the hook failed, it was stopped again.
-    PostStart { id: String, message: String, exit: Exit },
+    PostStart { made: Made, message: String, exit: Exit },
     /// The start was aborted before anything was made.
     Aborted,
 }
@@ -383,16 +383,16 @@ fn start_failed(state: &mut PodState, index: usize, error: StartError, now: Time
                 retry_at: Some(now + backoff.delay),
             };
         }
-        StartError::Run { id, message } => {
+        StartError::Run { made, message } => {
             out.push(record(true, "Failed", format!("Error: {message}"), Some(index)));
-            let exit = Exit::start_error(id, message.clone(), now);
+            let exit = Exit::start_error(made.id.clone(), message.clone(), now);
             let why = Failure { reason: "RunContainerError".into(), message };
-            failed_run(state, index, previous, exit, why, now);
+            failed_run(state, index, previous, (made, exit), why, now);
         }
-        StartError::PostStart { message, exit, .. } => {
+        StartError::PostStart { made, message, exit } => {
             out.push(record(true, "FailedPostStartHook", "PostStartHook failed".into(), Some(index)));
             let why = Failure { reason: "PostStartHookError".into(), message };
-            failed_run(state, index, previous, exit, why, now);
+            failed_run(state, index, previous, (made, exit), why, now);
         }
     }
 }
@@ -402,7 +402,7 @@ fn failed_run(
     state: &mut PodState,
     index: usize,
     previous: Option<Box<Exit>>,
-    exit: Exit,
+    (made, exit): (Made, Exit),
     why: Failure,
     now: Timestamp,
 ) {
@@ -413,6 +413,8 @@ fn failed_run(
         c.restarts += 1;
     }
     c.made = true;
+    c.image = made.image;
+    c.image_id = made.image_id;
     let backoff = Backoff::next(c.crash, limits::CRASH_BACKOFF_FIRST, limits::CRASH_BACKOFF_MAX, now);
     c.crash = Some(backoff);
     c.phase =

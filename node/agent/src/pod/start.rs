@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::early::{self, Early};
 use super::machine::StartError;
-use super::state::Exit;
+use super::state::{Exit, Made};
 use super::worker::Message;
 use super::{hooks, images};
 use crate::container::{self, Inputs};
@@ -94,10 +94,14 @@ impl Start {
             prepared
         });
         self.node.own(&spec.id, self.index, self.worker.clone());
-        let made = self.node.runtime.create(&spec, prepared).await;
-        if let Err(e) = made {
+        let made = Made {
+            id: spec.id.clone(),
+            image: image.names.first().cloned().unwrap_or_else(|| container.image.clone()),
+            image_id: if image.repo_digest.is_empty() { image.id } else { image.repo_digest },
+        };
+        if let Err(e) = self.node.runtime.create(&spec, prepared).await {
             self.node.disown(&spec.id);
-            return Err(self.create_error(container, &e));
+            return Err(self.create_error(container, made, &e));
         }
         self.event(container, "Created", "Container created");
         let pid = match self.node.runtime.start(&spec.id).await {
@@ -108,19 +112,13 @@ impl Start {
                     tracing::debug!(%error, id = spec.id, "a container that did not start was not removed");
                 }
                 let message = format!("failed to create containerd task: failed to start container: {e}");
-                return Err(StartError::Run { id: spec.id, message });
+                return Err(StartError::Run { made, message });
             }
         };
         let at = Timestamp::now();
         self.event(container, "Started", "Container started");
-        self.post_start(container, &spec.id, at).await?;
-        Ok(Started {
-            id: spec.id,
-            pid,
-            image: image.names.first().cloned().unwrap_or_else(|| container.image.clone()),
-            image_id: if image.repo_digest.is_empty() { image.id } else { image.repo_digest },
-            at,
-        })
+        self.post_start(container, &made, at).await?;
+        Ok(Started { id: made.id, pid, image: made.image, image_id: made.image_id, at })
     }
 
     fn event(&self, container: &Container, reason: &str, message: &str) {
@@ -183,24 +181,26 @@ impl Start {
         })
     }
 
-    fn create_error(&self, container: &Container, e: &sluice_runtime::Error) -> StartError {
+    fn create_error(&self, container: &Container, made: Made, e: &sluice_runtime::Error) -> StartError {
         match e {
             sluice_runtime::Error::RunAsRoot | sluice_runtime::Error::RunAsNamedUser(_) => {
                 let pod = self.pod.full_name();
                 config_error(format!("{e} (pod: \"{pod}\", container: {})", container.name))
             }
+            // The container itself was made; its process was not.
             sluice_runtime::Error::Refused(_) => {
-                StartError::Run { id: String::new(), message: format!("failed to create containerd task: {e}") }
+                self.event(container, "Created", "Container created");
+                StartError::Run { made, message: format!("failed to create containerd task: {e}") }
             }
             _ => StartError::Create { message: e.to_string() },
         }
     }
 
-    async fn post_start(&self, container: &Container, id: &str, started: Timestamp) -> Result<(), StartError> {
+    async fn post_start(&self, container: &Container, made: &Made, started: Timestamp) -> Result<(), StartError> {
         let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) else { return Ok(()) };
         let target = Target {
             container: Arc::new(container.clone()),
-            id: id.to_owned(),
+            id: made.id.clone(),
             ip: self.ips.first().copied(),
             runtime: self.node.runtime.clone(),
         };
@@ -210,9 +210,9 @@ impl Start {
         };
         let Err(message) = result else { return Ok(()) };
         let grace = super::spec::seconds(self.pod.spec.termination_grace_period_seconds.unwrap_or(30));
-        let end = self.node.runtime.stop(id, None, grace).await;
+        let end = self.node.runtime.stop(&made.id, None, grace).await;
         let exit = Exit {
-            id: id.to_owned(),
+            id: made.id.clone(),
             code: end.as_ref().map_or(137, |e| e.code),
             signal: None,
             reason: "Error".into(),
@@ -220,7 +220,7 @@ impl Start {
             started: Some(started),
             finished: Timestamp::now(),
         };
-        Err(StartError::PostStart { id: id.to_owned(), message, exit })
+        Err(StartError::PostStart { made: made.clone(), message, exit })
     }
 }
 

@@ -145,6 +145,14 @@ pub struct Run {
     pub stopping: Option<Timestamp>,
 }
 
+/// A container that was made: its id, and its image as the runtime names it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Made {
+    pub id: String,
+    pub image: String,
+    pub image_id: String,
+}
+
 /// How a container ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exit {
@@ -262,7 +270,8 @@ impl Default for Ctr {
 }
 
 impl Exit {
-    /// The exit a failed start is reported as (upstream and containerd: code 128, `StartError`).
+    /// The exit a failed start is reported as (upstream and containerd: code 128, `StartError`, a start that
+    /// never was written as the beginning of time).
     pub fn start_error(id: String, message: String, now: Timestamp) -> Exit {
         Exit {
             id,
@@ -270,7 +279,7 @@ impl Exit {
             signal: None,
             reason: "StartError".into(),
             message: Some(message),
-            started: None,
+            started: Some(Timestamp::UNIX_EPOCH),
             finished: now,
         }
     }

@@ -304,7 +304,6 @@ fn unknown(c: &Ctr) -> Exit {
 }
 
 fn terminated(exit: &Exit) -> ContainerState {
-    let time = |t: Timestamp| (t != Timestamp::UNIX_EPOCH).then(|| Time(whole_seconds(t)));
     ContainerState {
         terminated: Some(ContainerStateTerminated {
             container_id: (!exit.id.is_empty()).then(|| container_id(&exit.id)),
@@ -312,8 +311,8 @@ fn terminated(exit: &Exit) -> ContainerState {
             signal: exit.signal,
             reason: Some(exit.reason.clone()),
             message: exit.message.clone(),
-            started_at: exit.started.and_then(time),
-            finished_at: time(exit.finished),
+            started_at: exit.started.map(|t| Time(whole_seconds(t))),
+            finished_at: (exit.finished != Timestamp::UNIX_EPOCH).then(|| Time(whole_seconds(exit.finished))),
         }),
         ..ContainerState::default()
     }

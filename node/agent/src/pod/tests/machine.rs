@@ -5,6 +5,7 @@ use serde_json::json;
 use super::World;
 use crate::pod::machine::{Event, StartError, go_duration, wake};
 use crate::pod::spec::ProbeKind;
+use crate::pod::state::Made;
 
 #[test]
 fn plain_pod_comes_up_in_order_and_goes_down_at_once() {
@@ -222,9 +223,17 @@ fn missing_config_map_waits_for_it() {
 fn a_container_that_does_not_start_counts_as_exited() {
     let mut w = World::ready(json!({"restartPolicy": "Never", "containers": [{"name": "a"}]}));
     w.send(Event::VolumesReady);
-    let error = StartError::Run { id: "x".into(), message: "exec: \"nope\": not found".into() };
+    let made = Made { id: "x".into(), image: "docker.io/library/img:latest".into(), image_id: "sha256:1".into() };
+    let error = StartError::Run { made, message: "exec: \"nope\": not found".into() };
     assert_eq!(w.start_failed("a", error), ["teardown"]);
     assert_eq!((w.container("a").as_str(), w.phase()), ("terminated StartError 128", "Failed"));
+    let status = serde_json::to_value(&w.status.container_statuses.as_ref().unwrap()[0]).unwrap();
+    let words = ["/containerID", "/image", "/imageID", "/state/terminated/containerID", "/state/terminated/startedAt"];
+    let said = words.map(|pointer| status.pointer(pointer).and_then(|v| v.as_str()).unwrap_or_default());
+    assert_eq!(
+        said,
+        ["containerd://x", "docker.io/library/img:latest", "sha256:1", "containerd://x", "1970-01-01T00:00:00Z"]
+    );
 }
 
 #[test]

@@ -145,9 +145,9 @@ impl Worker {
                 self.resize();
             }
             Err(error) => {
-                if let StartError::PostStart { id, .. } = &error {
+                if let StartError::PostStart { made, .. } = &error {
                     let attempt = self.attempts.get(&index).copied().unwrap_or(0);
-                    self.kept.push((index, attempt, id.clone()));
+                    self.kept.push((index, attempt, made.id.clone()));
                 }
                 self.event(Event::StartFailed { index, error });
             }
