@@ -229,7 +229,8 @@ mod tests {
 
     #[test]
     fn a_gated_pod_says_so_from_the_first_moment() {
-        let mut pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [], "schedulingGates": [{"name": "g"}]}});
+        let mut pod =
+            json!({"metadata": {"name": "p"}, "spec": {"containers": [], "schedulingGates": [{"name": "g"}]}});
         prepare_create(kind("", "Pod"), &mut pod);
         assert_eq!(
             pod["status"]["conditions"],
