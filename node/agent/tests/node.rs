@@ -234,6 +234,33 @@ fn what_pods_may_ask_for() {
         );
 
         w.pod(
+            "mistaken",
+            json!({"restartPolicy": "Never", "containers": [{"name": "a", "image": IMAGE, "command": ["/nonexistent"]}]}),
+        )
+        .await;
+        let status = w.until("mistaken", "failed", |s| s["phase"] == "Failed").await;
+        let container = &status["containerStatuses"][0];
+        let end = &container["state"]["terminated"];
+        assert_eq!((&end["reason"], &end["exitCode"]), (&json!("StartError"), &json!(128)), "{container:#}");
+        assert_eq!(end["startedAt"], "1970-01-01T00:00:00Z");
+        assert_eq!(end["containerID"], container["containerID"]);
+        assert!(container["containerID"].as_str().is_some_and(|id| id.starts_with("containerd://")), "{container:#}");
+        assert!(container["imageID"].as_str().is_some_and(|id| id.contains("sha256:")), "{container:#}");
+
+        w.pod(
+            "hindered",
+            json!({"restartPolicy": "Never", "initContainers": [{"name": "i", "image": IMAGE, "command": ["sh", "-c", "exit 1"]}],
+                "containers": [{"name": "a", "image": IMAGE, "command": idle}]}),
+        )
+        .await;
+        let torn_down = |s: &serde_json::Value| {
+            s["phase"] == "Failed"
+                && s["conditions"].as_array().into_iter().flatten().any(|c| c["reason"] == "PodFailed")
+        };
+        let status = w.until("hindered", "failed", torn_down).await;
+        assert_eq!(status["containerStatuses"][0]["state"]["waiting"]["reason"], "PodInitializing");
+
+        w.pod(
             "missing",
             json!({"containers": [{"name": "a", "image": "127.0.0.1:1/none:1", "imagePullPolicy": "IfNotPresent"}]}),
         )
@@ -269,10 +296,10 @@ fn what_pods_may_ask_for() {
         let status = w.until("greedy", "killed", |s| s["phase"] == "Failed").await;
         println!("{}", status["containerStatuses"][0]["state"]);
 
-        for name in ["full", "poor", "missing", "keyless", "greedy"] {
+        for name in ["full", "poor", "mistaken", "hindered", "missing", "keyless", "greedy"] {
             w.kubectl(&["delete", "pod", name, "--wait=false"]);
         }
-        for name in ["full", "poor", "missing", "keyless", "greedy"] {
+        for name in ["full", "poor", "mistaken", "hindered", "missing", "keyless", "greedy"] {
             w.until(name, "gone", serde_json::Value::is_null).await;
         }
         w.end().await;
