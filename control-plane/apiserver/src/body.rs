@@ -115,13 +115,26 @@ pub(crate) fn unsupported_patch() -> Status {
 
 /// The body as a value, with what is wrong with it but can be read over (duplicate fields).
 pub(crate) fn parse(bytes: &Bytes, form: Form) -> Result<Parsed, Status> {
-    let value = match form {
-        Form::Json => return decode::parse(bytes),
-        Form::Yaml => serde_saphyr::from_slice::<Value>(bytes)
-            .map_err(|why| Status::bad_request(format!("couldn't get version/kind; yaml parse error: {why}")))?,
-        Form::Protobuf => wire::decode(bytes)?,
+    match form {
+        Form::Json => decode::parse(bytes),
+        Form::Yaml => yaml(bytes),
+        Form::Protobuf => Ok(Parsed { value: wire::decode(bytes)?, duplicates: Vec::new() }),
+    }
+}
+
+/// Of keys that occur twice the last one counts, and the first such key is told.
+fn yaml(bytes: &[u8]) -> Result<Parsed, Status> {
+    use serde_saphyr::{Error, from_slice_with_options, options, options::DuplicateKeyPolicy::LastWins};
+    let refused = |why: Error| Status::bad_request(format!("couldn't get version/kind; yaml parse error: {why}"));
+    let (key, location) = match from_slice_with_options::<Value>(bytes, options! { with_snippet: false }) {
+        Ok(value) => return Ok(Parsed { value, duplicates: Vec::new() }),
+        Err(Error::DuplicateMappingKey { key: Some(key), location }) => (key, location),
+        Err(why) => return Err(refused(why)),
     };
-    Ok(Parsed { value, duplicates: Vec::new() })
+    let options = options! { with_snippet: false, duplicate_keys: LastWins };
+    let value = from_slice_with_options(bytes, options).map_err(refused)?;
+    let told = format!("yaml: unmarshal errors:\n  line {}: key {key:?} already set in map", location.line());
+    Ok(Parsed { value, duplicates: vec![told] })
 }
 
 /// [`parse`] for an object of this kind; what is none is refused in upstream's words.
@@ -244,6 +257,19 @@ mod tests {
             "just text",
             Form::Yaml,
             "json parse error: json: cannot unmarshal string into an object (6a7573742074657874)",
+        );
+    }
+
+    #[test]
+    fn keys_that_occur_twice_in_yaml_are_told() {
+        let text = "kind: Deployment\nspec:\n  paused: true\n  paused: false\n";
+        let parsed = parse_object(&Bytes::from_static(text.as_bytes()), Form::Yaml, "Deployment").unwrap();
+        assert_eq!(parsed.value, json!({"kind": "Deployment", "spec": {"paused": false}}));
+        assert_eq!(parsed.duplicates, ["yaml: unmarshal errors:\n  line 4: key \"paused\" already set in map"]);
+        let broken = parse(&Bytes::from_static(b"a: [1\nb"), Form::Yaml).unwrap_err().message;
+        assert!(
+            broken.starts_with("couldn't get version/kind; yaml parse error: ") && !broken.contains('\n'),
+            "{broken}"
         );
     }
 
