@@ -1,6 +1,6 @@
-//! kill -9 of every process in turn, then of all at once: what runs goes on, what ended is started
-//! again, and `reset` leaves nothing. The control plane runs alone; the node under test joined it with
-//! a token.
+//! kill -9 of every process in turn, a node that falls silent and comes back by itself, then kill -9 of
+//! all at once: what runs goes on, what ended is started again, and `reset` leaves nothing. The control
+//! plane runs alone; the node under test joined it with a token.
 
 use anyhow::{Context, Result, ensure};
 use nix::{
@@ -66,6 +66,7 @@ fn what_is_killed_comes_back_and_disturbs_nothing_else() -> Result<()> {
     })?;
     step("the node's daemon", || killed_daemon(&mut lab, 2))?;
     step("the control plane", || killed_daemon(&mut lab, 1))?;
+    step("a node that falls silent and comes back by itself", || silent(&lab))?;
     step("everything at once, then reset", || everything(&mut lab))
 }
 
@@ -112,6 +113,19 @@ fn killed_daemon(lab: &mut Lab, number: usize) -> Result<()> {
     lab.node(number).restart()?;
     ready(lab)?;
     answers(lab)?;
+    ensure!(identity(lab)? == before, "the pod's container changed");
+    Ok(())
+}
+
+/// A daemon that is stopped renews no lease; set going again it must find its way back.
+fn silent(lab: &Lab) -> Result<()> {
+    let before = identity(lab)?;
+    let daemon = Pid::from_raw(i32::try_from(lab.nodes()[1].pid().context("no daemon")?)?);
+    kill(daemon, Signal::SIGSTOP)?;
+    let noticed = lab.kubectl("wait --for=condition=Ready=unknown node/node2 --timeout=120s");
+    kill(daemon, Signal::SIGCONT)?;
+    noticed?;
+    ready(lab)?;
     ensure!(identity(lab)? == before, "the pod's container changed");
     Ok(())
 }

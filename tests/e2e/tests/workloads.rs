@@ -262,6 +262,8 @@ spec:
     let order = lab.kubectl("logs ordered -c main")?;
     ensure!(order == "first\nhelper\nlast\n", "the order: {order:?}");
     lab.kubectl("wait --for=jsonpath={.status.phase}=Failed pod/hindered --timeout=60s")?;
+    let waiting = lab.kubectl("get pod hindered -o jsonpath={.status.containerStatuses[0].state.waiting.reason}")?;
+    ensure!(waiting == "PodInitializing", "a container behind a failed init container: {waiting:?}");
     lab.kubectl("delete pod ordered hindered --timeout=60s").map(drop)
 }
 
