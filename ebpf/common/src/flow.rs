@@ -16,8 +16,8 @@ pub enum FlowKind {
     MasqueradeReply = 3,
 }
 
-/// A connection as seen in one direction at one hook.
-#[repr(C)]
+/// A connection as seen in one direction at one hook. Aligned so that programs copy it by eights.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FlowKey {
     /// Where the packet comes from.
@@ -77,6 +77,6 @@ impl Flow {
 }
 
 const _: () = {
-    assert!(size_of::<FlowKey>() == 40 && align_of::<FlowKey>() == 4);
+    assert!(size_of::<FlowKey>() == 40 && align_of::<FlowKey>() == 8);
     assert!(size_of::<Flow>() == 96 && align_of::<Flow>() == 8);
 };

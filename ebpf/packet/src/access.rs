@@ -56,14 +56,18 @@ pub trait Packet {
     fn length(&self) -> u32;
     /// Reads `N` bytes.
     fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
-    /// Reads an IPv6 address.
-    fn read_address(&self, offset: u32) -> Option<Address>;
+    /// Reads `N` words as they stand in the packet.
+    fn read_words<const N: usize>(&self, offset: u32) -> Option<[u32; N]>;
+    /// The protocol that the Ethernet header names, in network order.
+    fn ethertype(&self) -> u16;
     /// Writes `N` bytes; checksums are not touched.
     fn write<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()>;
     /// Updates the IPv4 header checksum at `offset` for a changed word.
     fn fix_ip_checksum(&mut self, offset: u32, from: u32, to: u32) -> Option<()>;
     /// Updates a transport checksum at `offset` for a changed address.
     fn fix_address_checksum(&mut self, offset: u32, from: &Address, to: &Address, kind: Covered) -> Option<()>;
+    /// Updates a transport checksum at `offset` for a changed word of its pseudo header.
+    fn fix_word_checksum(&mut self, offset: u32, from: u32, to: u32, zero_is_none: bool) -> Option<()>;
     /// Updates a transport checksum at `offset` for a changed 16-bit word of the payload it covers.
     fn fix_port_checksum(&mut self, offset: u32, from: u16, to: u16, zero_is_none: bool) -> Option<()>;
     /// Inserts bytes between the Ethernet header and the IP header; their content is undefined.

@@ -7,9 +7,8 @@ use crate::{Covered, Packet};
 /// Bytes before the IP header.
 pub const ETHERNET: u32 = 14;
 
-const ETHERTYPE: u32 = 12;
-const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
-const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
+const ETHERTYPE_IPV4: u16 = 0x0800_u16.to_be();
+const ETHERTYPE_IPV6: u16 = 0x86dd_u16.to_be();
 const IP_CHECKSUM: u32 = 10;
 const IP_SOURCE: u32 = 12;
 const IP_DESTINATION: u32 = 16;
@@ -27,7 +26,6 @@ const ICMP_IDENTIFIER: u32 = 4;
 /// An ICMP error quotes the packet it is about after this many bytes.
 const ICMP_QUOTE: u32 = 8;
 
-const TCP_FLAGS: usize = 13;
 const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
@@ -49,21 +47,10 @@ pub enum Kind {
     Other,
 }
 
-/// The headers of a packet. Addresses and ports in network order.
+/// The headers of a packet. Addresses and ports in network order. Aligned so that programs copy by eights.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Header {
-    /// What the transport part allows.
-    pub kind: Kind,
-    /// IPv4, else IPv6.
-    pub v4: bool,
-    /// Offset of the IP header.
-    pub ip: u32,
-    /// Offset of the transport header.
-    pub transport: u32,
-    /// IP protocol number.
-    pub protocol: u8,
-    /// TCP flags, else 0.
-    pub tcp_flags: u8,
     /// Source address.
     pub source: Address,
     /// Destination address.
@@ -72,6 +59,18 @@ pub struct Header {
     pub source_port: u16,
     /// Destination port, or identifier of an echo reply.
     pub destination_port: u16,
+    /// Offset of the IP header.
+    pub ip: u32,
+    /// Offset of the transport header.
+    pub transport: u32,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// TCP flags, else 0.
+    pub tcp_flags: u8,
+    /// What the transport part allows.
+    pub kind: Kind,
+    /// IPv4, else IPv6.
+    pub v4: bool,
 }
 
 /// Which end of a packet is rewritten.
@@ -106,134 +105,195 @@ impl Header {
 /// Reads the headers; `None` for anything that is not whole IPv4 or IPv6.
 #[inline(always)]
 pub fn parse<P: Packet>(packet: &P) -> Option<Header> {
-    let mut header = Header::default();
-    match packet.read::<2>(ETHERTYPE)? {
-        ETHERTYPE_IPV4 => parse_v4(packet, ETHERNET, &mut header)?,
-        ETHERTYPE_IPV6 => parse_v6(packet, ETHERNET, &mut header)?,
+    let start = match packet.ethertype() {
+        ETHERTYPE_IPV4 => start_v4(packet, ETHERNET)?,
+        ETHERTYPE_IPV6 => start_v6(packet, ETHERNET)?,
         _ => return None,
-    }
-    Some(header)
+    };
+    // Through memory, by whole words: the kernel's verifier then does not walk the programs once for each thing that a
+    // header can say.
+    rest(packet, start).map(core::hint::black_box)
 }
 
-/// Reads the packet quoted by an ICMP error: the addresses and ports are those of the packet as it left.
+/// Is it an IPv4 packet?
 #[inline(always)]
-pub(crate) fn parse_quote<P: Packet>(packet: &P, error: &Header) -> Option<Header> {
-    let ip = error.transport + ICMP_QUOTE;
-    let mut quote = Header::default();
-    if error.v4 {
-        parse_v4(packet, ip, &mut quote)?
-    } else {
-        parse_v6(packet, ip, &mut quote)?
-    }
-    Some(quote)
+pub(crate) fn is_v4<P: Packet>(packet: &P) -> bool {
+    packet.ethertype() == ETHERTYPE_IPV4
 }
 
-/// As are all that read or write much: a function of its own in the kernel, where the stack is small.
+/// Reads the packet quoted by an ICMP error: the addresses and ports are those of the packet as it left. Rare, and so a
+/// function of its own in the kernel, where the stack is small.
 #[inline(never)]
-fn parse_v4<P: Packet>(packet: &P, ip: u32, header: &mut Header) -> Option<()> {
-    let bytes = packet.read::<20>(ip)?;
-    let length = u32::from(bytes[0] & 0x0f) * 4;
-    if bytes[0] >> 4 != 4 || length < 20 {
+pub(crate) fn parse_quote<P: Packet>(packet: &P, error: &Header, quote: &mut Header) -> Option<()> {
+    let ip = error.transport + ICMP_QUOTE;
+    let start = if error.v4 { start_v4(packet, ip)? } else { start_v6(packet, ip)? };
+    *quote = rest(packet, start)?;
+    Some(())
+}
+
+/// What an IP header says.
+#[derive(Clone, Copy)]
+struct Start {
+    source: Address,
+    destination: Address,
+    ip: u32,
+    transport: u32,
+    protocol: u8,
+    fragment: bool,
+    v4: bool,
+}
+
+#[inline(always)]
+fn start_v4<P: Packet>(packet: &P, ip: u32) -> Option<Start> {
+    let words = packet.read_words::<5>(ip)?;
+    let [version, ..] = words[0].to_ne_bytes();
+    let length = u32::from(version & 0x0f) * 4;
+    if version >> 4 != 4 || length < 20 {
         return None;
     }
-    *header = Header {
-        kind: Kind::Other,
-        v4: true,
+    let [_, protocol, ..] = words[2].to_ne_bytes();
+    Some(Start {
+        source: Address::v4(words[3]),
+        destination: Address::v4(words[4]),
         ip,
         transport: ip + length,
-        protocol: bytes[9],
-        tcp_flags: 0,
-        source: Address::v4(u32::from_ne_bytes([bytes[12], bytes[13], bytes[14], bytes[15]])),
-        destination: Address::v4(u32::from_ne_bytes([bytes[16], bytes[17], bytes[18], bytes[19]])),
-        source_port: 0,
-        destination_port: 0,
-    };
-    if u16::from_be_bytes([bytes[6], bytes[7]]) & FRAGMENT_OFFSET_MASK != 0 {
-        header.kind = Kind::Fragment;
-        return Some(());
-    }
-    parse_transport(packet, header)
-}
-
-#[inline(never)]
-fn parse_v6<P: Packet>(packet: &P, ip: u32, header: &mut Header) -> Option<()> {
-    let start = packet.read::<8>(ip)?;
-    if start[0] >> 4 != 6 {
-        return None;
-    }
-    *header = Header {
-        kind: Kind::Other,
-        v4: false,
-        ip,
-        transport: ip + IP6_LENGTH,
-        protocol: start[6],
-        tcp_flags: 0,
-        source: packet.read_address(ip + IP6_SOURCE)?,
-        destination: packet.read_address(ip + IP6_DESTINATION)?,
-        source_port: 0,
-        destination_port: 0,
-    };
-    // An IPv4 address in this form has no place on a wire, and would be taken for IPv4 in the maps.
-    if header.source.is_v4() || header.destination.is_v4() {
-        return None;
-    }
-    for _ in 0..limits::EXTENSIONS {
-        match header.protocol {
-            // Hop-by-hop, routing and destination options: the length counts eights after the first.
-            0 | 43 | 60 => {
-                let start = packet.read::<2>(header.transport)?;
-                header.protocol = start[0];
-                header.transport += (u32::from(start[1]) + 1) * 8;
-            }
-            44 => {
-                let start = packet.read::<4>(header.transport)?;
-                header.protocol = start[0];
-                header.transport += 8;
-                if u16::from_be_bytes([start[2], start[3]]) & FRAGMENT6_OFFSET_MASK != 0 {
-                    header.kind = Kind::Fragment;
-                    return Some(());
-                }
-            }
-            _ => break,
-        }
-    }
-    parse_transport(packet, header)
+        protocol,
+        fragment: u32::from_be(words[1]) & u32::from(FRAGMENT_OFFSET_MASK) != 0,
+        v4: true,
+    })
 }
 
 #[inline(always)]
-fn parse_transport<P: Packet>(packet: &P, header: &mut Header) -> Option<()> {
-    match (header.protocol, header.v4) {
+fn start_v6<P: Packet>(packet: &P, ip: u32) -> Option<Start> {
+    let words = packet.read_words::<10>(ip)?;
+    let [version, ..] = words[0].to_ne_bytes();
+    if version >> 4 != 6 {
+        return None;
+    }
+    let source = Address { words: [words[2], words[3], words[4], words[5]] };
+    let destination = Address { words: [words[6], words[7], words[8], words[9]] };
+    // An IPv4 address in this form has no place on a wire, and would be taken for IPv4 in the maps.
+    if source.is_v4() || destination.is_v4() {
+        return None;
+    }
+    let [_, _, mut protocol, _] = words[1].to_ne_bytes();
+    let mut transport = ip + IP6_LENGTH;
+    let mut fragment = false;
+    if is_extension(protocol) {
+        let end = skip(packet, protocol, transport);
+        if end == 0 {
+            return None;
+        }
+        protocol = end as u8;
+        fragment = end & FRAGMENT != 0;
+        transport = (end >> 32) as u32;
+    }
+    Some(Start { source, destination, ip, transport, protocol, fragment, v4: false })
+}
+
+/// Hop-by-hop, routing and destination options, fragments.
+#[inline(always)]
+fn is_extension(protocol: u8) -> bool {
+    matches!(protocol, 0 | 43 | 44 | 60)
+}
+
+/// Bit of what [`skip`] returns.
+const FRAGMENT: u64 = 0x100;
+
+/// Looks past extension headers: the protocol behind them, [`FRAGMENT`] for a fragment without transport header, and above
+/// them where the next header starts; 0 if the packet ends too early. Rare, and so a function of its own in the kernel, whose
+/// verifier walks it once for each way to call it.
+#[inline(never)]
+fn skip<P: Packet>(packet: &P, protocol: u8, transport: u32) -> u64 {
+    let (mut protocol, mut transport) = (protocol, transport);
+    for _ in 0..limits::EXTENSIONS {
+        if !is_extension(protocol) {
+            break;
+        }
+        let Some(start) = packet.read::<4>(transport) else { return 0 };
+        let fragment = protocol == 44;
+        protocol = start[0];
+        if fragment {
+            transport += 8;
+            if u16::from_be_bytes([start[2], start[3]]) & FRAGMENT6_OFFSET_MASK != 0 {
+                return u64::from(transport) << 32 | FRAGMENT | u64::from(protocol);
+            }
+        } else {
+            // The length counts eights after the first.
+            transport += (u32::from(start[1]) + 1) * 8;
+        }
+    }
+    u64::from(transport) << 32 | u64::from(protocol)
+}
+
+#[inline(always)]
+fn rest<P: Packet>(packet: &P, start: Start) -> Option<Header> {
+    let ports = if start.fragment {
+        Ports { kind: Kind::Fragment, ..Ports::default() }
+    } else {
+        read_ports(packet, start.protocol, start.v4, start.ip, start.transport)?
+    };
+    Some(Header {
+        source: start.source,
+        destination: start.destination,
+        source_port: ports.source,
+        destination_port: ports.destination,
+        ip: start.ip,
+        transport: start.transport,
+        protocol: start.protocol,
+        tcp_flags: ports.tcp_flags,
+        kind: ports.kind,
+        v4: start.v4,
+    })
+}
+
+/// What a transport header says.
+#[derive(Clone, Copy, Default)]
+struct Ports {
+    kind: Kind,
+    source: u16,
+    destination: u16,
+    tcp_flags: u8,
+}
+
+#[inline(always)]
+fn read_ports<P: Packet>(packet: &P, protocol: u8, v4: bool, ip: u32, at: u32) -> Option<Ports> {
+    let mut ports = Ports::default();
+    match (protocol, v4) {
         (protocol::TCP | protocol::UDP, _) => {
-            let ports = if header.protocol == protocol::TCP && header.ip == ETHERNET {
-                let start = packet.read::<{ TCP_FLAGS + 1 }>(header.transport)?;
-                header.tcp_flags = start[TCP_FLAGS];
-                [start[0], start[1], start[2], start[3]]
+            // An error quotes eight bytes at least, which is too little for the flags.
+            let word = if protocol == protocol::TCP && ip == ETHERNET {
+                let words = packet.read_words::<4>(at)?;
+                let [_, flags, ..] = words[3].to_ne_bytes();
+                ports.tcp_flags = flags;
+                words[0]
             } else {
-                packet.read::<4>(header.transport)?
+                packet.read_words::<1>(at)?[0]
             };
-            header.kind = Kind::Ports;
-            header.source_port = u16::from_ne_bytes([ports[0], ports[1]]);
-            header.destination_port = u16::from_ne_bytes([ports[2], ports[3]]);
+            let [source_high, source_low, high, low] = word.to_ne_bytes();
+            ports.kind = Kind::Ports;
+            ports.source = u16::from_ne_bytes([source_high, source_low]);
+            ports.destination = u16::from_ne_bytes([high, low]);
         }
         (protocol::ICMP, true) | (protocol::ICMP6, false) => {
-            let icmp = packet.read::<8>(header.transport)?;
+            let icmp = packet.read::<8>(at)?;
             let identifier = u16::from_ne_bytes([icmp[4], icmp[5]]);
-            match (icmp[0], header.v4) {
+            match (icmp[0], v4) {
                 (8, true) | (128, false) => {
-                    header.kind = Kind::Ports;
-                    header.source_port = identifier;
+                    ports.kind = Kind::Ports;
+                    ports.source = identifier;
                 }
                 (0, true) | (129, false) => {
-                    header.kind = Kind::EchoReply;
-                    header.destination_port = identifier;
+                    ports.kind = Kind::EchoReply;
+                    ports.destination = identifier;
                 }
-                (3 | 11 | 12, true) | (1..=4, false) => header.kind = Kind::IcmpError,
+                (3 | 11 | 12, true) | (1..=4, false) => ports.kind = Kind::IcmpError,
                 _ => {}
             }
         }
         _ => {}
     }
-    Some(())
+    Some(ports)
 }
 
 /// Writes a new address and port at one end and keeps all checksums right.
@@ -256,7 +316,15 @@ pub(crate) fn rewrite<P: Packet>(
         _ => (ICMP_CHECKSUM, ICMP_IDENTIFIER, None),
     };
     let checksum = header.transport + checksum;
-    if !old_address.same(address) {
+    if header.v4 {
+        let (from, to) = (old_address.last(), address.last());
+        if from != to {
+            if let Some(covered) = covered {
+                packet.fix_word_checksum(checksum, from, to, covered == Covered::PseudoOrNone)?;
+            }
+            write_address(packet, header, end, old_address, address)?;
+        }
+    } else if !old_address.same(address) {
         if let Some(covered) = covered {
             packet.fix_address_checksum(checksum, old_address, address, covered)?;
         }

@@ -8,7 +8,7 @@ use crate::header::{End, Header, Kind, parse, parse_quote, rewrite, rewrite_erro
 use crate::{InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Verdict, flow, service};
 
 /// The destination that a packet of a service goes to.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 struct Target {
     address: Address,
     port: u16,
@@ -87,8 +87,8 @@ fn unmasquerade<P: Packet, M: Maps>(
 /// function of its own in the kernel, where the stack is small.
 #[inline(never)]
 fn deliver_error<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Header) -> Result<(), Reason> {
-    let Some(quote) = parse_quote(packet, header) else { return Ok(()) };
-    if quote.kind != Kind::Ports {
+    let mut quote = Header::default();
+    if parse_quote(packet, header, &mut quote).is_none() || quote.kind != Kind::Ports {
         return Ok(());
     }
     // The quoted packet went out, so the connection's incoming direction has its ends swapped.
@@ -122,7 +122,13 @@ fn to_service<P: Packet, M: Maps>(
         return Ok(());
     }
     let frontend = service::find(maps, settings, &header.destination, header.destination_port, header.protocol, scope);
-    let mut target = Target::default();
+    let mut target = Target {
+        address: header.destination,
+        port: header.destination_port,
+        needs_source: false,
+        service: Flow::NO_SERVICE,
+        backend: 0,
+    };
     // The port of a service that was deleted: its open connections go on.
     if frontend.is_none() && !service::is_node_port(maps, settings, &header.destination, header.destination_port) {
         return Ok(());
@@ -157,9 +163,9 @@ fn known<M: Maps>(maps: &M, header: &Header, target: &mut Target, bytes: u32) ->
         let closed = flow.flags & (Flow::FIN | Flow::RST) != 0;
         flow::touch(flow, header, now, bytes);
         *target = Target::of(flow);
-        (closed, flow.other)
+        closed
     });
-    let Some((closed, other)) = found else { return false };
+    let Some(closed) = found else { return false };
     if !header.opens() && header.protocol == protocol::TCP {
         return true;
     }
@@ -169,8 +175,10 @@ fn known<M: Maps>(maps: &M, header: &Header, target: &mut Target, bytes: u32) ->
     if alive && !(closed && header.opens()) {
         return true;
     }
+    if let Some(other) = maps.flow(&key, |flow| flow.other) {
+        maps.remove_flow(&other);
+    }
     maps.remove_flow(&key);
-    maps.remove_flow(&other);
     false
 }
 

@@ -1,9 +1,9 @@
 //! Answering a packet that nobody will: the packet becomes an ICMP "port unreachable" about itself, which makes a TCP
 //! connect fail at once, as with upstream's proxy.
 
-use sluice_ebpf_common::{Address, Reason, protocol};
+use sluice_ebpf_common::{Reason, protocol};
 
-use crate::header::{ETHERNET, parse};
+use crate::header::{ETHERNET, is_v4};
 use crate::{Maps, Packet, Verdict};
 
 const IP4: u32 = 20;
@@ -17,9 +17,10 @@ const TTL: u8 = 64;
 
 /// Turns a TCP or UDP packet into the error about it. In the kernel this is a function of its own, with its own part of the
 /// small stack.
-#[inline(never)]
+#[inline(always)]
 pub fn refuse<P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
-    match reject(packet) {
+    let answered = if is_v4(packet) { reject_v4(packet) } else { reject_v6(packet) };
+    match answered {
         Some(()) => Verdict::Answer,
         None => {
             maps.count_reason(Reason::Rewrite);
@@ -28,61 +29,72 @@ pub fn refuse<P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     }
 }
 
-#[inline(always)]
-fn reject<P: Packet>(packet: &mut P) -> Option<()> {
-    let header = parse(packet)?;
-    let tcp = header.protocol == protocol::TCP;
+/// As the other family's, a function of its own in the kernel, where the stack is small.
+#[inline(never)]
+fn reject_v4<P: Packet>(packet: &mut P) -> Option<()> {
+    let words = packet.read_words::<5>(ETHERNET)?;
+    let [start, ..] = words[0].to_ne_bytes();
+    let [_, number, ..] = words[2].to_ne_bytes();
+    let (source, destination) = (words[3], words[4]);
+    let ip = u32::from(start & 0x0f) * 4;
+    let tcp = number == protocol::TCP;
     let quoted = if tcp { QUOTED_TCP } else { QUOTED_UDP };
-    if header.v4 {
-        let quote = header.transport - header.ip + quoted;
-        let start = sum_transport(packet, header.transport, tcp)?;
-        packet.insert(IP4 + ICMP)?;
-        packet.truncate(ETHERNET + IP4 + ICMP + quote)?;
-        let length = IP4 + ICMP + quote;
-        let addresses = halves(header.source.last()) + halves(header.destination.last());
-        let checksum = fold(0x4500 + length + 0x4000 + (u32::from(TTL) << 8 | u32::from(protocol::ICMP)) + addresses);
-        packet.write(ETHERNET, word(0x4500_0000 | length))?;
-        packet.write(ETHERNET + 4, word(0x4000))?;
-        packet
-            .write(ETHERNET + 8, word(u32::from(TTL) << 24 | u32::from(protocol::ICMP) << 16 | u32::from(checksum)))?;
-        packet.write(ETHERNET + 12, header.destination.last().to_ne_bytes())?;
-        packet.write(ETHERNET + 16, header.source.last().to_ne_bytes())?;
-        // Type 3, code 3. The quoted IP header is valid, so it adds nothing to a checksum.
-        packet.write(ETHERNET + IP4, word(0x0303_0000 | u32::from(fold(0x0303 + start))))?;
-        packet.write(ETHERNET + IP4 + 4, word(0))?;
-    } else {
-        // Not worth the trouble behind extension headers.
-        if header.transport != header.ip + IP6 {
-            return None;
-        }
-        let start = sum(packet, header.ip)? + sum_transport(packet, header.transport, tcp)?;
-        packet.insert(IP6 + ICMP)?;
-        packet.truncate(ETHERNET + IP6 + ICMP + IP6 + quoted)?;
-        let length = ICMP + IP6 + quoted;
-        packet.write(ETHERNET, word(0x6000_0000))?;
-        packet.write(ETHERNET + 4, word(length << 16 | u32::from(protocol::ICMP6) << 8 | u32::from(TTL)))?;
-        write_address(packet, ETHERNET + 8, &header.destination)?;
-        write_address(packet, ETHERNET + 24, &header.source)?;
-        // Type 1, code 4. Both addresses count twice: in the pseudo header and in the quote.
-        let mut addresses = 0;
-        for at in 0..4 {
-            addresses += halves(header.source.words[at]) + halves(header.destination.words[at]);
-        }
-        let pseudo = addresses + length + u32::from(protocol::ICMP6);
-        packet.write(ETHERNET + IP6, word(0x0104_0000 | u32::from(fold(0x0104 + pseudo + addresses + start))))?;
-        packet.write(ETHERNET + IP6 + 4, word(0))?;
+    let quote = ip + quoted;
+    let start = sum_transport(packet, ETHERNET + ip, tcp)?;
+    packet.insert(IP4 + ICMP)?;
+    packet.truncate(ETHERNET + IP4 + ICMP + quote)?;
+    let length = IP4 + ICMP + quote;
+    let addresses = halves(source) + halves(destination);
+    let checksum = fold(0x4500 + length + 0x4000 + (u32::from(TTL) << 8 | u32::from(protocol::ICMP)) + addresses);
+    packet.write(ETHERNET, word(0x4500_0000 | length))?;
+    packet.write(ETHERNET + 4, word(0x4000))?;
+    packet.write(ETHERNET + 8, word(u32::from(TTL) << 24 | u32::from(protocol::ICMP) << 16 | u32::from(checksum)))?;
+    packet.write(ETHERNET + 12, destination.to_ne_bytes())?;
+    packet.write(ETHERNET + 16, source.to_ne_bytes())?;
+    // Type 3, code 3. The quoted IP header is valid, so it adds nothing to a checksum.
+    packet.write(ETHERNET + IP4, word(0x0303_0000 | u32::from(fold(0x0303 + start))))?;
+    packet.write(ETHERNET + IP4 + 4, word(0))?;
+    turn(packet)
+}
+
+#[inline(never)]
+fn reject_v6<P: Packet>(packet: &mut P) -> Option<()> {
+    let words = packet.read_words::<10>(ETHERNET)?;
+    let [_, _, number, _] = words[1].to_ne_bytes();
+    let tcp = number == protocol::TCP;
+    let quoted = if tcp { QUOTED_TCP } else { QUOTED_UDP };
+    // Not worth the trouble behind extension headers.
+    if !tcp && number != protocol::UDP {
+        return None;
     }
+    let start = halves(words[0]) + halves(words[1]) + sum_transport(packet, ETHERNET + IP6, tcp)?;
+    packet.insert(IP6 + ICMP)?;
+    packet.truncate(ETHERNET + IP6 + ICMP + IP6 + quoted)?;
+    let length = ICMP + IP6 + quoted;
+    packet.write(ETHERNET, word(0x6000_0000))?;
+    packet.write(ETHERNET + 4, word(length << 16 | u32::from(protocol::ICMP6) << 8 | u32::from(TTL)))?;
+    // Both addresses, the other way round.
+    for at in 0..4 {
+        packet.write(ETHERNET + 8 + 4 * at, words[at as usize + 6].to_ne_bytes())?;
+        packet.write(ETHERNET + 24 + 4 * at, words[at as usize + 2].to_ne_bytes())?;
+    }
+    // Type 1, code 4. Both addresses count twice: in the pseudo header and in the quote.
+    let mut addresses = 0;
+    for word in &words[2..] {
+        addresses += halves(*word);
+    }
+    let pseudo = addresses + length + u32::from(protocol::ICMP6);
+    packet.write(ETHERNET + IP6, word(0x0104_0000 | u32::from(fold(0x0104 + pseudo + addresses + start))))?;
+    packet.write(ETHERNET + IP6 + 4, word(0))?;
+    turn(packet)
+}
+
+/// Sends the frame back where it came from.
+#[inline(always)]
+fn turn<P: Packet>(packet: &mut P) -> Option<()> {
     let (to, from) = (packet.read::<6>(0)?, packet.read::<6>(6)?);
     packet.write(0, from)?;
     packet.write(6, to)
-}
-
-#[inline(always)]
-fn write_address<P: Packet>(packet: &mut P, at: u32, address: &Address) -> Option<()> {
-    packet.write(at, address.words[0].to_ne_bytes())?;
-    packet.write(at + 4, address.words[1].to_ne_bytes())?;
-    packet.write(at + 8, address.words[2].to_ne_bytes())?;
-    packet.write(at + 12, address.words[3].to_ne_bytes())
 }
 
 /// The sum of the quoted part of a transport header.

@@ -26,7 +26,7 @@ pub fn find<M: Maps>(
     if !is_node_port(maps, settings, address, port) {
         return None;
     }
-    key.address = address.any();
+    key.address.words = [0, 0, if address.is_v4() { Address::ANY_V4.words[2] } else { 0 }, 0];
     maps.frontend(&key)
 }
 

@@ -104,18 +104,20 @@ impl Packet for Buffer {
     }
 
     #[inline(always)]
-    fn read_address(&self, offset: u32) -> Option<Address> {
-        let mut address = MaybeUninit::<Address>::uninit();
+    fn read_words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        let mut words = MaybeUninit::<[u32; N]>::uninit();
         // SAFETY: see above; on success the helper wrote all bytes.
         unsafe {
-            done(bpf_skb_load_bytes(
-                self.skb.cast(),
-                offset,
-                address.as_mut_ptr().cast(),
-                size_of::<Address>() as u32,
-            ))?;
-            Some(address.assume_init())
+            done(bpf_skb_load_bytes(self.skb.cast(), offset, words.as_mut_ptr().cast(), N as u32 * 4))?;
+            Some(words.assume_init())
         }
+    }
+
+    /// Only links with Ethernet headers have these programs, so the kernel's own reading is that header's.
+    #[inline(always)]
+    fn ethertype(&self) -> u16 {
+        // SAFETY: see above.
+        unsafe { (*self.skb).protocol as u16 }
     }
 
     #[inline(always)]
@@ -145,6 +147,13 @@ impl Packet for Buffer {
             let difference = bpf_csum_diff(from, size, to, size, 0);
             bpf_l4_csum_replace(self.skb, offset, 0, difference as u64, flags)
         })
+    }
+
+    #[inline(always)]
+    fn fix_word_checksum(&mut self, offset: u32, from: u32, to: u32, zero_is_none: bool) -> Option<()> {
+        let flags = 4 | u64::from(BPF_F_PSEUDO_HDR) | zero(zero_is_none);
+        // SAFETY: see above.
+        done(unsafe { bpf_l4_csum_replace(self.skb, offset, from.into(), to.into(), flags) })
     }
 
     #[inline(always)]

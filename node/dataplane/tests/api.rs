@@ -29,16 +29,21 @@ struct Api {
 
 impl Api {
     fn answer(&self, request: &Request<kube::client::Body>) -> Response<Answer> {
-        let services = request.uri().path().ends_with("/services");
+        let path = request.uri().path();
+        let (services, slices) = (path.ends_with("/services"), path.ends_with("/endpointslices"));
         let watching = request.uri().query().is_some_and(|query| query.contains("watch=true"));
-        let body = if watching && !services {
+        let body = if watching && slices {
             let events = self.watches.lock().unwrap().pop().unwrap_or_else(|| unbounded().1);
             let frames = events.map(|line| Ok::<_, Infallible>(Frame::data(bytes::Bytes::from(line + "\n"))));
             StreamBody::new(frames).boxed_unsync()
         } else if watching {
             StreamBody::new(futures::stream::pending::<Result<Frame<bytes::Bytes>, Infallible>>()).boxed_unsync()
         } else {
-            let items = if services { &self.services } else { &self.slices };
+            let items = match (services, slices) {
+                (true, _) => self.services.clone(),
+                (_, true) => self.slices.clone(),
+                _ => json!([]),
+            };
             let list =
                 json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "1"}, "items": items});
             Full::new(bytes::Bytes::from(list.to_string())).boxed_unsync()

@@ -214,3 +214,31 @@ fn no_connection_goes_astray_while_everything_changes() {
         assert!(changes > 100);
     });
 }
+
+#[test]
+fn a_namespace_keeps_its_backend_until_it_is_gone() {
+    isolated("a_namespace_keeps_its_backend_until_it_is_gone", |place| {
+        let dataplane = Dataplane::load(place.config()).unwrap();
+        let addresses = ["127.0.0.2:8001", "127.0.0.3:8002", "127.0.0.4:8003"];
+        let _ = addresses.map(tcp_server);
+        let affine = |endpoints: &[&str]| {
+            let mut snapshot = service(Protocol::Tcp, CLUSTER, 0, endpoints);
+            snapshot.services.values_mut().for_each(|service| service.affinity = 100);
+            snapshot
+        };
+        dataplane.apply(&affine(&addresses)).unwrap();
+        let first = connect(CLUSTER).unwrap().server.to_string();
+        for _ in 0..32 {
+            assert_eq!(connect(CLUSTER).unwrap().server.to_string(), first);
+        }
+        let left: Vec<&str> = addresses.into_iter().filter(|address| *address != first).collect();
+        dataplane.apply(&affine(&left)).unwrap();
+        let second = connect(CLUSTER).unwrap().server.to_string();
+        assert!(left.contains(&second.as_str()), "{second}");
+        // The list is longer again, and what is kept stands elsewhere in it.
+        dataplane.apply(&affine(&addresses)).unwrap();
+        for _ in 0..32 {
+            assert_eq!(connect(CLUSTER).unwrap().server.to_string(), second);
+        }
+    });
+}

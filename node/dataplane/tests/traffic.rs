@@ -6,11 +6,11 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Instant;
 
 use common::{Namespace, PATIENCE, Place, connect, isolated, run, service, tcp_server, udp_server, words};
-use sluice_dataplane::model::{Protocol, Snapshot};
+use sluice_dataplane::model::{HostPort, Pod, Protocol, Snapshot};
 use sluice_dataplane::{Config, Dataplane, PodInfo, Traffic, Uplinks};
 
 const CLUSTER: &str = "10.96.0.10:80";
@@ -384,5 +384,72 @@ fn node_ports_answer_on_links_that_come_later() {
         assert_eq!(pods(), 2);
         shutdown.cancel();
         runtime.block_on(follower).unwrap().unwrap();
+    });
+}
+
+#[test]
+fn a_client_keeps_its_backend_by_packet() {
+    isolated("a_client_keeps_its_backend_by_packet", |place| {
+        let world = world(place, Traffic::best());
+        for (pod, address) in world.pods.iter().zip([POD, OTHER_POD]) {
+            pod.within(|| tcp_server(address));
+        }
+        let affine = |endpoints: &[&str]| {
+            let mut snapshot = tcp(endpoints);
+            snapshot.services.values_mut().for_each(|service| service.affinity = 100);
+            snapshot
+        };
+        let ask = || world.outside.within(|| connect(NODE).unwrap().server.to_string());
+        world.dataplane.apply(&affine(&[POD, OTHER_POD])).unwrap();
+        let first = ask();
+        for _ in 0..24 {
+            assert_eq!(ask(), first);
+        }
+        let other = if first == POD { OTHER_POD } else { POD };
+        world.dataplane.apply(&affine(&[other])).unwrap();
+        assert_eq!(ask(), other);
+        // It is the new one that is kept now.
+        world.dataplane.apply(&affine(&[POD, OTHER_POD])).unwrap();
+        for _ in 0..24 {
+            assert_eq!(ask(), other);
+        }
+    });
+}
+
+#[test]
+fn host_ports_lead_to_their_pod_and_go_with_it() {
+    isolated("host_ports_lead_to_their_pod_and_go_with_it", |place| {
+        let world = world(place, Traffic::best());
+        world.pods[0].within(|| {
+            tcp_server(POD);
+            udp_server(POD)
+        });
+        let ports = [Protocol::Tcp, Protocol::Udp]
+            .map(|protocol| HostPort { protocol, address: None, host_port: 8088, port: 8080 })
+            .to_vec();
+        let pod = Pod { addresses: vec![POD.parse::<SocketAddr>().unwrap().ip()], ports };
+        let snapshot = Snapshot {
+            pods: [(("shop".to_owned(), "web".to_owned()), pod)].into(),
+            node: "here".into(),
+            ..Snapshot::default()
+        };
+        assert_eq!(world.dataplane.apply(&snapshot).unwrap(), Vec::<String>::new());
+        world.outside.within(|| {
+            let mut client = connect("10.1.0.1:8088").unwrap();
+            assert_eq!(client.server.to_string(), POD);
+            assert_eq!(client.seen_as, client.stream.local_addr().unwrap());
+            assert!(client.alive());
+            let socket = UdpSocket::bind("10.1.0.2:0").unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket.connect("10.1.0.1:8088").unwrap();
+            socket.send(b"x").unwrap();
+            let mut buffer = [0; 128];
+            let length = socket.recv(&mut buffer).unwrap();
+            assert_eq!(words(&buffer[..length]), (POD.parse().unwrap(), socket.local_addr().unwrap()));
+        });
+        world.dataplane.apply(&Snapshot { node: "here".into(), ..Snapshot::default() }).unwrap();
+        world.outside.within(|| {
+            assert_eq!(connect("10.1.0.1:8088").err().unwrap().kind(), ErrorKind::ConnectionRefused);
+        });
     });
 }

@@ -255,8 +255,16 @@ impl Packet for Frame {
         self.bytes.get(offset as usize..offset as usize + N)?.try_into().ok()
     }
 
-    fn read_address(&self, offset: u32) -> Option<Address> {
-        self.read::<16>(offset).map(|bytes| unbytes(&bytes))
+    fn read_words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        let mut words = [0; N];
+        for (at, word) in words.iter_mut().enumerate() {
+            *word = u32::from_ne_bytes(self.read::<4>(offset + 4 * at as u32)?);
+        }
+        Some(words)
+    }
+
+    fn ethertype(&self) -> u16 {
+        self.read(12).map_or(0, u16::from_ne_bytes)
     }
 
     fn write<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()> {
@@ -270,6 +278,10 @@ impl Packet for Frame {
 
     fn fix_address_checksum(&mut self, offset: u32, from: &Address, to: &Address, kind: Covered) -> Option<()> {
         self.fix_transport(offset, &octets(from), &octets(to), kind == Covered::PseudoOrNone)
+    }
+
+    fn fix_word_checksum(&mut self, offset: u32, from: u32, to: u32, zero_is_none: bool) -> Option<()> {
+        self.fix_transport(offset, &from.to_ne_bytes(), &to.to_ne_bytes(), zero_is_none)
     }
 
     fn fix_port_checksum(&mut self, offset: u32, from: u16, to: u16, zero_is_none: bool) -> Option<()> {
