@@ -6,6 +6,9 @@ use anyhow::{Context, Result, bail};
 
 use crate::sh;
 
+/// The oldest minor version of kubectl that the tests are written for.
+const TESTED_KUBECTL: u32 = 30;
+
 /// What the caller is about to do; decides which needs count.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Purpose {
@@ -87,6 +90,22 @@ pub(crate) fn ensure(purpose: Purpose) -> Result<()> {
     sh::step(&format!("apt-get install {}", packages.join(" ")));
     apt(&["update", "-q"]).context(by_hand.clone())?;
     apt(&[&["install", "-y", "-q", "--no-install-recommends"], packages.as_slice()].concat()).context(by_hand)
+}
+
+/// The stories speak to the cluster as today's users do: with subcommands and flags that old kubectls lack.
+pub(crate) fn require_kubectl() -> Result<()> {
+    let said = sh::output(sh::command("kubectl").args(["version", "--client", "-o", "json"]))?;
+    let version = &serde_json::from_str::<serde_json::Value>(&said)?["clientVersion"];
+    let digits = |text: &str| text.chars().take_while(char::is_ascii_digit).collect::<String>().parse::<u32>().ok();
+    let minor = version["minor"].as_str().and_then(digits).unwrap_or_default();
+    if minor < TESTED_KUBECTL {
+        bail!(
+            "the tests need kubectl 1.{TESTED_KUBECTL} or newer, this one is {}: put a newer one first on PATH \
+             (`cargo xtask up` works with this one, too)",
+            version["gitVersion"].as_str().unwrap_or("older")
+        );
+    }
+    Ok(())
 }
 
 fn apt(arguments: &[&str]) -> Result<()> {

@@ -16,6 +16,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     sh::require_root("cargo xtask test")?;
     setup::ensure(setup::Purpose::Everything)?;
+    setup::require_kubectl()?;
     prepare()?;
     sh::step("cargo test");
     sh::run(sh::cargo().args(["test", "--no-fail-fast"]).args(&options.cargo).env("SLUICE_TEST_IMAGE", image::build()?))

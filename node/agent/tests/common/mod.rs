@@ -219,7 +219,7 @@ impl World {
 
     /// Waits until the pod's status fulfils a condition.
     pub async fn until(&self, name: &str, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
-        let end = tokio::time::Instant::now() + Duration::from_secs(40);
+        let end = tokio::time::Instant::now() + Duration::from_secs(120);
         loop {
             let status = self.status(name).await;
             if holds(&status) {
