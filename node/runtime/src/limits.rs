@@ -55,6 +55,8 @@ pub const LOGGER_FIRST: Duration = Duration::from_millis(100);
 /// First pause before the end of a container that could not be written down is written again; doubles up to
 /// [`RECONNECT`].
 pub const SETTLE_FIRST: Duration = Duration::from_millis(50);
+/// How long an ended container's end waits to be announced for its task, and so its log, to be done with.
+pub const TASK_DELETED: Duration = Duration::from_secs(10);
 /// Bytes held for an attached client that is slow; more and it is cut off.
 pub const ATTACH_QUEUE: usize = 1024 * 1024;
 /// Clients attached to one container.

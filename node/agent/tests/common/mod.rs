@@ -52,6 +52,8 @@ fn ip(arguments: &str) {
 
 /// Everything of one node.
 pub struct World {
+    /// Goes first: it finds containerd by the socket in the directory.
+    guard: Guard,
     pub dir: TempDir,
     pub server: ApiServer,
     pub client: kube::Client,
@@ -60,7 +62,6 @@ pub struct World {
     daemon: Containerd,
     agent: Option<(CancellationToken, tokio::task::JoinHandle<anyhow::Result<()>>)>,
     prefix: String,
-    guard: Guard,
 }
 
 /// Cleans up after a test that has failed.
