@@ -12,9 +12,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use aya::Ebpf;
-use aya::programs::links::FdLink;
+use aya::programs::links::{FdLink, LinkError};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
-use aya::programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr, LinkOrder, SchedClassifier, TcAttachType, TcError};
+use aya::programs::{
+    CgroupAttachMode, CgroupSock, CgroupSockAddr, LinkOrder, ProgramError, ProgramFd, SchedClassifier, TcAttachType,
+    TcError,
+};
 use aya::util::KernelVersion;
 
 use crate::pins::Pins;
@@ -94,34 +97,35 @@ pub(crate) fn attach_sockets(ebpf: &mut Ebpf, pins: &Pins, cgroup: &Path) -> Res
     // A link always lives beside others; the mode is for kernels without links.
     let mode = CgroupAttachMode::Single;
     for name in SOCKET_PROGRAMS {
-        let program = socket_program(ebpf, name)?;
-        let pin = pins.link(name);
-        let fd = program.fd().map_err(|error| Error::ebpf(what(name), error))?;
-        if replace(&pin, |target| target.cgroup() == id, fd.as_fd())? {
-            continue;
-        }
-        let link = program.attach(&file, mode).and_then(|id| program.take_link(id));
-        let link: FdLink = link
-            .map_err(|error| Error::ebpf(what(name), error))?
-            .try_into()
-            .map_err(|error| Error::ebpf(what(name), error))?;
-        link.pin(&pin).map_err(|error| Error::ebpf(what(name), error))?;
+        let attach = |program: &mut CgroupSockAddr| program.attach(&file, mode).and_then(|id| program.take_link(id));
+        hook(socket_program(ebpf, name)?, CgroupSockAddr::fd, attach, &pins.link(name), id, &what(name))?;
     }
     for name in GUARD_PROGRAMS {
-        let program = guard_program(ebpf, name)?;
-        let pin = pins.link(name);
-        let fd = program.fd().map_err(|error| Error::ebpf(what(name), error))?;
-        if replace(&pin, |target| target.cgroup() == id, fd.as_fd())? {
-            continue;
-        }
-        let link = program.attach(&file, mode).and_then(|id| program.take_link(id));
-        let link: FdLink = link
-            .map_err(|error| Error::ebpf(what(name), error))?
-            .try_into()
-            .map_err(|error| Error::ebpf(what(name), error))?;
-        link.pin(&pin).map_err(|error| Error::ebpf(what(name), error))?;
+        let attach = |program: &mut CgroupSock| program.attach(&file, mode).and_then(|id| program.take_link(id));
+        hook(guard_program(ebpf, name)?, CgroupSock::fd, attach, &pins.link(name), id, &what(name))?;
     }
     Ok(())
+}
+
+/// Puts a program behind the pinned link to the cgroup, or attaches it and pins the link.
+fn hook<P, L>(
+    program: &mut P,
+    fd: impl Fn(&P) -> Result<&ProgramFd, ProgramError>,
+    attach: impl FnOnce(&mut P) -> Result<L, ProgramError>,
+    pin: &Path,
+    cgroup: u64,
+    what: &str,
+) -> Result<(), Error>
+where
+    L: TryInto<FdLink, Error = LinkError>,
+{
+    let own = fd(program).map_err(|error| Error::ebpf(what, error))?;
+    if replace(pin, |target| target.cgroup() == cgroup, own.as_fd())? {
+        return Ok(());
+    }
+    let link: L = attach(program).map_err(|error| Error::ebpf(what, error))?;
+    let link: FdLink = link.try_into().map_err(|error| Error::ebpf(what, error))?;
+    link.pin(pin).map(drop).map_err(|error| Error::ebpf(what, error))
 }
 
 /// Attaches a pair of packet programs to a link of this network namespace.

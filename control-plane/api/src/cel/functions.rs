@@ -102,11 +102,9 @@ fn operator<'a>(name: &str, args: &[Val<'a>]) -> Option<Result<Val<'a>>> {
         ("+" | "-", [a, b]) if matches!((a, b), (Val::Time(_) | Val::Duration(_), _) | (_, Val::Time(_))) => {
             Some(clock(name, a, b))
         }
+        ("/", [Int(_), Int(0)] | [Uint(_), Uint(0)]) => Some(fail("division by zero")),
+        ("%", [Int(_), Int(0)] | [Uint(_), Uint(0)]) => Some(fail("modulus by zero")),
         ("+" | "-" | "*" | "/" | "%", [Int(a), Int(b)]) => {
-            let zero = *b == 0 && matches!(name, "/" | "%");
-            if zero {
-                return Some(fail(if name == "/" { "division by zero" } else { "modulus by zero" }));
-            }
             let n = match name {
                 "+" => a.checked_add(*b),
                 "-" => a.checked_sub(*b),
@@ -117,10 +115,6 @@ fn operator<'a>(name: &str, args: &[Val<'a>]) -> Option<Result<Val<'a>>> {
             overflow(n.map(Int), "integer overflow")
         }
         ("+" | "-" | "*" | "/" | "%", [Uint(a), Uint(b)]) => {
-            let zero = *b == 0 && matches!(name, "/" | "%");
-            if zero {
-                return Some(fail(if name == "/" { "division by zero" } else { "modulus by zero" }));
-            }
             let n = match name {
                 "+" => a.checked_add(*b),
                 "-" => a.checked_sub(*b),
