@@ -165,11 +165,11 @@ async fn settle(runtime: &Runtime, id: &str, code: u32, at: Option<prost_types::
     }
     let exit = runtime.exit(&record, code, at);
     runtime.write_exit(id, &exit).await?;
-    // A logger that does not end must not hide the container's end.
+    // A task that is not let go, for whatever reason, must not hide the container's end.
     match tokio::time::timeout(limits::TASK_DELETED, runtime.delete_task(id)).await {
         Ok(Ok(_)) => {}
         Ok(Err(error)) => tracing::warn!(container = id, %error, "an ended container keeps its task"),
-        Err(_) => tracing::warn!(container = id, "an ended container's task is not deleted: its logger still runs"),
+        Err(_) => tracing::warn!(container = id, "an ended container's task is not deleted yet"),
     }
     // Nobody listening is fine.
     let _ = runtime.inner.events.send(Event::Exited { id: id.to_owned(), exit });
