@@ -3,11 +3,14 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use nix::sys::statvfs::statvfs;
 
 use crate::sh;
 
 /// The oldest minor version of kubectl that the tests are written for.
 const TESTED_KUBECTL: u32 = 30;
+/// Bytes that the tests' nodes need on their disk: twice what they call pressure.
+const TESTED_ROOM: u64 = 4 << 30;
 
 /// What the caller is about to do; decides which needs count.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -103,6 +106,23 @@ pub(crate) fn require_kubectl() -> Result<()> {
             "the tests need kubectl 1.{TESTED_KUBECTL} or newer, this one is {}: put a newer one first on PATH \
              (`cargo xtask up` works with this one, too)",
             version["gitVersion"].as_str().unwrap_or("older")
+        );
+    }
+    Ok(())
+}
+
+/// A node with less room than this on its disk says DiskPressure, and no pod of a story would ever start.
+pub(crate) fn require_room() -> Result<()> {
+    let dir = std::env::temp_dir();
+    let stat = statvfs(&dir).with_context(|| format!("cannot read how much room {} has", dir.display()))?;
+    let left = stat.blocks_available() * stat.fragment_size();
+    if left < TESTED_ROOM {
+        bail!(
+            "the tests' nodes need {} GiB free in {}, there are {:.1}: free some (`cargo clean` in other checkouts), or \
+             name a directory on another disk in TMPDIR",
+            TESTED_ROOM >> 30,
+            dir.display(),
+            left as f64 / f64::from(1 << 30)
         );
     }
     Ok(())

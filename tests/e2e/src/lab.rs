@@ -11,6 +11,19 @@ use crate::{
     wires::{Shape, Wires},
 };
 
+/// What is shown of a lab whose story failed.
+const PICTURE: &[&[&str]] = &[
+    &["get", "nodes", "-o", CONDITIONS],
+    &["get", "pods", "--all-namespaces", "-o", "wide"],
+    &["get", "events", "--all-namespaces", "--sort-by=.metadata.creationTimestamp"],
+];
+
+/// Every condition of every node, a line each.
+const CONDITIONS: &str = r#"jsonpath={range .items[*]}{.metadata.name}: {range .status.conditions[*]}{.type}={.status} ({.reason}) {end}{"\n"}{end}"#;
+
+/// Lines shown of each.
+const PICTURE_LINES: usize = 20;
+
 /// What kind of lab to make.
 pub struct Options {
     /// Short and unique on the machine: prefix of namespaces, cgroups, pinned maps.
@@ -92,7 +105,22 @@ impl Lab {
     pub fn kubectl_words(&self, arguments: &[&str]) -> Result<String> {
         let mut command = self.nodes[0].kubectl();
         command.args(arguments);
-        output(&mut command).with_context(|| format!("log of {}:\n{}", self.nodes[0].name, self.nodes[0].log_tail()))
+        output(&mut command).with_context(|| self.picture())
+    }
+
+    /// What a reader of a failed story wants to know: nodes' conditions, pods, the last events, the first node's log.
+    fn picture(&self) -> String {
+        PICTURE
+            .iter()
+            .map(|arguments| {
+                let seen =
+                    output(self.nodes[0].kubectl().args(*arguments)).unwrap_or_else(|error| format!("{error:#}"));
+                let lines: Vec<&str> = seen.lines().collect();
+                let tail = lines[lines.len().saturating_sub(PICTURE_LINES)..].join("\n");
+                format!("kubectl {}:\n{tail}\n", arguments.join(" "))
+            })
+            .chain([format!("log of {}:\n{}", self.nodes[0].name, self.nodes[0].log_tail())])
+            .collect()
     }
 
     /// Applies a manifest.
