@@ -13,6 +13,7 @@ extern crate std;
 mod access;
 mod egress;
 mod flow;
+mod fragment;
 mod header;
 mod ingress;
 mod reject;
@@ -24,7 +25,7 @@ mod tests;
 
 pub use access::{Covered, InsertError, Maps, Packet, Scratch, Verdict};
 pub use egress::{egress_pod, egress_uplink};
-pub use header::{ETHERNET, Header, Kind, Part, parse};
+pub use header::{ETHERNET, Header, Kind, Part};
 pub use ingress::ingress;
 pub use reject::refuse;
 pub use service::{find, pick};
