@@ -34,7 +34,7 @@ pub mod wanted;
 mod watch;
 
 pub use attach::Traffic;
-pub use dataplane::{Config, Dataplane, PodInfo, Uplinks};
+pub use dataplane::{Config, Dataplane, PodInfo, ServicePath, Uplinks};
 pub use error::Error;
 pub use inspect::{BackendRow, FrontendRow, MapRow, ProgramRow, ServiceRow, Status, services, status};
 pub use probe::{Hook, Outcome, Probe};

@@ -256,7 +256,7 @@ fn the_verifier_stays_far_from_its_limit() {
         println!("egress, not translated: {:?}", best(Hook::UplinkOut, &Frame::tcp("10.1.0.1:22", CLIENT, ACK, b"")));
         println!("not IP: {:?}", best(Hook::UplinkIn, &Frame { bytes: vec![0; 60], mark: 0 }));
         let index = nix::net::if_::if_nametoindex("slc0").unwrap();
-        let pod = sluice_dataplane::PodInfo { namespace: "n".into(), name: "p".into() };
+        let pod = sluice_dataplane::PodInfo { namespace: "n".into(), name: "p".into(), services: Default::default() };
         dataplane.attach_pod(index, &pod).unwrap();
         for row in dataplane.status().unwrap().programs {
             println!("{}: {} instructions verified", row.name, row.verified_instructions);
