@@ -82,6 +82,7 @@ impl Dataplane {
             Uplinks::Named(names) => names.iter().any(|known| known == name),
         };
         let six = links.iter().filter(|(name, link)| is_uplink(name, link)).find_map(|(_, link)| source(link, 6));
+        self.change_settings(|settings| settings.epoch = settings.epoch.wrapping_add(1))?;
         self.change_settings(|settings| settings.families[1].node = six.map_or_else(Address::default, |(_, six)| six))?;
         let Uplinks::Every { except } = &inner.config.uplinks else { return Ok(()) };
         let wanted: BTreeSet<Link> = links

@@ -4,5 +4,6 @@
 mod checksums;
 mod masquerade;
 mod services;
+mod shortcut;
 mod sockets;
 mod world;
