@@ -121,8 +121,14 @@ async fn start(config: &Config, client: kube::Client, api: api::Config, parts: &
             Ok(())
         });
     }
-    let agent = Agent::start(agent_config(config, api).await?, client).await?;
+    let agent = Agent::start(agent_config(config, api).await?, client.clone()).await?;
     parts.tasks.spawn(agent.run(parts.shutdown.clone()));
+    let announcer = sluice_announce::Config { node: config.node_name.clone(), addresses: config.node_addresses() };
+    let shutdown = parts.shutdown.clone();
+    parts.tasks.spawn(async move {
+        let announcing = sluice_announce::run(announcer, client, shutdown);
+        announcing.await.context("addresses of load balancers cannot be announced")
+    });
     Ok(())
 }
 
