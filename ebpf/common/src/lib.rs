@@ -10,6 +10,7 @@
 #![no_std]
 
 mod address;
+pub mod bench;
 mod flow;
 mod reason;
 mod service;
@@ -166,6 +167,7 @@ const _: () = assert!(size_of::<Event>() == 8);
 #[cfg(feature = "user")]
 mod user {
     #![allow(unsafe_code)]
+    use super::bench::Round;
     use super::{
         Address, Affinity, AffinityKey, Backend, Counters, Flow, FlowKey, Frontend, FrontendKey, RangeKey, ServiceName,
         Settings, SocketState, SourceKey,
@@ -190,6 +192,7 @@ mod user {
         Frontend,
         FrontendKey,
         RangeKey,
+        Round,
         ServiceName,
         Settings,
         SocketState,
