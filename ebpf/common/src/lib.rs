@@ -10,6 +10,7 @@
 #![no_std]
 
 mod address;
+pub mod bench;
 pub mod cache;
 mod flow;
 mod reason;
@@ -38,6 +39,8 @@ pub mod protocol {
     pub const UDP: u8 = 17;
     /// ICMP for IPv6.
     pub const ICMP6: u8 = 58;
+    /// SCTP.
+    pub const SCTP: u8 = 132;
 }
 
 /// Bound of a map as declared in the object; the loader may lower or raise it.
@@ -181,6 +184,7 @@ const _: () = assert!(size_of::<Event>() == 8);
 #[cfg(feature = "user")]
 mod user {
     #![allow(unsafe_code)]
+    use super::bench::Round;
     use super::cache::{Record, Uplink};
     use super::{
         Address, Affinity, AffinityKey, Backend, Counters, Flow, FlowKey, Frontend, FrontendKey, RangeKey, ServiceName,
@@ -206,6 +210,7 @@ mod user {
         Frontend,
         FrontendKey,
         RangeKey,
+        Round,
         ServiceName,
         Settings,
         SocketState,

@@ -406,12 +406,13 @@ fn ask<F: Family, M: Fast>(maps: &M, plain: &Plain<F::Address>, record: &mut Rec
                 destination: F::widen(&plain.destination),
                 source_port: u16::from_ne_bytes([source_high, source_low]),
                 destination_port: u16::from_ne_bytes([high, low]),
-                ip: IP,
-                transport: F::TRANSPORT,
+                ip: IP as u16,
+                transport: F::TRANSPORT as u16,
                 protocol: plain.protocol,
                 tcp_flags: plain.tcp_flags,
                 kind: Kind::Ports,
                 v4: F::TRANSPORT == V4::TRANSPORT,
+                ..Header::default()
             };
             desk.length = plain.length;
             desk.packets = u64::from(record.packets);

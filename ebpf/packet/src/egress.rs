@@ -88,7 +88,7 @@ fn from_service<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Header) -
         counters.packets += 1;
         counters.bytes += bytes;
     });
-    rewrite(packet, header, End::Source, &address, port).ok_or(Reason::Rewrite)?;
+    rewrite(packet, header, End::Source, &address, port)?;
     Ok(true)
 }
 
@@ -107,7 +107,7 @@ fn masquerade<P: Packet, M: Maps>(
         Kind::Other => return Err(Reason::Protocol),
     }
     let (address, port) = source(maps, settings, header, maps.link(), packet.length())?;
-    rewrite(packet, header, End::Source, &address, port).ok_or(Reason::Rewrite)
+    rewrite(packet, header, End::Source, &address, port)
 }
 
 /// The source that a packet leaves with on a link: what its connection has, or a port that is free.
