@@ -17,6 +17,7 @@ mod health;
 mod inspect;
 mod limits;
 mod links;
+mod maglev;
 pub mod model;
 mod object;
 mod pending;

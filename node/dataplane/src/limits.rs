@@ -40,5 +40,8 @@ pub(crate) const HEALTH_PORT: u16 = 10_256;
 /// How long a health check may take to ask.
 pub(crate) const HEALTH_PATIENCE: Duration = Duration::from_secs(5);
 
+/// The largest weight of an endpoint.
+pub(crate) const WEIGHT: u16 = 1_000;
+
 /// Problems kept for `status`.
 pub(crate) const PROBLEMS: usize = 32;

@@ -454,6 +454,17 @@ impl World {
         self.frontends.insert(key, Frontend { generation, service: 1, base, count, ..Frontend::default() });
     }
 
+    /// Puts a table of places behind a frontend's list, which has to be the last one.
+    pub(crate) fn plan(&mut self, frontend: &str, places: &[u16]) {
+        let (address, port) = end(frontend);
+        let mut keys = self.frontends.iter_mut().filter(|(key, _)| key.address == address && key.port == port);
+        let (_, found) = keys.next().unwrap();
+        assert_eq!(found.table_base(), self.slab.len() as u32);
+        found.table = places.len() as u32;
+        let half = |pair: &[u16], at: usize| u32::from(pair.get(at).copied().unwrap_or(0));
+        self.slab.extend(places.chunks(2).map(|pair| half(pair, 0) | half(pair, 1) << 16));
+    }
+
     /// Changes a frontend.
     pub(crate) fn change(&mut self, frontend: &str, change: impl Fn(&mut Frontend)) {
         let (address, port) = end(frontend);
