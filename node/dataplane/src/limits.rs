@@ -40,3 +40,5 @@ pub(crate) const HEALTH_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Problems kept for `status`.
 pub(crate) const PROBLEMS: usize = 32;
+/// Places that pods' packets go to with the pod's own address.
+pub const UNMASQUERADED: usize = 64;
