@@ -130,6 +130,8 @@ pub struct RangeKey {
 }
 
 impl RangeKey {
+    /// In place of a service id: destinations outside of the cluster that pods' packets go to with the pod's own address.
+    pub const UNMASQUERADED: u32 = u32::MAX;
     /// Bits of the service id, which every prefix has.
     pub const SERVICE_BITS: u32 = 32;
     /// Bits of a whole key.

@@ -238,7 +238,7 @@ fn update<K: aya::Pod, V: aya::Pod>(map: &OwnedFd, entries: impl Iterator<Item =
     sys::update_batch(map.as_fd(), &keys, &values)
 }
 
-fn range_key(service: u32, range: Range) -> Key<RangeKey> {
+pub(crate) fn range_key(service: u32, range: Range) -> Key<RangeKey> {
     Key::new(RangeKey::SERVICE_BITS + range.bits(), RangeKey { service, address: wire_key(range) })
 }
 
