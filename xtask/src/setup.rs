@@ -66,6 +66,7 @@ const NEEDS: &[Need] = &[
     need(Purpose::Everything, Probe::Program("ip"), &["iproute2"], "makes the tests' namespaces"),
     need(Purpose::Everything, Probe::Program("etcd"), &["etcd-server"], "the store tests' real etcd"),
     need(Purpose::Everything, Probe::Program("docker-registry"), &["docker-registry"], "the pull tests' real registry"),
+    need(Purpose::Everything, Probe::Program("bird"), &["bird2"], "the routing test's real BGP speaker"),
 ];
 
 const fn need(from: Purpose, probe: Probe, packages: &'static [&'static str], why: &'static str) -> Need {
