@@ -44,3 +44,17 @@ pub(crate) const IDLE: Duration = Duration::from_secs(60);
 pub(crate) const IDLE_READINGS: u32 = 6;
 /// Longest that all measures in the cluster may take together.
 pub(crate) const WHOLE: Duration = Duration::from_secs(20 * 60);
+/// Load average above which a bench says that medians may not hold.
+pub(crate) const CALM: f64 = 1.0;
+/// Rounds of all packet cases.
+pub(crate) const PACKET_ROUNDS: usize = 5;
+/// Runs of a case in a round, each beside one of the wrapper alone.
+pub(crate) const PACKET_RUNS: usize = 7;
+/// Packets in a run.
+pub(crate) const PACKETS: u32 = 100_000;
+/// Runs of new flows in a round: the table is emptied before each.
+pub(crate) const PACKET_NEW_RUNS: usize = 3;
+/// Packets in such a run, each with up to four entries of the flow table.
+pub(crate) const PACKETS_NEW: u32 = 32_768;
+/// Services that stand in the tables without being asked for.
+pub(crate) const PACKET_SERVICES: u32 = 1_000;

@@ -3,11 +3,14 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use nix::sys::statvfs::statvfs;
 
 use crate::sh;
 
 /// The oldest minor version of kubectl that the tests are written for.
 const TESTED_KUBECTL: u32 = 30;
+/// Bytes that the tests' nodes need on their disk: twice what they call pressure.
+const TESTED_ROOM: u64 = 4 << 30;
 
 /// What the caller is about to do; decides which needs count.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,6 +19,8 @@ pub(crate) enum Purpose {
     Build,
     /// Run a cluster.
     Up,
+    /// Measure, beside what others use.
+    Bench,
     /// Run every test.
     Everything,
 }
@@ -63,10 +68,18 @@ const NEEDS: &[Need] = &[
     need(Purpose::Up, Probe::Program("runc"), &["runc"], "runs containers"),
     need(Purpose::Up, Probe::Program("kubectl"), &["kubernetes-client"], "drives the cluster"),
     need(Purpose::Up, Probe::File("/bin/busybox"), &["busybox-static"], "tools inside the sample image"),
-    need(Purpose::Everything, Probe::Program("ip"), &["iproute2"], "makes the tests' namespaces"),
+    need(Purpose::Bench, Probe::Program("ip"), &["iproute2"], "makes namespaces"),
+    need(
+        Purpose::Bench,
+        Probe::Program("iptables-restore"),
+        &["iptables"],
+        "kube-proxy's rules, for the bench to compare with",
+    ),
+    need(Purpose::Bench, Probe::Program("nft"), &["nftables"], "kube-proxy's rules, for the bench to compare with"),
     need(Purpose::Everything, Probe::Program("etcd"), &["etcd-server"], "the store tests' real etcd"),
     need(Purpose::Everything, Probe::Program("docker-registry"), &["docker-registry"], "the pull tests' real registry"),
     need(Purpose::Everything, Probe::Program("bird"), &["bird2"], "the routing test's real BGP speaker"),
+    need(Purpose::Everything, Probe::Program("qemu-system-x86_64"), &["qemu-system-x86"], "boots the second kernel"),
 ];
 
 const fn need(from: Purpose, probe: Probe, packages: &'static [&'static str], why: &'static str) -> Need {
@@ -104,6 +117,23 @@ pub(crate) fn require_kubectl() -> Result<()> {
             "the tests need kubectl 1.{TESTED_KUBECTL} or newer, this one is {}: put a newer one first on PATH \
              (`cargo xtask up` works with this one, too)",
             version["gitVersion"].as_str().unwrap_or("older")
+        );
+    }
+    Ok(())
+}
+
+/// A node with less room than this on its disk says DiskPressure, and no pod of a story would ever start.
+pub(crate) fn require_room() -> Result<()> {
+    let dir = std::env::temp_dir();
+    let stat = statvfs(&dir).with_context(|| format!("cannot read how much room {} has", dir.display()))?;
+    let left = stat.blocks_available() * stat.fragment_size();
+    if left < TESTED_ROOM {
+        bail!(
+            "the tests' nodes need {} GiB free in {}, there are {:.1}: free some (`cargo clean` in other checkouts), or \
+             name a directory on another disk in TMPDIR",
+            TESTED_ROOM >> 30,
+            dir.display(),
+            left as f64 / f64::from(1 << 30)
         );
     }
     Ok(())

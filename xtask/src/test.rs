@@ -18,8 +18,17 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     setup::ensure(setup::Purpose::Everything)?;
     setup::require_kubectl()?;
     prepare()?;
+    let test = || {
+        let mut command = sh::cargo();
+        command.args(["test", "--no-fail-fast"]);
+        command
+    };
+    sh::step("building the tests");
+    let own = options.cargo.iter().take_while(|word| *word != "--");
+    sh::run(test().arg("--no-run").args(own))?;
+    setup::require_room()?;
     sh::step("cargo test");
-    sh::run(sh::cargo().args(["test", "--no-fail-fast"]).args(&options.cargo).env("SLUICE_TEST_IMAGE", image::build()?))
+    sh::run(test().args(&options.cargo).env("SLUICE_TEST_IMAGE", image::build()?))
 }
 
 /// Builds what the end-to-end tests start: the eBPF object, the binary, the sample image.

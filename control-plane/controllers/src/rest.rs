@@ -115,17 +115,21 @@ pub(crate) async fn lives<K: Kind>(client: &Client, object: &K) -> kube::Result<
     }
 }
 
-/// Sets the object's finalizers, provided nobody changed it meanwhile; already gone is fine.
+/// Sets the object's finalizers, provided nobody changed it meanwhile, and returns it; already gone is fine.
 ///
 /// # Errors
 /// The API's answer.
-pub(crate) async fn set_finalizers<K: Kind>(client: &Client, object: &K, finalizers: &[String]) -> kube::Result<()> {
+pub(crate) async fn set_finalizers<K: Kind>(
+    client: &Client,
+    object: &K,
+    finalizers: &[String],
+) -> kube::Result<Option<K>> {
     let version = &object.meta().resource_version;
     let finalizers = Some(finalizers).filter(|finalizers| !finalizers.is_empty());
     let body = json!({"metadata": {"finalizers": finalizers, "resourceVersion": version}});
     match patch(client, object, body).await {
-        Err(error) if !is(&error, 404) => Err(error),
-        _ => Ok(()),
+        Err(error) if is(&error, 404) => Ok(None),
+        written => written.map(Some),
     }
 }
 
@@ -135,7 +139,7 @@ pub(crate) async fn set_finalizers<K: Kind>(client: &Client, object: &K, finaliz
 /// The API's answer.
 pub(crate) async fn remove_finalizer<K: Kind>(client: &Client, object: &K, finalizer: &str) -> kube::Result<()> {
     let left: Vec<String> = object.meta().finalizers.iter().flatten().filter(|f| *f != finalizer).cloned().collect();
-    set_finalizers(client, object, &left).await
+    set_finalizers(client, object, &left).await.map(drop)
 }
 
 /// Merges `status` into the object's status, provided nobody changed the object meanwhile.

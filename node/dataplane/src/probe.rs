@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use aya::programs::ProgramFd;
 use aya::{TestRun, TestRunOptions};
 
 use crate::attach::traffic_program;
-use crate::{Dataplane, Error};
+use crate::{Dataplane, Error, sweep};
 
 /// What a packet may be longer than the original: an answer has an IP and an ICMP header more.
 const ROOM: usize = 64;
@@ -79,5 +80,15 @@ impl Dataplane {
             _ => Outcome::Passed,
         };
         Ok(Probe { outcome, frame: out, time: result.duration })
+    }
+
+    /// A loaded program, for benches that run it by a tail call; `None` when there is none of that name.
+    pub fn program(&self, name: &str) -> Option<ProgramFd> {
+        self.inner.ebpf.lock().program(name)?.fd().ok()?.try_clone().ok()
+    }
+
+    /// Forgets every connection that is translated packet by packet, as if all had ended long ago.
+    pub fn forget_flows(&self) -> Result<(), Error> {
+        sweep::sweep(&self.inner.pins, u32::MAX).map(drop)
     }
 }

@@ -22,8 +22,8 @@ use tonic::Code;
 use crate::error::or_gone;
 use crate::host::{self, Layers};
 use crate::{
-    Config, ContainerSpec, ContainerState, Error, Exit, Prepared, Result, Runtime, Seccomp, Status, events, exec,
-    labels, limits, loggers, spec, users,
+    Config, ContainerSpec, ContainerState, Error, Exit, Prepared, Result, Runtime, Seccomp, Status, daemon, events,
+    exec, labels, limits, loggers, spec, users,
 };
 
 const RUNC: &str = "io.containerd.runc.v2";
@@ -162,10 +162,20 @@ impl Runtime {
         exec::forget(&self.inner.config, id)
     }
 
-    /// Deletes an ended task; `false`: it still runs.
+    /// Deletes an ended task; `false`: it still runs. A shim that does not answer is ended, and containerd clears up after it:
+    /// the container is not wanted any more either way.
     pub(crate) async fn delete_task(&self, id: &str) -> Result<bool> {
         // A shim that is deleting its task hangs up on whoever asks for the same.
         let _turn = self.inner.turns.take(id).await;
+        if let Ok(answer) = tokio::time::timeout(limits::TASK_STUCK, self.ask_to_delete(id)).await {
+            return answer;
+        }
+        tracing::warn!(container = id, "a shim does not let its ended task go; ending the shim");
+        daemon::end_shim(&self.inner.config.socket, id);
+        self.ask_to_delete(id).await
+    }
+
+    async fn ask_to_delete(&self, id: &str) -> Result<bool> {
         let client = &self.inner.client;
         let request = client.call(DeleteTaskRequest { container_id: id.to_owned() });
         match client.tasks().delete(request).await {

@@ -3,6 +3,7 @@
 //! It gets its own root, state, socket and a minimal configuration below one directory, so that any number of them run
 //! side by side. It outlives us: a later `spawn` finds it by its socket and adopts it.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -272,20 +273,29 @@ fn owner(socket: &Path) -> Option<Pid> {
     getsockopt(&stream, PeerCredentials).ok().map(|peer| Pid::from_raw(peer.pid()))
 }
 
-/// Shims started for the containerd of this socket, by their command line.
+/// Ends the shim of one container; none is success.
+pub(crate) fn end_shim(socket: &Path, id: &str) {
+    shims_with(&[("-address", socket.as_os_str()), ("-id", id.as_ref())]).for_each(|pid| signal(pid, Signal::SIGKILL));
+}
+
+/// Shims started for the containerd of this socket.
 fn shims(socket: &Path) -> Vec<Pid> {
-    let socket = socket.as_os_str().as_encoded_bytes();
+    shims_with(&[("-address", socket.as_os_str())]).collect()
+}
+
+/// Shims whose command line has each of these flags with its value.
+fn shims_with(flags: &[(&str, &OsStr)]) -> impl Iterator<Item = Pid> {
     sys::processes()
-        .filter(|(_, arguments)| {
-            let mut arguments = arguments.split(|byte| *byte == 0);
-            let program = arguments.next().unwrap_or_default();
-            PathBuf::from(String::from_utf8_lossy(program).as_ref())
-                .file_name()
-                .is_some_and(|name| name.to_string_lossy().starts_with("containerd-shim"))
-                && arguments.skip_while(|argument| *argument != b"-address").nth(1) == Some(socket)
+        .filter(|(_, line)| {
+            let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+            let program = String::from_utf8_lossy(words[0]);
+            let name = program.rsplit('/').next().unwrap_or_default();
+            let has = |(flag, value): &(&str, &OsStr)| {
+                words.windows(2).any(|pair| pair == [flag.as_bytes(), value.as_encoded_bytes()])
+            };
+            name.starts_with("containerd-shim") && flags.iter().all(has)
         })
         .map(|(pid, _)| pid)
-        .collect()
 }
 
 /// Where the shims listen: outside of our folders, named in each container's bundle.

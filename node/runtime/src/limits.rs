@@ -57,6 +57,8 @@ pub const LOGGER_FIRST: Duration = Duration::from_millis(100);
 pub const SETTLE_FIRST: Duration = Duration::from_millis(50);
 /// How long an ended container's end waits to be announced for its task, and so its log, to be done with.
 pub const TASK_DELETED: Duration = Duration::from_secs(10);
+/// How long a shim may take to let an ended task go before the shim is ended: longer than the 12 s that it gives a logger.
+pub const TASK_STUCK: Duration = Duration::from_secs(20);
 /// Bytes held for an attached client that is slow; more and it is cut off.
 pub const ATTACH_QUEUE: usize = 1024 * 1024;
 /// Clients attached to one container.

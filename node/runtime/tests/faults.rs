@@ -166,3 +166,57 @@ async fn a_container_whose_shim_is_killed_has_ended() {
     assert!(world.runtime.containers().await.unwrap().is_empty());
     world.end().await;
 }
+
+/// A runc that hangs once where it deletes a container, as a shim sometimes does for reasons of its own.
+const HANGS_ONCE: &str = r#"#!/bin/sh
+case " $* " in
+*" delete "*) mkdir "$HANG" 2>/dev/null && echo $$ >"$HANG/pid" && exec sleep 600 ;;
+esac
+exec "$RUNC" "$@"
+"#;
+
+/// The child below, with such a runc first on its path.
+#[test]
+fn a_task_that_is_not_let_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let (runc, hang) = (dir.path().join("runc"), dir.path().join("hang"));
+    fs::write(&runc, HANGS_ONCE).unwrap();
+    fs::set_permissions(&runc, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let dirs = std::env::var("PATH").unwrap() + ":/usr/sbin:/sbin:/usr/bin";
+    let real = dirs.split(':').map(|dir| format!("{dir}/runc")).find(|file| fs::metadata(file).is_ok()).unwrap();
+    let done = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child_whose_task_is_not_let_go", "--ignored", "--nocapture"])
+        .env("PATH", format!("{}:{dirs}", dir.path().display()))
+        .env("RUNC", real)
+        .env("HANG", &hang)
+        .status()
+        .unwrap();
+    // Without its shim it belongs to nobody.
+    let hanging: i32 = fs::read_to_string(hang.join("pid")).unwrap().trim().parse().unwrap();
+    kill(Pid::from_raw(hanging), Signal::SIGKILL).unwrap();
+    assert!(done.success());
+}
+
+#[tokio::test]
+#[ignore = "started by the test above"]
+async fn child_whose_task_is_not_let_go() {
+    let mut world = World::start("stuck").await;
+    world.import().await;
+    let mut events = world.runtime.events();
+    let spec = world.run("echo words; exit 5").await;
+    // Its end is told while its task still hangs.
+    let exit = loop {
+        if let Event::Exited { id, exit } = events.next().await {
+            assert_eq!(id, spec.id);
+            break exit;
+        }
+    };
+    assert_eq!((exit.code, log(&spec).as_str()), (5, "stdout F words\n"));
+    let hang = std::env::var("HANG").unwrap();
+    let hanging = fs::read_to_string(format!("{hang}/pid")).unwrap();
+    assert!(fs::metadata(format!("/proc/{}", hanging.trim())).is_ok());
+    // It can be removed, and nothing of it is left.
+    world.runtime.remove(&spec.id).await.unwrap();
+    assert!(world.runtime.containers().await.unwrap().is_empty());
+    world.end().await;
+}

@@ -7,9 +7,22 @@ use tempfile::TempDir;
 
 use crate::{
     node::Node,
-    sh::{output, target},
-    wires::{Shape, Wires},
+    sh::{host, output, target},
+    wires::{Families, Shape, Wires},
 };
+
+/// What is shown of a lab whose story failed.
+const PICTURE: &[&[&str]] = &[
+    &["get", "nodes", "-o", CONDITIONS],
+    &["get", "pods", "--all-namespaces", "-o", "wide"],
+    &["get", "events", "--all-namespaces", "--sort-by=.metadata.creationTimestamp"],
+];
+
+/// Every condition of every node, a line each.
+const CONDITIONS: &str = r#"jsonpath={range .items[*]}{.metadata.name}: {range .status.conditions[*]}{.type}={.status} ({.reason}) {end}{"\n"}{end}"#;
+
+/// Lines shown of each.
+const PICTURE_LINES: usize = 20;
 
 /// What kind of lab to make.
 pub struct Options {
@@ -36,7 +49,7 @@ impl Options {
 pub struct Lab {
     // Dropped in this order: nodes first, then the network under them, then their files.
     nodes: Vec<Node>,
-    _wires: Wires,
+    wires: Wires,
     dir: TempDir,
 }
 
@@ -44,26 +57,32 @@ impl Lab {
     /// Makes the network, starts the first node with the control plane, joins the others to it, and
     /// waits until every node is Ready.
     pub fn start(options: &Options) -> Result<Self> {
-        Self::start_as("up", options)
+        Self::start_as("up", options, Families::V4)
+    }
+
+    /// As [`Lab::start`], with addresses of these families.
+    pub fn start_with(options: &Options, families: Families) -> Result<Self> {
+        Self::start_as("up", options, families)
     }
 
     /// As [`Lab::start`], but the first node runs the control plane alone: pods run on the others.
     pub fn start_apart(options: &Options) -> Result<Self> {
-        Self::start_as("server", options)
+        Self::start_as("server", options, Families::V4)
     }
 
-    fn start_as(first: &str, options: &Options) -> Result<Self> {
+    fn start_as(first: &str, options: &Options, families: Families) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix(&format!("{}-", options.name)).tempdir()?;
-        let wires = Wires::make(&options.name, options.nodes, options.shape)?;
+        let wires = Wires::make(&options.name, options.nodes, options.shape, families)?;
         let nodes = (1..=options.nodes)
             .map(|number| {
-                let address = Wires::address(number, options.shape);
+                let addresses = Wires::addresses(number, options.shape, families);
                 let name = format!("node{number}");
-                Node::new(&options.name, &name, wires.of(number), address, dir.path(), &options.binary)
+                Node::new(&options.name, &name, wires.of(number), addresses, dir.path(), &options.binary)
             })
             .collect();
-        let mut lab = Self { nodes, _wires: wires, dir };
+        let mut lab = Self { nodes, wires, dir };
         let mut up = vec![first.to_owned()];
+        up.extend(families.flags());
         up.extend(options.server_flags.iter().cloned());
         lab.nodes[0].start(&up)?;
         for number in 1..options.nodes {
@@ -72,6 +91,13 @@ impl Lab {
         }
         lab.kubectl("wait --for=condition=Ready node --all --timeout=90s")?;
         Ok(lab)
+    }
+
+    /// A command where the nodes' wires meet: what a machine outside of the cluster sees.
+    pub fn outside(&self, program: &std::path::Path) -> std::process::Command {
+        let mut command = std::process::Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.wires.middle())).arg(program);
+        command
     }
 
     /// Node `number`, from 1.
@@ -92,7 +118,22 @@ impl Lab {
     pub fn kubectl_words(&self, arguments: &[&str]) -> Result<String> {
         let mut command = self.nodes[0].kubectl();
         command.args(arguments);
-        output(&mut command).with_context(|| format!("log of {}:\n{}", self.nodes[0].name, self.nodes[0].log_tail()))
+        output(&mut command).with_context(|| self.picture())
+    }
+
+    /// What a reader of a failed story wants to know: nodes' conditions, pods, the last events, the first node's log.
+    fn picture(&self) -> String {
+        PICTURE
+            .iter()
+            .map(|arguments| {
+                let seen =
+                    output(self.nodes[0].kubectl().args(*arguments)).unwrap_or_else(|error| format!("{error:#}"));
+                let lines: Vec<&str> = seen.lines().collect();
+                let tail = lines[lines.len().saturating_sub(PICTURE_LINES)..].join("\n");
+                format!("kubectl {}:\n{tail}\n", arguments.join(" "))
+            })
+            .chain([format!("log of {}:\n{}", self.nodes[0].name, self.nodes[0].log_tail())])
+            .collect()
     }
 
     /// Applies a manifest.
@@ -119,6 +160,6 @@ impl Lab {
     }
 
     fn server(&self) -> String {
-        format!("https://{}:6443", self.nodes[0].address)
+        format!("https://{}:6443", host(&self.nodes[0].address))
     }
 }

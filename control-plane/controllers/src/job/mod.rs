@@ -97,18 +97,21 @@ impl Reconcile for Controller {
 }
 
 impl Controller {
-    /// The Job's pods, after adopting and releasing. Pods adopted get the finalizer.
+    /// The Job's pods, after adopting and releasing. Pods that run without the finalizer get it, and are then seen with it:
+    /// what is let go of later in the same turn must lose it again.
     async fn claimed(&self, job: &Arc<Job>) -> anyhow::Result<Vec<Arc<Pod>>> {
         let Some(selector) = selector(job) else {
             return Ok(self.pods.indexed(&format!("owner/{}", job.uid())));
         };
         let orphans = self.pods.indexed(&format!("orphan/{}", job.ns()));
-        let pods = claim(&self.client, &**job, &selector, &self.pods, orphans).await?;
+        let mut pods = claim(&self.client, &**job, &selector, &self.pods, orphans).await?;
         if !job.finished() && !job.deleting() {
-            for pod in pods.iter().filter(|pod| pod.active() && !pod.held_by(JOB_TRACKING)) {
+            for pod in pods.iter_mut().filter(|pod| pod.active() && !pod.held_by(JOB_TRACKING)) {
                 let mut finalizers = pod.metadata.finalizers.clone().unwrap_or_default();
                 finalizers.push(JOB_TRACKING.into());
-                rest::set_finalizers(&self.client, &**pod, &finalizers).await?;
+                if let Some(held) = rest::set_finalizers(&self.client, &**pod, &finalizers).await? {
+                    *pod = Arc::new(held);
+                }
             }
         }
         Ok(pods)

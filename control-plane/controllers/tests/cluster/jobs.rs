@@ -115,6 +115,25 @@ async fn jobs_sleep_adopt_and_go() {
     cluster.until("Pod", "n", |all| all.len() == 1).await;
 }
 
+/// The finalizer that a running pod without one gets is taken off in the same turn that lets the pod go.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_adopted_by_a_suspended_job_is_no_failure() {
+    let cluster = Cluster::start().await;
+    cluster.namespace("n").await;
+    let created = cluster.create("Job", job("j", "busy", json!({"suspend": true}))).await;
+    let all = cluster.until("Job", "n", |all| condition(&all["j"], "Suspended")["status"] == "True").await;
+    let labels = &created["spec"]["template"]["metadata"]["labels"];
+    let stray = json!({
+        "metadata": {"name": "stray", "namespace": "n", "labels": labels},
+        "spec": all["j"]["spec"]["template"]["spec"],
+    });
+    cluster.create("Pod", stray).await;
+    cluster.until("Pod", "n", |all| all.is_empty()).await;
+    cluster.patch("Job", "n", "j", json!({"spec": {"suspend": false}})).await;
+    let all = cluster.until("Job", "n", |all| all["j"]["status"]["active"] == 1).await;
+    assert_eq!(all["j"]["status"]["failed"], 0, "a pause is no failure");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn cron_jobs_start_jobs() {
     // The controllers' clock is ahead of the creation of every CronJob, so each is due at once.

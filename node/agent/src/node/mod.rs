@@ -146,7 +146,9 @@ impl Keeper {
         let signals = Signals::read(&self.dir);
         self.observed.pressure = self.relief.shown(signals.pressure(&self.thresholds), std::time::Instant::now());
         let pressure = self.observed.pressure;
-        self.pressure.send_if_modified(|old| std::mem::replace(old, pressure) != pressure);
+        if self.pressure.send_if_modified(|old| std::mem::replace(old, pressure) != pressure) {
+            say(pressure, &signals);
+        }
         self.beats.send_replace(signals);
     }
 
@@ -192,6 +194,18 @@ impl Keeper {
         });
         let lease: Lease = serde_json::from_value(lease).map_err(Error::SerdeError)?;
         api.create(&PostParams::default(), &lease).await.map(|_| ())
+    }
+}
+
+/// Says why pods are kept away from the node, or that they are no longer.
+fn say(pressure: Pressure, signals: &Signals) {
+    let Signals { memory, disk, inodes, pids } = signals;
+    let (disk, inodes, pids) = (disk.left, inodes.left, pids.left);
+    if pressure.any() {
+        let conditions = pressure.names().join(", ");
+        tracing::warn!(conditions, memory, disk, inodes, pids, "the node has too little left for more pods");
+    } else {
+        tracing::info!(memory, disk, inodes, pids, "the node has room for pods again");
     }
 }
 

@@ -148,6 +148,13 @@ pub fn validate_create(resource: &Resource, object: &Value) -> Vec<FieldError> {
     errors
 }
 
+/// Every broken rule of the fields of a Service that name addresses and families, alone: what allocation may count on.
+pub fn service_addresses(object: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    service::addresses(&At::root(object).field("spec"), &mut errors);
+    errors
+}
+
 fn metadata(resource: &Resource, object: &Value) -> Errors {
     let mut errors = Vec::new();
     meta::meta(resource, At::root(object).field("metadata"), &mut errors);

@@ -186,7 +186,76 @@ fn services_and_slices() {
     let service = |spec: Value| json!({"metadata": {"name": "s", "namespace": "n"}, "spec": spec});
     check("", "Service", service(json!({"ports": [{"port": 80}]})), &[]);
     check("", "Service", service(json!({})), &["spec.ports: Required value"]);
-    check("", "Service", service(json!({"clusterIP": "None"})), &[]);
+    check("", "Service", service(json!({"clusterIP": "None", "clusterIPs": ["None"]})), &[]);
+    check(
+        "",
+        "Service",
+        service(
+            json!({"type": "ExternalName", "externalName": "a.b", "clusterIPs": ["None"], "ipFamilyPolicy": "SingleStack"}),
+        ),
+        &[
+            "spec.clusterIPs: Forbidden: may not be set for ExternalName services",
+            "spec.ipFamilyPolicy: Forbidden: may not be set for ExternalName services",
+        ],
+    );
+    let with = |ip: &str, ips: Value, families: Value| {
+        service(json!({"clusterIP": ip, "clusterIPs": ips, "ipFamilies": families, "ports": [{"port": 80}]}))
+    };
+    for (ip, ips, families, expected) in [
+        ("10.0.0.1", json!(["10.0.0.1", "fd00::1"]), json!(["IPv4", "IPv6"]), &[][..]),
+        (
+            "",
+            json!(["10.0.0.1"]),
+            json!([]),
+            &["spec.clusterIPs: Invalid value: [\"10.0.0.1\"]: must be empty when `clusterIP` is not specified"],
+        ),
+        ("10.0.0.1", json!([]), json!([]), &["spec.clusterIPs: Required value"]),
+        (
+            "10.0.0.1",
+            json!(["10.0.0.2"]),
+            json!([]),
+            &["spec.clusterIPs: Invalid value: [\"10.0.0.2\"]: first value must match `clusterIP`"],
+        ),
+        (
+            "10.0.0.1",
+            json!(["10.0.0.1", "x"]),
+            json!([]),
+            &[
+                "spec.clusterIPs[1]: Invalid value: \"x\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+            ],
+        ),
+        (
+            "None",
+            json!(["None", "fd00::1"]),
+            json!([]),
+            &["spec.clusterIPs: Invalid value: [\"None\",\"fd00::1\"]: 'None' must be the first and only value"],
+        ),
+        (
+            "10.0.0.1",
+            json!(["10.0.0.1", "10.0.0.2"]),
+            json!([]),
+            &[
+                "spec.clusterIPs: Invalid value: [\"10.0.0.1\",\"10.0.0.2\"]: may specify no more than one IP for each IP family",
+            ],
+        ),
+        (
+            "10.0.0.1",
+            json!(["10.0.0.1"]),
+            json!(["IPv6"]),
+            &[
+                "spec.clusterIPs[0]: Invalid value: \"10.0.0.1\": expected an IPv6 value as indicated by `ipFamilies[0]`",
+            ],
+        ),
+        ("", json!([]), json!(["IPv4", "IPv4"]), &["spec.ipFamilies[1]: Duplicate value: \"IPv4\""]),
+        (
+            "",
+            json!([]),
+            json!(["IPX"]),
+            &["spec.ipFamilies[0]: Unsupported value: \"IPX\": supported values: \"IPv4\", \"IPv6\""],
+        ),
+    ] {
+        check("", "Service", with(ip, ips, families), expected);
+    }
     check(
         "",
         "Service",
@@ -271,7 +340,37 @@ fn changes() {
         "Service",
         service("10.0.0.1"),
         service("10.0.0.2"),
-        &["spec.clusterIPs[0]: Invalid value: \"10.0.0.2\": may not change once set"],
+        &["spec.clusterIPs[0]: Invalid value: [\"10.0.0.2\"]: may not change once set"],
+    );
+    let dual = |policy: &str, ips: &[&str]| {
+        let families: Vec<&str> = ips.iter().map(|ip| if ip.contains(':') { "IPv6" } else { "IPv4" }).collect();
+        json!({"metadata": {"name": "s", "namespace": "n"}, "spec": {"ipFamilyPolicy": policy, "clusterIP": ips.first(),
+            "clusterIPs": ips, "ipFamilies": families, "ports": [{"port": 1}]}})
+    };
+    let (one, two) = (dual("SingleStack", &["10.0.0.1"]), dual("PreferDualStack", &["10.0.0.1", "fd00::1"]));
+    check("", "Service", one.clone(), two.clone(), &[]);
+    check("", "Service", two.clone(), one, &[]);
+    check(
+        "",
+        "Service",
+        two.clone(),
+        dual("PreferDualStack", &["10.0.0.1"]),
+        &[
+            "spec.ipFamilyPolicy: Invalid value: \"PreferDualStack\": must be set to 'SingleStack' when releasing the secondary clusterIP",
+            "spec.ipFamilyPolicy: Invalid value: \"PreferDualStack\": must be set to 'SingleStack' when releasing the secondary ipFamily",
+        ],
+    );
+    check(
+        "",
+        "Service",
+        two,
+        dual("PreferDualStack", &["fd00::1", "10.0.0.1"]),
+        &[
+            "spec.clusterIPs[0]: Invalid value: [\"fd00::1\",\"10.0.0.1\"]: may not change once set",
+            "spec.clusterIPs[1]: Invalid value: [\"fd00::1\",\"10.0.0.1\"]: may not change once set",
+            "spec.ipFamilies[0]: Invalid value: [\"IPv6\",\"IPv4\"]: may not change once set",
+            "spec.ipFamilies[1]: Invalid value: [\"IPv6\",\"IPv4\"]: may not change once set",
+        ],
     );
     // An object that was let in by other rules stays changeable elsewhere.
     let odd = |label: &str| json!({"metadata": {"name": "Odd_Name", "namespace": "n", "labels": {"a": label}}});

@@ -1,0 +1,107 @@
+//! Where the bench works: network and mount namespaces of its own, so that links, pins and namespaces end with the process
+//! however it ends, and one cgroup that is removed.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
+use sluice_dataplane::{Config, Dataplane, Uplinks};
+use sluice_e2e::run;
+
+use crate::lab::Interrupts;
+
+/// Prefix of the cgroup's name; the process's id follows.
+const CGROUP: &str = "sluice-bench-";
+/// The node's own address.
+pub(super) const NODE: [u8; 4] = [10, 1, 0, 1];
+/// The gateway to other nodes' pods.
+pub(super) const NEIGHBOUR: &str = "10.1.0.2";
+/// The link that packets from outside arrive on, and its other end.
+pub(super) const UPLINK: &str = "up0";
+const OUTSIDE: &str = "out0";
+
+pub(super) struct Place {
+    cgroup: PathBuf,
+    pub(super) interrupts: &'static Interrupts,
+}
+
+impl Place {
+    /// Moves this thread, and all that it starts, into namespaces of their own. Needs root.
+    pub(super) fn enter(interrupts: &'static Interrupts) -> Result<Place> {
+        if !nix::unistd::geteuid().is_root() {
+            bail!("the bench loads eBPF programs and makes network namespaces: run it as root");
+        }
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).context("make namespaces of the bench's own")?;
+        let none = None::<&str>;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("keep mounts private")?;
+        mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none).context("mount a BPF file system")?;
+        fs::create_dir_all("/run/netns").context("make /run/netns")?;
+        mount(Some("tmpfs"), "/run/netns", Some("tmpfs"), MsFlags::empty(), none).context("mount over /run/netns")?;
+        let root = cgroup_root()?;
+        forget_dead(&root);
+        let cgroup = root.join(format!("{CGROUP}{}", std::process::id()));
+        fs::create_dir(&cgroup).with_context(|| format!("make {}", cgroup.display()))?;
+        let place = Place { cgroup, interrupts };
+        run("ip link set lo up")?;
+        run(&format!("ip link add {UPLINK} type veth peer name {OUTSIDE}"))?;
+        let [a, b, c, d] = NODE;
+        run(&format!("ip address add {a}.{b}.{c}.{d}/24 dev {UPLINK}"))?;
+        run(&format!("ip link set {OUTSIDE} up"))?;
+        run(&format!("ip link set {UPLINK} up"))?;
+        // Nobody answers on the other end: it is never asked.
+        run(&format!("ip neighbour replace {NEIGHBOUR} lladdr 02:00:00:00:00:02 dev {UPLINK} nud permanent"))?;
+        run(&format!("ip route add 10.245.0.0/16 via {NEIGHBOUR}"))?;
+        run(&format!("ip route add default via {NEIGHBOUR}"))?;
+        Ok(place)
+    }
+
+    /// A data plane of a node here. Pods are in 10.244.0.0/16, other nodes' pods in 10.245.0.0/16.
+    pub(super) fn load(&self) -> Result<Dataplane> {
+        Dataplane::load(self.config()?).context("load the data plane")
+    }
+
+    pub(super) fn config(&self) -> Result<Config> {
+        Ok(Config {
+            node: "here".into(),
+            cgroup: Some(self.cgroup.clone()),
+            pin_dir: "/sys/fs/bpf/bench".into(),
+            node_addresses: vec![NODE.into()],
+            node_ports: 30000..=32767,
+            pod_range: Some("10.244.0.0/16".parse().map_err(anyhow::Error::msg)?),
+            cluster_range: Some("10.244.0.0/15".parse().map_err(anyhow::Error::msg)?),
+            uplinks: Uplinks::Named(vec![UPLINK.into()]),
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir(&self.cgroup) {
+            eprintln!("the cgroup {} is left behind: {error}", self.cgroup.display());
+        }
+    }
+}
+
+/// Removes cgroups of benches that were killed.
+fn forget_dead(root: &Path) {
+    for entry in fs::read_dir(root).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.strip_prefix(CGROUP).is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            // Only an empty one goes.
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+}
+
+fn cgroup_root() -> Result<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    let line = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"));
+    let path = line.and_then(|line| line.split(' ').nth(1));
+    path.map(PathBuf::from).context("no cgroup v2 tree is mounted")
+}
