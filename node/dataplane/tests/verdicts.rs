@@ -193,6 +193,14 @@ fn masquerade_in_the_kernel_and_back() {
     });
 }
 
+/// Verifiers before 6.6 see less often that they have been somewhere before.
+fn ceiling() -> u32 {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap(), numbers.next().unwrap());
+    if version < (6, 6) { 60_000 } else { 20_000 }
+}
+
 /// Prints what a packet costs. Ratios matter, not the numbers: the machine is shared.
 #[test]
 fn the_verifier_stays_far_from_its_limit() {
@@ -229,9 +237,12 @@ fn the_verifier_stays_far_from_its_limit() {
         let index = nix::net::if_::if_nametoindex("slc0").unwrap();
         let pod = sluice_dataplane::PodInfo { namespace: "n".into(), name: "p".into() };
         dataplane.attach_pod(index, &pod).unwrap();
-        for row in dataplane.status().unwrap().programs {
+        let programs = dataplane.status().unwrap().programs;
+        for row in &programs {
             println!("{}: {} instructions verified", row.name, row.verified_instructions);
-            assert!((1..20_000).contains(&row.verified_instructions), "{row:?}");
+        }
+        for row in &programs {
+            assert!((1..ceiling()).contains(&row.verified_instructions), "{row:?}");
         }
     });
 }
