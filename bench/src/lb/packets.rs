@@ -8,10 +8,6 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use anyhow::{Context, Result, bail};
 use aya::programs::ProgramFd;
-use nix::{
-    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
-    unistd::Pid,
-};
 use sluice_dataplane::{
     Dataplane,
     model::{Endpoint, Protocol, Service, ServicePort, Slice, SlicePort, Snapshot},
@@ -21,7 +17,7 @@ use sluice_ebpf_common::bench::Round;
 use super::cases::{CASES, Case, EXHAUSTED, EXHAUSTED_TIMES, Flows, Kind, Makes, NEW, PROMISES};
 use super::floor::{Bench, Floors};
 use super::frame::{ACK, SYN, ends};
-use super::place::Place;
+use super::place::{Place, on_one_cpu};
 use crate::{
     lab::say,
     limits,
@@ -245,17 +241,4 @@ fn add(snapshot: &mut Snapshot, name: &str, cluster: [u8; 4], node_port: u16, ba
     };
     snapshot.services.insert(("bench".into(), name.into()), service);
     snapshot.slices.insert(("bench".into(), name.into()), slice);
-}
-
-/// Keeps this thread on the last CPU it may use, where the least else happens.
-fn on_one_cpu<R>(act: impl FnOnce() -> Result<R>) -> Result<R> {
-    let this = Pid::from_raw(0);
-    let before = sched_getaffinity(this).context("ask for the CPUs")?;
-    let last = (0..CpuSet::count()).rev().find(|cpu| before.is_set(*cpu).unwrap_or(false));
-    let mut one = CpuSet::new();
-    one.set(last.context("no CPU may be used")?)?;
-    sched_setaffinity(this, &one).context("stay on one CPU")?;
-    let done = act();
-    sched_setaffinity(this, &before).context("use all CPUs again")?;
-    done
 }
