@@ -26,7 +26,7 @@ pub use service::{
 pub use socket::{SOCKET_TRANSLATIONS, SocketState, Translation};
 
 /// Version of everything in this crate that is visible in a pinned map.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 
 /// IP protocol numbers.
 pub mod protocol {
@@ -38,6 +38,8 @@ pub mod protocol {
     pub const UDP: u8 = 17;
     /// ICMP for IPv6.
     pub const ICMP6: u8 = 58;
+    /// SCTP.
+    pub const SCTP: u8 = 132;
 }
 
 /// Bound of a map as declared in the object; the loader may lower or raise it.

@@ -40,11 +40,13 @@ reasons! {
     SourceRange = 8, "the client is in none of the service's source ranges";
     /// A program wanted to listen on a service's node port.
     NodePortTaken = 9, "the port belongs to a service as its node port";
+    /// The port of a fragmented SCTP packet would have to change: its checksum covers what is in the other fragments.
+    SctpFragment = 10, "the ports of fragmented SCTP packets cannot be translated";
 }
 
 impl Reason {
     /// Number of reasons, the size of the counter array.
-    pub const COUNT: u32 = 10;
+    pub const COUNT: u32 = 11;
 }
 
 const _: () = assert!(Reason::ALL.len() == Reason::COUNT as usize);

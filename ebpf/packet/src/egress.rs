@@ -88,7 +88,7 @@ fn from_service<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Header) -
         counters.packets += 1;
         counters.bytes += bytes;
     });
-    rewrite(packet, header, End::Source, &address, port).ok_or(Reason::Rewrite)?;
+    rewrite(packet, header, End::Source, &address, port)?;
     Ok(true)
 }
 
@@ -120,7 +120,7 @@ fn masquerade<P: Packet, M: Maps>(
             )
             .ok_or(Reason::FlowsFull)??,
     };
-    rewrite(packet, header, End::Source, &address, port).ok_or(Reason::Rewrite)
+    rewrite(packet, header, End::Source, &address, port)
 }
 
 /// Finds a port of the node that is free towards this destination and records both directions.

@@ -1,8 +1,6 @@
 //! Packets that come in: from the outside on an uplink, from a pod on its link.
 
-use sluice_ebpf_common::{
-    Address, AffinityKey, Backend, Flow, FlowKey, FlowKind, Frontend, Reason, Scope, Settings, protocol,
-};
+use sluice_ebpf_common::{Address, AffinityKey, Backend, Flow, FlowKey, FlowKind, Frontend, Reason, Scope, Settings};
 
 use crate::header::{End, Header, Kind, parse, parse_quote, rewrite, rewrite_error};
 use crate::{InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Verdict, flow, service};
@@ -78,7 +76,7 @@ fn unmasquerade<P: Packet, M: Maps>(
         (flow.address, flow.port)
     });
     let Some((address, port)) = found else { return Ok(false) };
-    rewrite(packet, header, End::Destination, &address, port).ok_or(Reason::Rewrite)?;
+    rewrite(packet, header, End::Destination, &address, port)?;
     Ok(true)
 }
 
@@ -150,7 +148,7 @@ fn to_service<P: Packet, M: Maps>(
     if target.needs_source {
         packet.set_mark(packet.mark() | MARK_NEEDS_SOURCE);
     }
-    rewrite(packet, header, End::Destination, &target.address, target.port).ok_or(Reason::Rewrite)
+    rewrite(packet, header, End::Destination, &target.address, target.port)
 }
 
 /// Finds the target of a connection that is under way, unless it must be picked again: a new connection from the same port
@@ -166,7 +164,7 @@ fn known<M: Maps>(maps: &M, header: &Header, target: &mut Target, bytes: u32) ->
         closed
     });
     let Some(closed) = found else { return false };
-    if !header.opens() && header.protocol == protocol::TCP {
+    if !header.opens() && header.has_connections() {
         return true;
     }
     let backend = maps.backend(target.backend).unwrap_or_default();

@@ -16,6 +16,7 @@ mod flow;
 mod header;
 mod ingress;
 mod reject;
+mod sctp;
 mod service;
 mod socket;
 #[cfg(test)]
@@ -23,7 +24,7 @@ mod tests;
 
 pub use access::{Covered, InsertError, Maps, Packet, Scratch, Verdict};
 pub use egress::{egress_pod, egress_uplink};
-pub use header::{ETHERNET, Header, Kind, parse};
+pub use header::{ETHERNET, Header, Kind, Part, parse};
 pub use ingress::ingress;
 pub use reject::refuse;
 pub use service::{find, pick};

@@ -1,7 +1,7 @@
 //! Puts the node together: network, data plane, runtime, the Node object, pods, DNS, the HTTPS API; and runs all of it
 //! until the shutdown. What runs in containers is left running.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -96,7 +96,7 @@ impl Agent {
             Some(c) => {
                 let mut c = c.clone();
                 if c.node_addresses.is_empty() {
-                    c.node_addresses = ips.iter().filter_map(v4).collect();
+                    c.node_addresses.clone_from(&ips);
                 }
                 let loaded = tokio::task::spawn_blocking(move || Dataplane::load(c)).await?;
                 Some(loaded.context("the data plane")?)
@@ -260,13 +260,6 @@ async fn until(shutdown: CancellationToken, work: impl Future<Output = ()>) {
     }
 }
 
-fn v4(ip: &IpAddr) -> Option<Ipv4Addr> {
-    match ip {
-        IpAddr::V4(ip) => Some(*ip),
-        IpAddr::V6(_) => None,
-    }
-}
-
 /// This node's labels as a channel of their own.
 fn labels(
     nodes: &watch::Sender<NodesView>,
@@ -346,7 +339,7 @@ impl Routes {
                     Ok(()) => peers = view.peers,
                     Err(error) => tracing::error!(%error, "routes to other nodes' pods could not be set"),
                 }
-                let nodes = peers.iter().filter_map(|peer| v4(&peer.node_ip));
+                let nodes = peers.iter().flat_map(|peer| peer.node_ips.iter().copied());
                 if let Some(Err(error)) = self.dataplane.as_ref().map(|dataplane| dataplane.set_nodes(nodes)) {
                     tracing::error!(%error, "the data plane does not know the other nodes");
                 }
@@ -360,10 +353,13 @@ impl Routes {
 
     async fn set_ranges(&self, view: &NodesView) -> Result<()> {
         self.network.set_pod_cidrs(view.ranges.clone()).await?;
-        if let Some(dataplane) = &self.dataplane {
-            let parse = |list: &[sluice_network::Cidr]| list.iter().find_map(|c| c.to_string().parse().ok());
-            if let (Some(pods), Some(cluster)) = (parse(&view.ranges), parse(&self.config.network.cluster_cidrs)) {
-                dataplane.set_pod_ranges(pods, cluster)?;
+        let Some(dataplane) = &self.dataplane else { return Ok(()) };
+        for own in &view.ranges {
+            let same = |all: &&sluice_network::Cidr| all.addr().is_ipv4() == own.addr().is_ipv4();
+            let all = self.config.network.cluster_cidrs.iter().find(same).unwrap_or(own);
+            let range = |cidr: &sluice_network::Cidr| sluice_dataplane::Range::new(cidr.addr(), cidr.prefix());
+            if let (Some(own), Some(all)) = (range(own), range(all)) {
+                dataplane.set_pod_ranges(own, all)?;
             }
         }
         Ok(())

@@ -81,6 +81,7 @@ fn suffix(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Tcp => "",
         Protocol::Udp => "/udp",
+        Protocol::Sctp => "/sctp",
     }
 }
 

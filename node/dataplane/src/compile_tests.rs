@@ -112,17 +112,19 @@ fn endpoints_by_state_and_policy() {
 }
 
 #[test]
-fn tcp_and_udp_on_one_port_stay_apart() {
+fn protocols_on_one_port_stay_apart() {
     let mut service = web();
     service.ports = vec![
         ServicePort { name: "dns".into(), protocol: Protocol::Udp, port: 53, node_port: 0 },
         ServicePort { name: "dns-tcp".into(), protocol: Protocol::Tcp, port: 53, node_port: 0 },
+        ServicePort { name: "dns-sctp".into(), protocol: Protocol::Sctp, port: 53, node_port: 0 },
     ];
     let mut snapshot = snapshot(service, vec![endpoint(1, "ready", "a")]);
     let slice = snapshot.slices.values_mut().next().unwrap();
     slice.ports = vec![
         SlicePort { name: "dns".into(), protocol: Protocol::Udp, port: 5353 },
         SlicePort { name: "dns-tcp".into(), protocol: Protocol::Tcp, port: 5354 },
+        SlicePort { name: "dns-sctp".into(), protocol: Protocol::Sctp, port: 5355 },
     ];
     let desired = compile(&snapshot);
     let ports: Vec<_> = desired
@@ -130,7 +132,10 @@ fn tcp_and_udp_on_one_port_stay_apart() {
         .iter()
         .map(|(key, frontend)| (key.protocol, u16::from_be(frontend.backends[0].port), &*frontend.service))
         .collect();
-    assert_eq!(ports, [(6, 5354, "shop/web:dns-tcp"), (17, 5353, "shop/web:dns/udp")]);
+    assert_eq!(
+        ports,
+        [(6, 5354, "shop/web:dns-tcp"), (17, 5353, "shop/web:dns/udp"), (132, 5355, "shop/web:dns-sctp/sctp"),]
+    );
 }
 
 #[test]
@@ -219,6 +224,7 @@ fn host_ports() {
             port(None, 8080, Protocol::Tcp),
             port(Some("10.1.0.1"), 8081, Protocol::Udp),
             port(Some("127.0.0.1"), 8081, Protocol::Udp),
+            port(Some("10.1.0.1"), 3868, Protocol::Sctp),
         ],
     };
     let rows: BTreeSet<String> = compile_pod(&("shop".into(), "a".into()), &pod)
@@ -230,6 +236,7 @@ fn host_ports() {
         })
         .collect();
     let expected = [
+        "shop/a:host-3868/sctp 10.1.0.1 3868 10.244.0.9",
         "shop/a:host-8080 :: 8080 fd44::9",
         "shop/a:host-8080 0.0.0.0 8080 10.244.0.9",
         "shop/a:host-8081/udp 10.1.0.1 8081 10.244.0.9",

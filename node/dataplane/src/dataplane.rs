@@ -33,8 +33,8 @@ pub struct Config {
     pub cgroup: Option<PathBuf>,
     /// Where maps and links are pinned, below `/sys/fs/bpf`; one per node on this machine.
     pub pin_dir: PathBuf,
-    /// The node's addresses, the primary one first.
-    pub node_addresses: Vec<Ipv4Addr>,
+    /// The node's addresses, one per family: what masqueraded traffic leaves with where a link has none of its own.
+    pub node_addresses: Vec<IpAddr>,
     /// Ports of NodePort services.
     pub node_ports: RangeInclusive<u16>,
     /// This node's pods: their traffic to the outside leaves with the node's address. `None` keeps what an earlier
@@ -345,7 +345,9 @@ fn settings(config: &Config, earlier: Settings) -> Result<Settings, Error> {
         processors: processors()? as u32,
         ..earlier
     };
-    settings.families[0].node = wire(config.node_addresses.first().copied().unwrap_or(Ipv4Addr::UNSPECIFIED));
+    let own = |v4: bool| config.node_addresses.iter().find(|address| address.is_ipv4() == v4).copied();
+    settings.families[0].node = wire(own(true).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)));
+    settings.families[1].node = own(false).map_or_else(Address::default, wire);
     if let Some(pods) = config.pod_range {
         set_ranges(&mut settings, pods, config.cluster_range.unwrap_or(pods));
     }

@@ -359,7 +359,8 @@ mod tests {
         assert_eq!(full.ranges, ["198.51.100.0/24".parse().unwrap()]);
         assert_eq!((full.affinity, full.health_check_port), (10_800, 30_009));
         assert_eq!(full.prefer, Prefer::Zone);
-        assert_eq!(full.ports.len(), 1);
+        let protocols: Vec<_> = full.ports.iter().map(|port| port.protocol).collect();
+        assert_eq!(protocols, [Protocol::Tcp, Protocol::Sctp]);
         assert_eq!((full.ports[0].port, full.ports[0].node_port), (80, 30001));
         assert!(full.external_local && !full.internal_local);
         for spec in [json!({"clusterIP": "None"}), json!({"type": "ExternalName", "externalName": "x"})] {

@@ -31,7 +31,7 @@ fn config(place: &Place) -> Config {
         cgroup: Some(place.elsewhere.clone()),
         pod_range: Some("10.244.0.0/24".parse().unwrap()),
         cluster_range: Some("10.244.0.0/16".parse().unwrap()),
-        node_addresses: vec![Ipv4Addr::new(10, 1, 0, 1)],
+        node_addresses: vec![Ipv4Addr::new(10, 1, 0, 1).into()],
         uplinks: Uplinks::Every { except: vec!["slc".into()] },
         ..place.config()
     }

@@ -43,6 +43,10 @@ fn both(place: &Place) -> (Dataplane, World) {
         ("web6", Protocol::Tcp, "[fd96::10]:80", 30060, Some("[fd44::5]:8080")),
         ("dns6", Protocol::Udp, "[fd96::11]:53", 30061, Some("[fd44::6]:5353")),
         ("none6", Protocol::Tcp, "[fd96::13]:80", 30062, None),
+        ("sctp", Protocol::Sctp, "10.96.0.14:3868", 30063, Some("10.244.0.7:36412")),
+        ("sctp6", Protocol::Sctp, "[fd96::14]:3868", 30064, Some("[fd44::7]:36412")),
+        ("sctp-none", Protocol::Sctp, "10.96.0.15:3868", 0, None),
+        ("sctp6-none", Protocol::Sctp, "[fd96::15]:3868", 0, None),
     ];
     for (name, kind, cluster, node_port, backend) in services {
         let backends: Vec<&str> = backend.into_iter().collect();
@@ -100,6 +104,9 @@ fn host_and_kernel_agree() {
         fragment.bytes[20] = 0x20;
         let mut later_fragment = fragment.clone();
         later_fragment.bytes[21] = 8;
+        let mut sctp_fragment = Frame::sctp("10.244.0.9:8", "10.96.0.14:3868", 1, b"");
+        sctp_fragment.bytes[20] = 0x20;
+        sctp_fragment.fix_ip_header();
         let mut not_ip = Frame::udp("10.244.0.9:7", "10.96.0.11:53", b"x");
         not_ip.bytes[12..14].copy_from_slice(&[0x08, 0x06]);
         let error = Frame::error("192.0.2.1", "10.1.0.1", &Frame::udp("10.1.0.1:61000", CLIENT, b"x"));
@@ -145,6 +152,19 @@ fn host_and_kernel_agree() {
             (Hook::PodOut, Frame::udp("[fd44::6]:5353", "[fd44::9]:7", b"!")),
             (Hook::UplinkIn, Frame::error("fd02::1", "fd96::11", &Frame::udp("[fd96::11]:53", "[fd44::9]:7", b"!"))),
             (Hook::UplinkIn, Frame::tcp("[fd02::9]:5000", "[fd01::1]:30060", SYN, b"")),
+            // SCTP, there and back, and refused.
+            (Hook::PodIn, Frame::sctp("10.244.0.9:7", "10.96.0.14:3868", 1, b"")),
+            (Hook::PodIn, Frame::sctp("10.244.0.9:7", "10.96.0.14:3868", 0, &[9; 1400])),
+            (Hook::PodOut, Frame::sctp("10.244.0.7:36412", "10.244.0.9:7", 2, b"cookie")),
+            (Hook::UplinkIn, Frame::sctp(CLIENT, "10.1.0.1:30063", 1, b"")),
+            (Hook::UplinkOut, Frame::sctp("10.244.0.7:36412", CLIENT, 2, b"odd")),
+            (Hook::PodIn, Frame::sctp("[fd44::9]:7", "[fd96::14]:3868", 1, b"")),
+            (Hook::PodOut, Frame::sctp("[fd44::7]:36412", "[fd44::9]:7", 2, b"")),
+            (Hook::PodIn, Frame::sctp("10.244.0.9:7", "10.96.0.15:3868", 1, &[1; 60])),
+            (Hook::PodIn, Frame::sctp("10.244.0.9:7", "10.96.0.15:3868", 0, &[1; 60])),
+            (Hook::PodIn, Frame::sctp("10.244.0.9:7", "10.96.0.15:3868", 6, b"")),
+            (Hook::PodIn, Frame::sctp("[fd44::9]:7", "[fd96::15]:3868", 1, b"")),
+            (Hook::PodIn, sctp_fragment),
         ];
         for (number, (hook, frame)) in packets.into_iter().enumerate() {
             let kernel = dataplane.probe(hook, &frame.bytes, 1).unwrap();
@@ -165,6 +185,7 @@ fn masquerade_in_the_kernel_and_back() {
             Frame::tcp("10.244.0.5:1000", CLIENT, SYN, b""),
             Frame::udp("10.244.0.5:1000", CLIENT, b"odd"),
             Frame::echo("10.244.0.5", "192.0.2.9", 8, 77),
+            Frame::sctp("10.244.0.5:1000", CLIENT, 1, b"odd"),
         ] {
             let out = frame(dataplane.probe(Hook::UplinkOut, &sent.bytes, 1).unwrap().frame);
             let ends = out.ends();
@@ -175,6 +196,7 @@ fn masquerade_in_the_kernel_and_back() {
             let (answer, expected) = match sent.bytes[23] {
                 protocol::TCP => (Frame::tcp(CLIENT, source, ACK, b"odd"), "192.0.2.9:5000 > 10.244.0.5:1000"),
                 protocol::UDP => (Frame::udp(CLIENT, source, b"x"), "192.0.2.9:5000 > 10.244.0.5:1000"),
+                protocol::SCTP => (Frame::sctp(CLIENT, source, 2, b"x"), "192.0.2.9:5000 > 10.244.0.5:1000"),
                 _ => {
                     let identifier = source.split_once(':').unwrap().1.parse().unwrap();
                     (Frame::echo("192.0.2.9", "10.1.0.1", 0, identifier), "192.0.2.9:77 > 10.244.0.5:77")
@@ -198,7 +220,7 @@ fn ceiling() -> u32 {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
     let version = (numbers.next().unwrap(), numbers.next().unwrap());
-    if version < (6, 6) { 60_000 } else { 20_000 }
+    if version < (6, 6) { 100_000 } else { 32_000 }
 }
 
 /// Prints what a packet costs. Ratios matter, not the numbers: the machine is shared.

@@ -3,6 +3,7 @@
 
 mod checksums;
 mod masquerade;
+mod sctp;
 mod services;
 mod sockets;
 mod world;

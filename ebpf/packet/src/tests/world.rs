@@ -67,6 +67,18 @@ pub(crate) fn sum(bytes: &[u8], start: u32) -> u16 {
     !(total as u16)
 }
 
+/// Bit by bit.
+pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
+    let mut remainder = u32::MAX;
+    for byte in bytes {
+        remainder ^= u32::from(*byte);
+        for _ in 0..8 {
+            remainder = (remainder >> 1) ^ if remainder & 1 != 0 { 0x82f6_3b78 } else { 0 };
+        }
+    }
+    !remainder
+}
+
 fn ip(protocol: u8, source: &Address, destination: &Address, payload: &[u8]) -> Vec<u8> {
     let mut bytes;
     if source.is_v4() {
@@ -128,6 +140,22 @@ impl Frame {
         };
         datagram[6..8].copy_from_slice(&checksum.to_be_bytes());
         frame(ip(protocol::UDP, &from, &to, &datagram))
+    }
+
+    /// An SCTP packet with one chunk of this kind and 16 bytes more than a payload.
+    pub(crate) fn sctp(source: &str, destination: &str, chunk: u8, payload: &[u8]) -> Frame {
+        let ((from, from_port), (to, to_port)) = (end(source), end(destination));
+        let mut packet = Vec::new();
+        packet.extend(from_port.to_ne_bytes());
+        packet.extend(to_port.to_ne_bytes());
+        packet.extend([1, 2, 3, 4, 0, 0, 0, 0, chunk, 0]);
+        packet.extend((20 + payload.len() as u16).to_be_bytes());
+        packet.extend([0xaa, 0xbb, 0xcc, 0xdd, 0, 0, 4, 0, 0, 1, 0, 1, 0, 0, 0, 1]);
+        packet.extend(payload);
+        packet.resize(packet.len().next_multiple_of(4), 0);
+        let checksum = crc32c(&packet);
+        packet[8..12].copy_from_slice(&checksum.to_le_bytes());
+        frame(ip(protocol::SCTP, &from, &to, &packet))
     }
 
     /// An ICMP echo request (8) or reply (0).
@@ -211,6 +239,11 @@ impl Frame {
         };
         let start = match self.protocol() {
             protocol::ICMP => 0,
+            protocol::SCTP => {
+                let (stated, mut packet) = (payload[8..12].to_vec(), payload.to_vec());
+                packet[8..12].fill(0);
+                return (!self.v4() || sum(header, 0) == 0) && stated == crc32c(&packet).to_le_bytes();
+            }
             protocol::UDP if payload[6..8] == [0, 0] => return !self.v4() || sum(header, 0) == 0,
             number => start(number),
         };

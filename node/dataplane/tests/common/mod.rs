@@ -98,7 +98,7 @@ impl Place {
             node: "here".into(),
             cgroup: Some(self.cgroup.clone()),
             pin_dir: self.pins.clone(),
-            node_addresses: vec![Ipv4Addr::new(10, 1, 0, 1)],
+            node_addresses: vec![Ipv4Addr::new(10, 1, 0, 1).into()],
             node_ports: 30000..=32767,
             pod_range: None,
             cluster_range: None,
