@@ -220,5 +220,10 @@ fn dataplane_config(config: &Config) -> Result<sluice_dataplane::Config> {
         pod_range: None,
         cluster_range: None,
         uplinks: sluice_dataplane::Uplinks::Every { except: OWN_LINKS.map(String::from).to_vec() },
+        xdp: match config.xdp {
+            config::Xdp::Auto => sluice_dataplane::Xdp::Auto,
+            config::Xdp::Off => sluice_dataplane::Xdp::Off,
+            config::Xdp::Always => sluice_dataplane::Xdp::Always,
+        },
     })
 }

@@ -42,7 +42,8 @@ pub(super) fn run(place: &Place) -> Result<Measured> {
 
 fn measure(place: &Place, dataplane: &Dataplane) -> Result<Measured> {
     dataplane.apply(&services())?;
-    let mut bench = Bench::load()?;
+    let link = nix::net::if_::if_nametoindex(super::place::UPLINK).context("find the uplink")?;
+    let mut bench = Bench::load(link)?;
     let floors = [bench.floors(Kind::Tc)?, bench.floors(Kind::Xdp)?];
     let mut times = Times::default();
     let mut missing = Vec::new();
@@ -104,7 +105,7 @@ fn floors(bench: &mut Bench, kind: Kind, floors: &Floors, times: &mut Times) -> 
     for _ in 0..limits::PACKET_RUNS {
         for (least, (_, program)) in least.iter_mut().zip(named) {
             let program = program.unwrap_or(&floors.empty);
-            *least = least.min(bench.run(kind, program, &frame, 0, limits::PACKETS)?.time);
+            *least = least.min(bench.run(kind, program, &frame, limits::PACKETS)?.time);
         }
     }
     for (time, (what, program)) in least.into_iter().zip(named) {
@@ -131,9 +132,9 @@ fn one(bench: &mut Bench, dataplane: &Dataplane, case: &Case, program: &ProgramF
             dataplane.forget_flows()?;
         }
         bench.set(&Round { next, ..round })?;
-        wrapper = wrapper.min(bench.run(case.kind, &floors.empty, &frame, 0, packets)?.time);
+        wrapper = wrapper.min(bench.run(case.kind, &floors.empty, &frame, packets)?.time);
         bench.set(&Round { next, ..round })?;
-        least = least.min(bench.run(case.kind, program, &frame, 0, packets)?.time);
+        least = least.min(bench.run(case.kind, program, &frame, packets)?.time);
         next = next.wrapping_add(packets);
     }
     Ok(least - wrapper)
@@ -144,7 +145,7 @@ fn prepare(bench: &mut Bench, case: &Case, program: &ProgramFd, frame: &[u8]) ->
     let known = |mask: u32| case.frame.round(SYN, mask);
     let mut warm = |round: &Round, flags: u8, packets: u32| -> Result<()> {
         bench.set(&Round { template: case.frame.round(flags, 0).template, ..*round })?;
-        bench.run(case.kind, program, frame, 0, packets).map(drop)
+        bench.run(case.kind, program, frame, packets).map(drop)
     };
     match case.flows {
         Flows::Known(count) => {
@@ -166,7 +167,7 @@ fn prepare(bench: &mut Bench, case: &Case, program: &ProgramFd, frame: &[u8]) ->
 
 /// Refuses to measure anything else than what the case says.
 fn check(bench: &mut Bench, case: &Case, program: &ProgramFd, frame: &[u8]) -> Result<()> {
-    let run = bench.run(case.kind, program, frame, 0, 1)?;
+    let run = bench.run(case.kind, program, frame, 1)?;
     let dropped = run.verdict == if case.kind == Kind::Tc { DROPPED_TC } else { DROPPED_XDP };
     let (source, destination) = ends(&run.frame).context("the frame is too short")?;
     let (_, asked) = ends(frame).context("the frame is too short")?;

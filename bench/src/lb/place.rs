@@ -12,7 +12,7 @@ use nix::{
     sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unshare},
     unistd::Pid,
 };
-use sluice_dataplane::{Config, Dataplane, Uplinks};
+use sluice_dataplane::{Config, Dataplane, Uplinks, Xdp};
 use sluice_e2e::run;
 
 use crate::lab::Interrupts;
@@ -55,6 +55,7 @@ impl Place {
         run(&format!("ip address add {a}.{b}.{c}.{d}/24 dev {UPLINK}"))?;
         run(&format!("ip link set {OUTSIDE} up"))?;
         run(&format!("ip link set {UPLINK} up"))?;
+        fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("forward packets")?;
         // Nobody answers on the other end: it is never asked.
         run(&format!("ip neighbour replace {NEIGHBOUR} lladdr 02:00:00:00:00:02 dev {UPLINK} nud permanent"))?;
         run(&format!("ip route add 10.245.0.0/16 via {NEIGHBOUR}"))?;
@@ -88,6 +89,7 @@ pub(super) fn config(cgroup: &Path) -> Result<Config> {
         pod_range: Some("10.244.0.0/16".parse().map_err(anyhow::Error::msg)?),
         cluster_range: Some("10.244.0.0/15".parse().map_err(anyhow::Error::msg)?),
         uplinks: Uplinks::Named(vec![UPLINK.into()]),
+        xdp: Xdp::Always,
     })
 }
 

@@ -106,21 +106,33 @@ fn masquerade<P: Packet, M: Maps>(
         Kind::Fragment => return Err(Reason::Fragment),
         Kind::Other => return Err(Reason::Protocol),
     }
-    let (now, bytes) = (maps.now(), packet.length());
+    let (address, port) = source(maps, settings, header, maps.link(), packet.length())?;
+    rewrite(packet, header, End::Source, &address, port)
+}
+
+/// The source that a packet leaves with on a link: what its connection has, or a port that is free.
+#[inline(always)]
+pub(crate) fn source<M: Maps>(
+    maps: &M,
+    settings: &Settings,
+    header: &Header,
+    link: u32,
+    bytes: u32,
+) -> Result<(Address, u16), Reason> {
+    let now = maps.now();
     let found = maps.flow(&flow::key(header, FlowKind::Masquerade), |flow| {
         flow::touch(flow, header, now, bytes);
         (flow.address, flow.port)
     });
-    let (address, port) = match found {
-        Some(source) => source,
-        None => maps
-            .scratch(
-                #[inline(always)]
-                |scratch| allocate(maps, settings, header, scratch, bytes),
-            )
-            .ok_or(Reason::FlowsFull)??,
-    };
-    rewrite(packet, header, End::Source, &address, port)
+    if let Some(source) = found {
+        return Ok(source);
+    }
+    let address = maps.source_address(link, header.v4).unwrap_or(settings.family(header.v4).node);
+    maps.scratch(
+        #[inline(always)]
+        |scratch| allocate(maps, settings, header, scratch, &address, bytes),
+    )
+    .ok_or(Reason::FlowsFull)?
 }
 
 /// Finds a port of the node that is free towards this destination and records both directions.
@@ -130,9 +142,10 @@ fn allocate<M: Maps>(
     settings: &Settings,
     header: &Header,
     scratch: &mut Scratch,
+    address: &Address,
     bytes: u32,
 ) -> Result<(Address, u16), Reason> {
-    let address = maps.source_address(header.v4).unwrap_or(settings.family(header.v4).node);
+    let address = *address;
     let now = maps.now();
     let Scratch { key, reply, flow } = scratch;
     *key = flow::key(header, FlowKind::Masquerade);

@@ -5,5 +5,6 @@ mod checksums;
 mod masquerade;
 mod sctp;
 mod services;
+mod shortcut;
 mod sockets;
 mod world;
