@@ -325,6 +325,19 @@ fn host_and_driver_agree() {
     });
 }
 
+/// The driver's program does the work of both others on an uplink, for both families. Verifiers before 6.6 see less often that
+/// they have been somewhere before.
+fn ceiling(program: &str) -> u32 {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap(), numbers.next().unwrap());
+    match program {
+        _ if version < (6, 6) => 100_000,
+        "uplink_xdp" => 40_000,
+        _ => 32_000,
+    }
+}
+
 /// Prints what a packet costs. Ratios matter, not the numbers: the machine is shared.
 #[test]
 fn the_verifier_stays_far_from_its_limit() {
@@ -365,11 +378,12 @@ fn the_verifier_stays_far_from_its_limit() {
         let index = nix::net::if_::if_nametoindex("slc0").unwrap();
         let pod = sluice_dataplane::PodInfo { namespace: "n".into(), name: "p".into() };
         dataplane.attach_pod(index, &pod).unwrap();
-        for row in dataplane.status().unwrap().programs {
+        let programs = dataplane.status().unwrap().programs;
+        for row in &programs {
             println!("{}: {} instructions verified", row.name, row.verified_instructions);
-            // The driver's program does the work of both others on an uplink, for both families.
-            let most = if row.name == "uplink_xdp" { 40_000 } else { 32_000 };
-            assert!((1..most).contains(&row.verified_instructions), "{row:?}");
+        }
+        for row in &programs {
+            assert!((1..ceiling(&row.name)).contains(&row.verified_instructions), "{row:?}");
         }
     });
 }
