@@ -10,6 +10,8 @@
 #![no_std]
 
 mod address;
+pub mod bench;
+pub mod cache;
 mod flow;
 mod reason;
 mod service;
@@ -67,6 +69,10 @@ pub mod limits {
     pub const LOCALS: u32 = 4_096;
     /// Other nodes' addresses.
     pub const NODES: u32 = 16_384;
+    /// Buckets of the flow cache over all processors, per address family.
+    pub const CACHE_BUCKETS: u32 = 524_288;
+    /// Buckets of the flow cache for one processor at most.
+    pub const CACHE_BUCKETS_EACH: u32 = 65_536;
     /// Pods of the node.
     pub const PODS: u32 = 4_096;
     /// Bytes of the event ring.
@@ -101,6 +107,14 @@ pub mod maps {
     pub const SOURCES: &str = "sources";
     /// Cookies of the pods' network namespaces, with the index of the node's side of their link.
     pub const NAMESPACES: &str = "namespaces";
+    /// Flow cache for IPv4: buckets of records, each processor's in a row.
+    pub const CACHE4: &str = "cache4";
+    /// Flow cache for IPv6.
+    pub const CACHE6: &str = "cache6";
+    /// Service id to the generation of the last change to it.
+    pub const GENERATIONS: &str = "generations";
+    /// Link index to `Uplink`.
+    pub const UPLINKS: &str = "uplinks";
     /// One `Settings`.
     pub const SETTINGS: &str = "settings";
     /// One word: 1 while user space sweeps the flow map.
@@ -116,7 +130,7 @@ pub mod maps {
     /// Socket storage of `SocketState`.
     pub const SOCKETS: &str = "sockets";
     /// Every pinned map.
-    pub const ALL: [&str; 19] = [
+    pub const ALL: [&str; 23] = [
         FRONTENDS,
         BACKENDS,
         SLAB,
@@ -129,6 +143,10 @@ pub mod maps {
         NODES,
         SOURCES,
         NAMESPACES,
+        CACHE4,
+        CACHE6,
+        GENERATIONS,
+        UPLINKS,
         SETTINGS,
         SWEEPER,
         SERVICE_COUNTERS,
@@ -171,6 +189,8 @@ const _: () = assert!(size_of::<Event>() == 8);
 #[cfg(feature = "user")]
 mod user {
     #![allow(unsafe_code)]
+    use super::bench::Round;
+    use super::cache::{Record, Uplink};
     use super::{
         Address, Affinity, AffinityKey, Backend, Counters, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
         FrontendKey, RangeKey, ServiceName, Settings, SocketState, SourceKey,
@@ -197,9 +217,14 @@ mod user {
         Frontend,
         FrontendKey,
         RangeKey,
+        Round,
         ServiceName,
         Settings,
         SocketState,
         SourceKey,
+        Uplink,
     );
+
+    // SAFETY: as above; the sizes asserted beside the definition leave no padding.
+    unsafe impl<A: aya::Pod, S: aya::Pod> aya::Pod for Record<A, S> {}
 }

@@ -130,6 +130,8 @@ pub struct RangeKey {
 }
 
 impl RangeKey {
+    /// In place of a service id: destinations outside of the cluster that pods' packets go to with the pod's own address.
+    pub const UNMASQUERADED: u32 = u32::MAX;
     /// Bits of the service id, which every prefix has.
     pub const SERVICE_BITS: u32 = 32;
     /// Bits of a whole key.
@@ -205,8 +207,12 @@ pub struct Settings {
     pub host_ports: u32,
     /// Processors, which is how many counters each id has.
     pub processors: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Raised when links, addresses or routes change: no cached decision holds any more.
+    pub epoch: u32,
+    /// Buckets of the flow cache for each processor, less one: a power of two. 0 turns the cache off.
+    pub cache_mask: u32,
+    /// The kernel's timer ticks make a second when shifted right by this.
+    pub tick_shift: u32,
 }
 
 impl Settings {
@@ -226,5 +232,5 @@ const _: () = {
     assert!(size_of::<RangeKey>() == 20 && align_of::<RangeKey>() == 4);
     assert!(size_of::<ServiceName>() == ServiceName::LENGTH);
     assert!(size_of::<Counters>() == 32 && align_of::<Counters>() == 8);
-    assert!(size_of::<Settings>() == 192 && align_of::<Settings>() == 8);
+    assert!(size_of::<Settings>() == 200 && align_of::<Settings>() == 8);
 };

@@ -1,6 +1,6 @@
 //! Packets that go out: to the outside on an uplink, to a pod on its link.
 
-use sluice_ebpf_common::{Address, Flow, FlowKey, FlowKind, Reason, Settings, limits};
+use sluice_ebpf_common::{Address, Flow, FlowKey, FlowKind, RangeKey, Reason, Settings, limits};
 
 use crate::header::{End, Header, Kind, parse, rewrite};
 use crate::{InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Verdict, flow, fragment};
@@ -41,7 +41,7 @@ pub fn egress_uplink<P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
         }
         // Nodes have routes to each other's pods, and an answer to a connection that a node sent on must come back
         // from the pod's own address.
-        if !leaves(settings, &header) || maps.is_node(&header.destination) {
+        if !leaves(settings, &header) || maps.is_node(&header.destination) || keeps_source(maps, &header) {
             return Verdict::Pass;
         }
     }
@@ -75,6 +75,12 @@ fn leaves(settings: &Settings, header: &Header) -> bool {
     let family = settings.family(header.v4);
     header.source.within(&family.pod_network, &family.pod_mask)
         && !header.destination.within(&family.cluster_network, &family.cluster_mask)
+}
+
+/// Is it bound for one of the places where pods are known by their own addresses?
+#[inline(always)]
+fn keeps_source<M: Maps>(maps: &M, header: &Header) -> bool {
+    maps.in_range(&RangeKey { service: RangeKey::UNMASQUERADED, address: header.destination })
 }
 
 #[inline(always)]
@@ -112,21 +118,33 @@ fn masquerade<P: Packet, M: Maps>(
         Kind::Fragment => return Err(Reason::Fragment),
         Kind::Other => return Err(Reason::Protocol),
     }
-    let (now, bytes) = (maps.now(), packet.length());
+    let (address, port) = source(maps, settings, header, maps.link(), packet.length())?;
+    rewrite(packet, header, End::Source, &address, port)
+}
+
+/// The source that a packet leaves with on a link: what its connection has, or a port that is free.
+#[inline(always)]
+pub(crate) fn source<M: Maps>(
+    maps: &M,
+    settings: &Settings,
+    header: &Header,
+    link: u32,
+    bytes: u32,
+) -> Result<(Address, u16), Reason> {
+    let now = maps.now();
     let found = maps.flow(&flow::key(header, FlowKind::Masquerade), |flow| {
         flow::touch(flow, header, now, bytes);
         (flow.address, flow.port)
     });
-    let (address, port) = match found {
-        Some(source) => source,
-        None => maps
-            .scratch(
-                #[inline(always)]
-                |scratch| allocate(maps, settings, header, scratch, bytes),
-            )
-            .ok_or(Reason::FlowsFull)??,
-    };
-    rewrite(packet, header, End::Source, &address, port)
+    if let Some(source) = found {
+        return Ok(source);
+    }
+    let address = maps.source_address(link, header.v4).unwrap_or(settings.family(header.v4).node);
+    maps.scratch(
+        #[inline(always)]
+        |scratch| allocate(maps, settings, header, scratch, &address, bytes),
+    )
+    .ok_or(Reason::FlowsFull)?
 }
 
 /// Finds a port of the node that is free towards this destination and records both directions.
@@ -136,9 +154,10 @@ fn allocate<M: Maps>(
     settings: &Settings,
     header: &Header,
     scratch: &mut Scratch,
+    address: &Address,
     bytes: u32,
 ) -> Result<(Address, u16), Reason> {
-    let address = maps.source_address(header.v4).unwrap_or(settings.family(header.v4).node);
+    let address = *address;
     let now = maps.now();
     let Scratch { key, reply, flow } = scratch;
     *key = flow::key(header, FlowKind::Masquerade);

@@ -7,8 +7,8 @@ use crate::{Covered, Packet, sctp};
 /// Bytes before the IP header.
 pub const ETHERNET: u32 = 14;
 
-const ETHERTYPE_IPV4: u16 = 0x0800_u16.to_be();
-const ETHERTYPE_IPV6: u16 = 0x86dd_u16.to_be();
+pub(crate) const ETHERTYPE_IPV4: u16 = 0x0800_u16.to_be();
+pub(crate) const ETHERTYPE_IPV6: u16 = 0x86dd_u16.to_be();
 const IP_CHECKSUM: u32 = 10;
 const IP_SOURCE: u32 = 12;
 const IP_DESTINATION: u32 = 16;
@@ -23,9 +23,9 @@ const ICMP_IDENTIFIER: u32 = 4;
 /// An ICMP error quotes the packet it is about after this many bytes.
 const ICMP_QUOTE: u32 = 8;
 
-const FIN: u8 = 0x01;
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
+pub(crate) const FIN: u8 = 0x01;
+pub(crate) const SYN: u8 = 0x02;
+pub(crate) const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
 
 /// What the transport part allows.

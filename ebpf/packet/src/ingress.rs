@@ -6,13 +6,13 @@ use crate::header::{End, Header, Kind, parse, parse_quote, rewrite, rewrite_erro
 use crate::{InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Verdict, flow, fragment, service};
 
 /// The destination that a packet of a service goes to.
-#[derive(Clone, Copy)]
-struct Target {
-    address: Address,
-    port: u16,
-    needs_source: bool,
-    service: u32,
-    backend: u32,
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Target {
+    pub(crate) address: Address,
+    pub(crate) port: u16,
+    pub(crate) needs_source: bool,
+    pub(crate) service: u32,
+    pub(crate) backend: u32,
 }
 
 impl Target {
@@ -141,7 +141,9 @@ fn to_service<P: Packet, M: Maps>(
     if !known(maps, header, &mut target, packet.length()) {
         let Some(frontend) = frontend else { return Ok(()) };
         target.needs_source = scope == Scope::External;
-        new(maps, header, &frontend, &mut target, packet.length())?;
+        new(maps, header, &frontend, &mut target, packet.length()).inspect_err(|_| {
+            maps.count_service(frontend.service, |counters| counters.refused += 1);
+        })?;
     }
     let bytes = u64::from(packet.length());
     maps.count_service(target.service, |counters| {
@@ -161,7 +163,7 @@ fn to_service<P: Packet, M: Maps>(
 /// Finds the target of a connection that is under way, unless it must be picked again: a new connection from the same port
 /// (the old one was closed, or its backend is gone), or datagrams for a backend that is gone.
 #[inline(never)]
-fn known<M: Maps>(maps: &M, header: &Header, target: &mut Target, bytes: u32) -> bool {
+pub(crate) fn known<M: Maps>(maps: &M, header: &Header, target: &mut Target, bytes: u32) -> bool {
     let now = maps.now();
     let key = flow::key(header, FlowKind::Service);
     let found = maps.flow(&key, |flow| {
@@ -190,10 +192,14 @@ fn known<M: Maps>(maps: &M, header: &Header, target: &mut Target, bytes: u32) ->
 /// Picks a backend for a new connection and records it. The target's `needs_source` says whether a backend elsewhere has to
 /// answer through this node. A function of its own in the kernel, where the stack is small.
 #[inline(never)]
-fn new<M: Maps>(maps: &M, header: &Header, frontend: &Frontend, target: &mut Target, bytes: u32) -> Result<(), Reason> {
-    let (id, backend) = choose(maps, header, frontend).inspect_err(|_| {
-        maps.count_service(frontend.service, |counters| counters.refused += 1);
-    })?;
+pub(crate) fn new<M: Maps>(
+    maps: &M,
+    header: &Header,
+    frontend: &Frontend,
+    target: &mut Target,
+    bytes: u32,
+) -> Result<(), Reason> {
+    let (id, backend) = choose(maps, header, frontend)?;
     target.address = backend.address;
     target.port = backend.port;
     target.service = frontend.service;

@@ -45,3 +45,5 @@ pub(crate) const WEIGHT: u16 = 1_000;
 
 /// Problems kept for `status`.
 pub(crate) const PROBLEMS: usize = 32;
+/// Places that pods' packets go to with the pod's own address.
+pub const UNMASQUERADED: usize = 64;

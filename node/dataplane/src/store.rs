@@ -30,6 +30,8 @@ pub(crate) struct Store {
     names: HashMap<MapData, u32, ServiceName>,
     names_fd: OwnedFd,
     ranges: LpmTrie<MapData, RangeKey, u32>,
+    generations: Array<MapData, u32>,
+    generations_fd: OwnedFd,
     service_counters: sys::Words,
     backend_counters: sys::Words,
     capacity: Capacity,
@@ -87,6 +89,8 @@ impl Store {
             names: typed(pins, maps::NAMES)?,
             names_fd: descriptor(pins, maps::NAMES)?,
             ranges: typed(pins, maps::RANGES)?,
+            generations: typed(pins, maps::GENERATIONS)?,
+            generations_fd: descriptor(pins, maps::GENERATIONS)?,
             service_counters: counters(maps::SERVICE_COUNTERS, capacity.services)?,
             backend_counters: counters(maps::BACKEND_COUNTERS, capacity.backends)?,
             capacity,
@@ -165,7 +169,13 @@ impl Store {
                 }
                 update(&self.backends_fd, run.iter().filter_map(backend))
             }
-            [Write::Frontend(..), ..] => update(&self.frontends_fd, run.iter().filter_map(frontend)),
+            [Write::Frontend(..), ..] => {
+                update(&self.frontends_fd, run.iter().filter_map(frontend)).and_then(|()| {
+                    // After the flip: what is cached before it holds no more.
+                    let generation = |(_, frontend): (FrontendKey, Frontend)| (frontend.service, frontend.generation);
+                    update(&self.generations_fd, run.iter().filter_map(frontend).map(generation))
+                })
+            }
             _ => return run.iter().try_for_each(|write| self.write(write)),
         };
         batch.map_err(|error| Error::system("write the service table", error))
@@ -181,12 +191,19 @@ impl Store {
             }
             Write::Range(service, range) => self.ranges.insert(&range_key(*service, *range), 1, 0),
             Write::RemoveRange(service, range) => self.ranges.remove(&range_key(*service, *range)),
-            Write::RemoveFrontend(key) => self.frontends.remove(key),
+            Write::RemoveFrontend(key) => self.remove_frontend(key),
             Write::RemoveName(id) => self.names.remove(id),
             // Written in batches.
             Write::Name(..) | Write::Backend(..) | Write::RetireBackend(..) | Write::Frontend(..) => Ok(()),
         };
         result.map_err(|error| Error::ebpf(format!("write the service table ({write:?})"), error))
+    }
+
+    fn remove_frontend(&mut self, key: &FrontendKey) -> Result<(), MapError> {
+        let gone = self.frontends.get(key, 0)?;
+        self.frontends.remove(key)?;
+        // No frontend is ever written with this generation.
+        self.generations.set(gone.service, !gone.generation, 0)
     }
 
     /// A service port's counters over all processors.
@@ -224,7 +241,7 @@ fn update<K: aya::Pod, V: aya::Pod>(map: &OwnedFd, entries: impl Iterator<Item =
     sys::update_batch(map.as_fd(), &keys, &values)
 }
 
-fn range_key(service: u32, range: Range) -> Key<RangeKey> {
+pub(crate) fn range_key(service: u32, range: Range) -> Key<RangeKey> {
     Key::new(RangeKey::SERVICE_BITS + range.bits(), RangeKey { service, address: wire_key(range) })
 }
 

@@ -189,8 +189,10 @@ impl Direct {
 
 fn address(index: u32, ip: IpAddr) -> AddressMessage {
     let prefix = Cidr::host(ip).prefix();
-    match ip {
+    let mut message = match ip {
         IpAddr::V4(ip) => AddressMessageBuilder::<std::net::Ipv4Addr>::new().index(index).address(ip, prefix).build(),
         IpAddr::V6(ip) => AddressMessageBuilder::<std::net::Ipv6Addr>::new().index(index).address(ip, prefix).build(),
-    }
+    };
+    message.header.flags = nl::address_flags(ip);
+    message
 }

@@ -7,5 +7,6 @@ mod maglev;
 mod masquerade;
 mod sctp;
 mod services;
+mod shortcut;
 mod sockets;
 mod world;

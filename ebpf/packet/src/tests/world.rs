@@ -7,12 +7,13 @@ use std::string::String;
 use std::vec;
 use std::vec::Vec;
 
+use sluice_ebpf_common::cache::{Bucket4, Bucket6};
 use sluice_ebpf_common::{
     Address, Affinity, AffinityKey, Backend, Counters, Family, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
     FrontendKey, RangeKey, Reason, Scope, Settings, protocol,
 };
 
-use crate::{Covered, ETHERNET, InsertError, Maps, Packet, Scratch};
+use crate::{Bytes, Covered, Desk, ETHERNET, Fast, Header, InsertError, Maps, Packet, Route, Scratch};
 
 /// An address in the maps' form.
 pub(crate) fn wire(text: &str) -> Address {
@@ -28,7 +29,7 @@ fn unbytes(bytes: &[u8]) -> Address {
 }
 
 /// An IPv4 mask in the maps' form.
-fn mask(text: &str) -> Address {
+pub(crate) fn mask(text: &str) -> Address {
     Address { words: [u32::MAX, u32::MAX, u32::MAX, wire(text).last()] }
 }
 
@@ -260,6 +261,11 @@ impl Frame {
         if self.v4() { 14 + usize::from(self.bytes[14] & 15) * 4 } else { 54 }
     }
 
+    /// Time to live.
+    pub(crate) fn life(&self) -> u8 {
+        self.bytes[if self.v4() { 22 } else { 21 }]
+    }
+
     pub(crate) fn protocol(&self) -> u8 {
         if self.v4() { self.bytes[23] } else { self.bytes[20] }
     }
@@ -330,11 +336,7 @@ impl Frame {
     }
 }
 
-impl Packet for Frame {
-    fn length(&self) -> u32 {
-        self.bytes.len() as u32
-    }
-
+impl Bytes for Frame {
     fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         self.bytes.get(offset as usize..offset as usize + N)?.try_into().ok()
     }
@@ -354,6 +356,16 @@ impl Packet for Frame {
     fn write<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()> {
         self.bytes.get_mut(offset as usize..offset as usize + N)?.copy_from_slice(&bytes);
         Some(())
+    }
+
+    fn write_words<const N: usize>(&mut self, offset: u32, words: [u32; N]) -> Option<()> {
+        (offset..).step_by(4).zip(words).try_for_each(|(at, word)| self.write(at, word.to_ne_bytes()))
+    }
+}
+
+impl Packet for Frame {
+    fn length(&self) -> u32 {
+        self.bytes.len() as u32
     }
 
     fn fix_ip_checksum(&mut self, offset: u32, from: u32, to: u32) -> Option<()> {
@@ -409,9 +421,22 @@ pub(crate) struct World {
     affinities: RefCell<BTreeMap<AffinityKey, Affinity>>,
     /// Source ranges: network and mask.
     pub(crate) ranges: Vec<(Address, Address)>,
+    /// Networks that pods' packets go to with the pod's own address.
+    pub(crate) unmasqueraded: Vec<(Address, Address)>,
     /// Cookie of the namespace that sockets are in.
     pub(crate) namespace: u64,
     pub(crate) now: u32,
+    cache4: RefCell<BTreeMap<u32, Bucket4>>,
+    cache6: RefCell<BTreeMap<u32, Bucket6>>,
+    /// Longest packet on every link.
+    pub(crate) mtu: u16,
+    /// The timer's ticks.
+    pub(crate) jiffies: u64,
+    /// Every service's generation.
+    pub(crate) generation: u32,
+    desk: RefCell<Desk>,
+    /// How often the routes were asked.
+    pub(crate) routed: Cell<usize>,
 }
 
 impl World {
@@ -437,6 +462,8 @@ impl World {
             node_port_last: 32767,
             source_port_first: 61000,
             source_port_last: 65535,
+            cache_mask: 15,
+            tick_shift: 8,
             ..Settings::default()
         };
         World {
@@ -453,8 +480,16 @@ impl World {
             next: Cell::new(0),
             affinities: RefCell::default(),
             ranges: Vec::new(),
+            unmasqueraded: Vec::new(),
             namespace: 7,
             now: 1000,
+            cache4: RefCell::default(),
+            cache6: RefCell::default(),
+            mtu: 1500,
+            jiffies: 0,
+            generation: 1,
+            desk: RefCell::default(),
+            routed: Cell::new(0),
         }
     }
 
@@ -535,7 +570,11 @@ impl Maps for World {
         self.namespace
     }
 
-    fn source_address(&self, _: bool) -> Option<Address> {
+    fn link(&self) -> u32 {
+        0
+    }
+
+    fn source_address(&self, _: u32, _: bool) -> Option<Address> {
         None
     }
 
@@ -548,7 +587,8 @@ impl Maps for World {
     }
 
     fn in_range(&self, key: &RangeKey) -> bool {
-        self.ranges.iter().any(|(network, mask)| key.address.within(network, mask))
+        let ranges = if key.service == RangeKey::UNMASQUERADED { &self.unmasqueraded } else { &self.ranges };
+        ranges.iter().any(|(network, mask)| key.address.within(network, mask))
     }
 
     fn scratch<R>(&self, with: impl FnOnce(&mut Scratch) -> R) -> Option<R> {
@@ -603,6 +643,50 @@ impl Maps for World {
 
     fn count_reason(&self, reason: Reason) {
         self.reasons.borrow_mut().push(reason);
+    }
+}
+
+/// The uplink that clients are on.
+pub(crate) const UPLINK: u32 = 2;
+/// The link towards the other nodes.
+pub(crate) const INWARD: u32 = 3;
+
+impl Fast for World {
+    fn bucket4<R>(&self, index: u32, with: impl FnOnce(&mut Bucket4) -> R) -> Option<R> {
+        Some(with(self.cache4.borrow_mut().entry(index).or_default()))
+    }
+
+    fn bucket6<R>(&self, index: u32, with: impl FnOnce(&mut Bucket6) -> R) -> Option<R> {
+        Some(with(self.cache6.borrow_mut().entry(index).or_default()))
+    }
+
+    fn processor(&self) -> u32 {
+        0
+    }
+
+    fn jiffies(&self) -> u64 {
+        self.jiffies
+    }
+
+    fn vlan(&self) -> u32 {
+        0
+    }
+
+    fn generation(&self, _: u32) -> u32 {
+        self.generation
+    }
+
+    fn desk<R>(&self, with: impl FnOnce(&mut Desk) -> R) -> Option<R> {
+        Some(with(&mut self.desk.borrow_mut()))
+    }
+
+    fn route(&self, header: &Header, length: u16, route: &mut Route) -> bool {
+        self.routed.set(self.routed.get() + 1);
+        let inward = ["10.244.9.9", "fd44:0:0:2::5"].iter().any(|pod| header.destination == wire(pod));
+        let link = if inward { INWARD } else { UPLINK };
+        let ethernet = [u32::from_ne_bytes([6, 0, 0, 0]), u32::from_ne_bytes([0, link as u8, 4, 0]), 0];
+        *route = Route { link: link as u16, mtu: self.mtu, ethernet, device: link };
+        length <= self.mtu
     }
 }
 

@@ -65,6 +65,10 @@ impl Namespace {
         self.enter(|| std::fs::write(format!("/proc/sys/{name}"), value).unwrap());
     }
 
+    pub fn sysctl_of(&self, name: &str) -> String {
+        self.enter(|| std::fs::read_to_string(format!("/proc/sys/{name}")).unwrap().trim().to_owned())
+    }
+
     /// What a client here gets from a server there: the server answers with the client's address as it sees it.
     pub fn asks(&self, server: &Self, ip: IpAddr) -> std::io::Result<IpAddr> {
         let listener = server.enter(|| TcpListener::bind((ip, 0)))?;
