@@ -11,7 +11,7 @@ use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
 };
-use sluice_dataplane::{Config, Dataplane, Uplinks};
+use sluice_dataplane::{Config, Dataplane, Uplinks, Xdp};
 use sluice_e2e::run;
 
 use crate::lab::Interrupts;
@@ -54,6 +54,7 @@ impl Place {
         run(&format!("ip address add {a}.{b}.{c}.{d}/24 dev {UPLINK}"))?;
         run(&format!("ip link set {OUTSIDE} up"))?;
         run(&format!("ip link set {UPLINK} up"))?;
+        fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("turn forwarding on")?;
         // Nobody answers on the other end: it is never asked.
         run(&format!("ip neighbour replace {NEIGHBOUR} lladdr 02:00:00:00:00:02 dev {UPLINK} nud permanent"))?;
         run(&format!("ip route add 10.245.0.0/16 via {NEIGHBOUR}"))?;
@@ -76,6 +77,7 @@ impl Place {
             pod_range: Some("10.244.0.0/16".parse().map_err(anyhow::Error::msg)?),
             cluster_range: Some("10.244.0.0/15".parse().map_err(anyhow::Error::msg)?),
             uplinks: Uplinks::Named(vec![UPLINK.into()]),
+            xdp: Xdp::Always,
         })
     }
 }

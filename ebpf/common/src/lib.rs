@@ -13,6 +13,7 @@ mod address;
 pub mod bench;
 pub mod cache;
 mod flow;
+pub mod ports;
 mod reason;
 mod service;
 mod socket;
@@ -75,8 +76,8 @@ pub mod limits {
     pub const PODS: u32 = 4_096;
     /// Bytes of the event ring.
     pub const EVENTS: u32 = 65_536;
-    /// Ports tried for a masqueraded connection before it is refused.
-    pub const PORT_PROBES: u32 = 8;
+    /// Looks for a free port for a masqueraded connection: the first one finds it, unless another processor takes it.
+    pub const PORT_PROBES: u32 = 2;
 }
 
 /// Names of the maps, as pinned and as declared in the object.
@@ -95,6 +96,8 @@ pub mod maps {
     pub const RANGES: &str = "ranges";
     /// `FlowKey` to `Flow`.
     pub const FLOWS: &str = "flows";
+    /// Bits of the ports that masqueraded connections have; see `ports`.
+    pub const PORTS: &str = "ports";
     /// Local addresses.
     pub const LOCALS: &str = "locals";
     /// Addresses of the other nodes.
@@ -126,7 +129,7 @@ pub mod maps {
     /// Socket storage of `SocketState`.
     pub const SOCKETS: &str = "sockets";
     /// Every pinned map.
-    pub const ALL: [&str; 22] = [
+    pub const ALL: [&str; 23] = [
         FRONTENDS,
         BACKENDS,
         SLAB,
@@ -134,6 +137,7 @@ pub mod maps {
         AFFINITIES,
         RANGES,
         FLOWS,
+        PORTS,
         LOCALS,
         NODES,
         SOURCES,

@@ -16,6 +16,7 @@ mod egress;
 mod flow;
 mod header;
 mod ingress;
+mod nat;
 mod reject;
 mod sctp;
 mod service;

@@ -7,7 +7,7 @@ use aya_ebpf::macros::btf_map;
 use sluice_ebpf_common::cache::{Bucket4, Bucket6, Uplink};
 use sluice_ebpf_common::{
     Address, Affinity, AffinityKey, Backend, Counters, Event, Flow, FlowKey, Frontend, FrontendKey, RangeKey, Reason,
-    SLAB_LINE, ServiceName, Settings, SocketState, SourceKey, limits,
+    SLAB_LINE, ServiceName, Settings, SocketState, SourceKey, limits, ports,
 };
 use sluice_packet::{Desk, Scratch};
 
@@ -35,6 +35,9 @@ pub static RANGES: LpmTrie<RangeKey, u32, { limits::RANGES as usize }> = LpmTrie
 
 #[btf_map(name = "flows")]
 pub static FLOWS: HashMap<FlowKey, Flow, { limits::FLOWS as usize }, ON_DEMAND> = HashMap::new();
+
+#[btf_map(name = "ports")]
+pub static PORTS: Array<u64, { (ports::ROWS * ports::ROW) as usize }, MAPPED> = Array::new();
 
 #[btf_map(name = "locals")]
 pub static LOCALS: HashMap<Address, u32, { limits::LOCALS as usize }, ON_DEMAND> = HashMap::new();
