@@ -54,7 +54,7 @@ pub(super) fn run(place: &Place) -> Result<Measured> {
 fn all(place: &Place) -> Result<Measured> {
     let own = Node::make("sluice")?;
     let config = sluice_dataplane::Config {
-        node_addresses: vec![IpAddr::V4(Ipv4Addr::new(10, 244, 1, 1))],
+        node_addresses: vec![Ipv4Addr::new(10, 244, 1, 1).into()],
         uplinks: sluice_dataplane::Uplinks::Named(vec![]),
         ..place.config()?
     };

@@ -387,3 +387,20 @@ fn the_verifier_stays_far_from_its_limit() {
         }
     });
 }
+
+/// Nodes of two versions work side by side during an upgrade: a connection that moves between them keeps its backend.
+#[test]
+fn external_choices_are_the_same_in_every_version() {
+    isolated("external_choices_are_the_same_in_every_version", |place| {
+        let (dataplane, _) = both(place);
+        let backends = ["10.244.0.5:80", "10.244.0.6:80", "10.244.0.7:80"];
+        dataplane.apply(&common::service(Protocol::Tcp, "10.96.0.10:80", 30080, &backends)).unwrap();
+        let goes = |host: u8| {
+            let frame = Frame::tcp(&format!("198.51.100.{host}:5000"), "10.1.0.1:30080", SYN, b"");
+            let bytes = dataplane.probe(Hook::UplinkIn, &frame.bytes, 1).unwrap().frame;
+            bytes[33]
+        };
+        let chosen: Vec<u8> = (1..=24).map(goes).collect();
+        assert_eq!(chosen, [5, 7, 5, 7, 6, 6, 6, 6, 5, 5, 7, 5, 7, 7, 5, 7, 7, 5, 5, 6, 6, 7, 5, 5]);
+    });
+}
