@@ -18,7 +18,7 @@ mod service;
 mod socket;
 
 pub use address::Address;
-pub use flow::{Flow, FlowKey, FlowKind};
+pub use flow::{Flow, FlowKey, FlowKind, FragmentKey, FragmentPorts};
 pub use reason::Reason;
 pub use service::{
     Affinity, AffinityKey, Backend, Counters, Family, Frontend, FrontendKey, RangeKey, SLAB_LINE, Scope, ServiceName,
@@ -61,6 +61,8 @@ pub mod limits {
     pub const AFFINITY_WINDOW: u32 = 32;
     /// Extension headers of an IPv6 packet that are looked past.
     pub const EXTENSIONS: u32 = 2;
+    /// Datagrams in fragments whose ports are remembered at a time; the least recently used give way.
+    pub const FRAGMENTS: u32 = 8_192;
     /// Entries of the flow map, two per translated connection.
     pub const FLOWS: u32 = 262_144;
     /// Local addresses and links of the node.
@@ -95,6 +97,8 @@ pub mod maps {
     pub const RANGES: &str = "ranges";
     /// `FlowKey` to `Flow`.
     pub const FLOWS: &str = "flows";
+    /// `FragmentKey` to `FragmentPorts`.
+    pub const FRAGMENTS: &str = "fragments";
     /// Local addresses.
     pub const LOCALS: &str = "locals";
     /// Addresses of the other nodes.
@@ -126,7 +130,7 @@ pub mod maps {
     /// Socket storage of `SocketState`.
     pub const SOCKETS: &str = "sockets";
     /// Every pinned map.
-    pub const ALL: [&str; 22] = [
+    pub const ALL: [&str; 23] = [
         FRONTENDS,
         BACKENDS,
         SLAB,
@@ -134,6 +138,7 @@ pub mod maps {
         AFFINITIES,
         RANGES,
         FLOWS,
+        FRAGMENTS,
         LOCALS,
         NODES,
         SOURCES,
@@ -187,8 +192,8 @@ mod user {
     use super::bench::Round;
     use super::cache::{Record, Uplink};
     use super::{
-        Address, Affinity, AffinityKey, Backend, Counters, Flow, FlowKey, Frontend, FrontendKey, RangeKey, ServiceName,
-        Settings, SocketState, SourceKey,
+        Address, Affinity, AffinityKey, Backend, Counters, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
+        FrontendKey, RangeKey, ServiceName, Settings, SocketState, SourceKey,
     };
 
     macro_rules! plain_old_data {
@@ -207,6 +212,8 @@ mod user {
         Counters,
         Flow,
         FlowKey,
+        FragmentKey,
+        FragmentPorts,
         Frontend,
         FrontendKey,
         RangeKey,

@@ -1,7 +1,8 @@
 //! The two doors of this crate: a packet's bytes and the maps.
 
 use sluice_ebpf_common::{
-    Address, Affinity, AffinityKey, Backend, Counters, Flow, FlowKey, Frontend, FrontendKey, RangeKey, Reason, Settings,
+    Address, Affinity, AffinityKey, Backend, Counters, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
+    FrontendKey, RangeKey, Reason, Settings,
 };
 
 /// What becomes of a packet.
@@ -122,6 +123,10 @@ pub trait Maps {
     fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError>;
     /// Removes a flow entry.
     fn remove_flow(&self, key: &FlowKey);
+    /// The ports of a datagram that comes in fragments.
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;
+    /// Remembers the ports of a datagram that comes in fragments.
+    fn keep_fragment(&self, key: &FragmentKey, ports: &FragmentPorts);
     /// Told after a flow was created.
     fn flow_created(&self);
     /// Seconds of the coarse monotonic clock.

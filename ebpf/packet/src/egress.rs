@@ -3,13 +3,16 @@
 use sluice_ebpf_common::{Address, Flow, FlowKey, FlowKind, RangeKey, Reason, Settings, limits};
 
 use crate::header::{End, Header, Kind, parse, rewrite};
-use crate::{InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Verdict, flow};
+use crate::{InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Verdict, flow, fragment};
 
 /// A packet on its way to a pod: answers of a backend get the service address back as their source; what a pod sent to
 /// itself through a service arrives from the node.
 #[inline(always)]
 pub fn egress_pod<P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
-    let Some(header) = parse(packet) else { return Verdict::Pass };
+    let Some(mut header) = parse(packet) else { return Verdict::Pass };
+    if header.is_fragment() {
+        fragment::complete(maps, &mut header);
+    }
     if header.kind != Kind::Ports || header.is_echo() {
         return Verdict::Pass;
     }
@@ -24,7 +27,10 @@ pub fn egress_pod<P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
 /// traffic to the outside, and clients' traffic that was sent on to a backend elsewhere, leaves with the node's address.
 #[inline(always)]
 pub fn egress_uplink<P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
-    let Some(header) = parse(packet) else { return Verdict::Pass };
+    let Some(mut header) = parse(packet) else { return Verdict::Pass };
+    if header.is_fragment() {
+        fragment::complete(maps, &mut header);
+    }
     let Some(settings) = maps.settings() else { return Verdict::Pass };
     if !take_mark(packet) {
         if header.kind == Kind::Ports && !header.is_echo() {

@@ -3,7 +3,7 @@
 use sluice_ebpf_common::{Address, AffinityKey, Backend, Flow, FlowKey, FlowKind, Frontend, Reason, Scope, Settings};
 
 use crate::header::{End, Header, Kind, parse, parse_quote, rewrite, rewrite_error};
-use crate::{InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Verdict, flow, service};
+use crate::{InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Verdict, flow, fragment, service};
 
 /// The destination that a packet of a service goes to.
 #[derive(Clone, Copy, Default)]
@@ -32,10 +32,17 @@ impl Target {
 /// addresses find a backend. Anything else passes untouched.
 #[inline(always)]
 pub fn ingress<P: Packet, M: Maps>(packet: &mut P, maps: &M, scope: Scope) -> Verdict {
-    let Some(header) = parse(packet) else { return Verdict::Pass };
+    let Some(mut header) = parse(packet) else { return Verdict::Pass };
+    if header.is_fragment() {
+        fragment::complete(maps, &mut header);
+    }
     let Some(settings) = maps.settings() else { return Verdict::Pass };
     let result = match header.kind {
-        Kind::Fragment | Kind::Other => Ok(()),
+        Kind::Fragment => {
+            maps.count_reason(Reason::Fragment);
+            Ok(())
+        }
+        Kind::Other => Ok(()),
         Kind::IcmpError => deliver_error(packet, maps, &header),
         Kind::EchoReply => unmasquerade(packet, maps, settings, &header).map(|_| ()),
         Kind::Ports => match unmasquerade(packet, maps, settings, &header) {

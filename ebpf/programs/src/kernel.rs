@@ -9,8 +9,8 @@ use aya_ebpf::helpers::generated::bpf_fib_lookup as fib_lookup;
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use sluice_ebpf_common::cache::{Bucket4, Bucket6, Uplink};
 use sluice_ebpf_common::{
-    Address, Affinity, AffinityKey, Backend, Counters, Event, Flow, FlowKey, Frontend, FrontendKey, RangeKey, Reason,
-    SLAB_LINE, Settings, SourceKey,
+    Address, Affinity, AffinityKey, Backend, Counters, Event, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
+    FrontendKey, RangeKey, Reason, SLAB_LINE, Settings, SourceKey,
 };
 use sluice_packet::{Desk, Fast, Header, InsertError, Maps, Route, Scratch};
 
@@ -159,6 +159,19 @@ impl Maps for Kernel {
     fn remove_flow(&self, key: &FlowKey) {
         // A missing entry is what was wanted.
         let _ = maps::FLOWS.remove(key);
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
+        let ports = maps::FRAGMENTS.get_ptr(key)?;
+        // SAFETY: the map returned a pointer to a whole value.
+        Some(unsafe { read_volatile(ports) })
+    }
+
+    #[inline(always)]
+    fn keep_fragment(&self, key: &FragmentKey, ports: &FragmentPorts) {
+        // Without room the later fragments are counted.
+        let _ = maps::FRAGMENTS.insert(key, ports, 0);
     }
 
     #[inline(always)]

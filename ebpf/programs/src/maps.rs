@@ -6,8 +6,8 @@ use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingB
 use aya_ebpf::macros::btf_map;
 use sluice_ebpf_common::cache::{Bucket4, Bucket6, Uplink};
 use sluice_ebpf_common::{
-    Address, Affinity, AffinityKey, Backend, Counters, Event, Flow, FlowKey, Frontend, FrontendKey, RangeKey, Reason,
-    SLAB_LINE, ServiceName, Settings, SocketState, SourceKey, limits,
+    Address, Affinity, AffinityKey, Backend, Counters, Event, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
+    FrontendKey, RangeKey, Reason, SLAB_LINE, ServiceName, Settings, SocketState, SourceKey, limits,
 };
 use sluice_packet::{Desk, Scratch};
 
@@ -35,6 +35,9 @@ pub static RANGES: LpmTrie<RangeKey, u32, { limits::RANGES as usize }> = LpmTrie
 
 #[btf_map(name = "flows")]
 pub static FLOWS: HashMap<FlowKey, Flow, { limits::FLOWS as usize }, ON_DEMAND> = HashMap::new();
+
+#[btf_map(name = "fragments")]
+pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, { limits::FRAGMENTS as usize }> = LruHashMap::new();
 
 #[btf_map(name = "locals")]
 pub static LOCALS: HashMap<Address, u32, { limits::LOCALS as usize }, ON_DEMAND> = HashMap::new();

@@ -62,13 +62,26 @@ pub enum Uplinks {
     Named(Vec<String>),
 }
 
-/// A pod, for messages.
+/// A pod, for messages, and how it reaches services.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodInfo {
     /// Its namespace.
     pub namespace: String,
     /// Its name.
     pub name: String,
+    /// How it reaches services.
+    pub services: ServicePath,
+}
+
+/// Where a pod's connections to services are translated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ServicePath {
+    /// When its sockets connect: nothing per packet afterwards.
+    #[default]
+    Sockets,
+    /// Packet by packet on its link: for pods whose sockets are not this kernel's (virtual machines, gVisor), and for
+    /// those with a proxy of their own that has to see the service's address.
+    Packets,
 }
 
 /// The loaded data plane of a node. Cheap to clone. Dropping it leaves programs and maps in the kernel, at work; only
@@ -213,10 +226,17 @@ impl Dataplane {
         attach::attach_pod(&mut ebpf, &inner.pins, &link)
     }
 
-    /// All that a new pod needs: [`Self::attach_pod`] and [`Self::know_namespace`]. It has to be done before the pod's first
+    /// All that a new pod needs: [`Self::attach_pod`] and, unless its packets are translated, [`Self::know_namespace`]. It has to be done before the pod's first
     /// container starts, and may run beside everything else that prepares it.
     pub fn add_pod(&self, index: u32, netns: &Path, pod: &PodInfo) -> Result<(), Error> {
-        self.know_namespace(index, netns)?;
+        match pod.services {
+            ServicePath::Sockets => self.know_namespace(index, netns)?,
+            // A stranger's sockets are left alone once strangers are told apart.
+            ServicePath::Packets => {
+                self.forget_namespace(index)?;
+                self.change_settings(|settings| settings.known_only = 1)?;
+            }
+        }
         self.attach_pod(index, pod)
     }
 

@@ -37,7 +37,7 @@ mod watch;
 mod wire;
 
 pub use attach::Traffic;
-pub use dataplane::{Config, Dataplane, PodInfo, Uplinks};
+pub use dataplane::{Config, Dataplane, PodInfo, ServicePath, Uplinks};
 pub use error::Error;
 pub use inspect::{BackendRow, FrontendRow, MapRow, ProgramRow, ServiceRow, Status, services, status};
 pub use limits::UNMASQUERADED;

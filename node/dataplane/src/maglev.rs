@@ -20,7 +20,7 @@ pub(crate) fn slots(backends: usize) -> u32 {
 
 /// For each slot the place of its backend in `backends`. Weights are theirs in the same order, none for equal ones, and not
 /// all 0.
-pub(crate) fn table(backends: &[Backend], weights: &[u16]) -> Vec<u16> {
+fn table(backends: &[Backend], weights: &[u16]) -> Vec<u16> {
     let size = slots(backends.len());
     let weight = |at: usize| u64::from(weights.get(at).copied().unwrap_or(1));
     let most = (0..backends.len()).map(weight).max().unwrap_or(0);
@@ -46,8 +46,20 @@ pub(crate) fn table(backends: &[Backend], weights: &[u16]) -> Vec<u16> {
     table.into_iter().flatten().collect()
 }
 
+/// The table of backends with these ids, in which a place is that of the ordered ids, packed as programs read it.
+pub(crate) fn packed(backends: &[Backend], ids: &[u32], weights: &[u16]) -> Vec<u32> {
+    let mut order: Vec<usize> = (0..ids.len()).collect();
+    order.sort_unstable_by_key(|at| ids[*at]);
+    let mut places = vec![0; ids.len()];
+    for (place, at) in order.into_iter().enumerate() {
+        places[at] = place as u16;
+    }
+    let table: Vec<u16> = table(backends, weights).into_iter().map(|at| places[usize::from(at)]).collect();
+    pack(&table)
+}
+
 /// Two places in a word, the lower half first, as programs read them.
-pub(crate) fn pack(places: &[u16]) -> Vec<u32> {
+fn pack(places: &[u16]) -> Vec<u32> {
     let half = |pair: &[u16], at: usize| u32::from(pair.get(at).copied().unwrap_or(0));
     places.chunks(2).map(|pair| half(pair, 0) | half(pair, 1) << 16).collect()
 }

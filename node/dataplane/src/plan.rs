@@ -243,8 +243,11 @@ struct Step<'a> {
     flips: Vec<Write>,
     problems: Vec<String>,
     /// Tables computed in this step, by their backends and weights: the addresses of a service port share one.
-    planned: HashMap<(Vec<u32>, Arc<Vec<u16>>), Vec<u32>>,
+    planned: HashMap<Weighed, Vec<u32>>,
 }
+
+/// Backend ids and their weights.
+type Weighed = (Vec<u32>, Arc<Vec<u16>>);
 
 impl Step<'_> {
     fn place(&mut self, key: &FrontendKey, wanted: &DesiredFrontend) -> Placed {
@@ -366,21 +369,10 @@ impl Step<'_> {
         placed
     }
 
-    /// The packed table of these backends, whose ids are in the same order: the places are those of the ordered ids.
+    /// The packed table of these backends, whose ids are in the same order.
     fn table(&mut self, backends: &[Backend], ids: &[u32], weights: &Arc<Vec<u16>>) -> Vec<u32> {
-        let key = (ids.to_vec(), weights.clone());
-        let make = || {
-            let mut order: Vec<usize> = (0..ids.len()).collect();
-            order.sort_unstable_by_key(|at| ids[*at]);
-            let mut places = vec![0; ids.len()];
-            for (place, at) in order.into_iter().enumerate() {
-                places[at] = place as u16;
-            }
-            let table: Vec<u16> =
-                maglev::table(backends, weights).into_iter().map(|at| places[usize::from(at)]).collect();
-            maglev::pack(&table)
-        };
-        self.planned.entry(key).or_insert_with(make).clone()
+        let made = self.planned.entry((ids.to_vec(), weights.clone()));
+        made.or_insert_with(|| maglev::packed(backends, ids, weights)).clone()
     }
 
     /// The first word of a list that is there, or is written now; `None` without room.

@@ -17,6 +17,9 @@ use crate::{Error, Range, sys};
 /// Words of one counter set.
 const COUNTER_WORDS: usize = size_of::<Counters>() / 4;
 
+/// Backends with their ids.
+type Numbered = Vec<(u32, Backend)>;
+
 /// The maps of the service table.
 pub(crate) struct Store {
     frontends: HashMap<MapData, FrontendKey, Frontend>,
@@ -132,7 +135,7 @@ impl Store {
     }
 
     /// The backends of a frontend and its packed table.
-    fn resolve(&self, frontend: &Frontend) -> Option<(Vec<(u32, Backend)>, Vec<u32>)> {
+    fn resolve(&self, frontend: &Frontend) -> Option<(Numbered, Vec<u32>)> {
         let mut backends = Vec::new();
         let end = frontend.base.checked_add(frontend.count)?.checked_add(frontend.draining)?;
         for at in frontend.base..end {

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use common::{Namespace, PATIENCE, Place, act_as_card, connect, isolated, run, service, tcp_server, udp_server, words};
 use sluice_dataplane::model::{HostPort, Pod, Protocol, Snapshot};
-use sluice_dataplane::{Config, Dataplane, PodInfo, Traffic, Uplinks, Xdp};
+use sluice_dataplane::{Config, Dataplane, PodInfo, ServicePath, Traffic, Uplinks, Xdp};
 
 const CLUSTER: &str = "10.96.0.10:80";
 const NODE: &str = "10.1.0.1:30080";
@@ -59,7 +59,9 @@ fn world(place: &Place, traffic: Traffic) -> World {
 fn attach_pods(dataplane: &Dataplane) {
     for link in ["slc5", "slc6"] {
         let index = nix::net::if_::if_nametoindex(link).unwrap();
-        dataplane.attach_pod(index, &PodInfo { namespace: "shop".into(), name: link.into() }).unwrap();
+        dataplane
+            .attach_pod(index, &PodInfo { namespace: "shop".into(), name: link.into(), services: ServicePath::Sockets })
+            .unwrap();
     }
 }
 
@@ -431,11 +433,34 @@ fn strangers_sockets_are_left_alone_and_their_packets_are_served() {
 }
 
 #[test]
+fn a_pod_may_choose_the_packet_path() {
+    isolated("a_pod_may_choose_the_packet_path", |place| {
+        let mut world = world(place, Traffic::best());
+        world.dataplane = Dataplane::load(Config { cgroup: Some(place.cgroup.clone()), ..config(place) }).unwrap();
+        let add = |services: ServicePath| {
+            let index = nix::net::if_::if_nametoindex("slc5").unwrap();
+            let pod = PodInfo { namespace: "shop".into(), name: "vm".into(), services };
+            world.dataplane.add_pod(index, &world.pods[0].path, &pod).unwrap();
+        };
+        world.pods[1].within(|| tcp_server(OTHER_POD));
+        world.dataplane.apply(&tcp(&[OTHER_POD])).unwrap();
+        let packets = || world.dataplane.services().unwrap().remove(0).packets;
+        // The first pod of a node, before any other is known; then it changes its mind, both ways.
+        for services in [ServicePath::Packets, ServicePath::Sockets, ServicePath::Packets] {
+            add(services);
+            let before = packets();
+            world.pods[0].within(|| assert!(connect(CLUSTER).unwrap().alive()));
+            assert_eq!(packets() > before, services == ServicePath::Packets, "{services:?}");
+        }
+    });
+}
+
+#[test]
 fn pods_links_have_filters_that_come_and_go() {
     isolated("pods_links_have_filters_that_come_and_go", |place| {
         let world = world(place, Traffic::best());
         let index = nix::net::if_::if_nametoindex("slc5").unwrap();
-        let pod = PodInfo { namespace: "shop".into(), name: "a".into() };
+        let pod = PodInfo { namespace: "shop".into(), name: "a".into(), services: ServicePath::Sockets };
         let filters = |side: &str| {
             let shown =
                 std::process::Command::new("tc").args(["filter", "show", "dev", "slc5", side]).output().unwrap();

@@ -137,6 +137,8 @@ fn host_and_kernel_agree() {
         sctp_fragment.fix_ip_header();
         let mut not_ip = Frame::udp("10.244.0.9:7", "10.96.0.11:53", b"x");
         not_ip.bytes[12..14].copy_from_slice(&[0x08, 0x06]);
+        let [first, second] = Frame::udp("10.244.0.9:70", "10.96.0.11:53", &[5; 200]).fragments(64);
+        let [first6, second6] = Frame::udp("[fd44::9]:70", "[fd96::11]:53", &[5; 200]).fragments(64);
         let error = Frame::error("192.0.2.1", "10.1.0.1", &Frame::udp("10.1.0.1:61000", CLIENT, b"x"));
         // In order: flows of earlier packets matter to later ones.
         let packets = [
@@ -193,6 +195,11 @@ fn host_and_kernel_agree() {
             (Hook::PodIn, Frame::sctp("10.244.0.9:7", "10.96.0.15:3868", 6, b"")),
             (Hook::PodIn, Frame::sctp("[fd44::9]:7", "[fd96::15]:3868", 1, b"")),
             (Hook::PodIn, sctp_fragment),
+            (Hook::PodIn, second.clone()),
+            (Hook::PodIn, first),
+            (Hook::PodIn, second),
+            (Hook::PodIn, first6),
+            (Hook::PodIn, second6),
         ];
         for (number, (hook, frame)) in packets.into_iter().enumerate() {
             let kernel = dataplane.probe(hook, &frame.bytes, 1).unwrap();
@@ -334,7 +341,7 @@ fn ceiling(program: &str) -> u32 {
     match program {
         _ if version < (6, 6) => 100_000,
         "uplink_xdp" => 40_000,
-        _ => 32_000,
+        _ => 64_000,
     }
 }
 
@@ -376,7 +383,7 @@ fn the_verifier_stays_far_from_its_limit() {
         println!("driver, not IP: {:?}", best(Hook::Wire, &Frame { bytes: vec![0; 60], mark: 0 }));
         println!("not IP: {:?}", best(Hook::UplinkIn, &Frame { bytes: vec![0; 60], mark: 0 }));
         let index = nix::net::if_::if_nametoindex("slc0").unwrap();
-        let pod = sluice_dataplane::PodInfo { namespace: "n".into(), name: "p".into() };
+        let pod = sluice_dataplane::PodInfo { namespace: "n".into(), name: "p".into(), services: Default::default() };
         dataplane.attach_pod(index, &pod).unwrap();
         let programs = dataplane.status().unwrap().programs;
         for row in &programs {

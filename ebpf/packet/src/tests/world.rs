@@ -9,8 +9,8 @@ use std::vec::Vec;
 
 use sluice_ebpf_common::cache::{Bucket4, Bucket6};
 use sluice_ebpf_common::{
-    Address, Affinity, AffinityKey, Backend, Counters, Family, Flow, FlowKey, Frontend, FrontendKey, RangeKey, Reason,
-    Scope, Settings, protocol,
+    Address, Affinity, AffinityKey, Backend, Counters, Family, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
+    FrontendKey, RangeKey, Reason, Scope, Settings, protocol,
 };
 
 use crate::{Bytes, Covered, Desk, ETHERNET, Fast, Header, InsertError, Maps, Packet, Route, Scratch};
@@ -193,6 +193,57 @@ impl Frame {
         Frame::icmp(&from, &to, message)
     }
 
+    /// Cuts an IP datagram into fragments, the first one with so many bytes of its payload.
+    pub(crate) fn fragments(&self, first: usize) -> [Frame; 2] {
+        let at = self.transport();
+        let (head, payload) = self.bytes.split_at(at);
+        let (one, two) = payload.split_at(first);
+        let make = |part: &[u8], offset: usize, more: u16| {
+            let mut bytes = head.to_vec();
+            let word = (offset as u16 / 8) << if self.v4() { 0 } else { 3 };
+            if self.v4() {
+                bytes[16..18].copy_from_slice(&((at - 14 + part.len()) as u16).to_be_bytes());
+                bytes[20..22].copy_from_slice(&(word | more << 13).to_be_bytes());
+            } else {
+                bytes[18..20].copy_from_slice(&((8 + part.len()) as u16).to_be_bytes());
+                bytes.extend([bytes[20], 0]);
+                bytes.extend((word | more).to_be_bytes());
+                bytes.extend([0, 7, 0, 9]);
+                bytes[20] = 44;
+            }
+            bytes.extend(part);
+            let mut frame = Frame { bytes, mark: self.mark };
+            if frame.v4() {
+                frame.fix_ip_header();
+            }
+            frame
+        };
+        [make(one, 0, 1), make(two, first, 0)]
+    }
+
+    /// Puts fragments together again.
+    pub(crate) fn whole(fragments: &[Frame; 2]) -> Frame {
+        let [first, second] = fragments;
+        let at = if first.v4() { first.transport() } else { first.transport() + 8 };
+        let mut bytes = first.bytes.clone();
+        bytes.extend(&second.bytes[at..]);
+        if first.v4() {
+            bytes[20..22].copy_from_slice(&[0x40, 0]);
+            let length = bytes.len() as u16 - 14;
+            bytes[16..18].copy_from_slice(&length.to_be_bytes());
+        } else {
+            bytes[20] = bytes[54];
+            bytes.drain(54..62);
+            let length = bytes.len() as u16 - 54;
+            bytes[18..20].copy_from_slice(&length.to_be_bytes());
+        }
+        let mut frame = Frame { bytes, mark: first.mark };
+        if frame.v4() {
+            frame.fix_ip_header();
+        }
+        frame
+    }
+
     /// Makes the IPv4 header's checksum right.
     pub(crate) fn fix_ip_header(&mut self) {
         let end = self.transport();
@@ -361,6 +412,7 @@ pub(crate) struct World {
     pub(crate) backends: BTreeMap<u32, Backend>,
     pub(crate) flows: RefCell<BTreeMap<FlowKey, Flow>>,
     pub(crate) flow_limit: usize,
+    fragments: RefCell<BTreeMap<FragmentKey, FragmentPorts>>,
     pub(crate) services: RefCell<BTreeMap<u32, Counters>>,
     pub(crate) reasons: RefCell<Vec<Reason>>,
     /// Handed out in a row, over and over.
@@ -421,6 +473,7 @@ impl World {
             backends: BTreeMap::new(),
             flows: RefCell::default(),
             flow_limit: 100,
+            fragments: RefCell::default(),
             services: RefCell::default(),
             reasons: RefCell::default(),
             random: vec![0, 1 << 30, 1 << 31, 3 << 30],
@@ -560,6 +613,14 @@ impl Maps for World {
 
     fn remove_flow(&self, key: &FlowKey) {
         self.flows.borrow_mut().remove(key);
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn keep_fragment(&self, key: &FragmentKey, ports: &FragmentPorts) {
+        self.fragments.borrow_mut().insert(*key, *ports);
     }
 
     fn flow_created(&self) {}
