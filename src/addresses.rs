@@ -22,10 +22,7 @@ impl Default for NodePrefixes {
 
 /// One or two ranges.
 pub(crate) fn ranges(field: &str, text: &str) -> Result<Vec<Cidr>> {
-    let one = |part: &str| {
-        part.trim().parse::<Cidr>().map_err(|e| anyhow::anyhow!("{field}: {part:?} is no address range: {e}"))
-    };
-    let ranges = text.split(',').map(one).collect::<Result<Vec<_>>>()?;
+    let ranges = text.split(',').map(|part| range(field, part)).collect::<Result<Vec<_>>>()?;
     let families: Vec<bool> = ranges.iter().map(|range| range.addr().is_ipv4()).collect();
     one_of_each(field, text, &families)?;
     Ok(ranges)
@@ -47,6 +44,23 @@ pub(crate) fn node_ips(field: &str, text: &str) -> Result<Vec<IpAddr>> {
     let ips = text.split(',').map(one).collect::<Result<Vec<_>>>()?;
     one_of_each(field, text, &ips.iter().map(IpAddr::is_ipv4).collect::<Vec<_>>())?;
     Ok(ips)
+}
+
+/// Link-local addresses are the link's: who answers there sees the pod itself.
+const LINK_LOCAL: [&str; 2] = ["169.254.0.0/16", "fe80::/10"];
+
+/// Any number of ranges, up to what the data plane takes.
+pub(crate) fn unmasqueraded(field: &str, given: &[String]) -> Result<Vec<Cidr>> {
+    let usual = LINK_LOCAL.map(str::to_owned);
+    let texts = match given {
+        [] => &usual[..],
+        [one] if one == "none" => &[],
+        many => many,
+    };
+    if texts.len() > sluice_dataplane::UNMASQUERADED {
+        bail!("{field}: at most {} ranges", sluice_dataplane::UNMASQUERADED);
+    }
+    texts.iter().map(|text| range(field, text)).collect()
 }
 
 /// What the cluster's ranges have to be to each other.
@@ -73,6 +87,10 @@ pub(crate) fn check(pods: &[Cidr], services: &[Cidr], nodes: NodePrefixes) -> Re
         }
     }
     Ok(())
+}
+
+fn range(field: &str, text: &str) -> Result<Cidr> {
+    text.trim().parse().map_err(|error| anyhow::anyhow!("{field}: {text:?} is no address range: {error}"))
 }
 
 fn one_of_each(field: &str, text: &str, families: &[bool]) -> Result<()> {
@@ -109,6 +127,23 @@ mod tests {
         ] {
             let got = outcome(ranges("podCidr", text));
             assert!(got.contains(expected), "{text}: {got}");
+        }
+    }
+
+    #[test]
+    fn places_without_masquerade() {
+        for (given, expected) in [
+            (&[][..], "169.254.0.0/16 fe80::/10"),
+            (&["none"], ""),
+            (&["10.0.0.0/8", "fd12::/16"], "10.0.0.0/8 fd12::/16"),
+            (&["10.0.0.0/8", "none"], "nonMasqueradeCidr: \"none\" is no address range"),
+        ] {
+            let given: Vec<String> = given.iter().map(|text| (*text).to_owned()).collect();
+            let got = match unmasqueraded("nonMasqueradeCidr", &given) {
+                Ok(ranges) => ranges.iter().map(Cidr::to_string).collect::<Vec<_>>().join(" "),
+                Err(error) => error.to_string(),
+            };
+            assert!(got.starts_with(expected) && got.is_empty() == expected.is_empty(), "{given:?}: {got}");
         }
     }
 

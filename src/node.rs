@@ -186,6 +186,7 @@ async fn agent_config(config: &Config, api: api::Config) -> Result<sluice_agent:
         runtime: runtime_config(config, containerd_socket(config).await),
         network: network_config(config),
         dataplane: Some(dataplane_config(config)?),
+        unmasqueraded: config.unmasqueraded.clone(),
         peer_path: match config.overlay {
             Overlay::Auto => PeerPath::Auto,
             Overlay::Direct => PeerPath::Direct,

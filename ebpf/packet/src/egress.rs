@@ -1,6 +1,6 @@
 //! Packets that go out: to the outside on an uplink, to a pod on its link.
 
-use sluice_ebpf_common::{Address, Flow, FlowKey, FlowKind, Reason, Settings, limits};
+use sluice_ebpf_common::{Address, Flow, FlowKey, FlowKind, RangeKey, Reason, Settings, limits};
 
 use crate::header::{End, Header, Kind, parse, rewrite};
 use crate::{InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Verdict, flow, nat};
@@ -35,7 +35,7 @@ pub fn egress_uplink<P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
         }
         // Nodes have routes to each other's pods, and an answer to a connection that a node sent on must come back
         // from the pod's own address.
-        if !leaves(settings, &header) || maps.is_node(&header.destination) {
+        if !leaves(settings, &header) || maps.is_node(&header.destination) || keeps_source(maps, &header) {
             return Verdict::Pass;
         }
     }
@@ -69,6 +69,12 @@ fn leaves(settings: &Settings, header: &Header) -> bool {
     let family = settings.family(header.v4);
     header.source.within(&family.pod_network, &family.pod_mask)
         && !header.destination.within(&family.cluster_network, &family.cluster_mask)
+}
+
+/// Is it bound for one of the places where pods are known by their own addresses?
+#[inline(always)]
+fn keeps_source<M: Maps>(maps: &M, header: &Header) -> bool {
+    maps.in_range(&RangeKey { service: RangeKey::UNMASQUERADED, address: header.destination })
 }
 
 #[inline(always)]

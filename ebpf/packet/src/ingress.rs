@@ -274,5 +274,5 @@ fn choose<M: Maps>(maps: &M, header: &Header, frontend: &Frontend) -> Result<(u3
         return Err(Reason::SourceRange);
     }
     let client = AffinityKey { client: header.source, service: frontend.service, kind: AffinityKey::ADDRESS };
-    service::pick(maps, frontend, &client)
+    service::pick(maps, frontend, &client, || service::planned(maps, frontend, header))
 }

@@ -121,14 +121,18 @@ impl Announcer {
             chosen.into_iter().map(|link| link.index).collect()
         };
         self.places = self.wanted.values().map(|announcement| (announcement.address, place(announcement))).collect();
-        let candidate = |node: &crate::Node| Candidate {
-            name: node.name.clone(),
-            watched: node.addresses.iter().copied().find(|address| links::toward(&self.links, *address).is_some()),
+        // By an address of the family of what it announces, so that it can be asked for that as well.
+        let candidate = |about: &IpAddr, node: &crate::Node| {
+            let near = node.addresses.iter().copied().filter(|address| links::toward(&self.links, *address).is_some());
+            let watched = near.clone().find(|address| address.is_ipv4() == about.is_ipv4()).or(near.clone().next());
+            Candidate { name: node.name.clone(), watched }
         };
         let wanted: BTreeMap<IpAddr, Candidates> = self
             .wanted
             .values()
-            .map(|a| (a.address, Candidates { nodes: a.nodes.iter().map(candidate).collect() }))
+            .map(|a| {
+                (a.address, Candidates { nodes: a.nodes.iter().map(|node| candidate(&a.address, node)).collect() })
+            })
             .collect();
         let watched = wanted.values().flat_map(|candidates| &candidates.nodes).filter_map(|node| node.watched);
         let watched: BTreeSet<u32> =
@@ -184,7 +188,8 @@ impl Announcer {
     fn carry_out(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
-                Action::Probe(node) => self.probe(node),
+                Action::Probe(node) => self.ask(node, node, None),
+                Action::Ask(node, place, address) => self.ask(node, address, Some(place)),
                 Action::Claim(address) => self.claim(address),
                 Action::Hold(address) => {
                     tracing::info!(%address, "announces the address from now on");
@@ -203,12 +208,13 @@ impl Announcer {
         }
     }
 
-    fn probe(&self, node: IpAddr) {
+    /// Asks for an address on the link that leads to a node.
+    fn ask(&self, node: IpAddr, about: IpAddr, place: Option<frame::Mac>) {
         if let Some((link, own)) = links::toward(&self.links, node)
             && let Some(sockets) = self.sockets.get(&link.index)
-            && let Some(question) = frame::question(link.mac, own, node)
+            && let Some(question) = frame::question(link.mac, own, about, place)
         {
-            send(sockets, link.index, node, &question);
+            send(sockets, link.index, about, &question);
         }
     }
 

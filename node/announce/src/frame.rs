@@ -85,13 +85,15 @@ fn read_discovery(body: &[u8], source_mac: Mac) -> Option<Message> {
     }
 }
 
-/// Asks who has `target`, in the name of an address that the link has.
-pub(crate) fn question(mac: Mac, own: IpAddr, target: IpAddr) -> Option<Vec<u8>> {
+/// Asks who has `target`, in the name of an address that the link has: everybody, or one place alone.
+pub(crate) fn question(mac: Mac, own: IpAddr, target: IpAddr, place: Option<Mac>) -> Option<Vec<u8>> {
     Some(match (own, target) {
-        (IpAddr::V4(own), IpAddr::V4(target)) => arp(1, mac, own, BROADCAST, [0; 6], target),
+        (IpAddr::V4(own), IpAddr::V4(target)) => arp(1, mac, own, place.unwrap_or(BROADCAST), [0; 6], target),
         (IpAddr::V6(own), IpAddr::V6(target)) => {
+            // To the group even for one place: its kernel does not have the address and would send the packet on.
             let group = solicited_node(target);
-            discovery(SOLICITATION, 0, (mac, own), (multicast_mac(group), group), target, SOURCE_OPTION)
+            let to = (place.unwrap_or(multicast_mac(group)), group);
+            discovery(SOLICITATION, 0, (mac, own), to, target, SOURCE_OPTION)
         }
         _ => return None,
     })
@@ -205,7 +207,7 @@ mod tests {
     #[test]
     fn a_question_is_answered() {
         for (own, target) in [("192.0.2.1", "192.0.2.7"), ("2001:db8::1", "2001:db8::12:3456")] {
-            let heard = read(&question(THERE, ip(own), ip(target)).unwrap()).unwrap();
+            let heard = read(&question(THERE, ip(own), ip(target), None).unwrap()).unwrap();
             assert_eq!(heard.tells, Some((ip(own), THERE)));
             let asked = heard.asks.unwrap();
             assert_eq!((asked.target, asked.asker, asked.mac), (ip(target), Some(ip(own)), THERE));
@@ -213,7 +215,12 @@ mod tests {
             assert_eq!(reply[..6], THERE, "to who asked alone");
             assert_eq!(read(&reply), Some(Message { tells: Some((ip(target), HERE)), asks: None }));
         }
-        assert_eq!(question(HERE, ip("192.0.2.1"), ip("2001:db8::1")), None);
+        assert_eq!(question(HERE, ip("192.0.2.1"), ip("2001:db8::1"), None), None);
+        for (own, target) in [("192.0.2.1", "192.0.2.7"), ("2001:db8::1", "2001:db8::7")] {
+            let frame = question(HERE, ip(own), ip(target), Some(THERE)).unwrap();
+            assert_eq!(frame[..6], THERE);
+            assert_eq!(read(&frame), read(&question(HERE, ip(own), ip(target), None).unwrap()));
+        }
     }
 
     #[test]
@@ -268,8 +275,8 @@ mod tests {
         fn no_frame_is_too_odd(frame in prop::collection::vec(any::<u8>(), 0..128), kind in 0..3usize, cut in 0..96usize) {
             let _ = read(&frame);
             let good = [
-                question(HERE, ip("192.0.2.1"), ip("192.0.2.7")).unwrap(),
-                question(HERE, ip("2001:db8::1"), ip("2001:db8::7")).unwrap(),
+                question(HERE, ip("192.0.2.1"), ip("192.0.2.7"), None).unwrap(),
+                question(HERE, ip("2001:db8::1"), ip("2001:db8::7"), None).unwrap(),
                 claim(HERE, ip("2001:db8::7")),
             ];
             let mut mixed = good[kind][..cut.min(good[kind].len())].to_vec();

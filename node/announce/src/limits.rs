@@ -8,8 +8,9 @@ pub(crate) const PROBE: Duration = Duration::from_millis(500);
 /// A node that left so many looks in a row without an answer is dead: after two seconds at most.
 pub(crate) const MISSES: u32 = 3;
 
-/// A node that was dead and answers again without saying that it has its addresses back gets them after this time.
-pub(crate) const RETURN: Duration = Duration::from_secs(30);
+/// A node whose kernel answers but that left so many questions for an address of its own in a row without an answer has no
+/// daemon: five seconds, longer than one needs to start anew.
+pub(crate) const SILENCES: u32 = 10;
 
 /// When an address that was taken over is made known, counted from the takeover: receivers may miss any one of these.
 pub(crate) const BURST: [Duration; 5] = [

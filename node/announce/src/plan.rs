@@ -1,17 +1,18 @@
 //! Which addresses this node answers for, from what the API wants and what is heard on the links. Pure: time is an argument.
 //!
-//! An address has its candidates in an order that all nodes know. A node holds it when every candidate before it is dead:
-//! did not answer on the link for a while, though it was asked again and again. The kernel answers there, not the daemon,
-//! so a daemon that is started anew, or killed, moves nothing. A node that comes back and claims its addresses gets them
-//! from who stood in. Two that hold one address after the network was parted hear each other's claims: who stands in says
-//! so from time to time, the first in line objects, and the other lets go.
+//! An address has its candidates in an order that all nodes know. A node holds it when every candidate before it is dead. Two
+//! things tell: a dead node's kernel does not answer for the node's own address, which is noticed soon; and a dead daemon
+//! does not answer for the addresses of load balancers, which is noticed only after a while, so that a daemon that is
+//! started anew moves nothing (the data plane works without it). Who stood in lets go as soon as the node answers for, or
+//! claims, an address again. Two that hold one address after the network was parted hear each other: who stands in says so
+//! from time to time, who is before it objects, and the other lets go.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Instant;
 
 use crate::frame::Mac;
-use crate::limits::{BURST, DEFEND, MISSES, PROBE, REMIND, RETURN};
+use crate::limits::{BURST, DEFEND, MISSES, PROBE, REMIND, SILENCES};
 
 /// An address and those who may announce it, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub(crate) struct Candidate {
 pub(crate) enum Action {
     /// Ask on the link where this node is.
     Probe(IpAddr),
+    /// Ask the node with the first address, at this place, for the second one.
+    Ask(IpAddr, Mac, IpAddr),
     /// This node answers for the address from now on.
     Hold(IpAddr),
     /// Tell the link that the address is here.
@@ -55,12 +58,16 @@ pub(crate) struct Plan {
 /// A node that stands before this one for some address.
 #[derive(Debug)]
 struct Watched {
-    /// Questions in a row without an answer. Counted, not timed: a process that was held up itself judges nobody by it.
+    /// Questions for itself in a row without an answer. Counted, not timed: a process that was held up itself judges
+    /// nobody by it.
     missed: u32,
+    /// Questions in a row for an address that it holds.
+    silent: u32,
+    /// Such an address: the node is the first in its line.
+    first_of: Option<IpAddr>,
     /// Where it was heard from last.
     mac: Option<Mac>,
-    /// Dead, and since when it answers again.
-    dead: Option<Option<Instant>>,
+    dead: bool,
 }
 
 #[derive(Debug)]
@@ -85,11 +92,23 @@ impl Plan {
     /// The API wants this.
     pub(crate) fn want(&mut self, wanted: BTreeMap<IpAddr, Candidates>, now: Instant) -> Vec<Action> {
         self.wanted = wanted;
-        let before: BTreeSet<IpAddr> =
-            self.wanted.values().flat_map(|c| self.before(c)).filter_map(|candidate| candidate.watched).collect();
-        self.watched.retain(|address, _| before.contains(address));
-        for address in before {
-            self.watched.entry(address).or_insert(Watched { missed: 0, mac: None, dead: None });
+        let mut before: BTreeMap<IpAddr, Option<IpAddr>> = BTreeMap::new();
+        for (address, candidates) in &self.wanted {
+            for (place, node) in self.before(candidates).iter().enumerate() {
+                let Some(watched) = node.watched else { continue };
+                let first_of = before.entry(watched).or_default();
+                if place == 0 && watched.is_ipv4() == address.is_ipv4() {
+                    *first_of = first_of.or(Some(*address));
+                }
+            }
+        }
+        self.watched.retain(|address, _| before.contains_key(address));
+        for (address, first_of) in before {
+            let new = Watched { missed: 0, silent: 0, first_of: None, mac: None, dead: false };
+            let node = self.watched.entry(address).or_insert(new);
+            if node.first_of != first_of {
+                (node.first_of, node.silent) = (first_of, 0);
+            }
         }
         if self.watched.is_empty() {
             self.next_probe = None;
@@ -103,19 +122,13 @@ impl Plan {
     pub(crate) fn hear(&mut self, address: IpAddr, mac: Mac, now: Instant) -> Vec<Action> {
         if let Some(node) = self.watched.get_mut(&address) {
             (node.missed, node.mac) = (0, Some(mac));
-            if let Some(back) = &mut node.dead {
-                let since = *back.get_or_insert(now);
-                if now.duration_since(since) >= RETURN {
-                    node.dead = None;
-                }
-            }
-            return self.settle(now);
+            return Vec::new();
         }
         let Some(candidates) = self.wanted.get(&address) else { return Vec::new() };
         let line: Vec<IpAddr> = self.before(candidates).iter().filter_map(|candidate| candidate.watched).collect();
         let claimant = line.iter().find(|at| self.watched.get(at).is_some_and(|node| node.mac == Some(mac)));
         if let Some(node) = claimant.copied().and_then(|at| self.watched.get_mut(&at)) {
-            (node.missed, node.dead) = (0, None);
+            (node.missed, node.silent, node.dead) = (0, 0, false);
             return self.settle(now);
         }
         let others = candidates.nodes.len() > 1;
@@ -134,11 +147,16 @@ impl Plan {
         if self.next_probe.is_some_and(|at| at <= now) {
             self.next_probe = Some(now + PROBE);
             for (address, node) in &mut self.watched {
-                if node.missed >= MISSES {
-                    node.dead = Some(None);
+                node.dead |= node.missed >= MISSES || node.silent >= SILENCES;
+                actions.push(Action::Probe(*address));
+                // One whose kernel is silent too is not asked for more.
+                if node.missed == 0
+                    && let (Some(mac), Some(held)) = (node.mac, node.first_of)
+                {
+                    node.silent = node.silent.saturating_add(1);
+                    actions.push(Action::Ask(*address, mac, held));
                 }
                 node.missed = node.missed.saturating_add(1);
-                actions.push(Action::Probe(*address));
             }
         }
         actions.extend(self.settle(now));
@@ -177,7 +195,7 @@ impl Plan {
     fn settle(&mut self, now: Instant) -> Vec<Action> {
         let dead = |candidate: &Candidate| {
             let node = candidate.watched.and_then(|address| self.watched.get(&address));
-            node.is_some_and(|node| node.dead.is_some())
+            node.is_some_and(|node| node.dead)
         };
         let mine: BTreeSet<IpAddr> = self
             .wanted
@@ -237,15 +255,23 @@ mod tests {
         plan: Plan,
         start: Instant,
         now: u64,
-        /// Nodes that answer when they are asked.
+        /// Nodes whose kernels answer, and those whose daemons do.
         alive: Vec<&'static str>,
+        daemons: Vec<&'static str>,
         claims: usize,
     }
 
     impl Node {
         fn new(me: &str, names: &str, alive: &[&'static str]) -> Self {
             let start = Instant::now();
-            let mut node = Self { plan: Plan::new(me.into()), start, now: 0, alive: alive.to_vec(), claims: 0 };
+            let mut node = Self {
+                plan: Plan::new(me.into()),
+                start,
+                now: 0,
+                alive: alive.to_vec(),
+                daemons: alive.to_vec(),
+                claims: 0,
+            };
             node.want(names);
             node
         }
@@ -271,6 +297,12 @@ mod tests {
                     Action::Probe(to) => {
                         if let Some(name) = self.alive.iter().find(|name| address(name) == to).copied() {
                             self.hear(to, name.as_bytes()[0]);
+                        }
+                    }
+                    Action::Ask(to, place, what) => {
+                        let here = |name: &&'static str| address(name) == to && mac(name.as_bytes()[0]) == place;
+                        if self.alive.iter().any(|name| here(name) && self.daemons.contains(name)) {
+                            self.hear(what, place[5]);
                         }
                     }
                     Action::Claim(_) => self.claims += 1,
@@ -354,7 +386,7 @@ mod tests {
     fn a_node_that_is_back_gets_its_address_when_it_claims_it() {
         let mut b = Node::new("b", "a b", &["a"]);
         b.pass(1_000);
-        b.alive.clear();
+        (b.alive, b.daemons) = (Vec::new(), Vec::new());
         b.pass(3_000);
         assert!(b.holds());
         // Its kernel answers before its daemon is there.
@@ -363,17 +395,37 @@ mod tests {
         assert!(b.holds());
         b.hear(VIP, b'a');
         assert!(!b.holds());
-        b.pass(10_000);
+        b.daemons = vec!["a"];
+        b.pass(20_000);
         assert!(!b.holds());
     }
 
     #[test]
-    fn a_node_that_is_back_and_says_nothing_gets_its_address_after_a_while() {
+    fn a_node_that_is_back_gets_its_address_when_it_answers_for_it() {
         let mut b = Node::new("b", "a b", &[]);
         b.pass(3_000);
         assert!(b.holds());
-        b.alive = vec!["a"];
-        b.pass(RETURN.as_millis() as u64 + 1_000);
+        (b.alive, b.daemons) = (vec!["a"], vec!["a"]);
+        b.pass(1_500);
+        assert!(!b.holds());
+    }
+
+    #[test]
+    fn a_daemon_that_is_away_for_a_moment_keeps_its_address_and_one_that_stays_away_loses_it() {
+        let mut b = Node::new("b", "a b", &["a"]);
+        for _ in 0..5 {
+            b.pass(10_000);
+            b.daemons.clear();
+            b.pass(4_000);
+            assert!(!b.holds());
+            b.daemons = vec!["a"];
+        }
+        b.pass(10_000);
+        b.daemons.clear();
+        b.pass(6_000);
+        assert!(b.holds());
+        b.daemons = vec!["a"];
+        b.pass(1_000);
         assert!(!b.holds());
     }
 
@@ -407,7 +459,6 @@ mod tests {
     fn who_stands_in_reminds_and_lets_go_when_the_first_objects() {
         let mut b = Node::new("b", "a b", &["a"]);
         b.pass(2_000);
-        // Only the way to a is lost.
         b.alive.clear();
         b.pass(10_000);
         let before = b.claims;

@@ -140,7 +140,7 @@ async fn hear(socket: Socket, link: u32, own: Mac, heard: mpsc::Sender<Heard>) {
     let mut buffer = [0; limits::FRAME];
     loop {
         let Ok(mut ready) = socket.readable().await else { return };
-        match ready.try_io(|socket| (&mut &*socket.get_ref()).read(&mut buffer)) {
+        match ready.try_io(|socket| (&mut socket.get_ref()).read(&mut buffer)) {
             Ok(Ok(length)) => {
                 let message = frame::read(&buffer[..length]);
                 // What this node says itself may come back from a bridge.

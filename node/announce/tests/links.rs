@@ -213,13 +213,13 @@ fn the_next_node_takes_over_when_one_is_cut_off_and_gives_back() {
 }
 
 #[test]
-fn a_daemon_that_ends_moves_nothing_and_the_node_claims_its_address_when_it_is_back() {
+fn a_daemon_that_ends_keeps_its_addresses_for_a_while_and_gets_them_back() {
     let world = World::new();
     let (_sender, wanted) = watch::channel(world.wanted(&[&world.a, &world.b]));
     let mut a = world.a.start(wanted.clone());
     let mut b = world.b.start(wanted.clone());
     world.until_found(&world.a, PATIENCE);
-    // The kernel of a answers b's looks. Several of them are awaited: those that it hears on the wire.
+    // The kernel of a answers b's looks, a few of which are awaited. Then its daemon is missed.
     a.end();
     let heard = world.a.namespace.enter(|| {
         let before = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
@@ -233,8 +233,8 @@ fn a_daemon_that_ends_moves_nothing_and_the_node_claims_its_address_when_it_is_b
         })
     });
     assert!(heard);
-    assert!(b.taken.try_recv().is_err(), "b took over from a node that lives");
-    world.until_found(&world.a, PATIENCE);
+    assert!(b.taken.try_recv().is_err(), "b took over at once from a node that lives");
+    world.until_found(&world.b, PATIENCE);
     let a = world.a.start(wanted);
     world.forget();
     world.until_found(&world.a, PATIENCE);

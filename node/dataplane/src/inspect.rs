@@ -57,6 +57,10 @@ pub struct FrontendRow {
     pub scope: &'static str,
     /// Number of backends in its list.
     pub backends: u32,
+    /// Backends that take no new connections and keep their flows.
+    pub draining: u32,
+    /// Slots of the table by which all nodes choose alike, 0 without one.
+    pub table_slots: u32,
     /// The list holds this node's backends only.
     pub local_only: bool,
     /// Seconds for which a client keeps its backend, 0 without affinity.
@@ -157,12 +161,15 @@ pub fn services(pin_dir: &Path) -> Result<Vec<ServiceRow>, Error> {
             port: u16::from_be(key.port),
             scope: if key.scope == Scope::External as u8 { "external" } else { "internal" },
             backends: frontend.count,
+            draining: frontend.draining,
+            table_slots: frontend.table,
             local_only: frontend.flags & Frontend::LOCAL_ONLY != 0,
             affinity_seconds: frontend.affinity,
             source_ranges: ranges.into_iter().flatten().map(ToString::to_string).collect(),
         });
         let list = tables.lists.get(&frontend.base).filter(|_| frontend.count > 0);
-        answering.entry(id).or_default().extend(list.iter().flat_map(|list| list.iter().copied()));
+        let ids = list.iter().flat_map(|list| list.ids.iter().take(frontend.count as usize).copied());
+        answering.entry(id).or_default().extend(ids);
     }
     for (id, row) in &mut rows {
         let ids = answering.get(id).into_iter().flatten();
@@ -195,7 +202,7 @@ pub fn status(pin_dir: &Path) -> Result<Status, Error> {
     let mut problems = Vec::new();
     let programs = programs(&pins, &mut problems)?;
     let flows = sweep::count(&pins)?;
-    let slab = tables.lists.values().map(|list| list.len()).sum();
+    let slab = tables.lists.values().map(|list| list.words() as usize).sum();
     let flow_limit = MapInfo::from_pin(pins.map(maps::FLOWS)).map_or(0, |info| info.max_entries());
     let maps = vec![
         MapRow { name: maps::FRONTENDS, used: tables.frontends.len(), limit: capacity.frontends },

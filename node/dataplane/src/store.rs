@@ -7,9 +7,10 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo};
 use sluice_ebpf_common::{Backend, Counters, Frontend, FrontendKey, RangeKey, SLAB_LINE, ServiceName, maps};
 
+use crate::maglev;
 use crate::object::open;
 use crate::pins::Pins;
-use crate::plan::{Capacity, Contents, Write};
+use crate::plan::{Capacity, Contents, List, Write};
 use crate::range::wire_key;
 use crate::{Error, Range, sys};
 
@@ -116,12 +117,13 @@ impl Store {
         for entry in self.frontends.iter() {
             let (key, frontend) = entry.map_err(|error| Error::ebpf("read the frontends", error))?;
             contents.generation = contents.generation.max(frontend.generation);
-            let Some(backends) = self.resolve(&frontend) else {
-                contents.frontends.insert(key, Frontend { count: 0, base: u32::MAX, ..frontend });
+            let Some((backends, table)) = self.resolve(&frontend) else {
+                contents.frontends.insert(key, Frontend { count: 0, draining: 0, base: u32::MAX, ..frontend });
                 continue;
             };
-            if frontend.count > 0 {
-                contents.lists.insert(frontend.base, Arc::new(backends.iter().map(|(id, _)| *id).collect()));
+            if !backends.is_empty() {
+                let ids = backends.iter().map(|(id, _)| *id).collect();
+                contents.lists.insert(frontend.base, Arc::new(List { ids, table }));
             }
             contents.backends.extend(backends);
             contents.frontends.insert(key, frontend);
@@ -129,9 +131,11 @@ impl Store {
         Ok(contents)
     }
 
-    fn resolve(&self, frontend: &Frontend) -> Option<Vec<(u32, Backend)>> {
+    /// The backends of a frontend and its packed table.
+    fn resolve(&self, frontend: &Frontend) -> Option<(Vec<(u32, Backend)>, Vec<u32>)> {
         let mut backends = Vec::new();
-        for at in frontend.base..frontend.base.checked_add(frontend.count)? {
+        let end = frontend.base.checked_add(frontend.count)?.checked_add(frontend.draining)?;
+        for at in frontend.base..end {
             let id = self.slab.get(at as usize)?;
             let backend = self.backends.get(&id, 0).ok()?;
             if backend.flags & Backend::USED == 0 {
@@ -139,7 +143,8 @@ impl Store {
             }
             backends.push((id, backend));
         }
-        Some(backends)
+        let table = end..end.checked_add(maglev::words(frontend.table))?;
+        Some((backends, table.map(|at| self.slab.get(at as usize)).collect::<Option<_>>()?))
     }
 
     /// Carries out the writes in their order; neighbours of one kind go in one call.
@@ -175,9 +180,9 @@ impl Store {
 
     fn write(&mut self, write: &Write) -> Result<(), Error> {
         let result = match write {
-            Write::List(base, ids) => {
-                for (id, at) in ids.iter().zip(*base..) {
-                    self.slab.set(at as usize, *id);
+            Write::List(base, list) => {
+                for (word, at) in list.ids.iter().chain(&list.table).zip(*base..) {
+                    self.slab.set(at as usize, *word);
                 }
                 Ok(())
             }
@@ -233,7 +238,7 @@ fn update<K: aya::Pod, V: aya::Pod>(map: &OwnedFd, entries: impl Iterator<Item =
     sys::update_batch(map.as_fd(), &keys, &values)
 }
 
-fn range_key(service: u32, range: Range) -> Key<RangeKey> {
+pub(crate) fn range_key(service: u32, range: Range) -> Key<RangeKey> {
     Key::new(RangeKey::SERVICE_BITS + range.bits(), RangeKey { service, address: wire_key(range) })
 }
 

@@ -301,6 +301,25 @@ fn pods_leave_with_the_nodes_address() {
 }
 
 #[test]
+fn some_places_see_pods_own_addresses() {
+    isolated("some_places_see_pods_own_addresses", |place| {
+        let world = world(place, Traffic::best());
+        world.outside.within(|| tcp_server("10.1.0.2:9000"));
+        world.outside.within(|| run("ip", &["route", "add", "10.244.0.0/24", "via", "10.1.0.1"]));
+        world.other_node.within(|| tcp_server("10.2.0.2:9000"));
+        let seen_as = |to: &str| world.pods[0].within(|| connect(to).unwrap().seen_as.ip().to_string());
+        for (excluded, outside) in
+            [(&[][..], "10.1.0.1"), (&["10.1.0.0/16", "fd00::/8"], "10.244.0.5"), (&[], "10.1.0.1")]
+        {
+            let ranges: Vec<_> = excluded.iter().map(|range| range.parse().unwrap()).collect();
+            world.dataplane.set_unmasqueraded(&ranges).unwrap();
+            assert_eq!(seen_as("10.1.0.2:9000"), outside, "{excluded:?}");
+            assert_eq!(seen_as("10.2.0.2:9000"), "10.2.0.1");
+        }
+    });
+}
+
+#[test]
 fn pods_reach_services_by_packet() {
     isolated("pods_reach_services_by_packet", |place| {
         let world = world(place, Traffic::best());

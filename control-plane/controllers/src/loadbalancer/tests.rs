@@ -71,7 +71,7 @@ fn addresses_are_given_in_turn_and_kept() {
         got(&[small("p")], &[none.clone(), none.clone(), none.clone(), none.clone()]),
         "a=192.0.2.1 b=192.0.2.2 c=192.0.2.3 d=!PoolExhausted"
     );
-    assert_eq!(got(&[], &[none.clone()]), "a=!NoPool");
+    assert_eq!(got(&[], std::slice::from_ref(&none)), "a=!NoPool");
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn pools_say_whom_they_are_for() {
     let check = |spec: Value, change: Value, expected: &str| {
         let mut all = json!({"blocks": [{"cidr": "192.0.2.0/29"}]});
         json_patch::merge(&mut all, &spec);
-        assert_eq!(got(&[pool("p", all)], &[change.clone()]), expected, "{spec} {change}");
+        assert_eq!(got(&[pool("p", all)], std::slice::from_ref(&change)), expected, "{spec} {change}");
     };
     let (none, given) = (json!({}), has(&["192.0.2.5"]));
     check(json!({}), none.clone(), "a=192.0.2.0");

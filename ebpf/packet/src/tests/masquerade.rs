@@ -5,8 +5,8 @@ use std::string::ToString;
 
 use sluice_ebpf_common::{FlowKind, Reason, Scope};
 
-use super::world::{ACK, Frame, SYN, World};
-use crate::{Verdict, egress_uplink, ingress};
+use super::world::{ACK, Frame, SYN, World, mask, wire};
+use crate::{MARK_NEEDS_SOURCE, Verdict, egress_uplink, ingress};
 
 const OUTSIDE: &str = "192.0.2.9:443";
 
@@ -28,6 +28,29 @@ fn who_leaves_with_the_nodes_address() {
         assert_eq!(frame.ends().starts_with("10.1.0.1:6"), masqueraded, "{source} > {destination}: {}", frame.ends());
         assert!(frame.valid());
     }
+}
+
+#[test]
+fn some_places_know_pods_by_their_own_addresses() {
+    let mut world = World::new();
+    world.unmasqueraded =
+        [(wire("192.0.2.0"), mask("255.255.255.0")), (wire("2001:db8:7::"), wire("ffff:ffff:ffff::"))].into();
+    for (source, destination, masqueraded) in [
+        ("10.244.0.5:1000", "192.0.2.9:443", false),
+        ("10.244.0.5:1000", "192.0.3.9:443", true),
+        ("[fd44:0:0:1::5]:1000", "[2001:db8:7::9]:443", false),
+        ("[fd44:0:0:1::5]:1000", "[2001:db8:8::9]:443", true),
+    ] {
+        let mut frame = Frame::tcp(source, destination, SYN, b"");
+        assert_eq!(egress_uplink(&mut frame, &world), Verdict::Pass);
+        assert_eq!(!frame.ends().starts_with(source), masqueraded, "{source} > {destination}: {}", frame.ends());
+        assert!(frame.valid());
+    }
+    // What a node sends on to a backend there still leaves with the node's address.
+    let mut frame = Frame::tcp("10.244.0.5:1000", "192.0.2.9:443", SYN, b"");
+    frame.mark = MARK_NEEDS_SOURCE;
+    assert_eq!(egress_uplink(&mut frame, &world), Verdict::Pass);
+    assert!(frame.ends().starts_with("10.1.0.1:6"), "{}", frame.ends());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod checksums;
+mod maglev;
 mod masquerade;
 mod sctp;
 mod services;

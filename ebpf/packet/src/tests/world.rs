@@ -29,7 +29,7 @@ fn unbytes(bytes: &[u8]) -> Address {
 }
 
 /// An IPv4 mask in the maps' form.
-fn mask(text: &str) -> Address {
+pub(crate) fn mask(text: &str) -> Address {
     Address { words: [u32::MAX, u32::MAX, u32::MAX, wire(text).last()] }
 }
 
@@ -372,6 +372,8 @@ pub(crate) struct World {
     affinities: RefCell<BTreeMap<AffinityKey, Affinity>>,
     /// Source ranges: network and mask.
     pub(crate) ranges: Vec<(Address, Address)>,
+    /// Networks that pods' packets go to with the pod's own address.
+    pub(crate) unmasqueraded: Vec<(Address, Address)>,
     /// Cookie of the namespace that sockets are in.
     pub(crate) namespace: u64,
     pub(crate) now: u32,
@@ -430,6 +432,7 @@ impl World {
             next: Cell::new(0),
             affinities: RefCell::default(),
             ranges: Vec::new(),
+            unmasqueraded: Vec::new(),
             namespace: 7,
             now: 1000,
             cache4: RefCell::default(),
@@ -457,6 +460,17 @@ impl World {
         let generation = self.frontends.len() as u32 + 1;
         let count = backends.len() as u32;
         self.frontends.insert(key, Frontend { generation, service: 1, base, count, ..Frontend::default() });
+    }
+
+    /// Puts a table of places behind a frontend's list, which has to be the last one.
+    pub(crate) fn plan(&mut self, frontend: &str, places: &[u16]) {
+        let (address, port) = end(frontend);
+        let mut keys = self.frontends.iter_mut().filter(|(key, _)| key.address == address && key.port == port);
+        let (_, found) = keys.next().unwrap();
+        assert_eq!(found.table_base(), self.slab.len() as u32);
+        found.table = places.len() as u32;
+        let half = |pair: &[u16], at: usize| u32::from(pair.get(at).copied().unwrap_or(0));
+        self.slab.extend(places.chunks(2).map(|pair| half(pair, 0) | half(pair, 1) << 16));
     }
 
     /// Changes a frontend.
@@ -525,7 +539,8 @@ impl Maps for World {
     }
 
     fn in_range(&self, key: &RangeKey) -> bool {
-        self.ranges.iter().any(|(network, mask)| key.address.within(network, mask))
+        let ranges = if key.service == RangeKey::UNMASQUERADED { &self.unmasqueraded } else { &self.ranges };
+        ranges.iter().any(|(network, mask)| key.address.within(network, mask))
     }
 
     fn scratch<R>(&self, with: impl FnOnce(&mut Scratch) -> R) -> Option<R> {

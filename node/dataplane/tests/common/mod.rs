@@ -41,7 +41,7 @@ pub fn isolated(name: &str, story: fn(&Place)) {
     }
     let procs = std::ffi::CString::new(place.cgroup.join("cgroup.procs").to_str().unwrap()).unwrap();
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", name, "--nocapture", "--test-threads", "1"]).env(INNER, name);
+    command.args(["--exact", name, "--include-ignored", "--nocapture", "--test-threads", "1"]).env(INNER, name);
     // SAFETY: only async-signal-safe calls between fork and exec.
     unsafe {
         command.pre_exec(move || {

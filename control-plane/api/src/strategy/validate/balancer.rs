@@ -1,4 +1,5 @@
-//! Pools of load-balancer addresses and their announcements: the kinds of our own group.
+//! Load balancers: what a Service says of its own, in upstream's words (`ValidateService`), and the kinds of our own group,
+//! pools of addresses and their announcements.
 
 use super::{Errors, cursor::At, workload};
 use crate::{block::Block, names, status::FieldError};
@@ -9,6 +10,53 @@ const MAX_BLOCKS: usize = 64;
 const MAX_INTERFACES: usize = 32;
 /// The kernel's bound of a link's name.
 const INTERFACE_NAME: usize = 15;
+
+/// The fields of a Service that are about traffic from outside.
+pub(super) fn service(object: At<'_>, errors: &mut Errors) {
+    const ONLY: &str = "may only be used when `type` is 'LoadBalancer'";
+    let spec = object.field("spec");
+    let kind = spec.field("type");
+    let balanced = kind.text() == "LoadBalancer";
+    let ranges = spec.field("loadBalancerSourceRanges");
+    if !ranges.is_empty() && !balanced {
+        ranges.forbid(ONLY, errors);
+    }
+    for range in ranges.items() {
+        if Block::cidr(range.text().trim()).is_none() {
+            range.invalid("must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)", errors);
+        }
+    }
+    let allocate = spec.field("allocateLoadBalancerNodePorts");
+    if allocate.present() && !balanced {
+        allocate.forbid(ONLY, errors);
+    }
+    let class = spec.field("loadBalancerClass");
+    if class.present() && balanced {
+        class.syntax(names::qualified_name, errors);
+    } else if class.present() {
+        class.forbid(ONLY, errors);
+    }
+    let outside = balanced || kind.text() == "NodePort" || !spec.field("externalIPs").is_empty();
+    let policy = spec.field("externalTrafficPolicy");
+    if !policy.is_empty() && !outside {
+        policy.invalid("may only be set for externally-accessible services", errors);
+    }
+    let health = spec.field("healthCheckNodePort");
+    let checked = balanced && policy.text() == "Local";
+    if health.int().is_some_and(|port| port != 0) && !checked {
+        let detail = "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
+        health.invalid(detail, errors);
+    }
+}
+
+/// Who makes a load balancer stays who makes it.
+pub(super) fn service_change(old: At<'_>, new: At<'_>, errors: &mut Errors) {
+    let balanced = |object: &At<'_>| object.at("spec.type").text() == "LoadBalancer";
+    let class = new.at("spec.loadBalancerClass");
+    if balanced(&old) && balanced(&new) && old.at("spec.loadBalancerClass").value != class.value {
+        class.immutable("may not change once set", errors);
+    }
+}
 
 pub(super) fn pool(object: At<'_>, errors: &mut Errors) {
     let spec = object.field("spec");

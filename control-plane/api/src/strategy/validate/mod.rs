@@ -43,6 +43,7 @@ const CREATE: &[(&str, &str, Check)] = &[
     ("", "PodTemplate", |o, e| pod::template(o.field("template"), e)),
     ("", "ReplicationController", workload::replication_controller),
     ("", "Service", service::service),
+    ("", "Service", balancer::service),
     ("", "ConfigMap", config::config_map),
     ("", "Secret", config::secret),
     ("", "Node", config::node),
@@ -101,6 +102,7 @@ const CREATE: &[(&str, &str, Check)] = &[
 const UPDATE: &[(&str, &str, ChangeCheck)] = &[
     ("", "Pod", update::pod),
     ("", "Service", update::service),
+    ("", "Service", balancer::service_change),
     ("", "ConfigMap", update::immutable_data),
     ("", "Secret", update::secret),
     ("", "Node", update::node),

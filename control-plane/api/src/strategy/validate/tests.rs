@@ -525,6 +525,47 @@ fn every_kind_takes_its_least_object_and_refuses_a_broken_one() {
 }
 
 #[test]
+fn traffic_from_outside() {
+    let check = |change: Value, expected: &[&str]| {
+        let mut spec = json!({"ports": [{"port": 80}], "clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"]});
+        json_merge(&mut spec, change);
+        check("", "Service", json!({"metadata": {"name": "s", "namespace": "n"}, "spec": spec}), expected);
+    };
+    let balanced = |change: Value| {
+        let mut spec = json!({"type": "LoadBalancer"});
+        json_merge(&mut spec, change);
+        spec
+    };
+    check(balanced(json!({"loadBalancerSourceRanges": [" 198.51.100.0/24", "2001:db8::/32"]})), &[]);
+    check(
+        balanced(json!({"loadBalancerSourceRanges": ["198.51.100.0", "x/8"]})),
+        &[
+            "spec.loadBalancerSourceRanges[0]: Invalid value: \"198.51.100.0\": must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
+            "spec.loadBalancerSourceRanges[1]: Invalid value: \"x/8\": must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
+        ],
+    );
+    check(balanced(json!({"loadBalancerClass": "sluice.dev/l2", "allocateLoadBalancerNodePorts": false})), &[]);
+    check(
+        json!({"loadBalancerClass": "sluice.dev/l2", "allocateLoadBalancerNodePorts": true, "loadBalancerSourceRanges": ["10.0.0.0/8"]}),
+        &[
+            "spec.loadBalancerSourceRanges: Forbidden: may only be used when `type` is 'LoadBalancer'",
+            "spec.allocateLoadBalancerNodePorts: Forbidden: may only be used when `type` is 'LoadBalancer'",
+            "spec.loadBalancerClass: Forbidden: may only be used when `type` is 'LoadBalancer'",
+        ],
+    );
+    check(balanced(json!({"externalTrafficPolicy": "Local", "healthCheckNodePort": 30000})), &[]);
+    let health = "spec.healthCheckNodePort: Invalid value: 30000: may only be set when `type` is 'LoadBalancer' and \
+                  `externalTrafficPolicy` is 'Local'";
+    check(balanced(json!({"healthCheckNodePort": 30000})), &[health]);
+    check(json!({"type": "NodePort", "externalTrafficPolicy": "Local", "healthCheckNodePort": 30000}), &[health]);
+    check(json!({"externalIPs": ["192.0.2.1"], "externalTrafficPolicy": "Local"}), &[]);
+    check(
+        json!({"externalTrafficPolicy": "Local"}),
+        &["spec.externalTrafficPolicy: Invalid value: \"Local\": may only be set for externally-accessible services"],
+    );
+}
+
+#[test]
 fn load_balancer_pools() {
     let check = |blocks: Value, expected: &[&str]| {
         let pool = json!({"metadata": {"name": "p"}, "spec": {"blocks": blocks}});
@@ -603,6 +644,10 @@ fn what_never_changes() {
     let once = json!({"spec": {"containers": [{"name": "c", "image": "i"}], "restartPolicy": "Never"}});
     let other = json!({"spec": {"containers": [{"name": "c", "image": "j"}], "restartPolicy": "Never"}});
     let job = |template: &Value| json!({"metadata": {"name": "a", "namespace": "n"}, "spec": {"template": template}});
+    let balanced = |class: &str| {
+        json!({"metadata": {"name": "a", "namespace": "n"}, "spec": {"type": "LoadBalancer", "ports": [{"port": 80}],
+            "clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"], "loadBalancerClass": class}})
+    };
     let class = |change: Value| {
         let mut class = json!({"metadata": {"name": "a"}, "provisioner": "p"});
         json_merge(&mut class, change);
@@ -621,6 +666,8 @@ fn what_never_changes() {
         ("storage.k8s.io", "StorageClass", class(json!({})), class(json!({"volumeBindingMode": "WaitForFirstConsumer"})), &["volumeBindingMode: Invalid value: \"WaitForFirstConsumer\": field is immutable"]),
         ("scheduling.k8s.io", "PriorityClass", json!({"metadata": {"name": "a"}, "value": 1}), json!({"metadata": {"name": "a"}, "value": 2}), &["value: Forbidden: may not be changed in an update."]),
         ("node.k8s.io", "RuntimeClass", json!({"metadata": {"name": "a"}, "handler": "h"}), json!({"metadata": {"name": "a"}, "handler": "i"}), &["handler: Invalid value: \"i\": field is immutable"]),
+        ("", "Service", balanced("a.io/b"), balanced("a.io/b"), &[]),
+        ("", "Service", balanced("a.io/b"), balanced("a.io/c"), &["spec.loadBalancerClass: Invalid value: \"a.io/c\": may not change once set"]),
         ("sluice.dev", "LoadBalancerAnnouncement", json!({"metadata": {"name": "a"}, "spec": {"address": "192.0.2.1"}}), json!({"metadata": {"name": "a"}, "spec": {"address": "192.0.2.2"}}), &["spec.address: Invalid value: \"192.0.2.2\": field is immutable"]),
         ("apps", "ControllerRevision", json!({"metadata": {"name": "a", "namespace": "n"}, "data": {"a": 1}}), json!({"metadata": {"name": "a", "namespace": "n"}, "data": {"a": 2}}), &["data: Invalid value: {\"a\":2}: field is immutable"]),
     ];
