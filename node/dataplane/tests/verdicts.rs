@@ -342,7 +342,7 @@ fn ceiling(program: &str) -> u32 {
     let version = (numbers.next().unwrap(), numbers.next().unwrap());
     match program {
         _ if version < (6, 6) => 100_000,
-        "uplink_xdp" => 44_000,
+        "uplink_xdp" => 48_000,
         _ => 64_000,
     }
 }
