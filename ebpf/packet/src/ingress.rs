@@ -111,8 +111,8 @@ fn deliver_error<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Header) 
         key.kind = FlowKind::Service as u8;
         target = maps.flow(&key, |flow| (flow.address, flow.port));
     }
-    let Some((address, port)) = target else { return Ok(()) };
-    rewrite_error(packet, header, &quote, &address, port).ok_or(Reason::Rewrite)
+    let Some(sender) = target else { return Ok(()) };
+    rewrite_error(packet, header, &quote, End::Destination, &sender).ok_or(Reason::Rewrite)
 }
 
 #[inline(always)]
@@ -242,7 +242,7 @@ fn record<M: Maps>(
     bytes: u32,
 ) -> Result<bool, Reason> {
     let now = maps.now();
-    let Scratch { key, reply, flow } = scratch;
+    let Scratch { key, reply, flow, .. } = scratch;
     *key = flow::key(header, FlowKind::Service);
     *reply = FlowKey {
         source: target.address,
