@@ -92,6 +92,10 @@ pub(crate) struct Options {
     /// How packets reach other nodes' pods [default: auto: direct on a shared link, else VXLAN]
     #[arg(long, value_name = "auto|direct|vxlan")]
     pub overlay: Option<Overlay>,
+    /// Where packets for services are handled in the network card's driver (XDP): `auto` on links with a wire, `off`
+    /// nowhere, `always` on veth links, too, whose other ends must then finish checksums [default: auto]
+    #[arg(long, value_name = "auto|off|always")]
+    pub xdp: Option<Xdp>,
 }
 
 /// See [`Options::socket_hooks`].
@@ -111,6 +115,16 @@ pub(crate) enum Overlay {
     Auto,
     Direct,
     Vxlan,
+}
+
+/// See [`Options::xdp`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Xdp {
+    #[default]
+    Auto,
+    Off,
+    Always,
 }
 
 /// See [`Options::containerd`].
@@ -146,6 +160,7 @@ pub(crate) struct Config {
     pub node_port: u16,
     pub socket_hooks: SocketHooks,
     pub overlay: Overlay,
+    pub xdp: Xdp,
 }
 
 impl Options {
@@ -196,6 +211,7 @@ impl Options {
             node_port: all.node_port.unwrap_or(10250),
             socket_hooks: all.socket_hooks.unwrap_or_default(),
             overlay: all.overlay.unwrap_or_default(),
+            xdp: all.xdp.unwrap_or_default(),
         })
     }
 
@@ -222,6 +238,7 @@ impl Options {
             node_port: self.node_port.or(file.node_port),
             socket_hooks: self.socket_hooks.or(file.socket_hooks),
             overlay: self.overlay.or(file.overlay),
+            xdp: self.xdp.or(file.xdp),
         }
     }
 }

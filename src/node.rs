@@ -121,8 +121,14 @@ async fn start(config: &Config, client: kube::Client, api: api::Config, parts: &
             Ok(())
         });
     }
-    let agent = Agent::start(agent_config(config, api).await?, client).await?;
+    let agent = Agent::start(agent_config(config, api).await?, client.clone()).await?;
     parts.tasks.spawn(agent.run(parts.shutdown.clone()));
+    let announcer = sluice_announce::Config { node: config.node_name.clone(), addresses: config.node_addresses() };
+    let shutdown = parts.shutdown.clone();
+    parts.tasks.spawn(async move {
+        let announcing = sluice_announce::run(announcer, client, shutdown);
+        announcing.await.context("addresses of load balancers cannot be announced")
+    });
     Ok(())
 }
 
@@ -215,5 +221,10 @@ fn dataplane_config(config: &Config) -> Result<sluice_dataplane::Config> {
         pod_range: None,
         cluster_range: None,
         uplinks: sluice_dataplane::Uplinks::Every { except: OWN_LINKS.map(String::from).to_vec() },
+        xdp: match config.xdp {
+            config::Xdp::Auto => sluice_dataplane::Xdp::Auto,
+            config::Xdp::Off => sluice_dataplane::Xdp::Off,
+            config::Xdp::Always => sluice_dataplane::Xdp::Always,
+        },
     })
 }

@@ -22,6 +22,7 @@ mod harness;
 mod informer;
 mod job;
 mod limits;
+mod loadbalancer;
 mod namespaces;
 mod nodes;
 mod object;
@@ -130,6 +131,7 @@ fn start(context: &Context) -> Result<(), String> {
     disruption::start(context, &all);
     endpoints::start(context, &all);
     endpoints::mirror::start(context, &all);
+    loadbalancer::start(context, &all);
     accounts::start(context, &all);
     let emptied = namespaces::start(context, &all);
     let catalog = gc::Catalog::default();

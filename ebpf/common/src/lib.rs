@@ -10,13 +10,15 @@
 #![no_std]
 
 mod address;
+pub mod bench;
+pub mod cache;
 mod flow;
 mod reason;
 mod service;
 mod socket;
 
 pub use address::Address;
-pub use flow::{Flow, FlowKey, FlowKind};
+pub use flow::{Flow, FlowKey, FlowKind, FragmentKey, FragmentPorts};
 pub use reason::Reason;
 pub use service::{
     Affinity, AffinityKey, Backend, Counters, Family, Frontend, FrontendKey, RangeKey, SLAB_LINE, Scope, ServiceName,
@@ -25,7 +27,7 @@ pub use service::{
 pub use socket::{SOCKET_TRANSLATIONS, SocketState, Translation};
 
 /// Version of everything in this crate that is visible in a pinned map.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 
 /// IP protocol numbers.
 pub mod protocol {
@@ -37,6 +39,8 @@ pub mod protocol {
     pub const UDP: u8 = 17;
     /// ICMP for IPv6.
     pub const ICMP6: u8 = 58;
+    /// SCTP.
+    pub const SCTP: u8 = 132;
 }
 
 /// Bound of a map as declared in the object; the loader may lower or raise it.
@@ -57,12 +61,18 @@ pub mod limits {
     pub const AFFINITY_WINDOW: u32 = 32;
     /// Extension headers of an IPv6 packet that are looked past.
     pub const EXTENSIONS: u32 = 2;
+    /// Datagrams in fragments whose ports are remembered at a time; the least recently used give way.
+    pub const FRAGMENTS: u32 = 8_192;
     /// Entries of the flow map, two per translated connection.
     pub const FLOWS: u32 = 262_144;
     /// Local addresses and links of the node.
     pub const LOCALS: u32 = 4_096;
     /// Other nodes' addresses.
     pub const NODES: u32 = 16_384;
+    /// Buckets of the flow cache over all processors, per address family.
+    pub const CACHE_BUCKETS: u32 = 524_288;
+    /// Buckets of the flow cache for one processor at most.
+    pub const CACHE_BUCKETS_EACH: u32 = 65_536;
     /// Pods of the node.
     pub const PODS: u32 = 4_096;
     /// Bytes of the event ring.
@@ -87,6 +97,8 @@ pub mod maps {
     pub const RANGES: &str = "ranges";
     /// `FlowKey` to `Flow`.
     pub const FLOWS: &str = "flows";
+    /// `FragmentKey` to `FragmentPorts`.
+    pub const FRAGMENTS: &str = "fragments";
     /// Local addresses.
     pub const LOCALS: &str = "locals";
     /// Addresses of the other nodes.
@@ -95,6 +107,14 @@ pub mod maps {
     pub const SOURCES: &str = "sources";
     /// Cookies of the pods' network namespaces, with the index of the node's side of their link.
     pub const NAMESPACES: &str = "namespaces";
+    /// Flow cache for IPv4: buckets of records, each processor's in a row.
+    pub const CACHE4: &str = "cache4";
+    /// Flow cache for IPv6.
+    pub const CACHE6: &str = "cache6";
+    /// Service id to the generation of the last change to it.
+    pub const GENERATIONS: &str = "generations";
+    /// Link index to `Uplink`.
+    pub const UPLINKS: &str = "uplinks";
     /// One `Settings`.
     pub const SETTINGS: &str = "settings";
     /// One word: 1 while user space sweeps the flow map.
@@ -110,7 +130,7 @@ pub mod maps {
     /// Socket storage of `SocketState`.
     pub const SOCKETS: &str = "sockets";
     /// Every pinned map.
-    pub const ALL: [&str; 18] = [
+    pub const ALL: [&str; 23] = [
         FRONTENDS,
         BACKENDS,
         SLAB,
@@ -118,10 +138,15 @@ pub mod maps {
         AFFINITIES,
         RANGES,
         FLOWS,
+        FRAGMENTS,
         LOCALS,
         NODES,
         SOURCES,
         NAMESPACES,
+        CACHE4,
+        CACHE6,
+        GENERATIONS,
+        UPLINKS,
         SETTINGS,
         SWEEPER,
         SERVICE_COUNTERS,
@@ -164,9 +189,11 @@ const _: () = assert!(size_of::<Event>() == 8);
 #[cfg(feature = "user")]
 mod user {
     #![allow(unsafe_code)]
+    use super::bench::Round;
+    use super::cache::{Record, Uplink};
     use super::{
-        Address, Affinity, AffinityKey, Backend, Counters, Flow, FlowKey, Frontend, FrontendKey, RangeKey, ServiceName,
-        Settings, SocketState, SourceKey,
+        Address, Affinity, AffinityKey, Backend, Counters, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
+        FrontendKey, RangeKey, ServiceName, Settings, SocketState, SourceKey,
     };
 
     macro_rules! plain_old_data {
@@ -185,12 +212,19 @@ mod user {
         Counters,
         Flow,
         FlowKey,
+        FragmentKey,
+        FragmentPorts,
         Frontend,
         FrontendKey,
         RangeKey,
+        Round,
         ServiceName,
         Settings,
         SocketState,
         SourceKey,
+        Uplink,
     );
+
+    // SAFETY: as above; the sizes asserted beside the definition leave no padding.
+    unsafe impl<A: aya::Pod, S: aya::Pod> aya::Pod for Record<A, S> {}
 }

@@ -3,13 +3,16 @@
 use sluice_ebpf_common::{Address, Flow, FlowKey, FlowKind, RangeKey, Reason, Settings, limits};
 
 use crate::header::{End, Header, Kind, parse, rewrite};
-use crate::{InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Verdict, flow};
+use crate::{InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Verdict, flow, fragment};
 
 /// A packet on its way to a pod: answers of a backend get the service address back as their source; what a pod sent to
 /// itself through a service arrives from the node.
 #[inline(always)]
 pub fn egress_pod<P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
-    let Some(header) = parse(packet) else { return Verdict::Pass };
+    let Some(mut header) = parse(packet) else { return Verdict::Pass };
+    if header.is_fragment() {
+        fragment::complete(maps, &mut header);
+    }
     if header.kind != Kind::Ports || header.is_echo() {
         return Verdict::Pass;
     }
@@ -24,7 +27,10 @@ pub fn egress_pod<P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
 /// traffic to the outside, and clients' traffic that was sent on to a backend elsewhere, leaves with the node's address.
 #[inline(always)]
 pub fn egress_uplink<P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
-    let Some(header) = parse(packet) else { return Verdict::Pass };
+    let Some(mut header) = parse(packet) else { return Verdict::Pass };
+    if header.is_fragment() {
+        fragment::complete(maps, &mut header);
+    }
     let Some(settings) = maps.settings() else { return Verdict::Pass };
     if !take_mark(packet) {
         if header.kind == Kind::Ports && !header.is_echo() {
@@ -94,7 +100,7 @@ fn from_service<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Header) -
         counters.packets += 1;
         counters.bytes += bytes;
     });
-    rewrite(packet, header, End::Source, &address, port).ok_or(Reason::Rewrite)?;
+    rewrite(packet, header, End::Source, &address, port)?;
     Ok(true)
 }
 
@@ -112,21 +118,33 @@ fn masquerade<P: Packet, M: Maps>(
         Kind::Fragment => return Err(Reason::Fragment),
         Kind::Other => return Err(Reason::Protocol),
     }
-    let (now, bytes) = (maps.now(), packet.length());
+    let (address, port) = source(maps, settings, header, maps.link(), packet.length())?;
+    rewrite(packet, header, End::Source, &address, port)
+}
+
+/// The source that a packet leaves with on a link: what its connection has, or a port that is free.
+#[inline(always)]
+pub(crate) fn source<M: Maps>(
+    maps: &M,
+    settings: &Settings,
+    header: &Header,
+    link: u32,
+    bytes: u32,
+) -> Result<(Address, u16), Reason> {
+    let now = maps.now();
     let found = maps.flow(&flow::key(header, FlowKind::Masquerade), |flow| {
         flow::touch(flow, header, now, bytes);
         (flow.address, flow.port)
     });
-    let (address, port) = match found {
-        Some(source) => source,
-        None => maps
-            .scratch(
-                #[inline(always)]
-                |scratch| allocate(maps, settings, header, scratch, bytes),
-            )
-            .ok_or(Reason::FlowsFull)??,
-    };
-    rewrite(packet, header, End::Source, &address, port).ok_or(Reason::Rewrite)
+    if let Some(source) = found {
+        return Ok(source);
+    }
+    let address = maps.source_address(link, header.v4).unwrap_or(settings.family(header.v4).node);
+    maps.scratch(
+        #[inline(always)]
+        |scratch| allocate(maps, settings, header, scratch, &address, bytes),
+    )
+    .ok_or(Reason::FlowsFull)?
 }
 
 /// Finds a port of the node that is free towards this destination and records both directions.
@@ -136,9 +154,10 @@ fn allocate<M: Maps>(
     settings: &Settings,
     header: &Header,
     scratch: &mut Scratch,
+    address: &Address,
     bytes: u32,
 ) -> Result<(Address, u16), Reason> {
-    let address = maps.source_address(header.v4).unwrap_or(settings.family(header.v4).node);
+    let address = *address;
     let now = maps.now();
     let Scratch { key, reply, flow } = scratch;
     *key = flow::key(header, FlowKind::Masquerade);

@@ -15,6 +15,8 @@ mod maps;
 mod socket;
 #[cfg(target_arch = "bpf")]
 mod traffic;
+#[cfg(target_arch = "bpf")]
+mod wire;
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use sluice_dataplane::ServicePath;
 use sluice_network::Bandwidth;
 use sluice_runtime::cgroup::Qos;
 use sluice_runtime::{
@@ -301,7 +302,7 @@ struct SimNetwork {
 
 #[async_trait]
 impl PodNetwork for SimNetwork {
-    async fn create(&self, _: &PodName) -> Result<PodAddress, String> {
+    async fn create(&self, _: &PodName, _: ServicePath) -> Result<PodAddress, String> {
         self.journal.add("network");
         Ok(PodAddress { netns: "/sim/netns".into(), ips: vec!["127.0.0.1".parse().unwrap()] })
     }

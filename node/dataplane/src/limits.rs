@@ -21,11 +21,13 @@ pub(crate) mod idle {
     pub(crate) const TCP: u32 = 86_400;
     /// TCP, answered by nobody.
     pub(crate) const TCP_OPENING: u32 = 120;
-    /// TCP, after FIN in both directions or RST.
+    /// TCP and SCTP, after FIN (SHUTDOWN) in both directions or RST (ABORT).
     pub(crate) const TCP_CLOSED: u32 = 30;
+    /// SCTP, answered; its ends send heartbeats every 30 seconds.
+    pub(crate) const SCTP: u32 = 210;
     /// UDP, answered.
     pub(crate) const UDP: u32 = 120;
-    /// UDP without an answer, ICMP.
+    /// UDP and SCTP without an answer, ICMP.
     pub(crate) const OTHER: u32 = 30;
 }
 
@@ -37,6 +39,9 @@ pub(crate) const HEALTH_PORT: u16 = 10_256;
 
 /// How long a health check may take to ask.
 pub(crate) const HEALTH_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The largest weight of an endpoint.
+pub(crate) const WEIGHT: u16 = 1_000;
 
 /// Problems kept for `status`.
 pub(crate) const PROBLEMS: usize = 32;

@@ -86,9 +86,10 @@ fn over(key: &FlowKey, flow: &Flow, other: Option<&Flow>, now: u32) -> bool {
     let both = |bit: u16| flow.flags & other.flags & bit != 0;
     let answered = flow.packets > 0 && other.packets > 0;
     let limit = match key.protocol {
-        protocol::TCP if flags & Flow::RST != 0 || both(Flow::FIN) => idle::TCP_CLOSED,
+        protocol::TCP | protocol::SCTP if flags & Flow::RST != 0 || both(Flow::FIN) => idle::TCP_CLOSED,
         protocol::TCP if answered => idle::TCP,
         protocol::TCP => idle::TCP_OPENING,
+        protocol::SCTP if answered => idle::SCTP,
         protocol::UDP if answered => idle::UDP,
         _ => idle::OTHER,
     };
@@ -160,6 +161,9 @@ mod tests {
             (protocol::TCP, (fin, 5), (fin, 5), idle::TCP_CLOSED),
             (protocol::TCP, (fin, 5), (0, 5), idle::TCP),
             (protocol::TCP, (0, 5), (rst, 5), idle::TCP_CLOSED),
+            (protocol::SCTP, (0, 5), (0, 5), idle::SCTP),
+            (protocol::SCTP, (0, 5), (0, 0), idle::OTHER),
+            (protocol::SCTP, (fin, 5), (fin, 5), idle::TCP_CLOSED),
             (protocol::UDP, (0, 5), (0, 5), idle::UDP),
             (protocol::UDP, (0, 5), (0, 0), idle::OTHER),
             (protocol::ICMP, (0, 5), (0, 5), idle::OTHER),

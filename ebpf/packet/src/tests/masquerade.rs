@@ -123,6 +123,6 @@ fn what_cannot_be_masqueraded_does_not_leak() {
     fragment.bytes[21] = 8;
     assert_eq!(egress_uplink(&mut fragment, &world), Verdict::Drop(Reason::Fragment));
     let mut other = Frame::udp("10.244.0.5:1000", OUTSIDE, b"?");
-    other.bytes[23] = 132;
+    other.bytes[23] = 47;
     assert_eq!(egress_uplink(&mut other, &world), Verdict::Drop(Reason::Protocol));
 }
