@@ -22,10 +22,7 @@ impl Default for NodePrefixes {
 
 /// One or two ranges.
 pub(crate) fn ranges(field: &str, text: &str) -> Result<Vec<Cidr>> {
-    let one = |part: &str| {
-        part.trim().parse::<Cidr>().map_err(|e| anyhow::anyhow!("{field}: {part:?} is no address range: {e}"))
-    };
-    let ranges = text.split(',').map(one).collect::<Result<Vec<_>>>()?;
+    let ranges = text.split(',').map(|part| range(field, part)).collect::<Result<Vec<_>>>()?;
     let families: Vec<bool> = ranges.iter().map(|range| range.addr().is_ipv4()).collect();
     one_of_each(field, text, &families)?;
     Ok(ranges)
@@ -47,6 +44,23 @@ pub(crate) fn node_ips(field: &str, text: &str) -> Result<Vec<IpAddr>> {
     let ips = text.split(',').map(one).collect::<Result<Vec<_>>>()?;
     one_of_each(field, text, &ips.iter().map(IpAddr::is_ipv4).collect::<Vec<_>>())?;
     Ok(ips)
+}
+
+/// Link-local addresses are the link's: who answers there sees the pod itself.
+const LINK_LOCAL: [&str; 2] = ["169.254.0.0/16", "fe80::/10"];
+
+/// Any number of ranges, up to what the data plane takes.
+pub(crate) fn unmasqueraded(field: &str, given: &[String]) -> Result<Vec<Cidr>> {
+    let usual = LINK_LOCAL.map(str::to_owned);
+    let texts = match given {
+        [] => &usual[..],
+        [one] if one == "none" => &[],
+        many => many,
+    };
+    if texts.len() > sluice_dataplane::UNMASQUERADED {
+        bail!("{field}: at most {} ranges", sluice_dataplane::UNMASQUERADED);
+    }
+    texts.iter().map(|text| range(field, text)).collect()
 }
 
 /// What the cluster's ranges have to be to each other.
@@ -73,6 +87,23 @@ pub(crate) fn check(pods: &[Cidr], services: &[Cidr], nodes: NodePrefixes) -> Re
         }
     }
     Ok(())
+}
+
+/// Pods reach the API server through a Service of the first family: it needs an address of that family behind it.
+pub(crate) fn reached(services: &[Cidr], server: &[IpAddr]) -> Result<()> {
+    let Some(first) = services.first() else { return Ok(()) };
+    if server.is_empty() || server.iter().any(|ip| ip.is_ipv4() == first.addr().is_ipv4()) {
+        return Ok(());
+    }
+    let own = server.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ");
+    bail!(
+        "serviceCidr: pods will look for the API server at an address of {first}, but it has {own} alone: give it one of that \
+         family (--node-ip or --advertise), or put the other family's range first"
+    )
+}
+
+fn range(field: &str, text: &str) -> Result<Cidr> {
+    text.trim().parse().map_err(|error| anyhow::anyhow!("{field}: {text:?} is no address range: {error}"))
 }
 
 fn one_of_each(field: &str, text: &str, families: &[bool]) -> Result<()> {
@@ -113,6 +144,23 @@ mod tests {
     }
 
     #[test]
+    fn places_without_masquerade() {
+        for (given, expected) in [
+            (&[][..], "169.254.0.0/16 fe80::/10"),
+            (&["none"], ""),
+            (&["10.0.0.0/8", "fd12::/16"], "10.0.0.0/8 fd12::/16"),
+            (&["10.0.0.0/8", "none"], "nonMasqueradeCidr: \"none\" is no address range"),
+        ] {
+            let given: Vec<String> = given.iter().map(|text| (*text).to_owned()).collect();
+            let got = match unmasqueraded("nonMasqueradeCidr", &given) {
+                Ok(ranges) => ranges.iter().map(Cidr::to_string).collect::<Vec<_>>().join(" "),
+                Err(error) => error.to_string(),
+            };
+            assert!(got.starts_with(expected) && got.is_empty() == expected.is_empty(), "{given:?}: {got}");
+        }
+    }
+
+    #[test]
     fn nodes_are_reachable_by_their_addresses() {
         for (text, expected) in [
             ("192.0.2.1", "fine"),
@@ -126,6 +174,19 @@ mod tests {
             let got = outcome(node_ips("nodeIp", text));
             assert!(got.contains(expected), "{text}: {got}");
         }
+    }
+
+    #[test]
+    fn the_api_server_has_an_address_of_the_first_family() {
+        for (services, server, expected) in [
+            ("10.96.0.0/16", "192.0.2.1", "fine"),
+            ("fd00::/108,10.96.0.0/16", "192.0.2.1,2001:db8::1", "fine"),
+            ("fd00::/108,10.96.0.0/16", "192.0.2.1", "at an address of fd00::/108, but it has 192.0.2.1 alone"),
+        ] {
+            let got = outcome(reached(&ranges("s", services).unwrap(), &node_ips("n", server).unwrap()));
+            assert!(got.contains(expected), "{services} {server}: {got}");
+        }
+        assert_eq!(outcome(reached(&ranges("s", "fd00::/108").unwrap(), &[])), "fine");
     }
 
     #[test]

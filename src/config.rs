@@ -65,6 +65,10 @@ pub(crate) struct Options {
     /// Prefix of the part of the IPv6 pod range that one node gets [default: 64]
     #[arg(long, value_name = "BITS")]
     pub node_cidr_mask_size_ipv6: Option<u8>,
+    /// Destinations outside of the cluster that pods reach with their own address, not the node's; `none` for no such
+    /// destination [repeatable] [default: the link-local ranges 169.254.0.0/16 and fe80::/10]
+    #[arg(long, value_name = "none|CIDR")]
+    pub non_masquerade_cidr: Vec<String>,
     /// DNS domain of the cluster [default: cluster.local]
     #[arg(long, value_name = "DOMAIN")]
     pub cluster_domain: Option<String>,
@@ -88,6 +92,10 @@ pub(crate) struct Options {
     /// How packets reach other nodes' pods [default: auto: direct on a shared link, else VXLAN]
     #[arg(long, value_name = "auto|direct|vxlan")]
     pub overlay: Option<Overlay>,
+    /// Where packets for services are handled in the network card's driver (XDP): `auto` on links with a wire, `off`
+    /// nowhere, `always` on veth links, too, whose other ends must then finish checksums [default: auto]
+    #[arg(long, value_name = "auto|off|always")]
+    pub xdp: Option<Xdp>,
 }
 
 /// See [`Options::socket_hooks`].
@@ -107,6 +115,16 @@ pub(crate) enum Overlay {
     Auto,
     Direct,
     Vxlan,
+}
+
+/// See [`Options::xdp`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Xdp {
+    #[default]
+    Auto,
+    Off,
+    Always,
 }
 
 /// See [`Options::containerd`].
@@ -133,6 +151,8 @@ pub(crate) struct Config {
     /// One or two, the default family first.
     pub service_cidrs: Vec<Cidr>,
     pub node_prefixes: NodePrefixes,
+    /// Destinations that pods reach with their own address.
+    pub unmasqueraded: Vec<Cidr>,
     pub cluster_domain: String,
     pub dns_upstreams: Vec<SocketAddr>,
     pub etcd: Vec<String>,
@@ -140,6 +160,7 @@ pub(crate) struct Config {
     pub node_port: u16,
     pub socket_hooks: SocketHooks,
     pub overlay: Overlay,
+    pub xdp: Xdp,
 }
 
 impl Options {
@@ -178,6 +199,7 @@ impl Options {
             pod_cidrs,
             service_cidrs,
             node_prefixes,
+            unmasqueraded: addresses::unmasqueraded("nonMasqueradeCidr", &all.non_masquerade_cidr)?,
             cluster_domain: all.cluster_domain.unwrap_or_else(|| "cluster.local".into()),
             dns_upstreams: upstreams(&all.dns_upstream)?,
             etcd: all.etcd,
@@ -189,6 +211,7 @@ impl Options {
             node_port: all.node_port.unwrap_or(10250),
             socket_hooks: all.socket_hooks.unwrap_or_default(),
             overlay: all.overlay.unwrap_or_default(),
+            xdp: all.xdp.unwrap_or_default(),
         })
     }
 
@@ -207,6 +230,7 @@ impl Options {
             service_cidr: self.service_cidr.or(file.service_cidr),
             node_cidr_mask_size_ipv4: self.node_cidr_mask_size_ipv4.or(file.node_cidr_mask_size_ipv4),
             node_cidr_mask_size_ipv6: self.node_cidr_mask_size_ipv6.or(file.node_cidr_mask_size_ipv6),
+            non_masquerade_cidr: list(self.non_masquerade_cidr, file.non_masquerade_cidr),
             cluster_domain: self.cluster_domain.or(file.cluster_domain),
             dns_upstream: list(self.dns_upstream, file.dns_upstream),
             etcd: list(self.etcd, file.etcd),
@@ -214,6 +238,7 @@ impl Options {
             node_port: self.node_port.or(file.node_port),
             socket_hooks: self.socket_hooks.or(file.socket_hooks),
             overlay: self.overlay.or(file.overlay),
+            xdp: self.xdp.or(file.xdp),
         }
     }
 }
@@ -368,6 +393,7 @@ mod tests {
         assert_eq!(joined(&config.service_cidrs), "fd00:2::/108,10.2.0.0/16");
         assert_eq!(config.node_prefixes, NodePrefixes { v4: 26, v6: 64 });
         assert_eq!(config.bind.to_string(), "[::]:6443");
+        assert_eq!(joined(&config.unmasqueraded), "169.254.0.0/16,fe80::/10");
         let addresses: Vec<String> = config.server_addresses().iter().map(IpAddr::to_string).collect();
         assert_eq!(addresses, ["2001:db8::1", "192.0.2.1"]);
     }

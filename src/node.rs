@@ -186,6 +186,7 @@ async fn agent_config(config: &Config, api: api::Config) -> Result<sluice_agent:
         runtime: runtime_config(config, containerd_socket(config).await),
         network: network_config(config),
         dataplane: Some(dataplane_config(config)?),
+        unmasqueraded: config.unmasqueraded.clone(),
         peer_path: match config.overlay {
             Overlay::Auto => PeerPath::Auto,
             Overlay::Direct => PeerPath::Direct,
@@ -220,5 +221,10 @@ fn dataplane_config(config: &Config) -> Result<sluice_dataplane::Config> {
         pod_range: None,
         cluster_range: None,
         uplinks: sluice_dataplane::Uplinks::Every { except: OWN_LINKS.map(String::from).to_vec() },
+        xdp: match config.xdp {
+            config::Xdp::Auto => sluice_dataplane::Xdp::Auto,
+            config::Xdp::Off => sluice_dataplane::Xdp::Off,
+            config::Xdp::Always => sluice_dataplane::Xdp::Always,
+        },
     })
 }

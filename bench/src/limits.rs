@@ -58,3 +58,27 @@ pub(crate) const PACKET_NEW_RUNS: usize = 3;
 pub(crate) const PACKETS_NEW: u32 = 32_768;
 /// Services that stand in the tables without being asked for.
 pub(crate) const PACKET_SERVICES: u32 = 1_000;
+/// Numbers of services that sockets are measured with.
+pub(crate) const CALL_SERVICES: [u32; 3] = [10, 1_000, 10_000];
+/// Rounds in which all ways to a service take turns.
+pub(crate) const CALL_ROUNDS: usize = 50;
+/// How long each way is used in a round.
+pub(crate) const CALL_SLICE: Duration = Duration::from_millis(40);
+/// A client gives up after so many failures in a slice.
+pub(crate) const CALL_FAILURES: u64 = 20;
+/// Threads of a server: connections that it serves at once.
+pub(crate) const CALL_SERVERS: usize = 4;
+/// Longest that a proxy's rules may take to come into effect, in seconds.
+pub(crate) const RULES_SECONDS: u32 = 180;
+/// Services that the data plane's user space is measured with.
+pub(crate) const CONTROL_SERVICES: u32 = 10_000;
+/// Changes of one endpoint each.
+pub(crate) const CONTROL_CHANGES: u32 = 300;
+/// Between two of them.
+pub(crate) const CONTROL_PAUSE: Duration = Duration::from_millis(20);
+/// Restarts.
+pub(crate) const CONTROL_RESTARTS: u32 = 5;
+/// Between two of them, and before the memory is read.
+pub(crate) const CONTROL_SETTLE: Duration = Duration::from_secs(2);
+/// Longest until the kernel's map says what it should.
+pub(crate) const CONTROL_PATIENCE: Duration = Duration::from_secs(20);

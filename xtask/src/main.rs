@@ -48,7 +48,7 @@ enum Task {
     Codegen,
     /// Check the repository's own rules
     Tidy,
-    /// What CI runs: formatting, clippy, all tests
+    /// What CI runs: formatting, clippy, all tests, the second kernel
     Ci,
 }
 

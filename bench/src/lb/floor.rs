@@ -57,11 +57,14 @@ pub(super) struct Run {
 pub(super) struct Bench {
     ebpf: Ebpf,
     round: Array<MapData, Round>,
+    /// Where an XDP program's packets come in.
+    link: u32,
 }
 
 impl Bench {
-    /// Loads the object that `cargo xtask ebpf` makes (`SLUICE_BENCH_OBJECT` names another).
-    pub(super) fn load() -> Result<Bench> {
+    /// Loads the object that `cargo xtask ebpf` makes (`SLUICE_BENCH_OBJECT` names another). XDP
+    /// programs see packets come in on `link`, whose driver has to run one.
+    pub(super) fn load(link: u32) -> Result<Bench> {
         let path = std::env::var_os("SLUICE_BENCH_OBJECT")
             .map_or_else(|| sluice_e2e::target().join("ebpf/sluice-ebpf-bench"), PathBuf::from);
         if !path.exists() {
@@ -89,7 +92,7 @@ impl Bench {
             map.insert(FLOOR_KEY, 0, 0)?;
         }
         let round = Array::try_from(ebpf.take_map("round").context("the object has no round")?)?;
-        Ok(Bench { ebpf, round })
+        Ok(Bench { ebpf, round, link })
     }
 
     pub(super) fn floors(&self, kind: Kind) -> Result<Floors> {
@@ -104,8 +107,8 @@ impl Bench {
         self.round.set(0, round, 0).context("tell the wrapper what to restore")
     }
 
-    /// Runs a program on `repeat` packets. `link` is where an XDP program's packets come in.
-    pub(super) fn run(&mut self, kind: Kind, target: &ProgramFd, frame: &[u8], link: u32, repeat: u32) -> Result<Run> {
+    /// Runs a program on `repeat` packets.
+    pub(super) fn run(&mut self, kind: Kind, target: &ProgramFd, frame: &[u8], repeat: u32) -> Result<Run> {
         let names = kind.names();
         let mut targets = ProgramArray::try_from(self.ebpf.map_mut(names.target).context("the object has targets")?)?;
         targets.set(0, target, 0).context("put the program behind the wrapper")?;
@@ -113,7 +116,7 @@ impl Bench {
         let mut options = TestRunOptions::new();
         // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
         let length = u32::try_from(frame.len())?;
-        let context: Vec<u8> = [0, length, 0, link, 0, 0].into_iter().flat_map(u32::to_ne_bytes).collect();
+        let context: Vec<u8> = [0, length, 0, self.link, 0, 0].into_iter().flat_map(u32::to_ne_bytes).collect();
         options.data_in = Some(frame);
         options.data_out = Some(&mut out);
         options.repeat = repeat;
@@ -121,9 +124,7 @@ impl Bench {
         let result = match kind {
             Kind::Tc => <&mut SchedClassifier>::try_from(program)?.test_run(options),
             Kind::Xdp => {
-                if link != 0 {
-                    options.ctx_in = Some(&context);
-                }
+                options.ctx_in = Some(&context);
                 <&mut Xdp>::try_from(program)?.test_run(options)
             }
         }

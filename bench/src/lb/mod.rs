@@ -4,11 +4,16 @@
 //! It needs no cluster: the data plane is fed by its own compiler and planner, in a private network and mount namespace that
 //! end with the process. Comparisons are ratios within one run.
 
+mod api;
+pub(crate) mod call;
 mod cases;
+pub(crate) mod control;
 mod floor;
 mod frame;
 mod packets;
 mod place;
+mod rules;
+mod sockets;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
@@ -29,14 +34,20 @@ pub(crate) struct Options {
 enum Part {
     /// Nanoseconds per packet in each program
     Packets,
+    /// Connections to Services beside direct ones and kube-proxy's rules
+    Sockets,
+    /// Changes, restart and memory of the data plane's user space
+    Control,
 }
 
 impl Part {
-    const ALL: [Part; 1] = [Part::Packets];
+    const ALL: [Part; 3] = [Part::Packets, Part::Sockets, Part::Control];
 
     fn measure(self, place: &place::Place) -> Result<Measured> {
         match self {
             Part::Packets => packets::run(place),
+            Part::Sockets => sockets::run(place),
+            Part::Control => control::run(place),
         }
     }
 }

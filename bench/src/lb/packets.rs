@@ -8,10 +8,6 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use anyhow::{Context, Result, bail};
 use aya::programs::ProgramFd;
-use nix::{
-    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
-    unistd::Pid,
-};
 use sluice_dataplane::{
     Dataplane,
     model::{Endpoint, Protocol, Service, ServicePort, Slice, SlicePort, Snapshot},
@@ -21,7 +17,7 @@ use sluice_ebpf_common::bench::Round;
 use super::cases::{CASES, Case, EXHAUSTED, EXHAUSTED_TIMES, Flows, Kind, Makes, NEW, PROMISES};
 use super::floor::{Bench, Floors};
 use super::frame::{ACK, SYN, ends};
-use super::place::Place;
+use super::place::{Place, on_one_cpu};
 use crate::{
     lab::say,
     limits,
@@ -46,7 +42,8 @@ pub(super) fn run(place: &Place) -> Result<Measured> {
 
 fn measure(place: &Place, dataplane: &Dataplane) -> Result<Measured> {
     dataplane.apply(&services())?;
-    let mut bench = Bench::load()?;
+    let link = nix::net::if_::if_nametoindex(super::place::UPLINK).context("find the uplink")?;
+    let mut bench = Bench::load(link)?;
     let floors = [bench.floors(Kind::Tc)?, bench.floors(Kind::Xdp)?];
     let mut times = Times::default();
     let mut missing = Vec::new();
@@ -108,7 +105,7 @@ fn floors(bench: &mut Bench, kind: Kind, floors: &Floors, times: &mut Times) -> 
     for _ in 0..limits::PACKET_RUNS {
         for (least, (_, program)) in least.iter_mut().zip(named) {
             let program = program.unwrap_or(&floors.empty);
-            *least = least.min(bench.run(kind, program, &frame, 0, limits::PACKETS)?.time);
+            *least = least.min(bench.run(kind, program, &frame, limits::PACKETS)?.time);
         }
     }
     for (time, (what, program)) in least.into_iter().zip(named) {
@@ -135,9 +132,9 @@ fn one(bench: &mut Bench, dataplane: &Dataplane, case: &Case, program: &ProgramF
             dataplane.forget_flows()?;
         }
         bench.set(&Round { next, ..round })?;
-        wrapper = wrapper.min(bench.run(case.kind, &floors.empty, &frame, 0, packets)?.time);
+        wrapper = wrapper.min(bench.run(case.kind, &floors.empty, &frame, packets)?.time);
         bench.set(&Round { next, ..round })?;
-        least = least.min(bench.run(case.kind, program, &frame, 0, packets)?.time);
+        least = least.min(bench.run(case.kind, program, &frame, packets)?.time);
         next = next.wrapping_add(packets);
     }
     Ok(least - wrapper)
@@ -148,7 +145,7 @@ fn prepare(bench: &mut Bench, case: &Case, program: &ProgramFd, frame: &[u8]) ->
     let known = |mask: u32| case.frame.round(SYN, mask);
     let mut warm = |round: &Round, flags: u8, packets: u32| -> Result<()> {
         bench.set(&Round { template: case.frame.round(flags, 0).template, ..*round })?;
-        bench.run(case.kind, program, frame, 0, packets).map(drop)
+        bench.run(case.kind, program, frame, packets).map(drop)
     };
     match case.flows {
         Flows::Known(count) => {
@@ -170,7 +167,7 @@ fn prepare(bench: &mut Bench, case: &Case, program: &ProgramFd, frame: &[u8]) ->
 
 /// Refuses to measure anything else than what the case says.
 fn check(bench: &mut Bench, case: &Case, program: &ProgramFd, frame: &[u8]) -> Result<()> {
-    let run = bench.run(case.kind, program, frame, 0, 1)?;
+    let run = bench.run(case.kind, program, frame, 1)?;
     let dropped = run.verdict == if case.kind == Kind::Tc { DROPPED_TC } else { DROPPED_XDP };
     let (source, destination) = ends(&run.frame).context("the frame is too short")?;
     let (_, asked) = ends(frame).context("the frame is too short")?;
@@ -245,17 +242,4 @@ fn add(snapshot: &mut Snapshot, name: &str, cluster: [u8; 4], node_port: u16, ba
     };
     snapshot.services.insert(("bench".into(), name.into()), service);
     snapshot.slices.insert(("bench".into(), name.into()), slice);
-}
-
-/// Keeps this thread on the last CPU it may use, where the least else happens.
-fn on_one_cpu<R>(act: impl FnOnce() -> Result<R>) -> Result<R> {
-    let this = Pid::from_raw(0);
-    let before = sched_getaffinity(this).context("ask for the CPUs")?;
-    let last = (0..CpuSet::count()).rev().find(|cpu| before.is_set(*cpu).unwrap_or(false));
-    let mut one = CpuSet::new();
-    one.set(last.context("no CPU may be used")?)?;
-    sched_setaffinity(this, &one).context("stay on one CPU")?;
-    let done = act();
-    sched_setaffinity(this, &before).context("use all CPUs again")?;
-    done
 }

@@ -9,9 +9,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use nix::{
     mount::{MsFlags, mount},
-    sched::{CloneFlags, unshare},
+    sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unshare},
+    unistd::Pid,
 };
-use sluice_dataplane::{Config, Dataplane, Uplinks};
+use sluice_dataplane::{Config, Dataplane, Uplinks, Xdp};
 use sluice_e2e::run;
 
 use crate::lab::Interrupts;
@@ -54,11 +55,17 @@ impl Place {
         run(&format!("ip address add {a}.{b}.{c}.{d}/24 dev {UPLINK}"))?;
         run(&format!("ip link set {OUTSIDE} up"))?;
         run(&format!("ip link set {UPLINK} up"))?;
+        fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("forward packets")?;
         // Nobody answers on the other end: it is never asked.
         run(&format!("ip neighbour replace {NEIGHBOUR} lladdr 02:00:00:00:00:02 dev {UPLINK} nud permanent"))?;
         run(&format!("ip route add 10.245.0.0/16 via {NEIGHBOUR}"))?;
         run(&format!("ip route add default via {NEIGHBOUR}"))?;
         Ok(place)
+    }
+
+    /// The cgroup whose sockets are translated.
+    pub(super) fn cgroup(&self) -> &Path {
+        &self.cgroup
     }
 
     /// A data plane of a node here. Pods are in 10.244.0.0/16, other nodes' pods in 10.245.0.0/16.
@@ -67,17 +74,23 @@ impl Place {
     }
 
     pub(super) fn config(&self) -> Result<Config> {
-        Ok(Config {
-            node: "here".into(),
-            cgroup: Some(self.cgroup.clone()),
-            pin_dir: "/sys/fs/bpf/bench".into(),
-            node_addresses: vec![NODE.into()],
-            node_ports: 30000..=32767,
-            pod_range: Some("10.244.0.0/16".parse().map_err(anyhow::Error::msg)?),
-            cluster_range: Some("10.244.0.0/15".parse().map_err(anyhow::Error::msg)?),
-            uplinks: Uplinks::Named(vec![UPLINK.into()]),
-        })
+        config(&self.cgroup)
     }
+}
+
+/// The data plane of a node here.
+pub(super) fn config(cgroup: &Path) -> Result<Config> {
+    Ok(Config {
+        node: "here".into(),
+        cgroup: Some(cgroup.to_path_buf()),
+        pin_dir: "/sys/fs/bpf/bench".into(),
+        node_addresses: vec![NODE.into()],
+        node_ports: 30000..=32767,
+        pod_range: Some("10.244.0.0/16".parse().map_err(anyhow::Error::msg)?),
+        cluster_range: Some("10.244.0.0/15".parse().map_err(anyhow::Error::msg)?),
+        uplinks: Uplinks::Named(vec![UPLINK.into()]),
+        xdp: Xdp::Always,
+    })
 }
 
 impl Drop for Place {
@@ -104,4 +117,17 @@ fn cgroup_root() -> Result<PathBuf> {
     let line = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"));
     let path = line.and_then(|line| line.split(' ').nth(1));
     path.map(PathBuf::from).context("no cgroup v2 tree is mounted")
+}
+
+/// Keeps this thread, and those that it starts meanwhile, on the last CPU it may use, where the least else happens.
+pub(super) fn on_one_cpu<R>(act: impl FnOnce() -> Result<R>) -> Result<R> {
+    let this = Pid::from_raw(0);
+    let before = sched_getaffinity(this).context("ask for the CPUs")?;
+    let last = (0..CpuSet::count()).rev().find(|cpu| before.is_set(*cpu).unwrap_or(false));
+    let mut one = CpuSet::new();
+    one.set(last.context("no CPU may be used")?)?;
+    sched_setaffinity(this, &one).context("stay on one CPU")?;
+    let done = act();
+    sched_setaffinity(this, &before).context("use all CPUs again")?;
+    done
 }

@@ -22,8 +22,8 @@ macro_rules! reasons {
 reasons! {
     /// A service without endpoints was asked for; the kernel answers as for a closed port.
     NoEndpoint = 0, "the service has no ready endpoint";
-    /// A later fragment of a packet that would have to be translated.
-    Fragment = 1, "fragments of translated packets are not supported yet";
+    /// A later fragment that came before the first one, or after it was forgotten; only the first one has the ports.
+    Fragment = 1, "a later fragment came before the first one, which alone has the ports";
     /// The flow map is full.
     FlowsFull = 2, "the flow map is full";
     /// Every probed masquerade port towards that destination is taken.

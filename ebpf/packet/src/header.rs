@@ -7,8 +7,8 @@ use crate::{Covered, Packet, sctp};
 /// Bytes before the IP header.
 pub const ETHERNET: u32 = 14;
 
-const ETHERTYPE_IPV4: u16 = 0x0800_u16.to_be();
-const ETHERTYPE_IPV6: u16 = 0x86dd_u16.to_be();
+pub(crate) const ETHERTYPE_IPV4: u16 = 0x0800_u16.to_be();
+pub(crate) const ETHERTYPE_IPV6: u16 = 0x86dd_u16.to_be();
 const IP_CHECKSUM: u32 = 10;
 const IP_SOURCE: u32 = 12;
 const IP_DESTINATION: u32 = 16;
@@ -23,9 +23,9 @@ const ICMP_IDENTIFIER: u32 = 4;
 /// An ICMP error quotes the packet it is about after this many bytes.
 const ICMP_QUOTE: u32 = 8;
 
-const FIN: u8 = 0x01;
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
+pub(crate) const FIN: u8 = 0x01;
+pub(crate) const SYN: u8 = 0x02;
+pub(crate) const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
 
 /// What the transport part allows.
@@ -128,6 +128,12 @@ impl Header {
         self.protocol == protocol::TCP || self.protocol == protocol::SCTP
     }
 
+    /// A fragment of something that can be translated.
+    #[inline(always)]
+    pub(crate) fn is_fragment(&self) -> bool {
+        self.part.is_fragment() && !matches!(self.kind, Kind::Other | Kind::IcmpError)
+    }
+
     /// An echo request, whose identifier stands for the source port.
     #[inline(always)]
     pub(crate) fn is_echo(&self) -> bool {
@@ -145,7 +151,7 @@ impl Header {
 
 /// Reads the headers; `None` for anything that is not whole IPv4 or IPv6.
 #[inline(always)]
-pub fn parse<P: Packet>(packet: &P) -> Option<Header> {
+pub(crate) fn parse<P: Packet>(packet: &P) -> Option<Header> {
     let start = match packet.ethertype() {
         ETHERTYPE_IPV4 => start_v4(packet, ETHERNET)?,
         ETHERTYPE_IPV6 => start_v6(packet, ETHERNET)?,
@@ -388,6 +394,10 @@ fn write_end<P: Packet>(packet: &mut P, header: &Header, end: End, address: &Add
     };
     let transport = u32::from(header.transport);
     let checksum = transport + checksum;
+    if header.part.is_later() {
+        // The first one's checksum covers all of it.
+        return write_address(packet, header, end, old_address, address);
+    }
     if header.v4 {
         let (from, to) = (old_address.last(), address.last());
         if from != to {

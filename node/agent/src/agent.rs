@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use kube::Client;
 use sluice_dataplane::Dataplane;
-use sluice_network::{Network, PeerPath};
+use sluice_network::{Cidr, Network, PeerPath};
 use sluice_runtime::{Event, Runtime};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -43,6 +43,8 @@ pub struct Config {
     pub network: sluice_network::Config,
     /// Without one, Services do not work; its `pod_range` and `cluster_range` are filled in here.
     pub dataplane: Option<sluice_dataplane::Config>,
+    /// Ranges outside of the cluster that pods' packets go to with the pod's own address.
+    pub unmasqueraded: Vec<Cidr>,
     pub peer_path: PeerPath,
     /// `cluster.local`.
     pub cluster_domain: String,
@@ -260,6 +262,10 @@ async fn until(shutdown: CancellationToken, work: impl Future<Output = ()>) {
     }
 }
 
+fn dataplane_range(cidr: &Cidr) -> Option<sluice_dataplane::Range> {
+    sluice_dataplane::Range::new(cidr.addr(), cidr.prefix())
+}
+
 /// This node's labels as a channel of their own.
 fn labels(
     nodes: &watch::Sender<NodesView>,
@@ -354,11 +360,12 @@ impl Routes {
     async fn set_ranges(&self, view: &NodesView) -> Result<()> {
         self.network.set_pod_cidrs(view.ranges.clone()).await?;
         let Some(dataplane) = &self.dataplane else { return Ok(()) };
+        let excluded: Vec<_> = self.config.unmasqueraded.iter().filter_map(dataplane_range).collect();
+        dataplane.set_unmasqueraded(&excluded)?;
         for own in &view.ranges {
-            let same = |all: &&sluice_network::Cidr| all.addr().is_ipv4() == own.addr().is_ipv4();
+            let same = |all: &&Cidr| all.addr().is_ipv4() == own.addr().is_ipv4();
             let all = self.config.network.cluster_cidrs.iter().find(same).unwrap_or(own);
-            let range = |cidr: &sluice_network::Cidr| sluice_dataplane::Range::new(cidr.addr(), cidr.prefix());
-            if let (Some(own), Some(all)) = (range(own), range(all)) {
+            if let (Some(own), Some(all)) = (dataplane_range(own), dataplane_range(all)) {
                 dataplane.set_pod_ranges(own, all)?;
             }
         }

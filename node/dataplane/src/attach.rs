@@ -21,7 +21,7 @@ use aya::programs::{
 use aya::util::KernelVersion;
 
 use crate::pins::Pins;
-use crate::{Error, sys};
+use crate::{Error, sys, wire};
 
 /// Programs on socket addresses, all attached to one cgroup.
 pub(crate) const SOCKET_PROGRAMS: [&str; 8] =
@@ -70,6 +70,7 @@ pub(crate) fn load_programs(ebpf: &mut Ebpf) -> Result<(), Error> {
     for (name, _) in UPLINK_PROGRAMS.into_iter().chain(POD_PROGRAMS) {
         traffic_program(ebpf, name)?.load().map_err(|error| Error::ebpf(format!("load the program {name}"), error))?;
     }
+    wire::load(ebpf);
     Ok(())
 }
 
@@ -246,6 +247,12 @@ pub(crate) fn take_over(ebpf: &mut Ebpf, pins: &Pins) -> Result<(), Error> {
     for name in pins.link_names() {
         let Some((program_name, index)) = name.rsplit_once('-') else { continue };
         let Ok(index) = index.parse::<u32>() else { continue };
+        if program_name == wire::PROGRAM {
+            if let Some(fd) = wire::program(ebpf).and_then(|program| program.fd().ok()) {
+                replace(&pins.link(&name), |target| target.link_index() == index, fd.as_fd())?;
+            }
+            continue;
+        }
         if !UPLINK_PROGRAMS.iter().any(|(known, _)| *known == program_name) {
             continue;
         }
@@ -257,7 +264,7 @@ pub(crate) fn take_over(ebpf: &mut Ebpf, pins: &Pins) -> Result<(), Error> {
 }
 
 /// Puts a program behind a pinned link if the link is still attached where it should be; otherwise the pin is removed.
-fn replace(
+pub(crate) fn replace(
     pin: &Path,
     right: impl Fn(sys::LinkTarget) -> bool,
     program: std::os::fd::BorrowedFd<'_>,
@@ -307,6 +314,11 @@ impl Link {
             return Err(missing(io::Error::from_raw_os_error(libc::ENXIO)));
         }
         Ok(Link { index, name: name.to_string_lossy().into_owned() })
+    }
+
+    /// A link's name, for people.
+    pub(crate) fn name_of(index: u32) -> String {
+        Link::by_index(index).map_or_else(|_| format!("link {index}"), |link| link.name)
     }
 
     /// Every link of this namespace.

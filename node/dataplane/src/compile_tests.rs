@@ -177,6 +177,42 @@ fn topology() {
     }
 }
 
+/// Last bytes of the addresses of the frontend at the node port: those that take connections, those that end, weights.
+type Answers = (Vec<u8>, Vec<u8>, Option<Vec<u16>>);
+
+fn at_node_port(service: Service, endpoints: Vec<Endpoint>, scope: Scope) -> Answers {
+    let desired = compile(&snapshot(service, endpoints));
+    let port = |key: &FrontendKey| key.port == 30080_u16.to_be() && key.scope == scope as u8;
+    let frontend = desired.frontends.iter().find(|(key, _)| port(key)).unwrap().1;
+    let last = |list: &[Backend]| list.iter().map(|backend| backend.address.last().to_ne_bytes()[3]).collect();
+    (last(&frontend.backends), last(&frontend.draining), frontend.weights.as_ref().map(|weights| weights.to_vec()))
+}
+
+#[test]
+fn who_takes_new_connections_and_who_keeps_the_old() {
+    let weighed = |last: u8, weight: u16| Endpoint { weight: Some(weight), ..endpoint(last, "ready", "a") };
+    let ready = |last: u8| endpoint(last, "ready", "a");
+    let equal = Some(vec![]);
+    let cases: Vec<(Vec<Endpoint>, Answers)> = vec![
+        (vec![ready(1), ready(2)], (vec![1, 2], vec![], equal.clone())),
+        (vec![ready(1)], (vec![1], vec![], None)),
+        (vec![ready(1), ready(2), endpoint(3, "draining", "b")], (vec![1, 2], vec![3], equal.clone())),
+        (vec![endpoint(3, "draining", "b")], (vec![3], vec![], None)),
+        (vec![weighed(1, 3), ready(2)], (vec![1, 2], vec![], Some(vec![3, 1]))),
+        (vec![weighed(1, 3), weighed(2, 3)], (vec![1, 2], vec![], equal.clone())),
+        (vec![weighed(1, 0), ready(2), ready(3)], (vec![2, 3], vec![1], equal.clone())),
+        (vec![weighed(1, 0), weighed(2, 0)], (vec![1, 2], vec![], equal)),
+    ];
+    for (endpoints, expected) in cases {
+        let inside = (expected.0.clone(), expected.1.clone(), None);
+        assert_eq!(at_node_port(web(), endpoints.clone(), Scope::External), expected, "{endpoints:?}");
+        assert_eq!(at_node_port(web(), endpoints, Scope::Internal), inside, "inside any will do");
+    }
+    let local = Service { external_local: true, ..web() };
+    let there = vec![ready(1), endpoint(2, "draining", "a"), endpoint(3, "draining", "b"), endpoint(4, "ready", "b")];
+    assert_eq!(at_node_port(local, there, Scope::External), (vec![1], vec![2], None));
+}
+
 #[test]
 fn both_families_have_their_own_endpoints() {
     let mut service = web();

@@ -40,5 +40,10 @@ pub(crate) const HEALTH_PORT: u16 = 10_256;
 /// How long a health check may take to ask.
 pub(crate) const HEALTH_PATIENCE: Duration = Duration::from_secs(5);
 
+/// The largest weight of an endpoint.
+pub(crate) const WEIGHT: u16 = 1_000;
+
 /// Problems kept for `status`.
 pub(crate) const PROBLEMS: usize = 32;
+/// Places that pods' packets go to with the pod's own address.
+pub const UNMASQUERADED: usize = 64;

@@ -81,6 +81,7 @@ impl Dataplane {
             Uplinks::Every { except } => link.ethernet && !is_pod(name, except),
             Uplinks::Named(names) => names.iter().any(|known| known == name),
         };
+        self.change_settings(|settings| settings.epoch = settings.epoch.wrapping_add(1))?;
         if !configured.iter().any(IpAddr::is_ipv6) {
             let six = links.iter().filter(|(name, link)| is_uplink(name, link)).find_map(|(_, link)| source(link, 6));
             let six = six.map_or_else(Address::default, |(_, six)| six);

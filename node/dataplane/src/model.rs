@@ -148,6 +148,8 @@ pub struct Endpoint {
     pub for_zones: Vec<String>,
     /// Nodes that should use it.
     pub for_nodes: Vec<String>,
+    /// Its part of new external connections, beside the others' (1 by default); 0 for none.
+    pub weight: Option<u16>,
 }
 
 /// A pod of this node with host ports.

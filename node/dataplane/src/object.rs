@@ -14,11 +14,20 @@ pub(crate) fn load(pins: &Pins, processors: u32) -> Result<Ebpf, Error> {
     let mut loader = EbpfLoader::new();
     loader.map_max_entries(maps::SERVICE_COUNTERS, limits::SERVICES * processors);
     loader.map_max_entries(maps::BACKEND_COUNTERS, limits::BACKENDS * processors);
+    let buckets = buckets(processors);
+    loader.map_max_entries(maps::CACHE4, buckets * processors);
+    loader.map_max_entries(maps::CACHE6, buckets / 2 * processors);
     loader.verifier_log_level(VerifierLogLevel::STATS);
     for name in maps::ALL {
         loader.map_pin_path(name, pins.map(name));
     }
     loader.load(OBJECT).map_err(|error| Error::ebpf("load the eBPF object", error))
+}
+
+/// Buckets of the flow cache for each processor: a power of two. IPv6 has half of them.
+pub(crate) fn buckets(processors: u32) -> u32 {
+    let share = (limits::CACHE_BUCKETS / processors.max(1)).max(2);
+    (1 << share.ilog2()).min(limits::CACHE_BUCKETS_EACH)
 }
 
 /// Opens a pinned map.
