@@ -5,6 +5,8 @@ use sluice_ebpf_common::{
     FrontendKey, RangeKey, Reason, Settings,
 };
 
+use crate::header::Header;
+
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -38,7 +40,7 @@ pub enum InsertError {
     Full,
 }
 
-/// A new flow while it is made. The kernel's stack is too small for it.
+/// A new flow while it is made, and the packet that an ICMP error quotes. The kernel's stack is too small for them.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Scratch {
@@ -48,6 +50,8 @@ pub struct Scratch {
     pub reply: FlowKey,
     /// What is inserted.
     pub flow: Flow,
+    /// What an ICMP error quotes.
+    pub quote: Header,
 }
 
 /// A packet's bytes, from its Ethernet header on. Every function returns `None` where the packet ends too early or the kernel

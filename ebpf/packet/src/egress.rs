@@ -159,7 +159,7 @@ fn allocate<M: Maps>(
 ) -> Result<(Address, u16), Reason> {
     let address = *address;
     let now = maps.now();
-    let Scratch { key, reply, flow } = scratch;
+    let Scratch { key, reply, flow, .. } = scratch;
     *key = flow::key(header, FlowKind::Masquerade);
     *flow = Flow {
         other: *key,
