@@ -89,6 +89,19 @@ pub(crate) fn check(pods: &[Cidr], services: &[Cidr], nodes: NodePrefixes) -> Re
     Ok(())
 }
 
+/// Pods reach the API server through a Service of the first family: it needs an address of that family behind it.
+pub(crate) fn reached(services: &[Cidr], server: &[IpAddr]) -> Result<()> {
+    let Some(first) = services.first() else { return Ok(()) };
+    if server.is_empty() || server.iter().any(|ip| ip.is_ipv4() == first.addr().is_ipv4()) {
+        return Ok(());
+    }
+    let own = server.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ");
+    bail!(
+        "serviceCidr: pods will look for the API server at an address of {first}, but it has {own} alone: give it one of that \
+         family (--node-ip or --advertise), or put the other family's range first"
+    )
+}
+
 fn range(field: &str, text: &str) -> Result<Cidr> {
     text.trim().parse().map_err(|error| anyhow::anyhow!("{field}: {text:?} is no address range: {error}"))
 }
@@ -161,6 +174,19 @@ mod tests {
             let got = outcome(node_ips("nodeIp", text));
             assert!(got.contains(expected), "{text}: {got}");
         }
+    }
+
+    #[test]
+    fn the_api_server_has_an_address_of_the_first_family() {
+        for (services, server, expected) in [
+            ("10.96.0.0/16", "192.0.2.1", "fine"),
+            ("fd00::/108,10.96.0.0/16", "192.0.2.1,2001:db8::1", "fine"),
+            ("fd00::/108,10.96.0.0/16", "192.0.2.1", "at an address of fd00::/108, but it has 192.0.2.1 alone"),
+        ] {
+            let got = outcome(reached(&ranges("s", services).unwrap(), &node_ips("n", server).unwrap()));
+            assert!(got.contains(expected), "{services} {server}: {got}");
+        }
+        assert_eq!(outcome(reached(&ranges("s", "fd00::/108").unwrap(), &[])), "fine");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use sluice_store::{DynEngine, Engine as _, embedded::Embedded, etcd::Etcd};
 use tokio::net::TcpListener;
 
 use crate::{
+    addresses,
     config::{Config, joined},
     daemon::Parts,
     machine,
@@ -19,6 +20,7 @@ const OLDEST_ETCD: (u32, u32) = (3, 4);
 
 /// Starts everything and returns when the API server answers.
 pub(crate) async fn start(config: &Config, parts: &mut Parts) -> Result<ApiServer> {
+    addresses::reached(&config.service_cidrs, &config.server_addresses())?;
     let listener = TcpListener::bind(config.bind)
         .await
         .with_context(|| format!("cannot listen on {}; another API server may run there (--bind)", config.bind))?;

@@ -72,7 +72,7 @@ fn measure(place: &Place, own: &Node, dataplane: &Dataplane) -> Result<Measured>
     own.within(|| {
         for link in [CLIENT_LINK, SERVER_LINK] {
             let index = nix::net::if_::if_nametoindex(link)?;
-            let pod = PodInfo { namespace: "bench".into(), name: link.into() };
+            let pod = PodInfo { namespace: "bench".into(), name: link.into(), services: Default::default() };
             let netns = if link == CLIENT_LINK { own.client() } else { own.server() };
             dataplane.add_pod(index, &netns, &pod)?;
         }

@@ -13,6 +13,7 @@ mod address;
 pub mod bench;
 pub mod cache;
 mod flow;
+pub mod ports;
 mod reason;
 mod service;
 mod socket;
@@ -77,8 +78,8 @@ pub mod limits {
     pub const PODS: u32 = 4_096;
     /// Bytes of the event ring.
     pub const EVENTS: u32 = 65_536;
-    /// Ports tried for a masqueraded connection before it is refused.
-    pub const PORT_PROBES: u32 = 8;
+    /// Looks for a free port for a masqueraded connection: the first one finds it, unless another processor takes it.
+    pub const PORT_PROBES: u32 = 2;
 }
 
 /// Names of the maps, as pinned and as declared in the object.
@@ -99,6 +100,8 @@ pub mod maps {
     pub const FLOWS: &str = "flows";
     /// `FragmentKey` to `FragmentPorts`.
     pub const FRAGMENTS: &str = "fragments";
+    /// Bits of the ports that masqueraded connections have; see `ports`.
+    pub const PORTS: &str = "ports";
     /// Local addresses.
     pub const LOCALS: &str = "locals";
     /// Addresses of the other nodes.
@@ -130,7 +133,7 @@ pub mod maps {
     /// Socket storage of `SocketState`.
     pub const SOCKETS: &str = "sockets";
     /// Every pinned map.
-    pub const ALL: [&str; 23] = [
+    pub const ALL: [&str; 24] = [
         FRONTENDS,
         BACKENDS,
         SLAB,
@@ -139,6 +142,7 @@ pub mod maps {
         RANGES,
         FLOWS,
         FRAGMENTS,
+        PORTS,
         LOCALS,
         NODES,
         SOURCES,

@@ -131,6 +131,12 @@ pub trait Maps {
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;
     /// Remembers the ports of a datagram that comes in fragments.
     fn keep_fragment(&self, key: &FragmentKey, ports: &FragmentPorts);
+    /// A word of the bits of taken ports.
+    fn ports(&self, word: u32) -> Option<u64>;
+    /// Sets one of them; false if it was set.
+    fn take_port(&self, word: u32, bit: u32) -> bool;
+    /// Clears one of them.
+    fn give_port(&self, word: u32, bit: u32);
     /// Told after a flow was created.
     fn flow_created(&self);
     /// Seconds of the coarse monotonic clock.

@@ -3,7 +3,7 @@
 use sluice_ebpf_common::{Address, Flow, FlowKey, FlowKind, RangeKey, Reason, Settings, limits};
 
 use crate::header::{End, Header, Kind, parse, rewrite};
-use crate::{InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Verdict, error, flow, fragment};
+use crate::{InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Verdict, error, flow, fragment, nat};
 
 /// A packet on its way to a pod: answers of a backend get the service address back as their source; what a pod sent to
 /// itself through a service arrives from the node.
@@ -189,18 +189,20 @@ fn allocate<M: Maps>(
         kind: FlowKind::MasqueradeReply as u8,
         reserved: 0,
     };
-    let range = u64::from(settings.source_port_last.wrapping_sub(settings.source_port_first)) + 1;
     let mut free = false;
     for _ in 0..limits::PORT_PROBES {
-        let offset = ((u64::from(maps.random()) * range) >> 32) as u16;
-        reply.destination_port = settings.source_port_first.wrapping_add(offset).to_be();
+        nat::take(maps, settings, reply).ok_or(Reason::PortsExhausted)?;
         match maps.insert_flow(reply, flow) {
             Ok(()) => {
                 free = true;
                 break;
             }
+            // Left over from before; its port is taken now.
             Err(InsertError::Exists) => {}
-            Err(InsertError::Full) => return Err(Reason::FlowsFull),
+            Err(InsertError::Full) => {
+                nat::give(maps, settings, reply);
+                return Err(Reason::FlowsFull);
+            }
         }
     }
     if !free {
@@ -211,7 +213,11 @@ fn allocate<M: Maps>(
     flow.port = reply.destination_port;
     flow.packets = 1;
     flow.bytes = u64::from(bytes);
-    match flow::complete(maps, key, flow) {
+    let made = flow::complete(maps, key, flow);
+    if made.is_err() {
+        nat::give(maps, settings, reply);
+    }
+    match made {
         Ok(()) => Ok((address, flow.port)),
         // Another CPU was faster with a packet of the same connection: its port holds.
         Err(InsertError::Exists) => maps.flow(key, |flow| (flow.address, flow.port)).ok_or(Reason::FlowsFull),

@@ -190,8 +190,9 @@ pub(crate) fn known<M: Maps>(maps: &M, header: &Header, target: &mut Target, byt
 }
 
 /// Picks a backend for a new connection and records it. The target's `needs_source` says whether a backend elsewhere has to
-/// answer through this node. A function of its own in the kernel, where the stack is small.
-#[inline(never)]
+/// answer through this node. Two functions of their own in the kernel, one after the other, where the stack is small: older
+/// kernels count what each function in a chain of calls uses in steps of 32 bytes.
+#[inline(always)]
 pub(crate) fn new<M: Maps>(
     maps: &M,
     header: &Header,
@@ -199,6 +200,12 @@ pub(crate) fn new<M: Maps>(
     target: &mut Target,
     bytes: u32,
 ) -> Result<(), Reason> {
+    aim(maps, header, frontend, target)?;
+    enter(maps, header, target, bytes)
+}
+
+#[inline(never)]
+fn aim<M: Maps>(maps: &M, header: &Header, frontend: &Frontend, target: &mut Target) -> Result<(), Reason> {
     let (id, backend) = choose(maps, header, frontend)?;
     target.address = backend.address;
     target.port = backend.port;
@@ -207,15 +214,20 @@ pub(crate) fn new<M: Maps>(
     // A pod that reached itself would not answer itself.
     let elsewhere = target.needs_source && backend.flags & Backend::LOCAL == 0;
     target.needs_source = elsewhere || backend.address.same(&header.source);
-    if maps
+    Ok(())
+}
+
+#[inline(never)]
+fn enter<M: Maps>(maps: &M, header: &Header, target: &mut Target, bytes: u32) -> Result<(), Reason> {
+    let recorded = maps
         .scratch(
             #[inline(always)]
             |scratch| record(maps, header, scratch, target, bytes),
         )
-        .ok_or(Reason::FlowsFull)??
-    {
-        maps.count_service(frontend.service, |counters| counters.connections += 1);
-        maps.count_backend(id, |counters| counters.connections += 1);
+        .ok_or(Reason::FlowsFull)??;
+    if recorded {
+        maps.count_service(target.service, |counters| counters.connections += 1);
+        maps.count_backend(target.backend, |counters| counters.connections += 1);
     }
     Ok(())
 }

@@ -18,6 +18,7 @@ mod flow;
 mod fragment;
 mod header;
 mod ingress;
+mod nat;
 mod reject;
 mod sctp;
 mod service;

@@ -1,6 +1,7 @@
 //! The maps as `sluice-packet` wants them.
 #![allow(unsafe_code)]
 
+use core::arch::asm;
 use core::ptr::{addr_of, read_volatile};
 
 use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_SUCCESS, BPF_NOEXIST, bpf_fib_lookup, xdp_md};
@@ -172,6 +173,33 @@ impl Maps for Kernel {
     fn keep_fragment(&self, key: &FragmentKey, ports: &FragmentPorts) {
         // Without room the later fragments are counted.
         let _ = maps::FRAGMENTS.insert(key, ports, 0);
+    }
+
+    #[inline(always)]
+    fn ports(&self, word: u32) -> Option<u64> {
+        let word = maps::PORTS.get_ptr(word)?;
+        // SAFETY: a word of an array map.
+        Some(unsafe { read_volatile(word) })
+    }
+
+    #[inline(always)]
+    fn take_port(&self, word: u32, bit: u32) -> bool {
+        let Some(word) = maps::PORTS.get_ptr_mut(word) else { return false };
+        let mask = 1_u64 << (bit & 63);
+        let mut value = mask;
+        // SAFETY: a word of an array map, which all sides change by atomic operations. (The library has none for this target.)
+        unsafe {
+            asm!("{value} = atomic_fetch_or((u64 *)({word} + 0), {value})", value = inout(reg) value, word = in(reg) word)
+        };
+        value & mask == 0
+    }
+
+    #[inline(always)]
+    fn give_port(&self, word: u32, bit: u32) {
+        let Some(word) = maps::PORTS.get_ptr_mut(word) else { return };
+        let mask = !(1_u64 << (bit & 63));
+        // SAFETY: as above.
+        unsafe { asm!("lock *(u64 *)({word} + 0) &= {mask}", mask = in(reg) mask, word = in(reg) word) };
     }
 
     #[inline(always)]

@@ -12,7 +12,7 @@ use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Client, Error};
 use serde_json::{Value, json};
 use sluice_dataplane::{Dataplane, PodInfo, ServicePath};
-use sluice_network::Network;
+use sluice_network::{Bandwidth, Network};
 use sluice_runtime::cgroup::Qos;
 use sluice_runtime::{
     ContainerSpec, ContainerState, Credentials, ExecOutput, ExecSpec, Exit, ImageInfo, Prepared, Process, Resources,
@@ -136,6 +136,10 @@ impl PodNetwork for RealNetwork {
             added.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
         }
         Ok(PodAddress { netns: net.netns, ips: net.ips })
+    }
+
+    async fn limit(&self, uid: &str, bandwidth: Bandwidth) -> Result<(), String> {
+        self.network.limit_pod(uid, bandwidth).await.map_err(|e| e.to_string())
     }
 
     async fn delete(&self, uid: &str) -> Result<(), String> {

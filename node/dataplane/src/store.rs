@@ -52,12 +52,12 @@ fn size(pins: &Pins, name: &str) -> Result<u32, Error> {
         .map_err(|error| Error::ebpf(format!("read the size of the map {name}"), error))
 }
 
-fn descriptor(pins: &Pins, name: &str) -> Result<OwnedFd, Error> {
+pub(crate) fn descriptor(pins: &Pins, name: &str) -> Result<OwnedFd, Error> {
     let path = pins.map(name);
     sys::open_pinned(&path).map_err(|error| Error::system(format!("open {}", path.display()), error))
 }
 
-fn words(pins: &Pins, name: &str, words: usize, writable: bool) -> Result<sys::Words, Error> {
+pub(crate) fn words(pins: &Pins, name: &str, words: usize, writable: bool) -> Result<sys::Words, Error> {
     sys::Words::map(descriptor(pins, name)?.as_fd(), words, writable)
         .map_err(|error| Error::system(format!("map {name} into memory"), error))
 }

@@ -168,6 +168,13 @@ impl Words {
         })
     }
 
+    /// Clears bits of a word, which others change at the same time.
+    pub(crate) fn clear(&self, index: usize, bits: u32) {
+        if let Some(word) = self.word(index) {
+            word.fetch_and(!bits, Ordering::AcqRel);
+        }
+    }
+
     /// Writes a word; out of range is ignored, the planner never asks for it.
     pub(crate) fn set(&self, index: usize, value: u32) {
         if let Some(word) = self.word(index) {

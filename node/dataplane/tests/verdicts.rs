@@ -260,9 +260,11 @@ fn masquerade_in_the_kernel_and_back() {
 fn choose(world: &mut World, frame: &[u8]) {
     let at = if frame[12] == 8 { 34 } else { 54 };
     let port = u16::from_be_bytes([frame[at], frame[at + 1]]);
-    if port >= 61000 {
-        let range = u64::from(65535_u16 - 61000) + 1;
-        world.random = vec![((u64::from(port - 61000) << 32).div_ceil(range)) as u32];
+    if let Some(number) = u32::from(port).checked_sub(world.settings.source_port_first.into()) {
+        let ports = u32::from(world.settings.source_port_last - world.settings.source_port_first) + 1;
+        let groups = u64::from(ports.div_ceil(128));
+        let group = (u64::from(number / 128) << 32).div_ceil(groups) as u32;
+        world.random = vec![((group >> 16) + 1) << 16 | number % 64 << 8 | number / 64 % 2];
     }
 }
 
@@ -346,7 +348,7 @@ fn ceiling(program: &str) -> u32 {
     let version = (numbers.next().unwrap(), numbers.next().unwrap());
     match program {
         _ if version < (6, 6) => 100_000,
-        "uplink_xdp" => 40_000,
+        "uplink_xdp" => 44_000,
         _ => 64_000,
     }
 }

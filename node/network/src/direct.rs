@@ -141,6 +141,11 @@ impl Direct {
         self.change(RouteNetlinkMessage::NewNeighbour(message), flags, || format!("setting the neighbour {}", entry.ip))
     }
 
+    /// Gives a link a queue of another kind, or changes the one it has.
+    pub(crate) fn set_queue(&mut self, queue: RouteNetlinkMessage, what: impl Fn() -> String) -> Result<(), Error> {
+        self.change(queue, NLM_F_CREATE | NLM_F_REPLACE, what)
+    }
+
     fn change(&mut self, message: RouteNetlinkMessage, flags: u16, what: impl Fn() -> String) -> Result<(), Error> {
         self.ask(message, flags, what).map(drop)
     }

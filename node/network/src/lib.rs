@@ -29,9 +29,11 @@ mod nl;
 mod node;
 mod peers;
 mod pods;
+mod shape;
 mod sweeper;
 
 pub use cidr::Cidr;
+pub use shape::Bandwidth;
 
 /// What a node's network is made of.
 #[derive(Clone, Debug)]

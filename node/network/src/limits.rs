@@ -26,3 +26,9 @@ pub const LINK_PREFIX: &str = "slc";
 pub const VXLAN_LINK: &str = "sluice.vxlan";
 /// Group of links whose pods have ended: removed all at once (`ip link show group 20828`).
 pub const ENDED_GROUP: u32 = 0x515c;
+/// What a limited pod may send at once: so much time of its rate,
+pub const BURST_TIME: Duration = Duration::from_millis(10);
+/// and so many bytes at least, which is one packet as the kernel hands it over.
+pub const BURST_LEAST: u64 = 65_536;
+/// How long a packet may wait for its turn before it is dropped (upstream's bandwidth plugin).
+pub const QUEUE_TIME: Duration = Duration::from_millis(25);

@@ -170,7 +170,7 @@ impl Network {
         self.inner.ipam_loaded.get_or_try_init(load).await.map(drop)
     }
 
-    fn netns_path(&self, uid: &str) -> PathBuf {
+    pub(crate) fn netns_path(&self, uid: &str) -> PathBuf {
         self.inner.config.netns_dir.join(uid)
     }
 }

@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use common::{Namespace, Node};
-use sluice_network::Error;
+use sluice_network::{Bandwidth, Error};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pods_talk_to_each_other_and_to_the_node() {
@@ -205,5 +205,28 @@ async fn a_machine_with_ipv6_switched_off_is_told_so() {
     node.namespace.sysctl("net/ipv6/conf/lo/disable_ipv6", "1");
     let error = node.network.setup_node().await.unwrap_err().to_string();
     assert!(error.contains("IPv6 is switched off here: sysctl -w net.ipv6.conf.all.disable_ipv6=0"), "{error}");
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pods_traffic_is_limited_at_both_ends() {
+    let node = Node::new(Namespace::new(), "10.244.1.0/24");
+    node.network.setup_node().await.unwrap();
+    let a = node.network.create_pod("a").await.unwrap();
+    let b = node.network.create_pod("b").await.unwrap();
+    let (in_a, in_b) = (Namespace::open(&a.netns), Namespace::open(&b.netns));
+    let limits = Bandwidth { ingress: Some(80_000_000), egress: Some(40_000_000_000) };
+    // A daemon that starts again says the same again, and may say something else.
+    for first in [Bandwidth { ingress: Some(8_000), ..limits }, limits, limits] {
+        node.network.limit_pod("a", first).await.unwrap();
+    }
+    let host = node.namespace.tc(&format!("qdisc show dev {}", a.host_ifname));
+    assert!(host.contains("tbf") && host.contains("rate 80Mbit burst ") && host.contains("lat 25ms"), "{host}");
+    let inside = in_a.tc("qdisc show dev eth0");
+    assert!(inside.contains("tbf") && inside.contains("rate 40Gbit "), "{inside}");
+    assert!(!node.namespace.tc(&format!("qdisc show dev {}", b.host_ifname)).contains("tbf"));
+    assert_eq!(in_a.asks(&in_b, b.ips[0]).unwrap(), a.ips[0]);
+    assert_eq!(in_b.asks(&in_a, a.ips[0]).unwrap(), b.ips[0]);
+    node.network.limit_pod("gone", limits).await.unwrap_err();
     node.end().await;
 }

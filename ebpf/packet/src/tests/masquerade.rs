@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::string::ToString;
 
-use sluice_ebpf_common::{Reason, Scope};
+use sluice_ebpf_common::{FlowKind, Reason, Scope};
 
 use super::world::{ACK, Frame, SYN, World, mask, wire};
 use crate::{MARK_NEEDS_SOURCE, Verdict, egress_uplink, ingress};
@@ -114,6 +114,47 @@ fn ports_end_and_are_shared_between_destinations() {
     assert_eq!(send(3, OUTSIDE).0, Verdict::Drop(Reason::PortsExhausted));
     assert_eq!(send(3, "192.0.2.10:443").0, Verdict::Pass);
     assert_eq!(send(1, OUTSIDE).0, Verdict::Pass, "the old ones go on");
+}
+
+#[test]
+fn every_port_is_found_at_the_first_look() {
+    let mut world = World::new();
+    // Two groups and a part of a third one.
+    (world.settings.source_port_first, world.settings.source_port_last) = (61000, 61299);
+    world.random = (0..97).map(|step: u32| step.wrapping_mul(0x9e37_79b1)).collect();
+    world.flow_limit = 10_000;
+    let mut used = BTreeSet::new();
+    for from in 1..=300_u16 {
+        let mut frame = Frame::udp(&std::format!("10.244.0.5:{from}"), OUTSIDE, b"?");
+        assert_eq!(egress_uplink(&mut frame, &world), Verdict::Pass, "{from}");
+        used.insert(frame.ends().split_once(" > ").unwrap().0.to_string());
+    }
+    assert_eq!(used.len(), 300);
+    let looks = world.looks.get();
+    assert_eq!(
+        egress_uplink(&mut Frame::udp("10.244.0.5:999", OUTSIDE, b"?"), &world),
+        Verdict::Drop(Reason::PortsExhausted)
+    );
+    assert_eq!(world.looks.get() - looks, 1, "one look says that nothing is left");
+    // One is given back.
+    let reply = *world.flows.borrow().keys().find(|key| key.kind == FlowKind::MasqueradeReply as u8).unwrap();
+    world.flows.borrow_mut().remove(&reply);
+    crate::nat::give(&world, &world.settings, &reply);
+    let mut frame = Frame::udp("10.244.0.5:999", OUTSIDE, b"?");
+    assert_eq!(egress_uplink(&mut frame, &world), Verdict::Pass);
+    assert!(frame.ends().starts_with(&std::format!("10.1.0.1:{}", u16::from_be(reply.destination_port))));
+}
+
+#[test]
+fn a_connection_that_finds_no_room_keeps_no_port() {
+    let mut world = World::new();
+    for limit in [0, 1] {
+        world.flow_limit = limit;
+        let mut frame = Frame::udp("10.244.0.5:1", OUTSIDE, b"?");
+        assert_eq!(egress_uplink(&mut frame, &world), Verdict::Drop(Reason::FlowsFull));
+        assert!(world.ports.borrow().values().all(|word| *word == 0), "room for {limit}");
+        assert!(world.flows.borrow().is_empty());
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::vec::Vec;
 use sluice_ebpf_common::cache::{Bucket4, Bucket6};
 use sluice_ebpf_common::{
     Address, Affinity, AffinityKey, Backend, Counters, Family, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, RangeKey, Reason, Scope, Settings, protocol,
+    FrontendKey, RangeKey, Reason, Scope, Settings, ports, protocol,
 };
 
 use crate::{Bytes, Covered, Desk, ETHERNET, Fast, Header, InsertError, Maps, Packet, Route, Scratch};
@@ -413,6 +413,10 @@ pub(crate) struct World {
     pub(crate) flows: RefCell<BTreeMap<FlowKey, Flow>>,
     pub(crate) flow_limit: usize,
     fragments: RefCell<BTreeMap<FragmentKey, FragmentPorts>>,
+    scratch: RefCell<Scratch>,
+    pub(crate) ports: RefCell<BTreeMap<u32, u64>>,
+    /// How many words of them were read.
+    pub(crate) looks: Cell<usize>,
     pub(crate) services: RefCell<BTreeMap<u32, Counters>>,
     pub(crate) reasons: RefCell<Vec<Reason>>,
     /// Handed out in a row, over and over.
@@ -474,6 +478,9 @@ impl World {
             flows: RefCell::default(),
             flow_limit: 100,
             fragments: RefCell::default(),
+            scratch: RefCell::default(),
+            ports: RefCell::default(),
+            looks: Cell::new(0),
             services: RefCell::default(),
             reasons: RefCell::default(),
             random: vec![0, 1 << 30, 1 << 31, 3 << 30],
@@ -592,7 +599,7 @@ impl Maps for World {
     }
 
     fn scratch<R>(&self, with: impl FnOnce(&mut Scratch) -> R) -> Option<R> {
-        Some(with(&mut Scratch::default()))
+        Some(with(&mut self.scratch.borrow_mut()))
     }
 
     fn flow<R>(&self, key: &FlowKey, change: impl FnOnce(&mut Flow) -> R) -> Option<R> {
@@ -621,6 +628,24 @@ impl Maps for World {
 
     fn keep_fragment(&self, key: &FragmentKey, ports: &FragmentPorts) {
         self.fragments.borrow_mut().insert(*key, *ports);
+    }
+
+    fn ports(&self, word: u32) -> Option<u64> {
+        assert!(word < ports::ROWS * ports::ROW);
+        self.looks.set(self.looks.get() + 1);
+        Some(self.ports.borrow().get(&word).copied().unwrap_or(0))
+    }
+
+    fn take_port(&self, word: u32, bit: u32) -> bool {
+        let mut words = self.ports.borrow_mut();
+        let word = words.entry(word).or_default();
+        let free = *word & 1 << bit == 0;
+        *word |= 1 << bit;
+        free
+    }
+
+    fn give_port(&self, word: u32, bit: u32) {
+        *self.ports.borrow_mut().entry(word).or_default() &= !(1 << bit);
     }
 
     fn flow_created(&self) {}
