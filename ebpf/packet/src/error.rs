@@ -6,14 +6,23 @@ use sluice_ebpf_common::{FlowKey, FlowKind, Reason};
 use crate::header::{End, Header, Kind, parse_quote, rewrite_error};
 use crate::{Maps, Packet, Scratch};
 
-/// Makes the error one about the packet that the client sent. Rare, and so a function of its own in the kernel, where the
-/// stack is small.
-#[inline(never)]
+/// Makes the error one about the packet that the client sent. The quote is read first and then acted on, not one within the
+/// other: the kernel's stack is small.
+#[inline(always)]
 pub(crate) fn from_backend<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Header) -> Result<(), Reason> {
+    let quoted = maps.scratch(
+        #[inline(always)]
+        |scratch| parse_quote(packet, header, &mut scratch.quote).is_some(),
+    );
+    if quoted == Some(true) { rename(packet, maps, header) } else { Ok(()) }
+}
+
+#[inline(never)]
+fn rename<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Header) -> Result<(), Reason> {
     let done = maps.scratch(
         #[inline(always)]
         |Scratch { key, quote, .. }| {
-            if parse_quote(packet, header, quote).is_none() || quote.kind != Kind::Ports {
+            if quote.kind != Kind::Ports {
                 return Ok(());
             }
             // The quoted packet went to the backend: the answers' direction has its ends swapped.

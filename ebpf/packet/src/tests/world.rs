@@ -413,6 +413,7 @@ pub(crate) struct World {
     pub(crate) flows: RefCell<BTreeMap<FlowKey, Flow>>,
     pub(crate) flow_limit: usize,
     fragments: RefCell<BTreeMap<FragmentKey, FragmentPorts>>,
+    scratch: RefCell<Scratch>,
     pub(crate) ports: RefCell<BTreeMap<u32, u64>>,
     /// How many words of them were read.
     pub(crate) looks: Cell<usize>,
@@ -477,6 +478,7 @@ impl World {
             flows: RefCell::default(),
             flow_limit: 100,
             fragments: RefCell::default(),
+            scratch: RefCell::default(),
             ports: RefCell::default(),
             looks: Cell::new(0),
             services: RefCell::default(),
@@ -597,7 +599,7 @@ impl Maps for World {
     }
 
     fn scratch<R>(&self, with: impl FnOnce(&mut Scratch) -> R) -> Option<R> {
-        Some(with(&mut Scratch::default()))
+        Some(with(&mut self.scratch.borrow_mut()))
     }
 
     fn flow<R>(&self, key: &FlowKey, change: impl FnOnce(&mut Flow) -> R) -> Option<R> {
