@@ -18,7 +18,7 @@ fn pod(change: Value) -> Value {
     json!({"metadata": {"name": "p", "namespace": "n"}, "spec": spec})
 }
 
-fn check(group: &str, kind: &str, mut object: Value, expected: &[&str]) {
+pub(super) fn check(group: &str, kind: &str, mut object: Value, expected: &[&str]) {
     defaults(row(group, kind), &mut object);
     let errors: Vec<String> = validate_create(row(group, kind), &object).iter().map(ToString::to_string).collect();
     assert_eq!(errors, expected, "{kind} {object}");
@@ -525,112 +525,6 @@ fn every_kind_takes_its_least_object_and_refuses_a_broken_one() {
 }
 
 #[test]
-fn traffic_from_outside() {
-    let check = |change: Value, expected: &[&str]| {
-        let mut spec = json!({"ports": [{"port": 80}], "clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"]});
-        json_merge(&mut spec, change);
-        check("", "Service", json!({"metadata": {"name": "s", "namespace": "n"}, "spec": spec}), expected);
-    };
-    let balanced = |change: Value| {
-        let mut spec = json!({"type": "LoadBalancer"});
-        json_merge(&mut spec, change);
-        spec
-    };
-    check(balanced(json!({"loadBalancerSourceRanges": [" 198.51.100.0/24", "2001:db8::/32"]})), &[]);
-    check(
-        balanced(json!({"loadBalancerSourceRanges": ["198.51.100.0", "x/8"]})),
-        &[
-            "spec.loadBalancerSourceRanges[0]: Invalid value: \"198.51.100.0\": must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
-            "spec.loadBalancerSourceRanges[1]: Invalid value: \"x/8\": must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
-        ],
-    );
-    check(balanced(json!({"loadBalancerClass": "sluice.dev/l2", "allocateLoadBalancerNodePorts": false})), &[]);
-    check(
-        json!({"loadBalancerClass": "sluice.dev/l2", "allocateLoadBalancerNodePorts": true, "loadBalancerSourceRanges": ["10.0.0.0/8"]}),
-        &[
-            "spec.loadBalancerSourceRanges: Forbidden: may only be used when `type` is 'LoadBalancer'",
-            "spec.allocateLoadBalancerNodePorts: Forbidden: may only be used when `type` is 'LoadBalancer'",
-            "spec.loadBalancerClass: Forbidden: may only be used when `type` is 'LoadBalancer'",
-        ],
-    );
-    check(balanced(json!({"externalTrafficPolicy": "Local", "healthCheckNodePort": 30000})), &[]);
-    let health = "spec.healthCheckNodePort: Invalid value: 30000: may only be set when `type` is 'LoadBalancer' and \
-                  `externalTrafficPolicy` is 'Local'";
-    check(balanced(json!({"healthCheckNodePort": 30000})), &[health]);
-    check(json!({"type": "NodePort", "externalTrafficPolicy": "Local", "healthCheckNodePort": 30000}), &[health]);
-    check(json!({"externalIPs": ["192.0.2.1"], "externalTrafficPolicy": "Local"}), &[]);
-    check(
-        json!({"externalTrafficPolicy": "Local"}),
-        &["spec.externalTrafficPolicy: Invalid value: \"Local\": may only be set for externally-accessible services"],
-    );
-}
-
-#[test]
-fn load_balancer_pools() {
-    let check = |blocks: Value, expected: &[&str]| {
-        let pool = json!({"metadata": {"name": "p"}, "spec": {"blocks": blocks}});
-        check("sluice.dev", "LoadBalancerPool", pool, expected);
-    };
-    check(
-        json!([{"cidr": "192.0.2.0/24"}, {"cidr": "2001:db8::/120"}, {"start": "192.0.3.1", "stop": "192.0.3.9"}]),
-        &[],
-    );
-    check(json!([{"start": "192.0.2.1"}]), &[]);
-    check(json!([{}]), &["spec.blocks[0]: Required value: must specify `cidr` or `start`"]);
-    check(
-        json!([{"cidr": "192.0.2.0/24", "start": "192.0.2.1"}]),
-        &["spec.blocks[0].start: Forbidden: may not be specified when `cidr` is specified"],
-    );
-    check(
-        json!([{"cidr": "192.0.2.0"}, {"cidr": "192.0.2.0/33"}]),
-        &[
-            "spec.blocks[0].cidr: Invalid value: \"192.0.2.0\": must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
-            "spec.blocks[1].cidr: Invalid value: \"192.0.2.0/33\": must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
-        ],
-    );
-    check(
-        json!([{"start": "192.0.2.9", "stop": "192.0.2.8"}, {"start": "192.0.2.9", "stop": "2001:db8::1"}]),
-        &[
-            "spec.blocks[0].stop: Invalid value: \"192.0.2.8\": must be of the same IP family as `start` and not before it",
-            "spec.blocks[1].stop: Invalid value: \"2001:db8::1\": must be of the same IP family as `start` and not before it",
-        ],
-    );
-    check(
-        json!([{"start": "x"}]),
-        &["spec.blocks[0].start: Invalid value: \"x\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"],
-    );
-    check(
-        json!([{"cidr": "192.0.2.0/24"}, {"start": "192.0.2.200", "stop": "192.0.3.1"}]),
-        &["spec.blocks[1].start: Invalid value: \"192.0.2.200\": must not overlap spec.blocks[0]"],
-    );
-    check(
-        json!([{"cidr": "127.0.0.0/8"}, {"cidr": "fe80::/64"}, {"start": "239.1.1.1"}, {"start": "::"}]),
-        &[
-            "spec.blocks[0].cidr: Invalid value: \"127.0.0.0/8\": may not be in the loopback range (127.0.0.0/8, ::1/128)",
-            "spec.blocks[1].cidr: Invalid value: \"fe80::/64\": may not be in the link-local range (169.254.0.0/16, fe80::/10)",
-            "spec.blocks[2].start: Invalid value: \"239.1.1.1\": may not be in the multicast or reserved range (224.0.0.0/3, ff00::/8)",
-            "spec.blocks[3].start: Invalid value: \"::\": may not be unspecified (0.0.0.0 or ::)",
-        ],
-    );
-    let many: Vec<Value> = (0..65).map(|i| json!({"start": format!("192.0.2.{i}")})).collect();
-    check(json!(many), &["spec.blocks: Too many: 65: must have at most 64 items"]);
-    let policy = json!({"metadata": {"name": "p"}, "spec": {"blocks": [{"start": "192.0.2.1"}],
-        "serviceSelector": {"matchExpressions": [{"key": "a", "operator": "x"}]},
-        "announcement": {"interfaces": ["eth0", "a/b", "sixteen-letters-", ""]}}});
-    super::tests::check(
-        "sluice.dev",
-        "LoadBalancerPool",
-        policy,
-        &[
-            "spec.serviceSelector.matchExpressions[0].operator: Invalid value: \"x\": not a valid selector operator",
-            "spec.announcement.interfaces[1]: Invalid value: \"a/b\": must be the name of a link: at most 15 characters, no spaces, '/' or ':'",
-            "spec.announcement.interfaces[2]: Invalid value: \"sixteen-letters-\": must be the name of a link: at most 15 characters, no spaces, '/' or ':'",
-            "spec.announcement.interfaces[3]: Required value",
-        ],
-    );
-}
-
-#[test]
 fn what_never_changes() {
     let claim = |change: Value, phase: &str| {
         let mut spec = json!({"accessModes": ["ReadWriteOnce"], "storageClassName": "c", "volumeName": "v",
@@ -681,7 +575,7 @@ fn what_never_changes() {
     }
 }
 
-fn json_merge(into: &mut Value, change: Value) {
+pub(super) fn json_merge(into: &mut Value, change: Value) {
     for (key, value) in change.as_object().unwrap() {
         into[key] = value.clone();
     }
