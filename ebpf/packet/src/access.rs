@@ -5,7 +5,7 @@ use sluice_ebpf_common::{
     FrontendKey, RangeKey, Reason, Settings,
 };
 
-use crate::header::Header;
+use crate::Header;
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ pub enum InsertError {
     Full,
 }
 
-/// A new flow while it is made, and the packet that an ICMP error quotes. The kernel's stack is too small for them.
+/// A new flow while it is made, or a quoted packet. The kernel's stack is too small for it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Scratch {
@@ -50,7 +50,7 @@ pub struct Scratch {
     pub reply: FlowKey,
     /// What is inserted.
     pub flow: Flow,
-    /// What an ICMP error quotes.
+    /// The packet that an ICMP error quotes.
     pub quote: Header,
 }
 

@@ -3,7 +3,7 @@
 use sluice_ebpf_common::{Address, Flow, FlowKey, FlowKind, RangeKey, Reason, Settings, limits};
 
 use crate::header::{End, Header, Kind, parse, rewrite};
-use crate::{InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Verdict, flow, fragment, nat};
+use crate::{InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Verdict, error, flow, fragment, nat};
 
 /// A packet on its way to a pod: answers of a backend get the service address back as their source; what a pod sent to
 /// itself through a service arrives from the node.
@@ -12,6 +12,9 @@ pub fn egress_pod<P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     let Some(mut header) = parse(packet) else { return Verdict::Pass };
     if header.is_fragment() {
         fragment::complete(maps, &mut header);
+    }
+    if header.kind == Kind::IcmpError {
+        return verdict(maps, error::from_backend(packet, maps, &header));
     }
     if header.kind != Kind::Ports || header.is_echo() {
         return Verdict::Pass;
@@ -30,6 +33,9 @@ pub fn egress_uplink<P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     let Some(mut header) = parse(packet) else { return Verdict::Pass };
     if header.is_fragment() {
         fragment::complete(maps, &mut header);
+    }
+    if header.kind == Kind::IcmpError {
+        return verdict(maps, error::from_backend(packet, maps, &header));
     }
     let Some(settings) = maps.settings() else { return Verdict::Pass };
     if !take_mark(packet) {

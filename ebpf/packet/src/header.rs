@@ -453,7 +453,8 @@ fn write_address<P: Packet>(packet: &mut P, header: &Header, end: End, from: &Ad
     }
 }
 
-/// Rewrites an ICMP error towards `address`: its own destination, and the source of the packet that it quotes.
+/// Rewrites an ICMP error at one end: towards `address` its own destination and the source of the packet that it quotes, from
+/// `address` the quoted destination, and its own source where that is the same; a router between keeps its name.
 ///
 /// With IPv4 the quoted header's checksum makes up for its new address, so the ICMP checksum changes by the port alone; an
 /// IPv6 header has none, and the ICMPv6 checksum covers both addresses that change. A quoted UDP checksum is left as it is:
@@ -463,18 +464,26 @@ pub(crate) fn rewrite_error<P: Packet>(
     packet: &mut P,
     error: &Header,
     quote: &Header,
-    address: &Address,
-    port: u16,
+    end: End,
+    (address, port): &(Address, u16),
 ) -> Option<()> {
     let checksum = u32::from(error.transport) + ICMP_CHECKSUM;
-    if !error.v4 {
-        packet.fix_address_checksum(checksum, &error.destination, address, Covered::Pseudo)?;
-        packet.fix_address_checksum(checksum, &quote.source, address, Covered::Payload)?;
+    let (outer, inner, inner_end, old_port, port_at) = match end {
+        End::Destination => (&error.destination, &quote.source, End::Source, quote.source_port, 0),
+        End::Source => (&error.source, &quote.destination, End::Destination, quote.destination_port, 2),
+    };
+    if end == End::Destination || outer.same(inner) {
+        if !error.v4 {
+            packet.fix_address_checksum(checksum, outer, address, Covered::Pseudo)?;
+        }
+        write_address(packet, error, end, outer, address)?;
     }
-    write_address(packet, error, End::Destination, &error.destination, address)?;
-    write_address(packet, quote, End::Source, &quote.source, address)?;
-    let port_at = if quote.is_echo() { ICMP_IDENTIFIER } else { 0 };
-    packet.fix_port_checksum(checksum, quote.source_port, port, false)?;
+    if !error.v4 {
+        packet.fix_address_checksum(checksum, inner, address, Covered::Payload)?;
+    }
+    write_address(packet, quote, inner_end, inner, address)?;
+    let port_at = if quote.is_echo() { ICMP_IDENTIFIER } else { port_at };
+    packet.fix_port_checksum(checksum, old_port, *port, false)?;
     packet.write(u32::from(quote.transport) + port_at, port.to_ne_bytes())
 }
 

@@ -125,8 +125,8 @@ fn deliver_quoted<P: Packet, M: Maps>(
         key.kind = FlowKind::Service as u8;
         target = maps.flow(key, |flow| (flow.address, flow.port));
     }
-    let Some((address, port)) = target else { return Ok(()) };
-    rewrite_error(packet, header, quote, &address, port).ok_or(Reason::Rewrite)
+    let Some(sender) = target else { return Ok(()) };
+    rewrite_error(packet, header, quote, End::Destination, &sender).ok_or(Reason::Rewrite)
 }
 
 #[inline(always)]

@@ -13,6 +13,7 @@ extern crate std;
 mod access;
 mod cache;
 mod egress;
+mod error;
 mod flow;
 mod fragment;
 mod header;

@@ -192,7 +192,7 @@ impl Dataplane {
 
     /// Follows the API's services, the kernel's links and the flows until the shutdown.
     pub async fn run(&self, client: kube::Client, shutdown: CancellationToken) -> Result<(), Error> {
-        let (checks, wanted) = tokio::sync::watch::channel(health::Checks::default());
+        let (checks, wanted) = tokio::sync::watch::channel(health::Answers::default());
         tokio::try_join!(
             self.follow_services(client, checks, &shutdown),
             health::serve(wanted, &shutdown),

@@ -22,8 +22,20 @@ use crate::Error;
 use crate::limits::{HEALTH_PATIENCE, HEALTH_PORT};
 use crate::model::ObjectName;
 
+/// How many endpoints a load balancer would reach here.
+const WEIGHT: &str = "X-Load-Balancing-Endpoint-Weight";
+
 /// Health checks by port.
 pub(crate) type Checks = BTreeMap<u16, Check>;
+
+/// What can be asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Answers {
+    /// Load balancers' questions about Services.
+    pub(crate) checks: Checks,
+    /// The node is about to go, and load balancers should not send it anything new.
+    pub(crate) leaving: bool,
+}
 
 /// A load balancer's question about a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,14 +46,14 @@ pub(crate) struct Check {
 }
 
 /// Serves the proxy's own health and all health checks until the shutdown.
-pub(crate) async fn serve(checks: watch::Receiver<Checks>, shutdown: &CancellationToken) -> Result<(), Error> {
+pub(crate) async fn serve(checks: watch::Receiver<Answers>, shutdown: &CancellationToken) -> Result<(), Error> {
     let mut listeners: BTreeMap<u16, CancellationToken> = BTreeMap::new();
     let mut tasks = JoinSet::new();
     let mut changes = checks.clone();
     let stop_all = shutdown.child_token();
     tasks.spawn(listen(HEALTH_PORT, checks.clone(), stop_all.clone()));
     loop {
-        let wanted: Vec<u16> = changes.borrow_and_update().keys().copied().collect();
+        let wanted: Vec<u16> = changes.borrow_and_update().checks.keys().copied().collect();
         listeners.retain(|port, stop| {
             let kept = wanted.contains(port);
             if !kept {
@@ -74,7 +86,7 @@ async fn bind(port: u16) -> std::io::Result<TcpListener> {
     }
 }
 
-async fn listen(port: u16, checks: watch::Receiver<Checks>, stop: CancellationToken) {
+async fn listen(port: u16, checks: watch::Receiver<Answers>, stop: CancellationToken) {
     let listener = match bind(port).await {
         Ok(listener) => listener,
         Err(error) => {
@@ -106,20 +118,26 @@ async fn listen(port: u16, checks: watch::Receiver<Checks>, stop: CancellationTo
     }
 }
 
-fn respond(port: u16, request: &Request<Incoming>, checks: &Checks) -> Response<Full<Bytes>> {
+fn respond(port: u16, request: &Request<Incoming>, answers: &Answers) -> Response<Full<Bytes>> {
     if port == HEALTH_PORT {
-        return proxy(request.uri().path());
+        return proxy(request.uri().path(), answers.leaving);
     }
-    match checks.get(&port) {
+    match answers.checks.get(&port) {
         Some(check) => balancer(check),
-        None => reply(StatusCode::NOT_FOUND, &json!({}), 0),
+        None => reply(StatusCode::NOT_FOUND, &json!({})),
     }
 }
 
-fn proxy(path: &str) -> Response<Full<Bytes>> {
+/// Whoever restarts the proxy asks whether it lives, whoever sends to the node whether it is healthy.
+fn proxy(path: &str, leaving: bool) -> Response<Full<Bytes>> {
+    let now = jiff::Timestamp::now().to_string();
     match path {
-        "/healthz" | "/livez" => reply(StatusCode::OK, &json!({"nodeEligible": true}), 0),
-        _ => reply(StatusCode::NOT_FOUND, &json!({}), 0),
+        "/healthz" => {
+            let status = if leaving { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+            reply(status, &json!({"lastUpdated": now, "currentTime": now, "nodeEligible": !leaving}))
+        }
+        "/livez" => reply(StatusCode::OK, &json!({"lastUpdated": now, "currentTime": now})),
+        _ => reply(StatusCode::NOT_FOUND, &json!({})),
     }
 }
 
@@ -131,15 +149,60 @@ fn balancer(check: &Check) -> Response<Full<Bytes>> {
         "serviceProxyHealthy": true,
     });
     let status = if check.endpoints > 0 { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    reply(status, &body, check.endpoints)
+    let mut response = reply(status, &body);
+    response.headers_mut().insert(WEIGHT, http::HeaderValue::from(check.endpoints));
+    response
 }
 
-fn reply(status: StatusCode, body: &serde_json::Value, weight: usize) -> Response<Full<Bytes>> {
+fn reply(status: StatusCode, body: &serde_json::Value) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert("Content-Type", http::HeaderValue::from_static("application/json"));
     headers.insert("X-Content-Type-Options", http::HeaderValue::from_static("nosniff"));
-    headers.insert("X-Load-Balancing-Endpoint-Weight", http::HeaderValue::from(weight));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    fn read(response: Response<Full<Bytes>>) -> (u16, Option<String>, serde_json::Value) {
+        let weight = response.headers().get(WEIGHT).map(|value| value.to_str().unwrap().to_owned());
+        assert_eq!(response.headers()["Content-Type"], "application/json");
+        assert_eq!(response.headers()["X-Content-Type-Options"], "nosniff");
+        let status = response.status().as_u16();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let body = runtime.block_on(response.into_body().collect()).unwrap().to_bytes();
+        (status, weight, serde_json::from_slice(&body).unwrap())
+    }
+
+    #[test]
+    fn load_balancers_get_upstreams_answers() {
+        for (endpoints, status) in [(0, 503), (3, 200)] {
+            let check = Check { service: ("shop".into(), "web".into()), endpoints };
+            let body = json!({"service": {"namespace": "shop", "name": "web"}, "localEndpoints": endpoints,
+                "serviceProxyHealthy": true});
+            assert_eq!(read(balancer(&check)), (status, Some(endpoints.to_string()), body));
+        }
+    }
+
+    #[test]
+    fn a_node_that_leaves_is_alive_and_not_healthy() {
+        let cases = [
+            ("/healthz", false, 200, Some(true)),
+            ("/healthz", true, 503, Some(false)),
+            ("/livez", false, 200, None),
+            ("/livez", true, 200, None),
+            ("/other", false, 404, None),
+        ];
+        for (path, leaving, status, eligible) in cases {
+            let (code, weight, body) = read(proxy(path, leaving));
+            assert_eq!((code, weight, body["nodeEligible"].as_bool()), (status, None, eligible), "{path} {leaving}");
+            assert_eq!(body["lastUpdated"].is_string(), status != 404, "{path}");
+        }
+    }
 }

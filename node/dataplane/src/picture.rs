@@ -8,12 +8,15 @@ use kube::Resource;
 use kube::runtime::watcher::Event;
 
 use crate::compile::{Frontends, Here, Owner, compile_pod, compile_service, health};
-use crate::health::{Check, Checks};
+use crate::health::{Answers, Check};
 use crate::model::{ObjectName, Pod, Service, Slice};
 use crate::views::{NodeView, PodView, ServiceView, SliceView};
 
 /// The label of a node's zone.
 const ZONE: &str = "topology.kubernetes.io/zone";
+
+/// The taint of a node that the cluster autoscaler is about to remove.
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
 /// One kind of object.
 struct Mirror<T> {
@@ -94,7 +97,7 @@ pub(crate) struct Picture {
     /// Slices of each Service.
     of_service: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
     dirty: BTreeSet<Owner>,
-    checks: Checks,
+    answers: Answers,
     complete: bool,
 }
 
@@ -108,7 +111,7 @@ impl Picture {
             pods: Mirror::new(),
             of_service: BTreeMap::new(),
             dirty: BTreeSet::new(),
-            checks: Checks::default(),
+            answers: Answers::default(),
             complete: false,
         }
     }
@@ -155,12 +158,17 @@ impl Picture {
     pub(crate) fn node(&mut self, event: Event<NodeView>) -> bool {
         let (Event::Apply(view) | Event::InitApply(view)) = event else { return false };
         let zone = view.metadata.labels.and_then(|mut labels| labels.remove(ZONE)).filter(|zone| !zone.is_empty());
-        if view.metadata.name.as_deref() != Some(self.node.as_str()) || zone == self.zone {
+        if view.metadata.name.as_deref() != Some(self.node.as_str()) {
             return false;
+        }
+        let leaving = view.metadata.deletion_timestamp.is_some() || view.spec.has_taint(TO_BE_DELETED);
+        let left = std::mem::replace(&mut self.answers.leaving, leaving) != leaving;
+        if zone == self.zone {
+            return left;
         }
         self.zone = zone;
         self.dirty.extend(self.services.objects.keys().cloned().map(Owner::Service));
-        !self.dirty.is_empty()
+        left || !self.dirty.is_empty()
     }
 
     /// What has changed since the last time: everything the first time, which the flag says.
@@ -170,9 +178,9 @@ impl Picture {
         (changes, !mem::replace(&mut self.complete, true))
     }
 
-    /// Health checks of load balancers.
-    pub(crate) fn checks(&self) -> &Checks {
-        &self.checks
+    /// What load balancers are told.
+    pub(crate) fn answers(&self) -> &Answers {
+        &self.answers
     }
 
     fn compile(&mut self, owner: Owner) -> (Owner, Frontends) {
@@ -182,12 +190,12 @@ impl Picture {
                 let here = Here { node: &self.node, zone: self.zone.as_deref() };
                 let names = self.of_service.get(name).into_iter().flatten();
                 let slices: Vec<&Slice> = names.filter_map(|name| self.slices.objects.get(name)).collect();
-                self.checks.retain(|_, check| check.service != *name);
+                self.answers.checks.retain(|_, check| check.service != *name);
                 match self.services.objects.get(name) {
                     Some(service) => {
                         if service.health_check_port != 0 {
                             let check = Check { service: name.clone(), endpoints: health(here, &slices) };
-                            self.checks.insert(service.health_check_port, check);
+                            self.answers.checks.insert(service.health_check_port, check);
                         }
                         compile_service(here, name, service, &slices)
                     }
@@ -265,6 +273,13 @@ mod tests {
         assert!(picture.node(Event::Apply(node.clone())));
         assert!(!picture.node(Event::Apply(node)));
         assert_eq!(names(&mut picture).0, ["a:1"]);
+        // A node that goes: nothing is compiled, and load balancers are told.
+        let leaving: NodeView = serde_json::from_value(json!({
+            "metadata": {"name": "here", "labels": {ZONE: "y"}}, "spec": {"taints": [{"key": TO_BE_DELETED}]}
+        }))
+        .unwrap();
+        assert!(!picture.answers().leaving && picture.node(Event::Apply(leaving)) && picture.answers().leaving);
+        assert_eq!(names(&mut picture).0, [""; 0]);
     }
 
     #[test]
@@ -287,12 +302,12 @@ mod tests {
         picture.service(Event::Apply(service("a", 80)));
         picture.slice(Event::Apply(slice("a-1", "a", "10.244.0.1")));
         picture.changes();
-        assert_eq!(picture.checks()[&30009], Check { service: ("n".into(), "a".into()), endpoints: 1 });
+        assert_eq!(picture.answers().checks[&30009], Check { service: ("n".into(), "a".into()), endpoints: 1 });
         picture.slice(Event::Delete(slice("a-1", "a", "10.244.0.1")));
         picture.changes();
-        assert_eq!(picture.checks()[&30009].endpoints, 0);
+        assert_eq!(picture.answers().checks[&30009].endpoints, 0);
         picture.service(Event::Delete(service("a", 80)));
         picture.changes();
-        assert!(picture.checks().is_empty());
+        assert!(picture.answers().checks.is_empty());
     }
 }

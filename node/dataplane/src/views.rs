@@ -211,6 +211,25 @@ struct PodIpView {
 #[serde(default)]
 pub(crate) struct NodeView {
     pub(crate) metadata: ObjectMeta,
+    pub(crate) spec: NodeSpecView,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct NodeSpecView {
+    taints: Option<Vec<TaintView>>,
+}
+
+impl NodeSpecView {
+    pub(crate) fn has_taint(&self, key: &str) -> bool {
+        self.taints.iter().flatten().any(|taint| taint.key == key)
+    }
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct TaintView {
+    key: String,
 }
 view!(NodeView, "Node", "", "v1", "nodes", ClusterResourceScope);
 

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Error;
 use crate::dataplane::{Dataplane, Update};
-use crate::health::Checks;
+use crate::health::Answers;
 use crate::limits::{DEBOUNCE, DEBOUNCE_MOST, QUARANTINE};
 use crate::picture::Picture;
 use crate::views::{NodeView, PodView, ServiceView, SliceView};
@@ -37,7 +37,7 @@ impl Dataplane {
     pub(crate) async fn follow_services(
         &self,
         client: kube::Client,
-        checks: watch::Sender<Checks>,
+        checks: watch::Sender<Answers>,
         shutdown: &CancellationToken,
     ) -> Result<(), Error> {
         let node = self.inner.config.node.clone();
@@ -59,9 +59,9 @@ impl Dataplane {
                 () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                     let (changes, all) = picture.changes();
                     checks.send_if_modified(|known| {
-                        let differs = known != picture.checks();
+                        let differs = known != picture.answers();
                         if differs {
-                            known.clone_from(picture.checks());
+                            known.clone_from(picture.answers());
                         }
                         differs
                     });

@@ -137,6 +137,10 @@ fn host_and_kernel_agree() {
         sctp_fragment.fix_ip_header();
         let mut not_ip = Frame::udp("10.244.0.9:7", "10.96.0.11:53", b"x");
         not_ip.bytes[12..14].copy_from_slice(&[0x08, 0x06]);
+        let request = Frame::udp("10.244.0.9:7", "10.244.0.6:5353", b"?");
+        let about_request = Frame::error("10.244.0.6", "10.244.0.9", &request);
+        let request = Frame::udp("[fd44::9]:7", "[fd44::6]:5353", b"?");
+        let about_request6 = Frame::error("fd44::6", "fd44::9", &request);
         let [first, second] = Frame::udp("10.244.0.9:70", "10.96.0.11:53", &[5; 200]).fragments(64);
         let [first6, second6] = Frame::udp("[fd44::9]:70", "[fd96::11]:53", &[5; 200]).fragments(64);
         let error = Frame::error("192.0.2.1", "10.1.0.1", &Frame::udp("10.1.0.1:61000", CLIENT, b"x"));
@@ -199,6 +203,8 @@ fn host_and_kernel_agree() {
             (Hook::PodIn, first),
             (Hook::PodIn, second),
             (Hook::PodIn, first6),
+            (Hook::PodOut, about_request),
+            (Hook::PodOut, about_request6),
             (Hook::PodIn, second6),
         ];
         for (number, (hook, frame)) in packets.into_iter().enumerate() {
@@ -342,7 +348,7 @@ fn ceiling(program: &str) -> u32 {
     let version = (numbers.next().unwrap(), numbers.next().unwrap());
     match program {
         _ if version < (6, 6) => 100_000,
-        "uplink_xdp" => 44_000,
+        "uplink_xdp" => 48_000,
         _ => 64_000,
     }
 }
