@@ -44,7 +44,7 @@ impl Interrupts {
             while signals.wait().is_ok() {
                 INTERRUPTS.with(|state| {
                     state.asked = true;
-                    eprintln!("ending; removing the cluster first");
+                    eprintln!("ending; removing what was made first");
                     if let Some(child) = state.child {
                         end(child);
                     }

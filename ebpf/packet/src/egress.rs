@@ -124,8 +124,22 @@ fn masquerade<P: Packet, M: Maps>(
         Kind::Fragment => return Err(Reason::Fragment),
         Kind::Other => return Err(Reason::Protocol),
     }
-    let (address, port) = source(maps, settings, header, maps.link(), packet.length())?;
-    rewrite(packet, header, End::Source, &address, port)
+    let mut end = (Address::default(), 0);
+    assign(maps, settings, header, packet.length(), &mut end)?;
+    rewrite(packet, header, End::Source, &end.0, end.1)
+}
+
+/// [`source`] as a function of its own in the kernel, where the stack is small.
+#[inline(never)]
+fn assign<M: Maps>(
+    maps: &M,
+    settings: &Settings,
+    header: &Header,
+    bytes: u32,
+    end: &mut (Address, u16),
+) -> Result<(), Reason> {
+    *end = source(maps, settings, header, maps.link(), bytes)?;
+    Ok(())
 }
 
 /// The source that a packet leaves with on a link: what its connection has, or a port that is free.

@@ -36,8 +36,8 @@ const TESTS: &[(&str, &[&str])] = &[
     ("devices", &["--include-ignored"]),
 ];
 
-/// Longest that the guest may take, under emulation on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(8 * 60);
+/// Longest that the guest may be silent, under emulation on a busy machine: every test says when it begins and ends.
+const PATIENCE: Duration = Duration::from_secs(5 * 60);
 
 pub(crate) fn run() -> Result<()> {
     sh::require_root("cargo xtask kernel")?;
@@ -74,17 +74,16 @@ fn boot(kernel: &package::Kernel, initramfs: &std::path::Path) -> Result<Vec<Str
             }
         }
     });
-    let end = Instant::now() + PATIENCE;
     let mut words = Vec::new();
     let outcome = loop {
-        match lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+        match lines.recv_timeout(PATIENCE) {
             Ok(line) => {
                 println!("  {line}");
                 words.push(line);
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => break Ok(words),
             Err(mpsc::RecvTimeoutError::Timeout) => {
-                break Err(anyhow::anyhow!("the second kernel did not come to its end in {} s", PATIENCE.as_secs()));
+                break Err(anyhow::anyhow!("the second kernel was silent for {} s", PATIENCE.as_secs()));
             }
         }
     };
