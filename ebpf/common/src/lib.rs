@@ -39,16 +39,17 @@ pub mod protocol {
     pub const ICMP6: u8 = 58;
 }
 
-/// Bound of a map as declared in the object; the loader may lower or raise it.
+/// Bounds of the maps as declared in the object. Those that also stand in [`start`] begin smaller and grow while they are
+/// in use, up to these.
 pub mod limits {
     /// Frontends: one per service address, port, protocol and scope.
-    pub const FRONTENDS: u32 = 262_144;
+    pub const FRONTENDS: u32 = 1_048_576;
     /// Backend slots; an id is an index.
-    pub const BACKENDS: u32 = 65_536;
+    pub const BACKENDS: u32 = 2_097_152;
     /// Words of the slab that holds backend lists.
-    pub const SLAB: u32 = 1_048_576;
+    pub const SLAB: u32 = 8_388_608;
     /// Service ports that have a name and counters; an id is an index.
-    pub const SERVICES: u32 = 65_536;
+    pub const SERVICES: u32 = 262_144;
     /// Clients that keep their backends; the least recently used give way.
     pub const AFFINITIES: u32 = 32_768;
     /// Source ranges of all services.
@@ -58,7 +59,7 @@ pub mod limits {
     /// Extension headers of an IPv6 packet that are looked past.
     pub const EXTENSIONS: u32 = 2;
     /// Entries of the flow map, two per translated connection.
-    pub const FLOWS: u32 = 262_144;
+    pub const FLOWS: u32 = 4_194_304;
     /// Local addresses and links of the node.
     pub const LOCALS: u32 = 4_096;
     /// Other nodes' addresses.
@@ -69,6 +70,22 @@ pub mod limits {
     pub const EVENTS: u32 = 65_536;
     /// Ports tried for a masqueraded connection before it is refused.
     pub const PORT_PROBES: u32 = 8;
+}
+
+/// Sizes that growing maps begin with: enough for a small cluster.
+pub mod start {
+    /// As [`limits::FRONTENDS`](super::limits::FRONTENDS).
+    pub const FRONTENDS: u32 = 8_192;
+    /// As [`limits::BACKENDS`](super::limits::BACKENDS).
+    pub const BACKENDS: u32 = 8_192;
+    /// As [`limits::SLAB`](super::limits::SLAB).
+    pub const SLAB: u32 = 65_536;
+    /// As [`limits::SERVICES`](super::limits::SERVICES).
+    pub const SERVICES: u32 = 4_096;
+    /// As [`limits::RANGES`](super::limits::RANGES).
+    pub const RANGES: u32 = 1_024;
+    /// As [`limits::FLOWS`](super::limits::FLOWS).
+    pub const FLOWS: u32 = 65_536;
 }
 
 /// Names of the maps, as pinned and as declared in the object.
@@ -87,6 +104,8 @@ pub mod maps {
     pub const RANGES: &str = "ranges";
     /// `FlowKey` to `Flow`.
     pub const FLOWS: &str = "flows";
+    /// The other flow map while one replaces the other; never pinned under this name.
+    pub const FLOWS_BESIDE: &str = "flows_beside";
     /// Local addresses.
     pub const LOCALS: &str = "locals";
     /// Addresses of the other nodes.
@@ -109,6 +128,19 @@ pub mod maps {
     pub const EVENTS: &str = "events";
     /// Socket storage of `SocketState`.
     pub const SOCKETS: &str = "sockets";
+    /// What programs do while flow maps are replaced: a constant of the object.
+    pub mod mode {
+        /// There is one flow map.
+        pub const NORMAL: u8 = 0;
+        /// Flows are made in one map and looked up in a second one, too.
+        pub const BESIDE: u8 = 1;
+        /// No flow is made: packets that would need one are dropped, to be sent again.
+        pub const HOLD: u8 = 2;
+    }
+    /// Revision of a map's layout, beside its type and sizes: raised when the same bytes mean something else.
+    pub const fn revision(_name: &str) -> u32 {
+        1
+    }
     /// Every pinned map.
     pub const ALL: [&str; 18] = [
         FRONTENDS,

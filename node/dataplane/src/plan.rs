@@ -5,7 +5,7 @@
 //! runs that became free rest for a while before they are used again. The cost is that of the changed frontends, whatever
 //! the size of the table.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,10 +15,11 @@ use crate::Range;
 use crate::compile::DesiredFrontend;
 use crate::limits::QUARANTINE;
 use crate::pool::{Ids, Runs};
+use crate::resize::presses;
 use crate::wanted::{Changes, Wanted};
 
 /// Sizes of the kernel's maps.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capacity {
     /// Frontends.
     pub frontends: u32,
@@ -146,6 +147,63 @@ impl Tables {
         let mut changes: Changes = self.contents.frontends.keys().map(|key| (*key, None)).collect();
         changes.extend(wanted.all().frontends.into_iter().map(|(key, frontend)| (key, Some(frontend))));
         changes
+    }
+
+    /// What the maps have to hold while these changes are made: the old and the new, and what rests. Never too little; exact
+    /// only where a map would come under pressure.
+    pub(crate) fn need(&self, changes: &Changes) -> Capacity {
+        let contents = &self.contents;
+        let wanted = || changes.values().flatten();
+        let fresh = |key: &&FrontendKey| !contents.frontends.contains_key(key);
+        let placed = changes.iter().filter(|(_, wanted)| wanted.is_some()).map(|(key, _)| key);
+        let names: HashSet<&str> =
+            wanted().map(|wanted| &*wanted.service).filter(|name| !self.by_name.contains_key(*name)).collect();
+        let lists: HashMap<*const Vec<Backend>, &Vec<Backend>> =
+            wanted().map(|wanted| (Arc::as_ptr(&wanted.backends), &*wanted.backends)).collect();
+        let used: u32 = contents.lists.values().map(|list| list.len() as u32).sum();
+        let (backends, slab) =
+            (contents.backends.len() as u32 + self.backend_ids.resting(), used + self.runs.resting());
+        let most: u32 = lists.values().map(|list| list.len() as u32).sum();
+        let roomy = !presses(backends + most, self.capacity.backends) && !presses(slab + most, self.capacity.slab);
+        let (more_backends, more_slab) = if roomy { (most, most) } else { self.exactly(lists.values().copied()) };
+        let ranges: u32 = wanted().map(|wanted| wanted.ranges.len() as u32).max().map_or(0, |_| {
+            let distinct: HashMap<&str, u32> = wanted()
+                .map(|wanted| (&*wanted.service, wanted.ranges.len() as u32))
+                .filter(|(_, all)| *all > 0)
+                .collect();
+            distinct.values().sum()
+        });
+        Capacity {
+            frontends: (contents.frontends.len() + placed.filter(fresh).count()) as u32,
+            backends: backends + more_backends,
+            slab: slab + more_slab,
+            services: (contents.names.len() + names.len()) as u32 + self.name_ids.resting(),
+            ranges: self.ranges + ranges,
+        }
+    }
+
+    /// Backends and slab words that these lists need beside what is there.
+    fn exactly<'a>(&self, lists: impl Iterator<Item = &'a Vec<Backend>>) -> (u32, u32) {
+        let (mut fresh, mut slab) = (HashSet::<&Backend>::new(), 0);
+        for list in lists {
+            let known: Option<Vec<u32>> = list.iter().map(|backend| self.by_backend.get(backend).copied()).collect();
+            let known = known.map(|mut ids| {
+                ids.sort_unstable();
+                ids
+            });
+            if known.is_some_and(|ids| self.by_list.contains_key(&ids)) {
+                continue;
+            }
+            slab += list.len() as u32;
+            fresh.extend(list.iter().filter(|backend| !self.by_backend.contains_key(*backend)));
+        }
+        (fresh.len() as u32, slab)
+    }
+
+    /// The maps have other sizes now, and hold what they held.
+    pub(crate) fn resize(&mut self, capacity: Capacity) {
+        self.runs.grow(self.capacity.slab, capacity.slab);
+        self.capacity = capacity;
     }
 
     /// Plans the changes and leaves the tables as they will be. `now` is any steady clock.
