@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData};
+use aya::programs::TcAttachType;
 use parking_lot::Mutex;
 use sluice_ebpf_common::{Address, Settings, SourceKey, maps};
 use tokio_util::sync::CancellationToken;
@@ -199,9 +200,12 @@ impl Dataplane {
                 *inner.ebpf.lock() = resize::programs(|name| inner.pins.map(name), &sizes, Mode::Normal)?;
             }
             if let Some(mut holding) = holding {
-                inner.flip(&mut holding)?;
+                // As no flow is made on arrival any more, answers that leave find all of them in the new map, too.
+                inner.flip_packets(&mut holding, &[TcAttachType::Ingress])?;
+                resize::let_packets_pass()?;
                 adoption.catch_up(&inner.pins)?;
-                resize::grace()?;
+                inner.flip(&mut holding)?;
+                resize::let_packets_pass()?;
                 adoption.catch_up(&inner.pins)?;
             }
             inner.flip(&mut inner.ebpf.lock())?;
@@ -280,7 +284,7 @@ impl Dataplane {
         tracing::debug!(link = link.name, namespace = pod.namespace, pod = pod.name, "attach the pod's link");
         let inner = &self.inner;
         let mut ebpf = inner.ebpf.lock();
-        attach::attach_pod(&mut ebpf, &inner.pins, &link)
+        attach::attach_pod(&mut ebpf, &inner.pins, &link, attach::BOTH)
     }
 
     /// All that a new pod needs: [`Self::attach_pod`] and [`Self::know_namespace`]. It has to be done before the pod's first
@@ -350,7 +354,7 @@ impl Dataplane {
     pub(crate) fn attach_uplink(&self, link: &Link) -> Result<(), Error> {
         let inner = &self.inner;
         let mut ebpf = inner.ebpf.lock();
-        attach::attach_traffic(&mut ebpf, &inner.pins, inner.traffic, UPLINK_PROGRAMS, link)
+        attach::attach_traffic(&mut ebpf, &inner.pins, inner.traffic, UPLINK_PROGRAMS, link, attach::BOTH)
     }
 
     pub(crate) fn detach_uplink(&self, link: &Link) -> Result<(), Error> {

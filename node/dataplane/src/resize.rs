@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
+use aya::programs::TcAttachType;
 use sluice_ebpf_common::{SLAB_LINE, limits, maps, start};
 
 use crate::dataplane::{Inner, Table};
@@ -175,10 +176,15 @@ fn open(path: &Path) -> Result<OwnedFd, Error> {
 impl Inner {
     /// Puts programs behind every link.
     pub(crate) fn flip(&self, ebpf: &mut Ebpf) -> Result<(), Error> {
-        attach::take_over(ebpf, &self.pins)?;
-        attach::attach_sockets(ebpf, &self.pins, &self.cgroup)?;
+        self.flip_packets(ebpf, attach::BOTH)?;
+        attach::attach_sockets(ebpf, &self.pins, &self.cgroup)
+    }
+
+    /// Puts programs behind the links that see packets in these directions.
+    pub(crate) fn flip_packets(&self, ebpf: &mut Ebpf, sides: &[TcAttachType]) -> Result<(), Error> {
+        attach::take_over(ebpf, &self.pins, sides)?;
         for link in self.uplinks.lock().iter() {
-            attach::attach_traffic(ebpf, &self.pins, self.traffic, attach::UPLINK_PROGRAMS, link)?;
+            attach::attach_traffic(ebpf, &self.pins, self.traffic, attach::UPLINK_PROGRAMS, link, sides)?;
         }
         Ok(())
     }
@@ -199,6 +205,13 @@ impl Inner {
 /// Waits until no program of before runs any more.
 pub(crate) fn grace() -> Result<(), Error> {
     sys::grace().map_err(|error| Error::system("wait for programs that run", error))
+}
+
+/// Waits until the packet programs of before have ended, which may be much sooner: they run to their end on their processor
+/// before a thread gets it.
+pub(crate) fn let_packets_pass() -> Result<(), Error> {
+    let online = aya::util::online_cpus().map_err(|(_, error)| Error::system("list the processors", error))?;
+    if sys::visit_processors(&online) { Ok(()) } else { grace() }
 }
 
 impl Dataplane {

@@ -155,6 +155,18 @@ pub(crate) fn grace() -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Runs a thread on each of these processors in turn; false if it may not run on one of them.
+pub(crate) fn visit_processors(processors: &[u32]) -> bool {
+    let visit = |processor: u32| {
+        let mut set = nix::sched::CpuSet::new();
+        set.set(processor as usize)?;
+        // The thread has moved when the call returns.
+        nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)
+    };
+    std::thread::scope(|scope| scope.spawn(|| processors.iter().all(|processor| visit(*processor).is_ok())).join())
+        .unwrap_or(false)
+}
+
 /// Pins a program, map or link.
 pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
