@@ -75,7 +75,7 @@ pub(crate) struct MapInfo {
 pub(crate) fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
     // struct bpf_map_info: type, id, key_size, value_size, max_entries, map_flags, …
     let info = info(map)?;
-    let half = |at: usize| if at % 2 == 0 { info[at / 2] as u32 } else { (info[at / 2] >> 32) as u32 };
+    let half = |at: usize| if at.is_multiple_of(2) { info[at / 2] as u32 } else { (info[at / 2] >> 32) as u32 };
     Ok(MapInfo { kind: half(0), key: half(2), value: half(3), entries: half(4), flags: half(5) })
 }
 
@@ -279,7 +279,7 @@ impl Words {
 
     /// Adds to two neighbouring words as one number, of which the first has an even index.
     pub(crate) fn add_long(&self, index: usize, value: u64) {
-        if index % 2 != 0 || index + 1 >= self.words {
+        if !index.is_multiple_of(2) || index + 1 >= self.words {
             return;
         }
         // SAFETY: inside the mapping, which starts at a page; an even word is aligned for eight bytes.
