@@ -3,18 +3,25 @@
 
 use std::{
     fs,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Deserialize;
+use sluice_network::Cidr;
 
-use crate::machine;
+use crate::{
+    addresses::{self, NodePrefixes},
+    machine,
+};
 
 /// The name of the first installation on a machine.
 const DEFAULT_INSTANCE: &str = "sluice";
+/// IPv4 alone: forwarding IPv6 changes how a machine learns its own routes, which is for its owner to decide.
+pub(crate) const DEFAULT_POD_CIDR: &str = "10.244.0.0/16";
+pub(crate) const DEFAULT_SERVICE_CIDR: &str = "10.96.0.0/16";
 
 /// Every setting, each optional. In the file the names are camelCase (`dataDir`, `podCidr`).
 #[derive(Args, Clone, Debug, Default, Deserialize)]
@@ -36,21 +43,32 @@ pub(crate) struct Options {
     /// Name of the node [default: the host name]
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,
-    /// Address that other nodes reach this one by [default: that of the default route's link]
-    #[arg(long, value_name = "ADDRESS")]
-    pub node_ip: Option<IpAddr>,
-    /// Where the API server listens [default: 0.0.0.0:6443]
+    /// Address that other nodes reach this one by, or one of each family, the primary one first [default: those of the
+    /// default routes' links, of the pods' families]
+    #[arg(long, value_name = "ADDRESS[,ADDRESS]")]
+    pub node_ip: Option<String>,
+    /// Where the API server listens [default: 0.0.0.0:6443, or [::]:6443 where pods have IPv6 addresses]
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub bind: Option<SocketAddr>,
     /// Addresses that clients reach the API server by, besides the node's [repeatable]
     #[arg(long, value_name = "ADDRESS")]
     pub advertise: Vec<IpAddr>,
-    /// Pods' address range of the whole cluster [default: 10.244.0.0/16]
-    #[arg(long, value_name = "CIDR")]
+    /// Pods' address range of the whole cluster, or one of each family, the primary one first [default: 10.244.0.0/16]
+    #[arg(long, value_name = "CIDR[,CIDR]")]
     pub pod_cidr: Option<String>,
-    /// Services' address range [default: 10.96.0.0/16]
-    #[arg(long, value_name = "CIDR")]
+    /// Services' address range, or one of each family, the default one first [default: 10.96.0.0/16]
+    #[arg(long, value_name = "CIDR[,CIDR]")]
     pub service_cidr: Option<String>,
+    /// Prefix of the part of the IPv4 pod range that one node gets [default: 24]
+    #[arg(long, value_name = "BITS")]
+    pub node_cidr_mask_size_ipv4: Option<u8>,
+    /// Prefix of the part of the IPv6 pod range that one node gets [default: 64]
+    #[arg(long, value_name = "BITS")]
+    pub node_cidr_mask_size_ipv6: Option<u8>,
+    /// Destinations outside of the cluster that pods reach with their own address, not the node's; `none` for no such
+    /// destination [repeatable] [default: the link-local ranges 169.254.0.0/16 and fe80::/10]
+    #[arg(long, value_name = "none|CIDR")]
+    pub non_masquerade_cidr: Vec<String>,
     /// DNS domain of the cluster [default: cluster.local]
     #[arg(long, value_name = "DOMAIN")]
     pub cluster_domain: Option<String>,
@@ -74,6 +92,10 @@ pub(crate) struct Options {
     /// How packets reach other nodes' pods [default: auto: direct on a shared link, else VXLAN]
     #[arg(long, value_name = "auto|direct|vxlan")]
     pub overlay: Option<Overlay>,
+    /// Where packets for services are handled in the network card's driver (XDP): `auto` on links with a wire, `off`
+    /// nowhere, `always` on veth links, too, whose other ends must then finish checksums [default: auto]
+    #[arg(long, value_name = "auto|off|always")]
+    pub xdp: Option<Xdp>,
 }
 
 /// See [`Options::socket_hooks`].
@@ -95,6 +117,16 @@ pub(crate) enum Overlay {
     Vxlan,
 }
 
+/// See [`Options::xdp`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Xdp {
+    #[default]
+    Auto,
+    Off,
+    Always,
+}
+
 /// See [`Options::containerd`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Containerd {
@@ -110,11 +142,17 @@ pub(crate) struct Config {
     pub run_dir: PathBuf,
     pub instance: String,
     pub node_name: String,
-    pub node_ip: Option<IpAddr>,
+    /// As configured; see [`Config::node_addresses`].
+    pub node_ips: Vec<IpAddr>,
     pub bind: SocketAddr,
     pub advertise: Vec<IpAddr>,
-    pub pod_cidr: String,
-    pub service_cidr: String,
+    /// One or two, the primary family first.
+    pub pod_cidrs: Vec<Cidr>,
+    /// One or two, the default family first.
+    pub service_cidrs: Vec<Cidr>,
+    pub node_prefixes: NodePrefixes,
+    /// Destinations that pods reach with their own address.
+    pub unmasqueraded: Vec<Cidr>,
     pub cluster_domain: String,
     pub dns_upstreams: Vec<SocketAddr>,
     pub etcd: Vec<String>,
@@ -122,6 +160,7 @@ pub(crate) struct Config {
     pub node_port: u16,
     pub socket_hooks: SocketHooks,
     pub overlay: Overlay,
+    pub xdp: Xdp,
 }
 
 impl Options {
@@ -140,16 +179,27 @@ impl Options {
             Some(name) => name,
             None => nix::unistd::gethostname().context("cannot read the host name")?.to_string_lossy().to_lowercase(),
         };
+        let pod_cidrs = addresses::ranges("podCidr", all.pod_cidr.as_deref().unwrap_or(DEFAULT_POD_CIDR))?;
+        let service_cidrs =
+            addresses::ranges("serviceCidr", all.service_cidr.as_deref().unwrap_or(DEFAULT_SERVICE_CIDR))?;
+        let usual = NodePrefixes::default();
+        let node_prefixes = NodePrefixes {
+            v4: all.node_cidr_mask_size_ipv4.unwrap_or(usual.v4),
+            v6: all.node_cidr_mask_size_ipv6.unwrap_or(usual.v6),
+        };
+        addresses::check(&pod_cidrs, &service_cidrs, node_prefixes)?;
         Ok(Config {
             data_dir: all.data_dir.unwrap_or_else(|| "/var/lib/sluice".into()),
             run_dir,
             instance,
             node_name,
-            node_ip: all.node_ip,
-            bind: all.bind.unwrap_or_else(|| (Ipv4Addr::UNSPECIFIED, 6443).into()),
+            node_ips: all.node_ip.map_or(Ok(Vec::new()), |text| addresses::node_ips("nodeIp", &text))?,
+            bind: all.bind.unwrap_or_else(|| (everywhere(&pod_cidrs), 6443).into()),
             advertise: all.advertise,
-            pod_cidr: cidr("podCidr", all.pod_cidr, "10.244.0.0/16")?,
-            service_cidr: cidr("serviceCidr", all.service_cidr, "10.96.0.0/16")?,
+            pod_cidrs,
+            service_cidrs,
+            node_prefixes,
+            unmasqueraded: addresses::unmasqueraded("nonMasqueradeCidr", &all.non_masquerade_cidr)?,
             cluster_domain: all.cluster_domain.unwrap_or_else(|| "cluster.local".into()),
             dns_upstreams: upstreams(&all.dns_upstream)?,
             etcd: all.etcd,
@@ -161,6 +211,7 @@ impl Options {
             node_port: all.node_port.unwrap_or(10250),
             socket_hooks: all.socket_hooks.unwrap_or_default(),
             overlay: all.overlay.unwrap_or_default(),
+            xdp: all.xdp.unwrap_or_default(),
         })
     }
 
@@ -177,6 +228,9 @@ impl Options {
             advertise: if self.advertise.is_empty() { file.advertise } else { self.advertise },
             pod_cidr: self.pod_cidr.or(file.pod_cidr),
             service_cidr: self.service_cidr.or(file.service_cidr),
+            node_cidr_mask_size_ipv4: self.node_cidr_mask_size_ipv4.or(file.node_cidr_mask_size_ipv4),
+            node_cidr_mask_size_ipv6: self.node_cidr_mask_size_ipv6.or(file.node_cidr_mask_size_ipv6),
+            non_masquerade_cidr: list(self.non_masquerade_cidr, file.non_masquerade_cidr),
             cluster_domain: self.cluster_domain.or(file.cluster_domain),
             dns_upstream: list(self.dns_upstream, file.dns_upstream),
             etcd: list(self.etcd, file.etcd),
@@ -184,6 +238,7 @@ impl Options {
             node_port: self.node_port.or(file.node_port),
             socket_hooks: self.socket_hooks.or(file.socket_hooks),
             overlay: self.overlay.or(file.overlay),
+            xdp: self.xdp.or(file.xdp),
         }
     }
 }
@@ -208,16 +263,25 @@ impl Config {
         if self.instance == DEFAULT_INSTANCE { "/var/log/pods".into() } else { self.data_dir.join("log/pods") }
     }
 
-    /// The node's addresses: the configured one, else that of the default route's link; none where there is neither.
+    /// The node's addresses: the configured ones, else those of the default routes' links, of the families that pods have;
+    /// none where there is neither.
     pub(crate) fn node_addresses(&self) -> Vec<IpAddr> {
-        self.node_ip.or_else(machine::own_address).into_iter().collect()
+        if !self.node_ips.is_empty() {
+            return self.node_ips.clone();
+        }
+        self.pod_cidrs.iter().filter_map(|range| machine::own_address(range.addr().is_ipv4())).collect()
+    }
+
+    /// Where to listen for everybody.
+    pub(crate) fn everywhere(&self) -> IpAddr {
+        everywhere(&self.pod_cidrs)
     }
 
     /// The addresses that clients may reach the API server by, the chosen ones first.
     pub(crate) fn server_addresses(&self) -> Vec<IpAddr> {
         let bound = Some(self.bind.ip()).filter(|ip| !ip.is_unspecified());
         let mut all = self.advertise.clone();
-        match bound.filter(|_| self.node_ip.is_none()) {
+        match bound.filter(|_| self.node_ips.is_empty()) {
             Some(bound) => all.push(bound),
             None => all.extend(self.node_addresses()),
         }
@@ -250,10 +314,15 @@ fn is_label(text: &str) -> bool {
     !text.is_empty() && text.len() <= 40 && text.chars().all(allowed)
 }
 
-fn cidr(field: &str, given: Option<String>, default: &str) -> Result<String> {
-    let text = given.unwrap_or_else(|| default.into());
-    text.parse::<sluice_network::Cidr>().map_err(|e| anyhow::anyhow!("{field}: {text:?} is no address range: {e}"))?;
-    Ok(text)
+/// A kernel without IPv6 has no `::` to listen on, so it is asked for only where it is needed.
+fn everywhere(pod_cidrs: &[Cidr]) -> IpAddr {
+    let v4 = pod_cidrs.iter().all(|range| range.addr().is_ipv4());
+    if v4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
+}
+
+/// Ranges as a setting says them.
+pub(crate) fn joined(ranges: &[Cidr]) -> String {
+    ranges.iter().map(Cidr::to_string).collect::<Vec<_>>().join(",")
 }
 
 fn upstreams(given: &[String]) -> Result<Vec<SocketAddr>> {
@@ -296,8 +365,9 @@ mod tests {
         let flags = Options { pod_cidr: Some("10.1.0.0/16".into()), ..Options::default() };
         let file = options("podCidr: 10.2.0.0/16\nnodeName: one\nsocketHooks: instance\ndnsUpstream: [none]\n");
         let config = flags.over(file).resolve().unwrap();
-        assert_eq!((config.pod_cidr.as_str(), config.node_name.as_str()), ("10.1.0.0/16", "one"));
-        assert_eq!((config.service_cidr.as_str(), config.node_port), ("10.96.0.0/16", 10250));
+        assert_eq!((joined(&config.pod_cidrs).as_str(), config.node_name.as_str()), ("10.1.0.0/16", "one"));
+        assert_eq!((joined(&config.service_cidrs).as_str(), config.node_port), ("10.96.0.0/16", 10250));
+        assert_eq!(config.bind.to_string(), "0.0.0.0:6443");
         assert_eq!(config.socket_hooks, SocketHooks::Instance);
         assert!(config.dns_upstreams.is_empty());
     }
@@ -315,12 +385,28 @@ mod tests {
     }
 
     #[test]
+    fn both_families_are_settings_of_their_own() {
+        let yaml = "podCidr: fd00:1::/48,10.1.0.0/16\nserviceCidr: fd00:2::/108,10.2.0.0/16\n\
+                    nodeIp: 2001:db8::1,192.0.2.1\nnodeCidrMaskSizeIpv4: 26\n";
+        let config = options(yaml).resolve().unwrap();
+        assert_eq!(joined(&config.pod_cidrs), "fd00:1::/48,10.1.0.0/16");
+        assert_eq!(joined(&config.service_cidrs), "fd00:2::/108,10.2.0.0/16");
+        assert_eq!(config.node_prefixes, NodePrefixes { v4: 26, v6: 64 });
+        assert_eq!(config.bind.to_string(), "[::]:6443");
+        assert_eq!(joined(&config.unmasqueraded), "169.254.0.0/16,fe80::/10");
+        let addresses: Vec<String> = config.server_addresses().iter().map(IpAddr::to_string).collect();
+        assert_eq!(addresses, ["2001:db8::1", "192.0.2.1"]);
+    }
+
+    #[test]
     fn bad_values_name_their_field() {
         let check = |yaml: &str, expected: &str| {
             let error = format!("{:#}", options(yaml).resolve().unwrap_err());
             assert!(error.contains(expected), "{error}");
         };
         check("podCidr: nonsense", "podCidr: \"nonsense\" is no address range");
+        check("serviceCidr: 10.244.0.0/20", "serviceCidr: 10.244.0.0/20 and podCidr 10.244.0.0/16 have addresses");
+        check("nodeIp: 192.0.2.1,192.0.2.2", "nodeIp: ");
         check("instance: Has Space", "instance: \"Has Space\" must be");
         check("dnsUpstream: [somewhere]", "dnsUpstream: \"somewhere\" must be auto, none or an address");
         let unknown = serde_saphyr::from_str::<Options>("podCIDR: 10.0.0.0/8").unwrap_err().to_string();

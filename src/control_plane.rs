@@ -8,13 +8,19 @@ use sluice_scheduler::leader::Election;
 use sluice_store::{DynEngine, Engine as _, embedded::Embedded, etcd::Etcd};
 use tokio::net::TcpListener;
 
-use crate::{config::Config, daemon::Parts, machine};
+use crate::{
+    addresses,
+    config::{Config, joined},
+    daemon::Parts,
+    machine,
+};
 
 /// The oldest etcd whose watches and transactions are as the store wants them.
 const OLDEST_ETCD: (u32, u32) = (3, 4);
 
 /// Starts everything and returns when the API server answers.
 pub(crate) async fn start(config: &Config, parts: &mut Parts) -> Result<ApiServer> {
+    addresses::reached(&config.service_cidrs, &config.server_addresses())?;
     let listener = TcpListener::bind(config.bind)
         .await
         .with_context(|| format!("cannot listen on {}; another API server may run there (--bind)", config.bind))?;
@@ -39,7 +45,8 @@ pub(crate) async fn start(config: &Config, parts: &mut Parts) -> Result<ApiServe
     let options = sluice_controllers::Options {
         cluster_ca: Some((pki.ca_pem().to_owned(), pki.ca_key_pem())),
         ca_bundle: pki.ca_pem().to_owned(),
-        pod_cidrs: vec![config.pod_cidr.clone()],
+        pod_cidrs: config.pod_cidrs.iter().map(ToString::to_string).collect(),
+        node_prefixes: (config.node_prefixes.v4, config.node_prefixes.v6),
         cluster_domain: config.cluster_domain.clone(),
         election,
         ..sluice_controllers::Options::default()
@@ -51,6 +58,7 @@ pub(crate) async fn start(config: &Config, parts: &mut Parts) -> Result<ApiServe
 /// How programs on this machine reach the API server.
 pub(crate) fn local_url(config: &Config) -> String {
     let ip = config.bind.ip();
+    // A socket on `::` takes IPv4 connections too.
     let host = if ip.is_unspecified() { IpAddr::from([127, 0, 0, 1]) } else { ip };
     format!("https://{}", std::net::SocketAddr::new(host, config.bind.port()))
 }
@@ -68,8 +76,8 @@ fn server_config(config: &Config) -> sluice_apiserver::Config {
         dir: config.pki_dir(),
         advertise: config.server_addresses(),
         bind: config.bind,
-        service_cidr: config.service_cidr.clone(),
-        pod_cidr: config.pod_cidr.clone(),
+        service_cidr: joined(&config.service_cidrs),
+        pod_cidr: joined(&config.pod_cidrs),
         cluster_domain: config.cluster_domain.clone(),
     }
 }

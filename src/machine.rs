@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::Write,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
     os::unix::net::UnixDatagram,
     path::Path,
 };
@@ -126,11 +126,15 @@ pub(crate) fn write_secret(path: &Path, content: &str) -> Result<()> {
     fs::rename(&fresh, path).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// The machine's own address: that of the default route's link. Connecting a UDP socket sends nothing.
-pub(crate) fn own_address() -> Option<IpAddr> {
-    // A documentation address that only the default route matches.
-    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
-    socket.connect("203.0.113.1:9").ok()?;
+/// The machine's own address of a family: that of the default route's link. Connecting a UDP socket sends nothing.
+pub(crate) fn own_address(v4: bool) -> Option<IpAddr> {
+    // Documentation addresses that only the default route matches.
+    let (own, far): (IpAddr, IpAddr) = match v4 {
+        true => (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(203, 0, 113, 1).into()),
+        false => (Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()),
+    };
+    let socket = UdpSocket::bind((own, 0)).ok()?;
+    socket.connect((far, 9)).ok()?;
     Some(socket.local_addr().ok()?.ip())
 }
 

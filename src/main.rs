@@ -1,6 +1,7 @@
 //! The `sluice` program: reads its settings, wires the crates together, and inspects a running
 //! installation. No logic of the control plane, the node or the data plane lives here.
 
+mod addresses;
 mod allocator;
 mod client;
 mod config;

@@ -1,7 +1,7 @@
 //! The node's part: which containerd, which directories, and what the agent is told.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -11,7 +11,7 @@ use sluice_agent::{
     bootstrap::{Join, Membership, Place, Trust},
 };
 use sluice_apiserver::{ApiServer, bootstrap::pki::Usage, context::UserInfo};
-use sluice_network::{Cidr, Network, PeerPath};
+use sluice_network::{Network, PeerPath};
 use sluice_runtime::daemon::Containerd;
 use tokio::net::UnixStream;
 
@@ -39,7 +39,7 @@ pub(crate) async fn start_beside(config: &Config, server: &ApiServer, parts: &mu
     let mut sans = vec![config.node_name.clone()];
     sans.extend(config.node_addresses().iter().map(IpAddr::to_string));
     let identity = pki.issue(&user, &["system:nodes"], &sans, Usage::Both, SERVING_TTL)?;
-    let bind = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), config.node_port);
+    let bind = SocketAddr::new(config.everywhere(), config.node_port);
     let api = api::Config::fixed(bind, pki.ca_pem().to_owned(), identity.cert_pem, identity.key_pem);
     start(config, client, api, parts).await
 }
@@ -56,7 +56,7 @@ pub(crate) async fn start_joined(config: &Config, options: &NodeOptions, parts: 
     } else {
         Membership::join(place, &join(options)?).await?
     };
-    let bind = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), config.node_port);
+    let bind = SocketAddr::new(config.everywhere(), config.node_port);
     let api = api::Config { bind, client_ca_pem: membership.ca_pem().to_owned(), identity: membership.identity() };
     let client = membership.client();
     let shutdown = parts.shutdown.clone();
@@ -121,8 +121,14 @@ async fn start(config: &Config, client: kube::Client, api: api::Config, parts: &
             Ok(())
         });
     }
-    let agent = Agent::start(agent_config(config, api).await?, client).await?;
+    let agent = Agent::start(agent_config(config, api).await?, client.clone()).await?;
     parts.tasks.spawn(agent.run(parts.shutdown.clone()));
+    let announcer = sluice_announce::Config { node: config.node_name.clone(), addresses: config.node_addresses() };
+    let shutdown = parts.shutdown.clone();
+    parts.tasks.spawn(async move {
+        let announcing = sluice_announce::run(announcer, client, shutdown);
+        announcing.await.context("addresses of load balancers cannot be announced")
+    });
     Ok(())
 }
 
@@ -155,33 +161,32 @@ pub(crate) fn runtime_config(config: &Config, socket: PathBuf) -> sluice_runtime
 
 /// This node's pod network as the kernel has it, for `reset`.
 pub(crate) async fn network(config: &Config) -> Result<Network> {
-    Ok(Network::new(network_config(config)?).await?)
+    Ok(Network::new(network_config(config)).await?)
 }
 
-fn network_config(config: &Config) -> Result<sluice_network::Config> {
-    let range = |text: &str| text.parse::<Cidr>().map_err(|e| anyhow::anyhow!("{text}: {e}"));
-    Ok(sluice_network::Config {
-        cluster_cidrs: vec![range(&config.pod_cidr)?],
-        service_cidrs: vec![range(&config.service_cidr)?],
+fn network_config(config: &Config) -> sluice_network::Config {
+    sluice_network::Config {
+        cluster_cidrs: config.pod_cidrs.clone(),
+        service_cidrs: config.service_cidrs.clone(),
         pod_cidrs: Vec::new(),
         node_ips: config.node_addresses(),
         mtu: None,
         netns_dir: config.run_dir.join("netns"),
-    })
+    }
 }
 
 async fn agent_config(config: &Config, api: api::Config) -> Result<sluice_agent::Config> {
-    let service = config.service_cidr.parse::<Cidr>().map_err(|e| anyhow::anyhow!("serviceCidr: {e}"))?;
-    // Upstream's convention: the tenth address of the service range.
-    let dns: Vec<IpAddr> = service.nth(10).into_iter().collect();
+    // Upstream's convention: the tenth address of the first service range.
+    let dns: Vec<IpAddr> = config.service_cidrs.first().and_then(|range| range.nth(10)).into_iter().collect();
     Ok(sluice_agent::Config {
         node_name: config.node_name.clone(),
         node_ips: config.node_addresses(),
         dir: config.data_dir.clone(),
         logs: config.pod_logs(),
         runtime: runtime_config(config, containerd_socket(config).await),
-        network: network_config(config)?,
+        network: network_config(config),
         dataplane: Some(dataplane_config(config)?),
+        unmasqueraded: config.unmasqueraded.clone(),
         peer_path: match config.overlay {
             Overlay::Auto => PeerPath::Auto,
             Overlay::Direct => PeerPath::Direct,
@@ -216,5 +221,10 @@ fn dataplane_config(config: &Config) -> Result<sluice_dataplane::Config> {
         pod_range: None,
         cluster_range: None,
         uplinks: sluice_dataplane::Uplinks::Every { except: OWN_LINKS.map(String::from).to_vec() },
+        xdp: match config.xdp {
+            config::Xdp::Auto => sluice_dataplane::Xdp::Auto,
+            config::Xdp::Off => sluice_dataplane::Xdp::Off,
+            config::Xdp::Always => sluice_dataplane::Xdp::Always,
+        },
     })
 }

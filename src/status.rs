@@ -85,6 +85,11 @@ fn print(report: &Report) {
     for program in &data_plane.programs {
         println!("      {:<24} {}", program.name, program.attached);
     }
+    println!("uplinks:");
+    for uplink in &data_plane.uplinks {
+        let why = uplink.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
+        println!("      {:<24} {}{why}", uplink.link, uplink.xdp);
+    }
     println!("maps:");
     for map in &data_plane.maps {
         println!("      {:<24} {} of {}", map.name, map.used, map.limit);

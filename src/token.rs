@@ -2,14 +2,22 @@
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
-use k8s_openapi::{ByteString, api::core::v1::Secret, jiff::Timestamp};
+use k8s_openapi::{
+    ByteString,
+    api::core::v1::{ConfigMap, Secret},
+    jiff::Timestamp,
+};
 use kube::{
     Api,
     api::{DeleteParams, ListParams, ObjectMeta, PostParams},
 };
 use rand::Rng as _;
+use sluice_apiserver::bootstrap::objects::NETWORK;
 
-use crate::{client, config::Options};
+use crate::{
+    client,
+    config::{DEFAULT_POD_CIDR, DEFAULT_SERVICE_CIDR, Options},
+};
 
 const KIND: &str = "bootstrap.kubernetes.io/token";
 
@@ -80,8 +88,22 @@ async fn create(create: Create) -> Result<()> {
         Some(server) => server,
         None => crate::control_plane::join_url(&config),
     };
-    println!("sluice node --server {server} --token {id}.{secret} --ca-hash {hash}");
+    let ranges = ranges(&client::from_file(&config.admin_kubeconfig()).await?).await?;
+    println!("sluice node --server {server} --token {id}.{secret} --ca-hash {hash}{ranges}");
     Ok(())
+}
+
+/// The flags for a node of a cluster whose ranges are not the default ones.
+async fn ranges(client: &kube::Client) -> Result<String> {
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "kube-system");
+    let network = maps.get_opt(NETWORK).await.context("cannot read the cluster's ranges")?;
+    let data = network.and_then(|map| map.data).unwrap_or_default();
+    let flags = [("podCidr", "--pod-cidr", DEFAULT_POD_CIDR), ("serviceCidr", "--service-cidr", DEFAULT_SERVICE_CIDR)];
+    let told = flags.iter().filter_map(|(key, flag, default)| {
+        let range = data.get(*key).filter(|range| *range != default)?;
+        Some(format!(" {flag} {range}"))
+    });
+    Ok(told.collect())
 }
 
 async fn list(options: Options) -> Result<()> {

@@ -44,3 +44,41 @@ pub(crate) const IDLE: Duration = Duration::from_secs(60);
 pub(crate) const IDLE_READINGS: u32 = 6;
 /// Longest that all measures in the cluster may take together.
 pub(crate) const WHOLE: Duration = Duration::from_secs(20 * 60);
+/// Load average above which a bench says that medians may not hold.
+pub(crate) const CALM: f64 = 1.0;
+/// Rounds of all packet cases.
+pub(crate) const PACKET_ROUNDS: usize = 5;
+/// Runs of a case in a round, each beside one of the wrapper alone.
+pub(crate) const PACKET_RUNS: usize = 7;
+/// Packets in a run.
+pub(crate) const PACKETS: u32 = 100_000;
+/// Runs of new flows in a round: the table is emptied before each.
+pub(crate) const PACKET_NEW_RUNS: usize = 3;
+/// Packets in such a run, each with up to four entries of the flow table.
+pub(crate) const PACKETS_NEW: u32 = 32_768;
+/// Services that stand in the tables without being asked for.
+pub(crate) const PACKET_SERVICES: u32 = 1_000;
+/// Numbers of services that sockets are measured with.
+pub(crate) const CALL_SERVICES: [u32; 3] = [10, 1_000, 10_000];
+/// Rounds in which all ways to a service take turns.
+pub(crate) const CALL_ROUNDS: usize = 50;
+/// How long each way is used in a round.
+pub(crate) const CALL_SLICE: Duration = Duration::from_millis(40);
+/// A client gives up after so many failures in a slice.
+pub(crate) const CALL_FAILURES: u64 = 20;
+/// Threads of a server: connections that it serves at once.
+pub(crate) const CALL_SERVERS: usize = 4;
+/// Longest that a proxy's rules may take to come into effect, in seconds.
+pub(crate) const RULES_SECONDS: u32 = 180;
+/// Services that the data plane's user space is measured with.
+pub(crate) const CONTROL_SERVICES: u32 = 10_000;
+/// Changes of one endpoint each.
+pub(crate) const CONTROL_CHANGES: u32 = 300;
+/// Between two of them.
+pub(crate) const CONTROL_PAUSE: Duration = Duration::from_millis(20);
+/// Restarts.
+pub(crate) const CONTROL_RESTARTS: u32 = 5;
+/// Between two of them, and before the memory is read.
+pub(crate) const CONTROL_SETTLE: Duration = Duration::from_secs(2);
+/// Longest until the kernel's map says what it should.
+pub(crate) const CONTROL_PATIENCE: Duration = Duration::from_secs(20);

@@ -4,6 +4,7 @@
 //! Progress goes to standard error, the table or the document to standard output. Nothing is left behind.
 
 mod lab;
+mod lb;
 mod limits;
 mod load;
 mod machine;
@@ -40,6 +41,14 @@ enum Bench {
     Pods(Options),
     /// Memory, CPU time and writes of an idle cluster, without and with the sample
     Memory(Options),
+    /// The Service data plane by itself: a packet in each program, connections, changes
+    Lb(lb::Options),
+    /// A client of `lb`
+    #[command(hide = true)]
+    Call(lb::call::Options),
+    /// The data plane's process of `lb`
+    #[command(hide = true)]
+    Follow(lb::control::Options),
     /// Measure from inside the node; the results go to standard output as JSON
     #[command(hide = true)]
     Measure(Measure),
@@ -84,6 +93,9 @@ fn main() -> ExitCode {
 fn run(bench: Bench) -> Result<()> {
     match bench {
         Bench::Startup(options) => own_cluster("startup", &options, startup::run),
+        Bench::Call(options) => lb::call::run(&options),
+        Bench::Follow(options) => lb::control::follow(&options),
+        Bench::Lb(options) => print("lb", options.json, || lb::run(&options)),
         Bench::Memory(options) => own_cluster("memory", &options, memory::run),
         Bench::Pods(options) => print("pods", options.json, || match &options.kubeconfig {
             Some(kubeconfig) => pods::run(kubeconfig, target(&options), None),

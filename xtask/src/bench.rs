@@ -7,14 +7,14 @@ use crate::{ebpf, image, setup, sh};
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// `startup`, `pods` or `memory`, with that bench's flags (`--json`, `--help`)
+    /// `startup`, `pods`, `memory` or `lb`, with that bench's flags (`--json`, `--help`)
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
     bench: Vec<String>,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     sh::require_root("cargo xtask bench")?;
-    setup::ensure(setup::Purpose::Up)?;
+    setup::ensure(setup::Purpose::Bench)?;
     ebpf::build()?;
     let image = image::build()?;
     sh::run(sh::cargo().args(["build", "--release", "--package", "sluice", "--package", "sluice-bench"]))?;

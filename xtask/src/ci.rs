@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::{ebpf, setup, sh, test};
+use crate::{ebpf, kernel, setup, sh, test};
 
 pub(crate) fn run() -> Result<()> {
     sh::step("formatting");
@@ -11,5 +11,6 @@ pub(crate) fn run() -> Result<()> {
     ebpf::build()?;
     sh::step("clippy");
     sh::run(sh::cargo().args(["clippy", "--all-targets", "--quiet", "--", "-D", "warnings"]))?;
-    test::run(&test::Options::default())
+    test::run(&test::Options::default())?;
+    kernel::run()
 }

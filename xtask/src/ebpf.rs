@@ -1,4 +1,4 @@
-//! Builds the eBPF object that `sluice-dataplane` embeds.
+//! Builds the eBPF object that `sluice-dataplane` embeds, and the one of the packet bench beside it.
 //!
 //! Finds a compiler that can build `core` for the BPF target (Debian's `rustc-web` with `rust-web-src`, or a rustup
 //! nightly with `rust-src`) and `bpf-linker`, which it builds from its crate when missing. Installs no system package:
@@ -18,24 +18,32 @@ const LLVM_MAJOR: &str = "22";
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 /// Everything the object depends on.
 const INPUTS: [&str; 4] = ["ebpf/common", "ebpf/packet", "ebpf/programs", "Cargo.lock"];
+/// The product's object, and the bench's.
+const OBJECTS: [&str; 2] = ["sluice-ebpf", "sluice-ebpf-bench"];
 
-/// Builds `target/ebpf/sluice-ebpf` unless its inputs are unchanged, and returns its path.
+/// Builds the objects in `target/ebpf` unless their inputs are unchanged, and returns the product's path.
 pub(crate) fn build() -> anyhow::Result<PathBuf> {
     let root = workspace()?;
-    let object = root.join("target/ebpf/sluice-ebpf");
-    let stamp = root.join("target/ebpf/inputs.sha256");
+    let made = root.join("target/ebpf");
+    let objects = OBJECTS.map(|name| made.join(name));
+    let stamp = made.join("inputs.sha256");
     let inputs = fingerprint(&root)?;
-    if object.exists() && std::fs::read_to_string(&stamp).is_ok_and(|known| known == inputs) {
-        return Ok(object);
+    let [object, _] = &objects;
+    if objects.iter().all(|object| object.exists())
+        && std::fs::read_to_string(&stamp).is_ok_and(|known| known == inputs)
+    {
+        return Ok(object.clone());
     }
     let compiler = Compiler::find()?;
     let linker = linker(&root)?;
     eprintln!("building the eBPF object with {}", compiler.name);
     compile(&root, &compiler, &linker)?;
-    let built = root.join("target/bpf").join(TARGET).join("release/sluice-ebpf");
-    install(&built, &object)?;
+    let built = root.join("target/bpf").join(TARGET).join("release");
+    for (name, object) in OBJECTS.iter().zip(&objects) {
+        install(&built.join(name), object)?;
+    }
     std::fs::write(&stamp, inputs).with_context(|| format!("write {}", stamp.display()))?;
-    Ok(object)
+    Ok(object.clone())
 }
 
 struct Compiler {

@@ -7,6 +7,7 @@ mod codegen;
 mod down;
 mod ebpf;
 mod image;
+mod kernel;
 mod lab;
 mod setup;
 mod sh;
@@ -31,9 +32,11 @@ enum Task {
     Down,
     /// Run all tests, on real containerd, etcd and kernel (installs what is missing)
     Test(test::Options),
+    /// Run the data plane's tests on a second kernel, Debian 12's, under QEMU
+    Kernel,
     /// Several nodes as network namespaces on this machine
     Lab(lab::Options),
-    /// Measure: startup, pods, memory
+    /// Measure: startup, pods, memory, lb
     Bench(bench::Options),
     /// Install what the tasks need with the system's package manager
     Setup,
@@ -45,7 +48,7 @@ enum Task {
     Codegen,
     /// Check the repository's own rules
     Tidy,
-    /// What CI runs: formatting, clippy, all tests
+    /// What CI runs: formatting, clippy, all tests, the second kernel
     Ci,
 }
 
@@ -64,6 +67,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Up(options) => up::run(&options),
         Task::Down => down::run(),
         Task::Test(options) => test::run(&options),
+        Task::Kernel => kernel::run(),
         Task::Lab(options) => lab::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Setup => setup::ensure(setup::Purpose::Everything),

@@ -19,6 +19,8 @@ pub(crate) enum Purpose {
     Build,
     /// Run a cluster.
     Up,
+    /// Measure, beside what others use.
+    Bench,
     /// Run every test.
     Everything,
 }
@@ -66,9 +68,18 @@ const NEEDS: &[Need] = &[
     need(Purpose::Up, Probe::Program("runc"), &["runc"], "runs containers"),
     need(Purpose::Up, Probe::Program("kubectl"), &["kubernetes-client"], "drives the cluster"),
     need(Purpose::Up, Probe::File("/bin/busybox"), &["busybox-static"], "tools inside the sample image"),
-    need(Purpose::Everything, Probe::Program("ip"), &["iproute2"], "makes the tests' namespaces"),
+    need(Purpose::Bench, Probe::Program("ip"), &["iproute2"], "makes namespaces"),
+    need(
+        Purpose::Bench,
+        Probe::Program("iptables-restore"),
+        &["iptables"],
+        "kube-proxy's rules, for the bench to compare with",
+    ),
+    need(Purpose::Bench, Probe::Program("nft"), &["nftables"], "kube-proxy's rules, for the bench to compare with"),
     need(Purpose::Everything, Probe::Program("etcd"), &["etcd-server"], "the store tests' real etcd"),
     need(Purpose::Everything, Probe::Program("docker-registry"), &["docker-registry"], "the pull tests' real registry"),
+    need(Purpose::Everything, Probe::Program("bird"), &["bird2"], "the routing test's real BGP speaker"),
+    need(Purpose::Everything, Probe::Program("qemu-system-x86_64"), &["qemu-system-x86"], "boots the second kernel"),
 ];
 
 const fn need(from: Purpose, probe: Probe, packages: &'static [&'static str], why: &'static str) -> Need {

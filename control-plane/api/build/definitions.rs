@@ -8,8 +8,8 @@ use crate::roots;
 /// Where the schemas refer to each other.
 const DEFINITIONS: &str = "/components/schemas";
 
-/// By the types' names, with descriptions.
-pub(crate) fn definitions() -> Map<String, Value> {
+/// By the types' names, with descriptions; `own` are those of our own group, as JSON.
+pub(crate) fn definitions(own: &str) -> Map<String, Value> {
     let settings = SchemaSettings::openapi3().with(|s| {
         s.transforms.clear();
         s.definitions_path = DEFINITIONS.into();
@@ -18,6 +18,8 @@ pub(crate) fn definitions() -> Map<String, Value> {
     roots::generate(&mut generator);
     let mut definitions = generator.take_definitions(false);
     correct_required(&mut definitions);
+    let own: Map<String, Value> = serde_json::from_str(own).expect("our own schemas are JSON objects by name");
+    definitions.extend(own);
     definitions
 }
 

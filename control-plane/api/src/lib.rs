@@ -6,6 +6,7 @@
 //! needs them.
 
 pub mod apply;
+pub mod block;
 pub mod cel;
 pub mod convert;
 pub mod decode;

@@ -71,9 +71,9 @@ pub struct Config {
     pub advertise: Vec<IpAddr>,
     /// Where it listens; the port is the one it is advertised with.
     pub bind: SocketAddr,
-    /// `10.96.0.0/16`
+    /// `10.96.0.0/16`, or one range of each family, the default one first: `10.96.0.0/16,fd00:96::/108`
     pub service_cidr: String,
-    /// `10.244.0.0/16`
+    /// `10.244.0.0/16`, or one range of each family
     pub pod_cidr: String,
     /// `cluster.local`
     pub cluster_domain: String,
@@ -95,10 +95,11 @@ impl ApiServer {
     /// # Errors
     /// When a key file cannot be read or made, the store does not answer, or a range is wrong.
     pub async fn start(config: Config, engine: DynEngine) -> anyhow::Result<Self> {
-        let range = Range::parse(&config.service_cidr)?;
+        let ranges = Range::parse_all(&config.service_cidr)?;
+        let range = *ranges.first().context("no range for Services")?;
         let names = Names {
             advertise: config.advertise.clone(),
-            service: range.at(1).into(),
+            service: range.at(1),
             cluster_domain: config.cluster_domain.clone(),
             extra: Vec::new(),
         };
@@ -108,9 +109,10 @@ impl ApiServer {
         let cluster = Cluster {
             advertise: config.advertise.clone(),
             port: config.bind.port(),
-            service_ip: range.at(1).into(),
-            dns_ip: range.at(10).into(),
+            service_ip: range.at(1),
+            dns_ip: range.at(10),
             service_cidr: config.service_cidr.clone(),
+            pod_cidr: config.pod_cidr.clone(),
             ca_pem: pki.ca_pem().to_owned(),
         };
         objects::ensure(&storage, &cluster).await.context("the default objects could not be written")?;
@@ -127,7 +129,7 @@ impl ApiServer {
             authenticator,
             authorizer,
             connect,
-            services: Services::new(range),
+            services: Services::new(ranges),
             metrics: Arc::new(Metrics::default()),
             openapi: Default::default(),
             shutdown: CancellationToken::new(),

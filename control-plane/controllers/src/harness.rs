@@ -17,9 +17,9 @@ use crate::object::Object;
 use crate::queue::{self, Key, Queue};
 use crate::quotas::Quota;
 use crate::types::{
-    Certificate, ConfigMap, ControllerRevision, CronJob, DaemonSet, Deployment, Endpoints, Job, Lease, Namespace, Node,
-    PersistentVolume, PersistentVolumeClaim, Pod, ReplicaSet, ReplicationController, Secret, Service, ServiceAccount,
-    Slice, StatefulSet, StorageClass,
+    Announcement, Certificate, ConfigMap, ControllerRevision, CronJob, DaemonSet, Deployment, Endpoints, Job, Lease,
+    Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Pool, ReplicaSet, ReplicationController, Secret,
+    Service, ServiceAccount, Slice, StatefulSet, StorageClass,
 };
 use crate::{accounts, tokens};
 
@@ -136,6 +136,8 @@ informers! {
     cluster_roles: ClusterRole;
     services: Service;
     slices: Slice;
+    pools: Pool;
+    announcements: Announcement;
     endpoints: Endpoints;
     nodes: Node;
     leases: Lease;

@@ -22,6 +22,7 @@ mod harness;
 mod informer;
 mod job;
 mod limits;
+mod loadbalancer;
 mod namespaces;
 mod nodes;
 mod object;
@@ -66,6 +67,8 @@ pub struct Options {
     pub cluster_domain: String,
     /// The cluster's pod ranges, one per address family; every node gets a part of each. Empty: nodes get none.
     pub pod_cidrs: Vec<String>,
+    /// Prefix of a node's part of the IPv4 and of the IPv6 range.
+    pub node_prefixes: (u8, u8),
     /// How long a node may be silent before it counts as lost.
     pub node_grace: Duration,
     /// The time.
@@ -81,6 +84,7 @@ impl Default for Options {
             ca_bundle: String::new(),
             cluster_domain: "cluster.local".into(),
             pod_cidrs: Vec::new(),
+            node_prefixes: (24, 64),
             node_grace: Duration::from_secs(40),
             clock: Arc::new(Timestamp::now),
             election: None,
@@ -127,6 +131,7 @@ fn start(context: &Context) -> Result<(), String> {
     disruption::start(context, &all);
     endpoints::start(context, &all);
     endpoints::mirror::start(context, &all);
+    loadbalancer::start(context, &all);
     accounts::start(context, &all);
     let emptied = namespaces::start(context, &all);
     let catalog = gc::Catalog::default();

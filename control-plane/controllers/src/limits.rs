@@ -48,3 +48,5 @@ pub(crate) const EVICTION_INTERVAL_DISRUPTED: Duration = Duration::from_secs(100
 pub(crate) const LARGE_ZONE: usize = 50;
 /// A pod whose node is gone is deleted after this time (upstream's quarantine).
 pub(crate) const ORPHAN_QUARANTINE: Duration = Duration::from_secs(40);
+/// Nodes that stand by for one address of a load balancer, the one that announces it among them.
+pub(crate) const ANNOUNCING_NODES: usize = 4;

@@ -76,7 +76,37 @@ impl Flow {
     pub const NO_SERVICE: u32 = u32::MAX;
 }
 
+/// A datagram that comes in fragments, as seen at one hook.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FragmentKey {
+    /// Where the fragments come from.
+    pub source: Address,
+    /// Where they go.
+    pub destination: Address,
+    /// What they have in common; an IPv6 datagram's is folded to 16 bits.
+    pub identification: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: [u8; 5],
+}
+
+/// What the first fragment's transport header says.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FragmentPorts {
+    /// Network order; the identifier of an ICMP echo request.
+    pub source_port: u16,
+    /// Network order; the identifier of an ICMP echo reply.
+    pub destination_port: u16,
+    /// 1: an ICMP echo reply.
+    pub echo_reply: u32,
+}
+
 const _: () = {
+    assert!(size_of::<FragmentKey>() == 40 && align_of::<FragmentKey>() == 8);
+    assert!(size_of::<FragmentPorts>() == 8 && align_of::<FragmentPorts>() == 4);
     assert!(size_of::<FlowKey>() == 40 && align_of::<FlowKey>() == 8);
     assert!(size_of::<Flow>() == 96 && align_of::<Flow>() == 8);
 };

@@ -10,13 +10,16 @@
 #![no_std]
 
 mod address;
+pub mod bench;
+pub mod cache;
 mod flow;
+pub mod ports;
 mod reason;
 mod service;
 mod socket;
 
 pub use address::Address;
-pub use flow::{Flow, FlowKey, FlowKind};
+pub use flow::{Flow, FlowKey, FlowKind, FragmentKey, FragmentPorts};
 pub use reason::Reason;
 pub use service::{
     Affinity, AffinityKey, Backend, Counters, Family, Frontend, FrontendKey, RangeKey, SLAB_LINE, Scope, ServiceName,
@@ -25,7 +28,7 @@ pub use service::{
 pub use socket::{SOCKET_TRANSLATIONS, SocketState, Translation};
 
 /// Version of everything in this crate that is visible in a pinned map.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 
 /// IP protocol numbers.
 pub mod protocol {
@@ -37,6 +40,8 @@ pub mod protocol {
     pub const UDP: u8 = 17;
     /// ICMP for IPv6.
     pub const ICMP6: u8 = 58;
+    /// SCTP.
+    pub const SCTP: u8 = 132;
 }
 
 /// Bounds of the maps as declared in the object. Those that also stand in [`start`] begin smaller and grow while they are
@@ -58,18 +63,24 @@ pub mod limits {
     pub const AFFINITY_WINDOW: u32 = 32;
     /// Extension headers of an IPv6 packet that are looked past.
     pub const EXTENSIONS: u32 = 2;
+    /// Datagrams in fragments whose ports are remembered at a time; the least recently used give way.
+    pub const FRAGMENTS: u32 = 8_192;
     /// Entries of the flow map, two per translated connection.
     pub const FLOWS: u32 = 4_194_304;
     /// Local addresses and links of the node.
     pub const LOCALS: u32 = 4_096;
     /// Other nodes' addresses.
     pub const NODES: u32 = 16_384;
+    /// Buckets of the flow cache over all processors, per address family.
+    pub const CACHE_BUCKETS: u32 = 524_288;
+    /// Buckets of the flow cache for one processor at most.
+    pub const CACHE_BUCKETS_EACH: u32 = 65_536;
     /// Pods of the node.
     pub const PODS: u32 = 4_096;
     /// Bytes of the event ring.
     pub const EVENTS: u32 = 65_536;
-    /// Ports tried for a masqueraded connection before it is refused.
-    pub const PORT_PROBES: u32 = 8;
+    /// Looks for a free port for a masqueraded connection: the first one finds it, unless another processor takes it.
+    pub const PORT_PROBES: u32 = 2;
 }
 
 /// Sizes that growing maps begin with: enough for a small cluster.
@@ -106,6 +117,10 @@ pub mod maps {
     pub const FLOWS: &str = "flows";
     /// The other flow map while one replaces the other; never pinned under this name.
     pub const FLOWS_BESIDE: &str = "flows_beside";
+    /// `FragmentKey` to `FragmentPorts`.
+    pub const FRAGMENTS: &str = "fragments";
+    /// Bits of the ports that masqueraded connections have; see `ports`.
+    pub const PORTS: &str = "ports";
     /// Local addresses.
     pub const LOCALS: &str = "locals";
     /// Addresses of the other nodes.
@@ -114,6 +129,14 @@ pub mod maps {
     pub const SOURCES: &str = "sources";
     /// Cookies of the pods' network namespaces, with the index of the node's side of their link.
     pub const NAMESPACES: &str = "namespaces";
+    /// Flow cache for IPv4: buckets of records, each processor's in a row.
+    pub const CACHE4: &str = "cache4";
+    /// Flow cache for IPv6.
+    pub const CACHE6: &str = "cache6";
+    /// Service id to the generation of the last change to it.
+    pub const GENERATIONS: &str = "generations";
+    /// Link index to `Uplink`.
+    pub const UPLINKS: &str = "uplinks";
     /// One `Settings`.
     pub const SETTINGS: &str = "settings";
     /// One word: 1 while user space sweeps the flow map.
@@ -142,7 +165,7 @@ pub mod maps {
         1
     }
     /// Every pinned map.
-    pub const ALL: [&str; 18] = [
+    pub const ALL: [&str; 24] = [
         FRONTENDS,
         BACKENDS,
         SLAB,
@@ -150,10 +173,16 @@ pub mod maps {
         AFFINITIES,
         RANGES,
         FLOWS,
+        FRAGMENTS,
+        PORTS,
         LOCALS,
         NODES,
         SOURCES,
         NAMESPACES,
+        CACHE4,
+        CACHE6,
+        GENERATIONS,
+        UPLINKS,
         SETTINGS,
         SWEEPER,
         SERVICE_COUNTERS,
@@ -196,9 +225,11 @@ const _: () = assert!(size_of::<Event>() == 8);
 #[cfg(feature = "user")]
 mod user {
     #![allow(unsafe_code)]
+    use super::bench::Round;
+    use super::cache::{Record, Uplink};
     use super::{
-        Address, Affinity, AffinityKey, Backend, Counters, Flow, FlowKey, Frontend, FrontendKey, RangeKey, ServiceName,
-        Settings, SocketState, SourceKey,
+        Address, Affinity, AffinityKey, Backend, Counters, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
+        FrontendKey, RangeKey, ServiceName, Settings, SocketState, SourceKey,
     };
 
     macro_rules! plain_old_data {
@@ -217,12 +248,19 @@ mod user {
         Counters,
         Flow,
         FlowKey,
+        FragmentKey,
+        FragmentPorts,
         Frontend,
         FrontendKey,
         RangeKey,
+        Round,
         ServiceName,
         Settings,
         SocketState,
         SourceKey,
+        Uplink,
     );
+
+    // SAFETY: as above; the sizes asserted beside the definition leave no padding.
+    unsafe impl<A: aya::Pod, S: aya::Pod> aya::Pod for Record<A, S> {}
 }

@@ -22,8 +22,8 @@ macro_rules! reasons {
 reasons! {
     /// A service without endpoints was asked for; the kernel answers as for a closed port.
     NoEndpoint = 0, "the service has no ready endpoint";
-    /// A later fragment of a packet that would have to be translated.
-    Fragment = 1, "fragments of translated packets are not supported yet";
+    /// A later fragment that came before the first one, or after it was forgotten; only the first one has the ports.
+    Fragment = 1, "a later fragment came before the first one, which alone has the ports";
     /// The flow map is full.
     FlowsFull = 2, "the flow map is full";
     /// Every probed masquerade port towards that destination is taken.
@@ -40,11 +40,13 @@ reasons! {
     SourceRange = 8, "the client is in none of the service's source ranges";
     /// A program wanted to listen on a service's node port.
     NodePortTaken = 9, "the port belongs to a service as its node port";
+    /// The port of a fragmented SCTP packet would have to change: its checksum covers what is in the other fragments.
+    SctpFragment = 10, "the ports of fragmented SCTP packets cannot be translated";
 }
 
 impl Reason {
     /// Number of reasons, the size of the counter array.
-    pub const COUNT: u32 = 10;
+    pub const COUNT: u32 = 11;
 }
 
 const _: () = assert!(Reason::ALL.len() == Reason::COUNT as usize);

@@ -27,7 +27,9 @@ pub struct FrontendKey {
     pub scope: u8,
 }
 
-/// A frontend: a run of backend ids in the slab, in ascending order so that most stay in place when one comes or goes.
+/// A frontend: a run of words in the slab. First the ids of the backends that take new connections, in ascending order so that
+/// most stay in place when one comes or goes; then the ids of those that only keep their flows; then, where every node
+/// has to choose alike, a table of places in the first list, two in a word, the lower half first.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Frontend {
@@ -37,17 +39,25 @@ pub struct Frontend {
     pub service: u32,
     /// First slab word of the list.
     pub base: u32,
-    /// Words in the list; 0 means that nobody can answer.
+    /// Backends that take new connections; 0 means that nobody can answer.
     pub count: u32,
     /// `Frontend::*` bits.
     pub flags: u32,
     /// Seconds for which a client keeps its backend, 0 without.
     pub affinity: u32,
-    /// Zero.
-    pub reserved: [u32; 2],
+    /// Backends that take no new connections and keep their flows.
+    pub draining: u32,
+    /// Places in the table; 0 without one: any backend will do.
+    pub table: u32,
 }
 
 impl Frontend {
+    /// First slab word of the table.
+    #[inline(always)]
+    pub const fn table_base(&self) -> u32 {
+        self.base.wrapping_add(self.count).wrapping_add(self.draining)
+    }
+
     /// The list holds this node's backends only, so the client's address is kept.
     pub const LOCAL_ONLY: u32 = 1;
     /// Only clients of the service's source ranges are served.
@@ -120,6 +130,8 @@ pub struct RangeKey {
 }
 
 impl RangeKey {
+    /// In place of a service id: destinations outside of the cluster that pods' packets go to with the pod's own address.
+    pub const UNMASQUERADED: u32 = u32::MAX;
     /// Bits of the service id, which every prefix has.
     pub const SERVICE_BITS: u32 = 32;
     /// Bits of a whole key.
@@ -195,8 +207,12 @@ pub struct Settings {
     pub host_ports: u32,
     /// Processors, which is how many counters each id has.
     pub processors: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Raised when links, addresses or routes change: no cached decision holds any more.
+    pub epoch: u32,
+    /// Buckets of the flow cache for each processor, less one: a power of two. 0 turns the cache off.
+    pub cache_mask: u32,
+    /// The kernel's timer ticks make a second when shifted right by this.
+    pub tick_shift: u32,
 }
 
 impl Settings {
@@ -216,5 +232,5 @@ const _: () = {
     assert!(size_of::<RangeKey>() == 20 && align_of::<RangeKey>() == 4);
     assert!(size_of::<ServiceName>() == ServiceName::LENGTH);
     assert!(size_of::<Counters>() == 32 && align_of::<Counters>() == 8);
-    assert!(size_of::<Settings>() == 192 && align_of::<Settings>() == 8);
+    assert!(size_of::<Settings>() == 200 && align_of::<Settings>() == 8);
 };

@@ -1,7 +1,8 @@
 //! The two doors of this crate: a packet's bytes and the maps.
 
 use sluice_ebpf_common::{
-    Address, Affinity, AffinityKey, Backend, Counters, Flow, FlowKey, Frontend, FrontendKey, RangeKey, Reason, Settings,
+    Address, Affinity, AffinityKey, Backend, Counters, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
+    FrontendKey, RangeKey, Reason, Settings,
 };
 
 /// What becomes of a packet.
@@ -49,11 +50,9 @@ pub struct Scratch {
     pub flow: Flow,
 }
 
-/// A packet that starts with its Ethernet header. Every function returns `None` where the packet ends too early or the
-/// kernel refuses; a half-changed packet must then be dropped.
-pub trait Packet {
-    /// Length in bytes.
-    fn length(&self) -> u32;
+/// A packet's bytes, from its Ethernet header on. Every function returns `None` where the packet ends too early or the kernel
+/// refuses; a half-changed packet must then be dropped.
+pub trait Bytes {
     /// Reads `N` bytes.
     fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
     /// Reads `N` words as they stand in the packet.
@@ -62,6 +61,14 @@ pub trait Packet {
     fn ethertype(&self) -> u16;
     /// Writes `N` bytes; checksums are not touched.
     fn write<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()>;
+    /// Writes `N` words as they are to stand in the packet; checksums are not touched.
+    fn write_words<const N: usize>(&mut self, offset: u32, words: [u32; N]) -> Option<()>;
+}
+
+/// A packet that the kernel's stack keeps account of: what a checksum covers, and a mark.
+pub trait Packet: Bytes {
+    /// Length in bytes.
+    fn length(&self) -> u32;
     /// Updates the IPv4 header checksum at `offset` for a changed word.
     fn fix_ip_checksum(&mut self, offset: u32, from: u32, to: u32) -> Option<()>;
     /// Updates a transport checksum at `offset` for a changed address.
@@ -98,8 +105,10 @@ pub trait Maps {
     fn translates(&self, settings: &Settings) -> bool;
     /// The cookie of the network namespace that a socket is in, 0 for packets.
     fn namespace(&self) -> u64;
-    /// The address that masqueraded traffic leaves with on the packet's link, if it has one.
-    fn source_address(&self, v4: bool) -> Option<Address>;
+    /// Index of the link that the packet uses, 0 for sockets.
+    fn link(&self) -> u32;
+    /// The address that masqueraded traffic leaves with on a link, if it has one.
+    fn source_address(&self, link: u32, v4: bool) -> Option<Address>;
     /// The backend that a client keeps.
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
     /// Remembers the backend that a client keeps.
@@ -114,6 +123,16 @@ pub trait Maps {
     fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError>;
     /// Removes a flow entry.
     fn remove_flow(&self, key: &FlowKey);
+    /// The ports of a datagram that comes in fragments.
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;
+    /// Remembers the ports of a datagram that comes in fragments.
+    fn keep_fragment(&self, key: &FragmentKey, ports: &FragmentPorts);
+    /// A word of the bits of taken ports.
+    fn ports(&self, word: u32) -> Option<u64>;
+    /// Sets one of them; false if it was set.
+    fn take_port(&self, word: u32, bit: u32) -> bool;
+    /// Clears one of them.
+    fn give_port(&self, word: u32, bit: u32);
     /// Told after a flow was created.
     fn flow_created(&self);
     /// Seconds of the coarse monotonic clock.

@@ -1,15 +1,18 @@
 //! Packets that go out: to the outside on an uplink, to a pod on its link.
 
-use sluice_ebpf_common::{Address, Flow, FlowKey, FlowKind, Reason, Settings, limits};
+use sluice_ebpf_common::{Address, Flow, FlowKey, FlowKind, RangeKey, Reason, Settings, limits};
 
 use crate::header::{End, Header, Kind, parse, rewrite};
-use crate::{InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Verdict, flow};
+use crate::{InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Verdict, flow, fragment, nat};
 
 /// A packet on its way to a pod: answers of a backend get the service address back as their source; what a pod sent to
 /// itself through a service arrives from the node.
 #[inline(always)]
 pub fn egress_pod<P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
-    let Some(header) = parse(packet) else { return Verdict::Pass };
+    let Some(mut header) = parse(packet) else { return Verdict::Pass };
+    if header.is_fragment() {
+        fragment::complete(maps, &mut header);
+    }
     if header.kind != Kind::Ports || header.is_echo() {
         return Verdict::Pass;
     }
@@ -24,7 +27,10 @@ pub fn egress_pod<P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
 /// traffic to the outside, and clients' traffic that was sent on to a backend elsewhere, leaves with the node's address.
 #[inline(always)]
 pub fn egress_uplink<P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
-    let Some(header) = parse(packet) else { return Verdict::Pass };
+    let Some(mut header) = parse(packet) else { return Verdict::Pass };
+    if header.is_fragment() {
+        fragment::complete(maps, &mut header);
+    }
     let Some(settings) = maps.settings() else { return Verdict::Pass };
     if !take_mark(packet) {
         if header.kind == Kind::Ports && !header.is_echo() {
@@ -35,7 +41,7 @@ pub fn egress_uplink<P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
         }
         // Nodes have routes to each other's pods, and an answer to a connection that a node sent on must come back
         // from the pod's own address.
-        if !leaves(settings, &header) || maps.is_node(&header.destination) {
+        if !leaves(settings, &header) || maps.is_node(&header.destination) || keeps_source(maps, &header) {
             return Verdict::Pass;
         }
     }
@@ -71,6 +77,12 @@ fn leaves(settings: &Settings, header: &Header) -> bool {
         && !header.destination.within(&family.cluster_network, &family.cluster_mask)
 }
 
+/// Is it bound for one of the places where pods are known by their own addresses?
+#[inline(always)]
+fn keeps_source<M: Maps>(maps: &M, header: &Header) -> bool {
+    maps.in_range(&RangeKey { service: RangeKey::UNMASQUERADED, address: header.destination })
+}
+
 #[inline(always)]
 fn from_service<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Header) -> Result<bool, Reason> {
     let (now, bytes) = (maps.now(), packet.length());
@@ -88,7 +100,7 @@ fn from_service<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Header) -
         counters.packets += 1;
         counters.bytes += bytes;
     });
-    rewrite(packet, header, End::Source, &address, port).ok_or(Reason::Rewrite)?;
+    rewrite(packet, header, End::Source, &address, port)?;
     Ok(true)
 }
 
@@ -106,21 +118,33 @@ fn masquerade<P: Packet, M: Maps>(
         Kind::Fragment => return Err(Reason::Fragment),
         Kind::Other => return Err(Reason::Protocol),
     }
-    let (now, bytes) = (maps.now(), packet.length());
+    let (address, port) = source(maps, settings, header, maps.link(), packet.length())?;
+    rewrite(packet, header, End::Source, &address, port)
+}
+
+/// The source that a packet leaves with on a link: what its connection has, or a port that is free.
+#[inline(always)]
+pub(crate) fn source<M: Maps>(
+    maps: &M,
+    settings: &Settings,
+    header: &Header,
+    link: u32,
+    bytes: u32,
+) -> Result<(Address, u16), Reason> {
+    let now = maps.now();
     let found = maps.flow(&flow::key(header, FlowKind::Masquerade), |flow| {
         flow::touch(flow, header, now, bytes);
         (flow.address, flow.port)
     });
-    let (address, port) = match found {
-        Some(source) => source,
-        None => maps
-            .scratch(
-                #[inline(always)]
-                |scratch| allocate(maps, settings, header, scratch, bytes),
-            )
-            .ok_or(Reason::FlowsFull)??,
-    };
-    rewrite(packet, header, End::Source, &address, port).ok_or(Reason::Rewrite)
+    if let Some(source) = found {
+        return Ok(source);
+    }
+    let address = maps.source_address(link, header.v4).unwrap_or(settings.family(header.v4).node);
+    maps.scratch(
+        #[inline(always)]
+        |scratch| allocate(maps, settings, header, scratch, &address, bytes),
+    )
+    .ok_or(Reason::FlowsFull)?
 }
 
 /// Finds a port of the node that is free towards this destination and records both directions.
@@ -130,9 +154,10 @@ fn allocate<M: Maps>(
     settings: &Settings,
     header: &Header,
     scratch: &mut Scratch,
+    address: &Address,
     bytes: u32,
 ) -> Result<(Address, u16), Reason> {
-    let address = maps.source_address(header.v4).unwrap_or(settings.family(header.v4).node);
+    let address = *address;
     let now = maps.now();
     let Scratch { key, reply, flow } = scratch;
     *key = flow::key(header, FlowKind::Masquerade);
@@ -158,18 +183,20 @@ fn allocate<M: Maps>(
         kind: FlowKind::MasqueradeReply as u8,
         reserved: 0,
     };
-    let range = u64::from(settings.source_port_last.wrapping_sub(settings.source_port_first)) + 1;
     let mut free = false;
     for _ in 0..limits::PORT_PROBES {
-        let offset = ((u64::from(maps.random()) * range) >> 32) as u16;
-        reply.destination_port = settings.source_port_first.wrapping_add(offset).to_be();
+        nat::take(maps, settings, reply).ok_or(Reason::PortsExhausted)?;
         match maps.insert_flow(reply, flow) {
             Ok(()) => {
                 free = true;
                 break;
             }
+            // Left over from before; its port is taken now.
             Err(InsertError::Exists) => {}
-            Err(InsertError::Full) => return Err(Reason::FlowsFull),
+            Err(InsertError::Full) => {
+                nat::give(maps, settings, reply);
+                return Err(Reason::FlowsFull);
+            }
         }
     }
     if !free {
@@ -180,7 +207,11 @@ fn allocate<M: Maps>(
     flow.port = reply.destination_port;
     flow.packets = 1;
     flow.bytes = u64::from(bytes);
-    match flow::complete(maps, key, flow) {
+    let made = flow::complete(maps, key, flow);
+    if made.is_err() {
+        nat::give(maps, settings, reply);
+    }
+    match made {
         Ok(()) => Ok((address, flow.port)),
         // Another CPU was faster with a packet of the same connection: its port holds.
         Err(InsertError::Exists) => maps.flow(key, |flow| (flow.address, flow.port)).ok_or(Reason::FlowsFull),

@@ -1,23 +1,20 @@
-//! Reading and rewriting the headers that translation is about: IPv4 and IPv6 with TCP, UDP or ICMP.
+//! Reading and rewriting the headers that translation is about: IPv4 and IPv6 with TCP, UDP, SCTP or ICMP.
 
-use sluice_ebpf_common::{Address, limits, protocol};
+use sluice_ebpf_common::{Address, Reason, limits, protocol};
 
-use crate::{Covered, Packet};
+use crate::{Covered, Packet, sctp};
 
 /// Bytes before the IP header.
 pub const ETHERNET: u32 = 14;
 
-const ETHERTYPE_IPV4: u16 = 0x0800_u16.to_be();
-const ETHERTYPE_IPV6: u16 = 0x86dd_u16.to_be();
+pub(crate) const ETHERTYPE_IPV4: u16 = 0x0800_u16.to_be();
+pub(crate) const ETHERTYPE_IPV6: u16 = 0x86dd_u16.to_be();
 const IP_CHECKSUM: u32 = 10;
 const IP_SOURCE: u32 = 12;
 const IP_DESTINATION: u32 = 16;
-const FRAGMENT_OFFSET_MASK: u16 = 0x1fff;
 const IP6_SOURCE: u32 = 8;
 const IP6_DESTINATION: u32 = 24;
 const IP6_LENGTH: u32 = 40;
-/// Where a fragment's offset stands in the IPv6 fragment header, and its bits.
-const FRAGMENT6_OFFSET_MASK: u16 = 0xfff8;
 
 const TCP_CHECKSUM: u32 = 16;
 const UDP_CHECKSUM: u32 = 6;
@@ -26,15 +23,15 @@ const ICMP_IDENTIFIER: u32 = 4;
 /// An ICMP error quotes the packet it is about after this many bytes.
 const ICMP_QUOTE: u32 = 8;
 
-const FIN: u8 = 0x01;
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
+pub(crate) const FIN: u8 = 0x01;
+pub(crate) const SYN: u8 = 0x02;
+pub(crate) const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
 
 /// What the transport part allows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Kind {
-    /// TCP, or UDP, or an ICMP echo: there are ports.
+    /// TCP, UDP, SCTP, or an ICMP echo: there are ports.
     Ports,
     /// An ICMP echo reply, whose identifier is the destination's.
     EchoReply,
@@ -45,6 +42,38 @@ pub enum Kind {
     /// Any other protocol.
     #[default]
     Other,
+}
+
+/// How much of a datagram a packet is. Bits without branches, as the kernel's verifier walks every branch of a program.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Part(u8);
+
+impl Part {
+    /// By the bits of an IPv4 header.
+    #[inline(always)]
+    const fn of(fragment: u32) -> Part {
+        let later = ((fragment & 0x1fff) + 0x1fff) >> 13;
+        Part((later << 1 | fragment >> 13 & 1) as u8)
+    }
+
+    /// The first fragment of several: the one with the transport header.
+    #[inline(always)]
+    pub const fn is_first(self) -> bool {
+        self.0 == 1
+    }
+
+    /// A later fragment.
+    #[inline(always)]
+    pub const fn is_later(self) -> bool {
+        self.0 & 2 != 0
+    }
+
+    /// One of several.
+    #[inline(always)]
+    pub const fn is_fragment(self) -> bool {
+        self.0 != 0
+    }
 }
 
 /// The headers of a packet. Addresses and ports in network order. Aligned so that programs copy by eights.
@@ -60,17 +89,23 @@ pub struct Header {
     /// Destination port, or identifier of an echo reply.
     pub destination_port: u16,
     /// Offset of the IP header.
-    pub ip: u32,
+    pub ip: u16,
     /// Offset of the transport header.
-    pub transport: u32,
+    pub transport: u16,
+    /// What all fragments of a datagram have in common; an IPv6 datagram's is folded.
+    pub identification: u16,
     /// IP protocol number.
     pub protocol: u8,
-    /// TCP flags, else 0.
+    /// TCP flags, or what an SCTP packet does in TCP's terms, else 0.
     pub tcp_flags: u8,
     /// What the transport part allows.
     pub kind: Kind,
     /// IPv4, else IPv6.
     pub v4: bool,
+    /// How much of a datagram this is.
+    pub part: Part,
+    /// Zero.
+    pub reserved: u8,
 }
 
 /// Which end of a packet is rewritten.
@@ -81,10 +116,22 @@ pub(crate) enum End {
 }
 
 impl Header {
-    /// A TCP connection's first packet.
+    /// A TCP connection's first packet, or an SCTP association's.
     #[inline(always)]
     pub fn opens(&self) -> bool {
-        self.protocol == protocol::TCP && self.tcp_flags & (SYN | ACK) == SYN
+        self.tcp_flags & (SYN | ACK) == SYN
+    }
+
+    /// A protocol whose packets say when a connection starts.
+    #[inline(always)]
+    pub(crate) fn has_connections(&self) -> bool {
+        self.protocol == protocol::TCP || self.protocol == protocol::SCTP
+    }
+
+    /// A fragment of something that can be translated.
+    #[inline(always)]
+    pub(crate) fn is_fragment(&self) -> bool {
+        self.part.is_fragment() && !matches!(self.kind, Kind::Other | Kind::IcmpError)
     }
 
     /// An echo request, whose identifier stands for the source port.
@@ -104,7 +151,7 @@ impl Header {
 
 /// Reads the headers; `None` for anything that is not whole IPv4 or IPv6.
 #[inline(always)]
-pub fn parse<P: Packet>(packet: &P) -> Option<Header> {
+pub(crate) fn parse<P: Packet>(packet: &P) -> Option<Header> {
     let start = match packet.ethertype() {
         ETHERTYPE_IPV4 => start_v4(packet, ETHERNET)?,
         ETHERTYPE_IPV6 => start_v6(packet, ETHERNET)?,
@@ -125,7 +172,7 @@ pub(crate) fn is_v4<P: Packet>(packet: &P) -> bool {
 /// function of its own in the kernel, where the stack is small.
 #[inline(never)]
 pub(crate) fn parse_quote<P: Packet>(packet: &P, error: &Header, quote: &mut Header) -> Option<()> {
-    let ip = error.transport + ICMP_QUOTE;
+    let ip = u32::from(error.transport) + ICMP_QUOTE;
     let start = if error.v4 { start_v4(packet, ip)? } else { start_v6(packet, ip)? };
     *quote = rest(packet, start)?;
     Some(())
@@ -139,7 +186,8 @@ struct Start {
     ip: u32,
     transport: u32,
     protocol: u8,
-    fragment: bool,
+    identification: u16,
+    part: Part,
     v4: bool,
 }
 
@@ -152,13 +200,15 @@ fn start_v4<P: Packet>(packet: &P, ip: u32) -> Option<Start> {
         return None;
     }
     let [_, protocol, ..] = words[2].to_ne_bytes();
+    let fragment = u32::from_be(words[1]);
     Some(Start {
         source: Address::v4(words[3]),
         destination: Address::v4(words[4]),
         ip,
         transport: ip + length,
         protocol,
-        fragment: u32::from_be(words[1]) & u32::from(FRAGMENT_OFFSET_MASK) != 0,
+        identification: (fragment >> 16) as u16,
+        part: Part::of(fragment),
         v4: true,
     })
 }
@@ -176,19 +226,24 @@ fn start_v6<P: Packet>(packet: &P, ip: u32) -> Option<Start> {
     if source.is_v4() || destination.is_v4() {
         return None;
     }
-    let [_, _, mut protocol, _] = words[1].to_ne_bytes();
-    let mut transport = ip + IP6_LENGTH;
-    let mut fragment = false;
+    let [_, _, protocol, _] = words[1].to_ne_bytes();
+    let mut end = u64::from(ip + IP6_LENGTH) << 32 | u64::from(protocol);
     if is_extension(protocol) {
-        let end = skip(packet, protocol, transport);
+        end = skip(packet, end);
         if end == 0 {
             return None;
         }
-        protocol = end as u8;
-        fragment = end & FRAGMENT != 0;
-        transport = (end >> 32) as u32;
     }
-    Some(Start { source, destination, ip, transport, protocol, fragment, v4: false })
+    Some(Start {
+        source,
+        destination,
+        ip,
+        transport: (end >> 32) as u32,
+        protocol: end as u8,
+        identification: (end >> 16) as u16,
+        part: Part((end >> PART) as u8),
+        v4: false,
+    })
 }
 
 /// Hop-by-hop, routing and destination options, fragments.
@@ -197,38 +252,45 @@ fn is_extension(protocol: u8) -> bool {
     matches!(protocol, 0 | 43 | 44 | 60)
 }
 
-/// Bit of what [`skip`] returns.
-const FRAGMENT: u64 = 0x100;
+/// Where [`skip`] says how much of a datagram it is, and what its fragments have in common.
+const PART: u32 = 8;
+const IDENTIFICATION: u32 = 16;
 
-/// Looks past extension headers: the protocol behind them, [`FRAGMENT`] for a fragment without transport header, and above
-/// them where the next header starts; 0 if the packet ends too early. Rare, and so a function of its own in the kernel, whose
-/// verifier walks it once for each way to call it.
+/// Looks past extension headers. Takes and returns in one word the protocol of the next header, a fragment's [`PART`] and
+/// [`IDENTIFICATION`] above it, and in the upper half where the next header starts; 0 if the packet ends too early. Rare, and
+/// so a function of its own in the kernel, whose verifier walks it once for each way to call it.
 #[inline(never)]
-fn skip<P: Packet>(packet: &P, protocol: u8, transport: u32) -> u64 {
-    let (mut protocol, mut transport) = (protocol, transport);
+fn skip<P: Packet>(packet: &P, start: u64) -> u64 {
+    let (mut protocol, mut transport, mut fragment) = (start as u8, (start >> 32) as u32, 0);
     for _ in 0..limits::EXTENSIONS {
         if !is_extension(protocol) {
             break;
         }
-        let Some(start) = packet.read::<4>(transport) else { return 0 };
-        let fragment = protocol == 44;
-        protocol = start[0];
-        if fragment {
+        let Some([next, length, high, low]) = packet.read::<4>(transport) else { return 0 };
+        if protocol == 44 {
+            let Some([identification]) = packet.read_words::<1>(transport + 4) else { return 0 };
+            // As it would stand in an IPv4 header.
+            let bits = u32::from(u16::from_be_bytes([high, low]));
+            let part = Part::of(bits >> 3 | (bits & 1) << 13);
+            let folded = (identification ^ identification >> 16) as u16;
+            fragment = u64::from(folded) << IDENTIFICATION | u64::from(part.0) << PART;
             transport += 8;
-            if u16::from_be_bytes([start[2], start[3]]) & FRAGMENT6_OFFSET_MASK != 0 {
-                return u64::from(transport) << 32 | FRAGMENT | u64::from(protocol);
+            protocol = next;
+            if part.is_later() {
+                break;
             }
         } else {
             // The length counts eights after the first.
-            transport += (u32::from(start[1]) + 1) * 8;
+            transport += (u32::from(length) + 1) * 8;
+            protocol = next;
         }
     }
-    u64::from(transport) << 32 | u64::from(protocol)
+    u64::from(transport) << 32 | fragment | u64::from(protocol)
 }
 
 #[inline(always)]
 fn rest<P: Packet>(packet: &P, start: Start) -> Option<Header> {
-    let ports = if start.fragment {
+    let ports = if start.part.is_later() {
         Ports { kind: Kind::Fragment, ..Ports::default() }
     } else {
         read_ports(packet, start.protocol, start.v4, start.ip, start.transport)?
@@ -238,12 +300,15 @@ fn rest<P: Packet>(packet: &P, start: Start) -> Option<Header> {
         destination: start.destination,
         source_port: ports.source,
         destination_port: ports.destination,
-        ip: start.ip,
-        transport: start.transport,
+        ip: start.ip as u16,
+        transport: start.transport as u16,
         protocol: start.protocol,
         tcp_flags: ports.tcp_flags,
         kind: ports.kind,
         v4: start.v4,
+        identification: start.identification,
+        part: start.part,
+        reserved: 0,
     })
 }
 
@@ -260,12 +325,12 @@ struct Ports {
 fn read_ports<P: Packet>(packet: &P, protocol: u8, v4: bool, ip: u32, at: u32) -> Option<Ports> {
     let mut ports = Ports::default();
     match (protocol, v4) {
-        (protocol::TCP | protocol::UDP, _) => {
+        (protocol::TCP | protocol::UDP | protocol::SCTP, _) => {
             // An error quotes eight bytes at least, which is too little for the flags.
-            let word = if protocol == protocol::TCP && ip == ETHERNET {
+            let word = if protocol != protocol::UDP && ip == ETHERNET {
                 let words = packet.read_words::<4>(at)?;
-                let [_, flags, ..] = words[3].to_ne_bytes();
-                ports.tcp_flags = flags;
+                let [chunk, flags, ..] = words[3].to_ne_bytes();
+                ports.tcp_flags = if protocol == protocol::TCP { flags } else { sctp::flags(chunk) };
                 words[0]
             } else {
                 packet.read_words::<1>(at)?[0]
@@ -297,14 +362,24 @@ fn read_ports<P: Packet>(packet: &P, protocol: u8, v4: bool, ip: u32, at: u32) -
 }
 
 /// Writes a new address and port at one end and keeps all checksums right.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn rewrite<P: Packet>(
     packet: &mut P,
     header: &Header,
     end: End,
     address: &Address,
     port: u16,
-) -> Option<()> {
+) -> Result<(), Reason> {
+    let old_port = if end == End::Source { header.source_port } else { header.destination_port };
+    if header.protocol == protocol::SCTP && header.part.is_fragment() && old_port != port {
+        return Err(Reason::SctpFragment);
+    }
+    write_end(packet, header, end, address, port).ok_or(Reason::Rewrite)
+}
+
+/// In the kernel a function of its own, which all ways share.
+#[inline(never)]
+fn write_end<P: Packet>(packet: &mut P, header: &Header, end: End, address: &Address, port: u16) -> Option<()> {
     let (old_address, old_port, port_at) = match end {
         End::Source => (&header.source, header.source_port, 0),
         End::Destination => (&header.destination, header.destination_port, 2),
@@ -313,9 +388,16 @@ pub(crate) fn rewrite<P: Packet>(
         protocol::TCP => (TCP_CHECKSUM, port_at, Some(Covered::Pseudo)),
         protocol::UDP => (UDP_CHECKSUM, port_at, Some(Covered::PseudoOrNone)),
         protocol::ICMP6 => (ICMP_CHECKSUM, ICMP_IDENTIFIER, Some(Covered::Pseudo)),
+        // Knows no addresses.
+        protocol::SCTP => (sctp::CHECKSUM, port_at, None),
         _ => (ICMP_CHECKSUM, ICMP_IDENTIFIER, None),
     };
-    let checksum = header.transport + checksum;
+    let transport = u32::from(header.transport);
+    let checksum = transport + checksum;
+    if header.part.is_later() {
+        // The first one's checksum covers all of it.
+        return write_address(packet, header, end, old_address, address);
+    }
     if header.v4 {
         let (from, to) = (old_address.last(), address.last());
         if from != to {
@@ -331,22 +413,43 @@ pub(crate) fn rewrite<P: Packet>(
         write_address(packet, header, end, old_address, address)?;
     }
     if old_port != port {
-        packet.fix_port_checksum(checksum, old_port, port, covered == Some(Covered::PseudoOrNone))?;
-        packet.write(header.transport + port_at, port.to_ne_bytes())?;
+        if header.protocol == protocol::SCTP {
+            let changed = u32::from_ne_bytes(port_change(end, old_port ^ port));
+            sctp::fix_checksum(packet, checksum, changed, length(packet, header)?)?;
+        } else {
+            packet.fix_port_checksum(checksum, old_port, port, covered == Some(Covered::PseudoOrNone))?;
+        }
+        packet.write(transport + port_at, port.to_ne_bytes())?;
     }
     Some(())
+}
+
+/// The bits of both ports that change, as they stand in the packet.
+#[inline(always)]
+fn port_change(end: End, bits: u16) -> [u8; 4] {
+    let [high, low] = bits.to_ne_bytes();
+    if end == End::Source { [high, low, 0, 0] } else { [0, 0, high, low] }
+}
+
+/// Bytes from the transport header to the end of the IP packet; a frame may be padded.
+#[inline(always)]
+fn length<P: Packet>(packet: &P, header: &Header) -> Option<u32> {
+    let (at, start) = if header.v4 { (2, 0) } else { (4, IP6_LENGTH) };
+    let total = u16::from_be_bytes(packet.read::<2>(u32::from(header.ip) + at)?);
+    Some((u32::from(header.ip) + start + u32::from(total)).wrapping_sub(header.transport.into()))
 }
 
 /// Writes an address into an IP header, whose own checksum (IPv4) is kept right.
 #[inline(always)]
 fn write_address<P: Packet>(packet: &mut P, header: &Header, end: End, from: &Address, to: &Address) -> Option<()> {
+    let ip = u32::from(header.ip);
     if header.v4 {
-        packet.fix_ip_checksum(header.ip + IP_CHECKSUM, from.last(), to.last())?;
+        packet.fix_ip_checksum(ip + IP_CHECKSUM, from.last(), to.last())?;
         let at = if end == End::Source { IP_SOURCE } else { IP_DESTINATION };
-        packet.write(header.ip + at, to.last().to_ne_bytes())
+        packet.write(ip + at, to.last().to_ne_bytes())
     } else {
         let at = if end == End::Source { IP6_SOURCE } else { IP6_DESTINATION };
-        packet.write(header.ip + at, bytes(to))
+        packet.write(ip + at, bytes(to))
     }
 }
 
@@ -363,7 +466,7 @@ pub(crate) fn rewrite_error<P: Packet>(
     address: &Address,
     port: u16,
 ) -> Option<()> {
-    let checksum = error.transport + ICMP_CHECKSUM;
+    let checksum = u32::from(error.transport) + ICMP_CHECKSUM;
     if !error.v4 {
         packet.fix_address_checksum(checksum, &error.destination, address, Covered::Pseudo)?;
         packet.fix_address_checksum(checksum, &quote.source, address, Covered::Payload)?;
@@ -372,7 +475,7 @@ pub(crate) fn rewrite_error<P: Packet>(
     write_address(packet, quote, End::Source, &quote.source, address)?;
     let port_at = if quote.is_echo() { ICMP_IDENTIFIER } else { 0 };
     packet.fix_port_checksum(checksum, quote.source_port, port, false)?;
-    packet.write(quote.transport + port_at, port.to_ne_bytes())
+    packet.write(u32::from(quote.transport) + port_at, port.to_ne_bytes())
 }
 
 /// The address as it stands in an IPv6 header.

@@ -1,20 +1,18 @@
 //! Packets that come in: from the outside on an uplink, from a pod on its link.
 
-use sluice_ebpf_common::{
-    Address, AffinityKey, Backend, Flow, FlowKey, FlowKind, Frontend, Reason, Scope, Settings, protocol,
-};
+use sluice_ebpf_common::{Address, AffinityKey, Backend, Flow, FlowKey, FlowKind, Frontend, Reason, Scope, Settings};
 
 use crate::header::{End, Header, Kind, parse, parse_quote, rewrite, rewrite_error};
-use crate::{InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Verdict, flow, service};
+use crate::{InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Verdict, flow, fragment, service};
 
 /// The destination that a packet of a service goes to.
-#[derive(Clone, Copy)]
-struct Target {
-    address: Address,
-    port: u16,
-    needs_source: bool,
-    service: u32,
-    backend: u32,
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Target {
+    pub(crate) address: Address,
+    pub(crate) port: u16,
+    pub(crate) needs_source: bool,
+    pub(crate) service: u32,
+    pub(crate) backend: u32,
 }
 
 impl Target {
@@ -34,10 +32,17 @@ impl Target {
 /// addresses find a backend. Anything else passes untouched.
 #[inline(always)]
 pub fn ingress<P: Packet, M: Maps>(packet: &mut P, maps: &M, scope: Scope) -> Verdict {
-    let Some(header) = parse(packet) else { return Verdict::Pass };
+    let Some(mut header) = parse(packet) else { return Verdict::Pass };
+    if header.is_fragment() {
+        fragment::complete(maps, &mut header);
+    }
     let Some(settings) = maps.settings() else { return Verdict::Pass };
     let result = match header.kind {
-        Kind::Fragment | Kind::Other => Ok(()),
+        Kind::Fragment => {
+            maps.count_reason(Reason::Fragment);
+            Ok(())
+        }
+        Kind::Other => Ok(()),
         Kind::IcmpError => deliver_error(packet, maps, &header),
         Kind::EchoReply => unmasquerade(packet, maps, settings, &header).map(|_| ()),
         Kind::Ports => match unmasquerade(packet, maps, settings, &header) {
@@ -78,7 +83,7 @@ fn unmasquerade<P: Packet, M: Maps>(
         (flow.address, flow.port)
     });
     let Some((address, port)) = found else { return Ok(false) };
-    rewrite(packet, header, End::Destination, &address, port).ok_or(Reason::Rewrite)?;
+    rewrite(packet, header, End::Destination, &address, port)?;
     Ok(true)
 }
 
@@ -136,7 +141,9 @@ fn to_service<P: Packet, M: Maps>(
     if !known(maps, header, &mut target, packet.length()) {
         let Some(frontend) = frontend else { return Ok(()) };
         target.needs_source = scope == Scope::External;
-        new(maps, header, &frontend, &mut target, packet.length())?;
+        new(maps, header, &frontend, &mut target, packet.length()).inspect_err(|_| {
+            maps.count_service(frontend.service, |counters| counters.refused += 1);
+        })?;
     }
     let bytes = u64::from(packet.length());
     maps.count_service(target.service, |counters| {
@@ -150,13 +157,13 @@ fn to_service<P: Packet, M: Maps>(
     if target.needs_source {
         packet.set_mark(packet.mark() | MARK_NEEDS_SOURCE);
     }
-    rewrite(packet, header, End::Destination, &target.address, target.port).ok_or(Reason::Rewrite)
+    rewrite(packet, header, End::Destination, &target.address, target.port)
 }
 
 /// Finds the target of a connection that is under way, unless it must be picked again: a new connection from the same port
 /// (the old one was closed, or its backend is gone), or datagrams for a backend that is gone.
 #[inline(never)]
-fn known<M: Maps>(maps: &M, header: &Header, target: &mut Target, bytes: u32) -> bool {
+pub(crate) fn known<M: Maps>(maps: &M, header: &Header, target: &mut Target, bytes: u32) -> bool {
     let now = maps.now();
     let key = flow::key(header, FlowKind::Service);
     let found = maps.flow(&key, |flow| {
@@ -166,7 +173,7 @@ fn known<M: Maps>(maps: &M, header: &Header, target: &mut Target, bytes: u32) ->
         closed
     });
     let Some(closed) = found else { return false };
-    if !header.opens() && header.protocol == protocol::TCP {
+    if !header.opens() && header.has_connections() {
         return true;
     }
     let backend = maps.backend(target.backend).unwrap_or_default();
@@ -183,12 +190,23 @@ fn known<M: Maps>(maps: &M, header: &Header, target: &mut Target, bytes: u32) ->
 }
 
 /// Picks a backend for a new connection and records it. The target's `needs_source` says whether a backend elsewhere has to
-/// answer through this node. A function of its own in the kernel, where the stack is small.
+/// answer through this node. Two functions of their own in the kernel, one after the other, where the stack is small: older
+/// kernels count what each function in a chain of calls uses in steps of 32 bytes.
+#[inline(always)]
+pub(crate) fn new<M: Maps>(
+    maps: &M,
+    header: &Header,
+    frontend: &Frontend,
+    target: &mut Target,
+    bytes: u32,
+) -> Result<(), Reason> {
+    aim(maps, header, frontend, target)?;
+    enter(maps, header, target, bytes)
+}
+
 #[inline(never)]
-fn new<M: Maps>(maps: &M, header: &Header, frontend: &Frontend, target: &mut Target, bytes: u32) -> Result<(), Reason> {
-    let (id, backend) = choose(maps, header, frontend).inspect_err(|_| {
-        maps.count_service(frontend.service, |counters| counters.refused += 1);
-    })?;
+fn aim<M: Maps>(maps: &M, header: &Header, frontend: &Frontend, target: &mut Target) -> Result<(), Reason> {
+    let (id, backend) = choose(maps, header, frontend)?;
     target.address = backend.address;
     target.port = backend.port;
     target.service = frontend.service;
@@ -196,15 +214,20 @@ fn new<M: Maps>(maps: &M, header: &Header, frontend: &Frontend, target: &mut Tar
     // A pod that reached itself would not answer itself.
     let elsewhere = target.needs_source && backend.flags & Backend::LOCAL == 0;
     target.needs_source = elsewhere || backend.address.same(&header.source);
-    if maps
+    Ok(())
+}
+
+#[inline(never)]
+fn enter<M: Maps>(maps: &M, header: &Header, target: &mut Target, bytes: u32) -> Result<(), Reason> {
+    let recorded = maps
         .scratch(
             #[inline(always)]
             |scratch| record(maps, header, scratch, target, bytes),
         )
-        .ok_or(Reason::FlowsFull)??
-    {
-        maps.count_service(frontend.service, |counters| counters.connections += 1);
-        maps.count_backend(id, |counters| counters.connections += 1);
+        .ok_or(Reason::FlowsFull)??;
+    if recorded {
+        maps.count_service(target.service, |counters| counters.connections += 1);
+        maps.count_backend(target.backend, |counters| counters.connections += 1);
     }
     Ok(())
 }
@@ -270,5 +293,5 @@ fn choose<M: Maps>(maps: &M, header: &Header, frontend: &Frontend) -> Result<(u3
         return Err(Reason::SourceRange);
     }
     let client = AffinityKey { client: header.source, service: frontend.service, kind: AffinityKey::ADDRESS };
-    service::pick(maps, frontend, &client)
+    service::pick(maps, frontend, &client, || service::planned(maps, frontend, header))
 }

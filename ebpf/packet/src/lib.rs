@@ -11,22 +11,29 @@ extern crate alloc;
 extern crate std;
 
 mod access;
+mod cache;
 mod egress;
 mod flow;
+mod fragment;
 mod header;
 mod ingress;
+mod nat;
 mod reject;
+mod sctp;
 mod service;
+mod shortcut;
 mod socket;
 #[cfg(test)]
 mod tests;
 
-pub use access::{Covered, InsertError, Maps, Packet, Scratch, Verdict};
+pub use access::{Bytes, Covered, InsertError, Maps, Packet, Scratch, Verdict};
+pub use cache::{Fast, Way, hide, uplink};
 pub use egress::{egress_pod, egress_uplink};
-pub use header::{ETHERNET, Header, Kind, parse};
+pub use header::{ETHERNET, Header, Kind, Part};
 pub use ingress::ingress;
 pub use reject::refuse;
 pub use service::{find, pick};
+pub use shortcut::{Desk, Route};
 pub use socket::{SocketVerdict, connect, may_listen, original, remember, send};
 
 /// Bit of a packet's mark that carries the decision "the source must become this node" from ingress to egress.

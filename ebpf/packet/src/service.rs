@@ -1,10 +1,14 @@
 //! From a service address to a backend.
+//!
+//! A frontend without a table takes any backend of its list. One with a table (Maglev, NSDI 2016: external services, whose
+//! packets may come to any node and to another one in the middle of a connection) goes by a hash of the connection, so that
+//! all nodes choose alike.
 
 use sluice_ebpf_common::{
     Address, Affinity, AffinityKey, Backend, Frontend, FrontendKey, RangeKey, Reason, Scope, Settings, limits,
 };
 
-use crate::Maps;
+use crate::{Header, Maps};
 
 /// The frontend for an address and port (network order): an exact one, else the port on any local address.
 #[inline(always)]
@@ -49,9 +53,14 @@ pub(crate) fn admits<M: Maps>(maps: &M, frontend: &Frontend, client: &Address) -
     frontend.flags & Frontend::RANGES == 0 || maps.in_range(&RangeKey { service: frontend.service, address: *client })
 }
 
-/// Picks a backend: the one that the client keeps, else any.
+/// Picks a backend: the one that the client keeps, else the one at a place in the list ([`any`] or [`planned`]).
 #[inline(always)]
-pub fn pick<M: Maps>(maps: &M, frontend: &Frontend, client: &AffinityKey) -> Result<(u32, Backend), Reason> {
+pub fn pick<M: Maps>(
+    maps: &M,
+    frontend: &Frontend,
+    client: &AffinityKey,
+    place: impl FnOnce() -> u32,
+) -> Result<(u32, Backend), Reason> {
     if frontend.count == 0 {
         let elsewhere = frontend.flags & Frontend::ELSEWHERE != 0;
         return Err(if elsewhere { Reason::NotHere } else { Reason::NoEndpoint });
@@ -61,7 +70,7 @@ pub fn pick<M: Maps>(maps: &M, frontend: &Frontend, client: &AffinityKey) -> Res
     {
         return Ok(kept);
     }
-    let index = ((u64::from(maps.random()) * u64::from(frontend.count)) >> 32) as u32;
+    let index = place();
     let id = maps.slot(frontend.base.wrapping_add(index)).ok_or(Reason::Inconsistent)?;
     let backend = maps.backend(id).ok_or(Reason::Inconsistent)?;
     if backend.port == 0 {
@@ -71,6 +80,61 @@ pub fn pick<M: Maps>(maps: &M, frontend: &Frontend, client: &AffinityKey) -> Res
         maps.keep_affinity(client, &Affinity { backend, id, index, seen: maps.now() });
     }
     Ok((id, backend))
+}
+
+/// Any place in the list.
+#[inline(always)]
+pub(crate) fn any<M: Maps>(maps: &M, frontend: &Frontend) -> u32 {
+    scale(maps.random(), frontend.count)
+}
+
+/// The place in the list that the table has for a packet; any without a table. A function of its own in the kernel, so that
+/// the verifier walks what comes after it once.
+#[inline(never)]
+pub(crate) fn planned<M: Maps>(maps: &M, frontend: &Frontend, header: &Header) -> u32 {
+    if frontend.table == 0 {
+        return any(maps, frontend);
+    }
+    let at = scale(hash(header, frontend.affinity != 0), frontend.table);
+    let word = maps.slot(frontend.table_base().wrapping_add(at / 2)).unwrap_or(0);
+    word >> (at % 2 * 16) & 0xffff
+}
+
+/// The same on every node: of a whole connection, or of the client alone where it keeps its backend.
+#[inline(always)]
+fn hash(header: &Header, client_only: bool) -> u32 {
+    let mut state = 0x9e37_79b9_u32;
+    for word in header.source.words {
+        state = mix(state, word);
+    }
+    if client_only {
+        return finish(state);
+    }
+    for word in header.destination.words {
+        state = mix(state, word);
+    }
+    let ports = u32::from(header.source_port) << 16 | u32::from(header.destination_port);
+    finish(mix(mix(state, ports), header.protocol.into()))
+}
+
+/// One round of MurmurHash3 (32 bits), which has the few operations that a program can afford.
+#[inline(always)]
+fn mix(state: u32, word: u32) -> u32 {
+    let word = word.wrapping_mul(0xcc9e_2d51).rotate_left(15).wrapping_mul(0x1b87_3593);
+    (state ^ word).rotate_left(13).wrapping_mul(5).wrapping_add(0xe654_6b64)
+}
+
+#[inline(always)]
+fn finish(mut state: u32) -> u32 {
+    state = (state ^ state >> 16).wrapping_mul(0x85eb_ca6b);
+    state = (state ^ state >> 13).wrapping_mul(0xc2b2_ae35);
+    state ^ state >> 16
+}
+
+/// A number below `limit`, in proportion.
+#[inline(always)]
+fn scale(number: u32, limit: u32) -> u32 {
+    ((u64::from(number) * u64::from(limit)) >> 32) as u32
 }
 
 /// The backend that the client keeps, if it is still one of the frontend's. Each new connection starts the time anew, as

@@ -94,7 +94,7 @@ fn translate<M: Maps>(
         service: frontend.service,
         kind: AffinityKey::NAMESPACE,
     };
-    match service::pick(maps, &frontend, &client) {
+    match service::pick(maps, &frontend, &client, || service::any(maps, &frontend)) {
         Ok((id, backend)) => {
             maps.count_service(frontend.service, |counters| counters.connections += 1);
             maps.count_backend(id, |counters| counters.connections += 1);

@@ -1,28 +1,44 @@
 //! The maps as `sluice-packet` wants them.
 #![allow(unsafe_code)]
 
+use core::arch::asm;
 use core::ptr::{addr_of, read_volatile};
 
-use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_SUCCESS, BPF_NOEXIST, bpf_fib_lookup, xdp_md};
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns};
+use aya_ebpf::helpers::generated::bpf_fib_lookup as fib_lookup;
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns};
+use sluice_ebpf_common::cache::{Bucket4, Bucket6, Uplink};
 use sluice_ebpf_common::{
-    Address, Affinity, AffinityKey, Backend, Counters, Event, Flow, FlowKey, Frontend, FrontendKey, RangeKey, Reason,
-    SLAB_LINE, Settings, SourceKey,
+    Address, Affinity, AffinityKey, Backend, Counters, Event, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
+    FrontendKey, RangeKey, Reason, SLAB_LINE, Settings, SourceKey,
 };
-use sluice_packet::{InsertError, Maps, Scratch};
+use sluice_packet::{Desk, Fast, Header, InsertError, Maps, Route, Scratch};
 
 use crate::maps;
 
 const NANOSECONDS: u64 = 1_000_000_000;
 const EEXIST: i32 = -17;
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
 
 /// Where the program runs; the rest is in the maps.
 pub enum Kernel {
     /// On a packet that uses the link with this index.
     Link(u32),
+    /// On a packet that a driver just received.
+    Wire(Wire),
     /// On a socket in the network namespace with this cookie.
     Socket(u64),
+}
+
+/// What is known of a packet before the kernel's stack sees it.
+pub struct Wire {
+    pub context: *mut xdp_md,
+    /// Index of the link.
+    pub link: u32,
+    /// VLAN tags, as `Uplink::vlan` makes them.
+    pub vlan: u32,
 }
 
 impl Maps for Kernel {
@@ -83,9 +99,17 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
-    fn source_address(&self, v4: bool) -> Option<Address> {
-        let Kernel::Link(link) = self else { return None };
-        let address = maps::SOURCES.get_ptr(SourceKey { link: *link, version: if v4 { 4 } else { 6 } })?;
+    fn link(&self) -> u32 {
+        match self {
+            Kernel::Link(link) => *link,
+            Kernel::Wire(wire) => wire.link,
+            Kernel::Socket(_) => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn source_address(&self, link: u32, v4: bool) -> Option<Address> {
+        let address = maps::SOURCES.get_ptr(SourceKey { link, version: if v4 { 4 } else { 6 } })?;
         // SAFETY: the map returned a pointer to a whole value.
         Some(unsafe { read_volatile(address) })
     }
@@ -152,6 +176,46 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
+        let ports = maps::FRAGMENTS.get_ptr(key)?;
+        // SAFETY: the map returned a pointer to a whole value.
+        Some(unsafe { read_volatile(ports) })
+    }
+
+    #[inline(always)]
+    fn keep_fragment(&self, key: &FragmentKey, ports: &FragmentPorts) {
+        // Without room the later fragments are counted.
+        let _ = maps::FRAGMENTS.insert(key, ports, 0);
+    }
+
+    #[inline(always)]
+    fn ports(&self, word: u32) -> Option<u64> {
+        let word = maps::PORTS.get_ptr(word)?;
+        // SAFETY: a word of an array map.
+        Some(unsafe { read_volatile(word) })
+    }
+
+    #[inline(always)]
+    fn take_port(&self, word: u32, bit: u32) -> bool {
+        let Some(word) = maps::PORTS.get_ptr_mut(word) else { return false };
+        let mask = 1_u64 << (bit & 63);
+        let mut value = mask;
+        // SAFETY: a word of an array map, which all sides change by atomic operations. (The library has none for this target.)
+        unsafe {
+            asm!("{value} = atomic_fetch_or((u64 *)({word} + 0), {value})", value = inout(reg) value, word = in(reg) word)
+        };
+        value & mask == 0
+    }
+
+    #[inline(always)]
+    fn give_port(&self, word: u32, bit: u32) {
+        let Some(word) = maps::PORTS.get_ptr_mut(word) else { return };
+        let mask = !(1_u64 << (bit & 63));
+        // SAFETY: as above.
+        unsafe { asm!("lock *(u64 *)({word} + 0) &= {mask}", mask = in(reg) mask, word = in(reg) word) };
+    }
+
+    #[inline(always)]
     fn flow_created(&self) {
         let Some(armed) = maps::SWEEPER.get_ptr_mut(0) else { return };
         // SAFETY: a word of an array map. Two CPUs may both send the event: the second one is harmless.
@@ -199,6 +263,98 @@ impl Maps for Kernel {
             unsafe { *counter += 1 };
         }
     }
+}
+
+impl Fast for Kernel {
+    #[inline(always)]
+    fn bucket4<R>(&self, index: u32, with: impl FnOnce(&mut Bucket4) -> R) -> Option<R> {
+        let bucket = maps::CACHE4.get_ptr_mut(index)?;
+        // SAFETY: this CPU's own value; packet programs do not interrupt each other.
+        Some(with(unsafe { &mut *bucket }))
+    }
+
+    #[inline(always)]
+    fn bucket6<R>(&self, index: u32, with: impl FnOnce(&mut Bucket6) -> R) -> Option<R> {
+        let bucket = maps::CACHE6.get_ptr_mut(index)?;
+        // SAFETY: as above.
+        Some(with(unsafe { &mut *bucket }))
+    }
+
+    #[inline(always)]
+    fn processor(&self) -> u32 {
+        // SAFETY: the helper has no preconditions.
+        unsafe { bpf_get_smp_processor_id() }
+    }
+
+    #[inline(always)]
+    fn jiffies(&self) -> u64 {
+        // SAFETY: the helper has no preconditions.
+        unsafe { bpf_jiffies64() }
+    }
+
+    #[inline(always)]
+    fn vlan(&self) -> u32 {
+        if let Kernel::Wire(wire) = self { wire.vlan } else { 0 }
+    }
+
+    #[inline(always)]
+    fn generation(&self, service: u32) -> u32 {
+        let Some(generation) = maps::GENERATIONS.get_ptr(service) else { return 0 };
+        // SAFETY: a word of an array map.
+        unsafe { read_volatile(generation) }
+    }
+
+    #[inline(always)]
+    fn desk<R>(&self, with: impl FnOnce(&mut Desk) -> R) -> Option<R> {
+        let desk = maps::DESK.get_ptr_mut(0)?;
+        // SAFETY: this CPU's own value; packet programs do not interrupt each other.
+        Some(with(unsafe { &mut *desk }))
+    }
+
+    #[inline(always)]
+    fn route(&self, header: &Header, length: u16, route: &mut Route) -> bool {
+        let Kernel::Wire(wire) = self else { return false };
+        way_out(wire, header, length, route)
+    }
+}
+
+/// Asks the kernel's routes and neighbours. A function of its own, as the request takes much of the stack.
+#[inline(never)]
+fn way_out(wire: &Wire, header: &Header, length: u16, route: &mut Route) -> bool {
+    // SAFETY: all zeroes is a valid request.
+    let mut ask: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    ask.family = if header.v4 { AF_INET } else { AF_INET6 };
+    ask.l4_protocol = header.protocol;
+    ask.sport = header.source_port;
+    ask.dport = header.destination_port;
+    ask.ifindex = wire.link;
+    ask.__bindgen_anon_1.tot_len = length;
+    if header.v4 {
+        ask.__bindgen_anon_3.ipv4_src = header.source.last();
+        ask.__bindgen_anon_4.ipv4_dst = header.destination.last();
+    } else {
+        ask.__bindgen_anon_3.ipv6_src = header.source.words;
+        ask.__bindgen_anon_4.ipv6_dst = header.destination.words;
+    }
+    // SAFETY: the context is valid for the whole program, and the request a live local of the length that is passed.
+    let result = unsafe { fib_lookup(wire.context.cast(), &raw mut ask, size_of::<bpf_fib_lookup>() as i32, 0) };
+    if result != i64::from(BPF_FIB_LKUP_RET_SUCCESS) {
+        return false;
+    }
+    let Some(device) = maps::UPLINKS.get_ptr(ask.ifindex) else { return false };
+    // SAFETY: the map returned a pointer to a whole value.
+    let Uplink { flags, parent, vlan, .. } = unsafe { read_volatile(device) };
+    if flags & Uplink::NATIVE == 0 || vlan != wire.vlan || parent > u32::from(u16::MAX) {
+        return false;
+    }
+    // SAFETY: the kernel filled it in; older kernels leave what was asked.
+    route.mtu = unsafe { ask.__bindgen_anon_1.mtu_result };
+    let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (ask.dmac, ask.smac);
+    route.ethernet =
+        [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]), u32::from_ne_bytes([i, j, k, l])];
+    route.link = parent as u16;
+    route.device = ask.ifindex;
+    true
 }
 
 /// Where this processor counts for an id.

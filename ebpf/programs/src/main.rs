@@ -1,7 +1,7 @@
 //! The eBPF programs: thin entry points around `sluice-packet`, one family per file.
 //!
 //! Built only for the BPF target, by `cargo xtask ebpf`; for any other target this is an empty program.
-#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 // The macros export every program and map by name; nothing links to them by path.
 #![allow(unreachable_pub)]
 
@@ -15,6 +15,8 @@ mod maps;
 mod socket;
 #[cfg(target_arch = "bpf")]
 mod traffic;
+#[cfg(target_arch = "bpf")]
+mod wire;
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

@@ -4,12 +4,13 @@
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage};
 use aya_ebpf::macros::btf_map;
+use sluice_ebpf_common::cache::{Bucket4, Bucket6, Uplink};
 use sluice_ebpf_common::maps::mode;
 use sluice_ebpf_common::{
-    Address, Affinity, AffinityKey, Backend, Counters, Event, Flow, FlowKey, Frontend, FrontendKey, RangeKey, Reason,
-    SLAB_LINE, ServiceName, Settings, SocketState, SourceKey, limits,
+    Address, Affinity, AffinityKey, Backend, Counters, Event, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
+    FrontendKey, RangeKey, Reason, SLAB_LINE, ServiceName, Settings, SocketState, SourceKey, limits, ports,
 };
-use sluice_packet::Scratch;
+use sluice_packet::{Desk, Scratch};
 
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 const MAPPED: usize = BPF_F_MMAPABLE as usize;
@@ -61,6 +62,10 @@ pub fn beside() -> bool {
 pub fn hold() -> bool {
     mode() == mode::HOLD
 }
+#[btf_map(name = "fragments")]
+pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, { limits::FRAGMENTS as usize }> = LruHashMap::new();
+#[btf_map(name = "ports")]
+pub static PORTS: Array<u64, { (ports::ROWS * ports::ROW) as usize }, MAPPED> = Array::new();
 
 #[btf_map(name = "locals")]
 pub static LOCALS: HashMap<Address, u32, { limits::LOCALS as usize }, ON_DEMAND> = HashMap::new();
@@ -73,6 +78,19 @@ pub static SOURCES: HashMap<SourceKey, Address, { limits::LOCALS as usize }, ON_
 
 #[btf_map(name = "namespaces")]
 pub static NAMESPACES: HashMap<u64, u32, { limits::PODS as usize }, ON_DEMAND> = HashMap::new();
+
+/// The loader makes it as large as the processors need; the mapping puts records on cache lines.
+#[btf_map(name = "cache4")]
+pub static CACHE4: Array<Bucket4, { limits::CACHE_BUCKETS as usize }, MAPPED> = Array::new();
+
+#[btf_map(name = "cache6")]
+pub static CACHE6: Array<Bucket6, { limits::CACHE_BUCKETS as usize }, MAPPED> = Array::new();
+
+#[btf_map(name = "generations")]
+pub static GENERATIONS: Array<u32, { limits::SERVICES as usize }> = Array::new();
+
+#[btf_map(name = "uplinks")]
+pub static UPLINKS: HashMap<u32, Uplink, { limits::LOCALS as usize }, ON_DEMAND> = HashMap::new();
 
 #[btf_map(name = "settings")]
 pub static SETTINGS: Array<Settings, 1> = Array::new();
@@ -90,6 +108,10 @@ pub static BACKEND_COUNTERS: Array<Counters, { limits::BACKENDS as usize }, MAPP
 /// This processor's own, for the length of one program; not pinned.
 #[btf_map(name = "scratch")]
 pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+/// As the scratch.
+#[btf_map(name = "desk")]
+pub static DESK: PerCpuArray<Desk, 1> = PerCpuArray::new();
 
 #[btf_map(name = "reasons")]
 pub static REASONS: PerCpuArray<u64, { Reason::COUNT as usize }> = PerCpuArray::new();

@@ -13,7 +13,7 @@ use aya_ebpf::helpers::{
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use sluice_ebpf_common::{Address, Scope};
-use sluice_packet::{Covered, Packet, Verdict, egress_pod, egress_uplink, ingress, refuse};
+use sluice_packet::{Bytes, Covered, Packet, Verdict, egress_pod, egress_uplink, ingress, refuse};
 
 use crate::kernel::Kernel;
 
@@ -86,13 +86,7 @@ fn zero(zero_is_none: bool) -> u64 {
 
 // SAFETY of all blocks: `skb` is the program's context; the helpers check offsets and lengths themselves, and the
 // buffers are live locals of the length that is passed.
-impl Packet for Buffer {
-    #[inline(always)]
-    fn length(&self) -> u32 {
-        // SAFETY: see above.
-        unsafe { (*self.skb).len }
-    }
-
+impl Bytes for Buffer {
     #[inline(always)]
     fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         let mut bytes = MaybeUninit::<[u8; N]>::uninit();
@@ -124,6 +118,21 @@ impl Packet for Buffer {
     fn write<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()> {
         // SAFETY: see above.
         done(unsafe { bpf_skb_store_bytes(self.skb, offset, bytes.as_ptr().cast(), N as u32, 0) })
+    }
+
+    #[inline(always)]
+    fn write_words<const N: usize>(&mut self, offset: u32, words: [u32; N]) -> Option<()> {
+        // SAFETY: see above.
+        done(unsafe { bpf_skb_store_bytes(self.skb, offset, words.as_ptr().cast(), N as u32 * 4, 0) })
+    }
+}
+
+// SAFETY of all blocks: as above.
+impl Packet for Buffer {
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        // SAFETY: see above.
+        unsafe { (*self.skb).len }
     }
 
     #[inline(always)]

@@ -1,14 +1,14 @@
 //! Puts the node together: network, data plane, runtime, the Node object, pods, DNS, the HTTPS API; and runs all of it
 //! until the shutdown. What runs in containers is left running.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use kube::Client;
 use sluice_dataplane::Dataplane;
-use sluice_network::{Network, PeerPath};
+use sluice_network::{Cidr, Network, PeerPath};
 use sluice_runtime::{Event, Runtime};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -43,6 +43,8 @@ pub struct Config {
     pub network: sluice_network::Config,
     /// Without one, Services do not work; its `pod_range` and `cluster_range` are filled in here.
     pub dataplane: Option<sluice_dataplane::Config>,
+    /// Ranges outside of the cluster that pods' packets go to with the pod's own address.
+    pub unmasqueraded: Vec<Cidr>,
     pub peer_path: PeerPath,
     /// `cluster.local`.
     pub cluster_domain: String,
@@ -96,7 +98,7 @@ impl Agent {
             Some(c) => {
                 let mut c = c.clone();
                 if c.node_addresses.is_empty() {
-                    c.node_addresses = ips.iter().filter_map(v4).collect();
+                    c.node_addresses.clone_from(&ips);
                 }
                 let loaded = tokio::task::spawn_blocking(move || Dataplane::load(c)).await?;
                 Some(loaded.context("the data plane")?)
@@ -260,11 +262,8 @@ async fn until(shutdown: CancellationToken, work: impl Future<Output = ()>) {
     }
 }
 
-fn v4(ip: &IpAddr) -> Option<Ipv4Addr> {
-    match ip {
-        IpAddr::V4(ip) => Some(*ip),
-        IpAddr::V6(_) => None,
-    }
+fn dataplane_range(cidr: &Cidr) -> Option<sluice_dataplane::Range> {
+    sluice_dataplane::Range::new(cidr.addr(), cidr.prefix())
 }
 
 /// This node's labels as a channel of their own.
@@ -346,7 +345,7 @@ impl Routes {
                     Ok(()) => peers = view.peers,
                     Err(error) => tracing::error!(%error, "routes to other nodes' pods could not be set"),
                 }
-                let nodes = peers.iter().filter_map(|peer| v4(&peer.node_ip));
+                let nodes = peers.iter().flat_map(|peer| peer.node_ips.iter().copied());
                 if let Some(Err(error)) = self.dataplane.as_ref().map(|dataplane| dataplane.set_nodes(nodes)) {
                     tracing::error!(%error, "the data plane does not know the other nodes");
                 }
@@ -360,10 +359,14 @@ impl Routes {
 
     async fn set_ranges(&self, view: &NodesView) -> Result<()> {
         self.network.set_pod_cidrs(view.ranges.clone()).await?;
-        if let Some(dataplane) = &self.dataplane {
-            let parse = |list: &[sluice_network::Cidr]| list.iter().find_map(|c| c.to_string().parse().ok());
-            if let (Some(pods), Some(cluster)) = (parse(&view.ranges), parse(&self.config.network.cluster_cidrs)) {
-                dataplane.set_pod_ranges(pods, cluster)?;
+        let Some(dataplane) = &self.dataplane else { return Ok(()) };
+        let excluded: Vec<_> = self.config.unmasqueraded.iter().filter_map(dataplane_range).collect();
+        dataplane.set_unmasqueraded(&excluded)?;
+        for own in &view.ranges {
+            let same = |all: &&Cidr| all.addr().is_ipv4() == own.addr().is_ipv4();
+            let all = self.config.network.cluster_cidrs.iter().find(same).unwrap_or(own);
+            if let (Some(own), Some(all)) = (dataplane_range(own), dataplane_range(all)) {
+                dataplane.set_pod_ranges(own, all)?;
             }
         }
         Ok(())

@@ -117,16 +117,17 @@ impl Node {
         if list.is_empty() { self.spec.pod_cidr.parse().ok().into_iter().collect() } else { list }
     }
 
-    fn internal_ip(&self) -> Option<IpAddr> {
-        self.status.addresses.iter().find(|a| a.type_ == "InternalIP")?.address.parse().ok()
+    fn internal_ips(&self) -> Vec<IpAddr> {
+        let internal = self.status.addresses.iter().filter(|a| a.type_ == "InternalIP");
+        internal.filter_map(|a| a.address.parse().ok()).collect()
     }
 
     /// As another node's network needs it; `None` while it has no pod range or address.
     pub fn peer(&self, path: PeerPath) -> Option<Peer> {
         let pod_cidrs = self.ranges();
-        let node_ip = self.internal_ip()?;
+        let node_ips = self.internal_ips();
         let node = self.metadata.name.clone()?;
-        (!pod_cidrs.is_empty()).then_some(Peer { node, pod_cidrs, node_ip, path })
+        (!pod_cidrs.is_empty() && !node_ips.is_empty()).then_some(Peer { node, pod_cidrs, node_ips, path })
     }
 }
 

@@ -7,6 +7,7 @@ pub mod admit;
 mod agent;
 pub mod allocations;
 pub mod api;
+mod bandwidth;
 pub mod bootstrap;
 pub mod container;
 pub mod credentials;

@@ -9,6 +9,10 @@ use k8s_openapi::api::core::v1::{PodStatus, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::{Deserialize, Serialize};
+use sluice_dataplane::ServicePath;
+
+/// Annotation of a pod whose connections to services are not translated at its sockets.
+const SOCKET_SERVICES: &str = "sluice.dev/socket-lb";
 
 /// A pod as the API server knows it.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -38,6 +42,15 @@ impl Pod {
     /// `name_namespace(uid)`, as upstream's messages name a pod.
     pub fn full_name(&self) -> String {
         format!("{}_{}({})", self.name(), self.namespace(), self.uid())
+    }
+
+    /// Where its connections to services are translated: when sockets connect, or packet by packet on its link when the
+    /// annotation says `"false"` (a guest kernel's sockets, or a proxy in the pod that has to see service addresses).
+    pub fn service_path(&self) -> ServicePath {
+        match self.metadata.annotations.as_ref().and_then(|annotations| annotations.get(SOCKET_SERVICES)) {
+            Some(text) if text == "false" => ServicePath::Packets,
+            _ => ServicePath::Sockets,
+        }
     }
 
     /// Drops what the node never reads, to keep a pod small in memory.
@@ -586,4 +599,24 @@ pub struct TokenProjection {
     pub audience: Option<String>,
     pub expiration_seconds: Option<i64>,
     pub path: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_says_where_its_services_are_translated() {
+        let cases = [
+            (None, ServicePath::Sockets),
+            (Some("true"), ServicePath::Sockets),
+            (Some("no"), ServicePath::Sockets),
+            (Some("false"), ServicePath::Packets),
+        ];
+        for (text, expected) in cases {
+            let mut pod = Pod::default();
+            pod.metadata.annotations = text.map(|text| [(SOCKET_SERVICES.to_owned(), text.to_owned())].into());
+            assert_eq!(pod.service_path(), expected, "{text:?}");
+        }
+    }
 }

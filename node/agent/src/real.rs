@@ -11,8 +11,8 @@ use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Client, Error};
 use serde_json::{Value, json};
-use sluice_dataplane::{Dataplane, PodInfo};
-use sluice_network::Network;
+use sluice_dataplane::{Dataplane, PodInfo, ServicePath};
+use sluice_network::{Bandwidth, Network};
 use sluice_runtime::cgroup::Qos;
 use sluice_runtime::{
     ContainerSpec, ContainerState, Credentials, ExecOutput, ExecSpec, Exit, ImageInfo, Prepared, Process, Resources,
@@ -123,19 +123,23 @@ pub(crate) struct RealNetwork {
 
 #[async_trait]
 impl PodNetwork for RealNetwork {
-    async fn create(&self, pod: &PodName) -> Result<PodAddress, String> {
+    async fn create(&self, pod: &PodName, services: ServicePath) -> Result<PodAddress, String> {
         // A sender that is gone means shutdown: nobody reads the answer then.
         if self.ready.clone().wait_for(|r| *r).await.is_err() {
             return Err("the node is shutting down".to_owned());
         }
         let net = self.network.create_pod(&pod.uid).await.map_err(|e| e.to_string())?;
         if let Some(dataplane) = self.dataplane.clone() {
-            let info = PodInfo { namespace: pod.namespace.clone(), name: pod.name.clone() };
+            let info = PodInfo { namespace: pod.namespace.clone(), name: pod.name.clone(), services };
             let (index, netns) = (net.host_ifindex, net.netns.clone());
             let added = tokio::task::spawn_blocking(move || dataplane.add_pod(index, &netns, &info)).await;
             added.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
         }
         Ok(PodAddress { netns: net.netns, ips: net.ips })
+    }
+
+    async fn limit(&self, uid: &str, bandwidth: Bandwidth) -> Result<(), String> {
+        self.network.limit_pod(uid, bandwidth).await.map_err(|e| e.to_string())
     }
 
     async fn delete(&self, uid: &str) -> Result<(), String> {

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::Value;
+use sluice_dataplane::ServicePath;
+use sluice_network::Bandwidth;
 use sluice_runtime::cgroup::Qos;
 use sluice_runtime::{
     ContainerSpec, ContainerState, Credentials, ExecOutput, ExecSpec, Exit, ImageInfo, Prepared, Process, Resources,
@@ -66,7 +68,9 @@ pub struct PodAddress {
 #[async_trait]
 pub trait PodNetwork: Send + Sync + 'static {
     /// Makes the pod's network, or finds it.
-    async fn create(&self, pod: &PodName) -> Result<PodAddress, String>;
+    async fn create(&self, pod: &PodName, services: ServicePath) -> Result<PodAddress, String>;
+    /// Limits the traffic of a pod that has its network.
+    async fn limit(&self, uid: &str, bandwidth: Bandwidth) -> Result<(), String>;
     async fn delete(&self, uid: &str) -> Result<(), String>;
     /// Removes the networks of all pods but these.
     async fn retain(&self, uids: &HashSet<String>) -> Result<(), String>;

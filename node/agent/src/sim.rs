@@ -11,6 +11,8 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use sluice_dataplane::ServicePath;
+use sluice_network::Bandwidth;
 use sluice_runtime::cgroup::Qos;
 use sluice_runtime::{
     ContainerSpec, ContainerState, Credentials, Error, ExecOutput, ExecSpec, Exit, ImageInfo, Prepared, Process,
@@ -114,10 +116,20 @@ impl Sim {
     }
 
     pub(crate) fn run_with(&self, spec: Value, beginning: Beginning, status: Value) -> Handle {
-        let pod: Pod = serde_json::from_value(json!({
-            "metadata": {"name": "p", "namespace": "ns", "uid": "u"}, "spec": spec, "status": status,
-        }))
-        .unwrap();
+        self.begin(json!({"spec": spec, "status": status}), beginning)
+    }
+
+    /// Starts the worker of a pod with these annotations.
+    pub(crate) fn run_annotated(&self, annotations: Value, spec: Value) -> Handle {
+        let pod = json!({"metadata": {"annotations": annotations}, "spec": spec});
+        self.begin(pod, Beginning::Normal { found: Vec::new() })
+    }
+
+    fn begin(&self, mut pod: Value, beginning: Beginning) -> Handle {
+        for (field, value) in [("name", "p"), ("namespace", "ns"), ("uid", "u")] {
+            pod["metadata"][field] = value.into();
+        }
+        let pod: Pod = serde_json::from_value(pod).unwrap();
         let done = self.done.clone();
         spawn(self.node.clone(), Arc::new(pod), beginning, move |_| done.notify_one())
     }
@@ -290,9 +302,13 @@ struct SimNetwork {
 
 #[async_trait]
 impl PodNetwork for SimNetwork {
-    async fn create(&self, _: &PodName) -> Result<PodAddress, String> {
+    async fn create(&self, _: &PodName, _: ServicePath) -> Result<PodAddress, String> {
         self.journal.add("network");
         Ok(PodAddress { netns: "/sim/netns".into(), ips: vec!["127.0.0.1".parse().unwrap()] })
+    }
+    async fn limit(&self, _: &str, bandwidth: Bandwidth) -> Result<(), String> {
+        self.journal.add(format!("limit {bandwidth:?}"));
+        Err("no such filter".to_owned())
     }
     async fn delete(&self, _: &str) -> Result<(), String> {
         self.journal.add("network gone");

@@ -21,7 +21,7 @@ use aya::programs::{
 use aya::util::KernelVersion;
 
 use crate::pins::Pins;
-use crate::{Error, sys};
+use crate::{Error, sys, wire};
 
 /// Programs on socket addresses, all attached to one cgroup.
 pub(crate) const SOCKET_PROGRAMS: [&str; 8] =
@@ -73,6 +73,7 @@ pub(crate) fn load_programs(ebpf: &mut Ebpf) -> Result<(), Error> {
     for (name, _) in UPLINK_PROGRAMS.into_iter().chain(POD_PROGRAMS) {
         traffic_program(ebpf, name)?.load().map_err(|error| Error::ebpf(format!("load the program {name}"), error))?;
     }
+    wire::load(ebpf);
     Ok(())
 }
 
@@ -250,6 +251,14 @@ pub(crate) fn take_over(ebpf: &mut Ebpf, pins: &Pins, sides: &[TcAttachType]) ->
     for name in pins.link_names() {
         let Some((program_name, index)) = name.rsplit_once('-') else { continue };
         let Ok(index) = index.parse::<u32>() else { continue };
+        if program_name == wire::PROGRAM {
+            if sides.contains(&TcAttachType::Ingress)
+                && let Some(fd) = wire::program(ebpf).and_then(|program| program.fd().ok())
+            {
+                replace(&pins.link(&name), |target| target.link_index() == index, fd.as_fd())?;
+            }
+            continue;
+        }
         if !UPLINK_PROGRAMS.iter().any(|(known, side)| *known == program_name && sides.contains(side)) {
             continue;
         }
@@ -261,7 +270,7 @@ pub(crate) fn take_over(ebpf: &mut Ebpf, pins: &Pins, sides: &[TcAttachType]) ->
 }
 
 /// Puts a program behind a pinned link if the link is still attached where it should be; otherwise the pin is removed.
-fn replace(
+pub(crate) fn replace(
     pin: &Path,
     right: impl Fn(sys::LinkTarget) -> bool,
     program: std::os::fd::BorrowedFd<'_>,
@@ -311,6 +320,11 @@ impl Link {
             return Err(missing(io::Error::from_raw_os_error(libc::ENXIO)));
         }
         Ok(Link { index, name: name.to_string_lossy().into_owned() })
+    }
+
+    /// A link's name, for people.
+    pub(crate) fn name_of(index: u32) -> String {
+        Link::by_index(index).map_or_else(|_| format!("link {index}"), |link| link.name)
     }
 
     /// Every link of this namespace.

@@ -7,7 +7,7 @@ use sluice_ebpf_common::{Address, Backend, Frontend, FrontendKey, Scope};
 
 use crate::Range;
 pub use crate::endpoints::Here;
-use crate::endpoints::{Choice, local_ready};
+use crate::endpoints::{Answering, Choice, local_ready};
 use crate::model::{ObjectName, Pod, Protocol, Service, ServicePort, Slice, Snapshot};
 use crate::range::wire;
 
@@ -28,6 +28,10 @@ pub struct DesiredFrontend {
     pub service: Arc<str>,
     /// Sorted, without duplicates.
     pub backends: Arc<Vec<Backend>>,
+    /// Those that end and take no new connections, but may keep the flows they have. Sorted, none of the above.
+    pub draining: Arc<Vec<Backend>>,
+    /// The backends' weights (none: equal ones) where all nodes have to choose alike.
+    pub weights: Option<Arc<Vec<u16>>>,
     /// `Frontend::*` bits.
     pub flags: u32,
     /// Seconds for which a client keeps its backend, 0 without.
@@ -81,6 +85,7 @@ fn suffix(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Tcp => "",
         Protocol::Udp => "/udp",
+        Protocol::Sctp => "/sctp",
     }
 }
 
@@ -103,8 +108,8 @@ pub fn compile_service(here: Here<'_>, name: &ObjectName, service: &Service, sli
 
 /// The backends of a service port by policy.
 struct Lists {
-    everywhere: Arc<Vec<Backend>>,
-    here: Arc<Vec<Backend>>,
+    everywhere: Answering,
+    here: Answering,
     anywhere: bool,
 }
 
@@ -114,7 +119,7 @@ impl Lists {
         let local = service.internal_local || service.external_local;
         Lists {
             everywhere: choice.everywhere(service.prefer),
-            here: if local { choice.local() } else { Arc::default() },
+            here: if local { choice.local() } else { Answering::default() },
             anywhere: choice.anywhere(),
         }
     }
@@ -157,11 +162,16 @@ impl Family<'_> {
     fn add(&self, to: &mut Frontends, address: Address, number: u16, scope: Scope, local: bool, flags: u32) {
         let key =
             FrontendKey { address, port: number.to_be(), protocol: self.port.protocol.number(), scope: scope as u8 };
-        let elsewhere = local && self.lists.here.is_empty() && self.lists.anywhere;
+        let elsewhere = local && self.lists.here.backends.is_empty() && self.lists.anywhere;
         let local_only = if local { Frontend::LOCAL_ONLY } else { 0 };
+        let answering = if local { &self.lists.here } else { &self.lists.everywhere };
+        // Sockets are translated once for all, on one node.
+        let planned = scope == Scope::External && answering.backends.len() > 1;
         to.entry(key).or_insert_with(|| DesiredFrontend {
             service: self.label.clone(),
-            backends: if local { self.lists.here.clone() } else { self.lists.everywhere.clone() },
+            backends: answering.backends.clone(),
+            draining: answering.draining.clone(),
+            weights: planned.then(|| answering.weights.clone()),
             flags: flags | local_only | if elsewhere { Frontend::ELSEWHERE } else { 0 },
             affinity: self.service.affinity,
             ranges: if flags & Frontend::RANGES != 0 { self.ranges.clone() } else { Arc::default() },
@@ -188,6 +198,8 @@ pub fn compile_pod(name: &ObjectName, pod: &Pod) -> Frontends {
                 frontends.entry(key).or_insert_with(|| DesiredFrontend {
                     service: label.clone(),
                     backends: backends.clone(),
+                    draining: Arc::default(),
+                    weights: None,
                     flags: Frontend::LOCAL_ONLY,
                     affinity: 0,
                     ranges: Arc::default(),

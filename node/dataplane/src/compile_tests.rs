@@ -112,17 +112,19 @@ fn endpoints_by_state_and_policy() {
 }
 
 #[test]
-fn tcp_and_udp_on_one_port_stay_apart() {
+fn protocols_on_one_port_stay_apart() {
     let mut service = web();
     service.ports = vec![
         ServicePort { name: "dns".into(), protocol: Protocol::Udp, port: 53, node_port: 0 },
         ServicePort { name: "dns-tcp".into(), protocol: Protocol::Tcp, port: 53, node_port: 0 },
+        ServicePort { name: "dns-sctp".into(), protocol: Protocol::Sctp, port: 53, node_port: 0 },
     ];
     let mut snapshot = snapshot(service, vec![endpoint(1, "ready", "a")]);
     let slice = snapshot.slices.values_mut().next().unwrap();
     slice.ports = vec![
         SlicePort { name: "dns".into(), protocol: Protocol::Udp, port: 5353 },
         SlicePort { name: "dns-tcp".into(), protocol: Protocol::Tcp, port: 5354 },
+        SlicePort { name: "dns-sctp".into(), protocol: Protocol::Sctp, port: 5355 },
     ];
     let desired = compile(&snapshot);
     let ports: Vec<_> = desired
@@ -130,7 +132,10 @@ fn tcp_and_udp_on_one_port_stay_apart() {
         .iter()
         .map(|(key, frontend)| (key.protocol, u16::from_be(frontend.backends[0].port), &*frontend.service))
         .collect();
-    assert_eq!(ports, [(6, 5354, "shop/web:dns-tcp"), (17, 5353, "shop/web:dns/udp")]);
+    assert_eq!(
+        ports,
+        [(6, 5354, "shop/web:dns-tcp"), (17, 5353, "shop/web:dns/udp"), (132, 5355, "shop/web:dns-sctp/sctp"),]
+    );
 }
 
 #[test]
@@ -170,6 +175,42 @@ fn topology() {
         let hosts = lines[1].rsplit(' ').next().unwrap().replace(":8080", "").replace('*', "");
         assert_eq!(hosts, expected, "{prefer:?} {endpoints:?}");
     }
+}
+
+/// Last bytes of the addresses of the frontend at the node port: those that take connections, those that end, weights.
+type Answers = (Vec<u8>, Vec<u8>, Option<Vec<u16>>);
+
+fn at_node_port(service: Service, endpoints: Vec<Endpoint>, scope: Scope) -> Answers {
+    let desired = compile(&snapshot(service, endpoints));
+    let port = |key: &FrontendKey| key.port == 30080_u16.to_be() && key.scope == scope as u8;
+    let frontend = desired.frontends.iter().find(|(key, _)| port(key)).unwrap().1;
+    let last = |list: &[Backend]| list.iter().map(|backend| backend.address.last().to_ne_bytes()[3]).collect();
+    (last(&frontend.backends), last(&frontend.draining), frontend.weights.as_ref().map(|weights| weights.to_vec()))
+}
+
+#[test]
+fn who_takes_new_connections_and_who_keeps_the_old() {
+    let weighed = |last: u8, weight: u16| Endpoint { weight: Some(weight), ..endpoint(last, "ready", "a") };
+    let ready = |last: u8| endpoint(last, "ready", "a");
+    let equal = Some(vec![]);
+    let cases: Vec<(Vec<Endpoint>, Answers)> = vec![
+        (vec![ready(1), ready(2)], (vec![1, 2], vec![], equal.clone())),
+        (vec![ready(1)], (vec![1], vec![], None)),
+        (vec![ready(1), ready(2), endpoint(3, "draining", "b")], (vec![1, 2], vec![3], equal.clone())),
+        (vec![endpoint(3, "draining", "b")], (vec![3], vec![], None)),
+        (vec![weighed(1, 3), ready(2)], (vec![1, 2], vec![], Some(vec![3, 1]))),
+        (vec![weighed(1, 3), weighed(2, 3)], (vec![1, 2], vec![], equal.clone())),
+        (vec![weighed(1, 0), ready(2), ready(3)], (vec![2, 3], vec![1], equal.clone())),
+        (vec![weighed(1, 0), weighed(2, 0)], (vec![1, 2], vec![], equal)),
+    ];
+    for (endpoints, expected) in cases {
+        let inside = (expected.0.clone(), expected.1.clone(), None);
+        assert_eq!(at_node_port(web(), endpoints.clone(), Scope::External), expected, "{endpoints:?}");
+        assert_eq!(at_node_port(web(), endpoints, Scope::Internal), inside, "inside any will do");
+    }
+    let local = Service { external_local: true, ..web() };
+    let there = vec![ready(1), endpoint(2, "draining", "a"), endpoint(3, "draining", "b"), endpoint(4, "ready", "b")];
+    assert_eq!(at_node_port(local, there, Scope::External), (vec![1], vec![2], None));
 }
 
 #[test]
@@ -219,6 +260,7 @@ fn host_ports() {
             port(None, 8080, Protocol::Tcp),
             port(Some("10.1.0.1"), 8081, Protocol::Udp),
             port(Some("127.0.0.1"), 8081, Protocol::Udp),
+            port(Some("10.1.0.1"), 3868, Protocol::Sctp),
         ],
     };
     let rows: BTreeSet<String> = compile_pod(&("shop".into(), "a".into()), &pod)
@@ -230,6 +272,7 @@ fn host_ports() {
         })
         .collect();
     let expected = [
+        "shop/a:host-3868/sctp 10.1.0.1 3868 10.244.0.9",
         "shop/a:host-8080 :: 8080 fd44::9",
         "shop/a:host-8080 0.0.0.0 8080 10.244.0.9",
         "shop/a:host-8081/udp 10.1.0.1 8081 10.244.0.9",

@@ -26,6 +26,7 @@ use crate::range::{Range, wire};
 use crate::resize::{self, Sizes};
 use crate::store::{Store, processors, typed};
 use crate::wanted::{Changes, Wanted};
+use crate::wire::{self, Xdp};
 use crate::{Error, health, links, object, sweep, sys};
 
 /// What the data plane of a node is told.
@@ -37,8 +38,8 @@ pub struct Config {
     pub cgroup: Option<PathBuf>,
     /// Where maps and links are pinned, below `/sys/fs/bpf`; one per node on this machine.
     pub pin_dir: PathBuf,
-    /// The node's addresses, the primary one first.
-    pub node_addresses: Vec<Ipv4Addr>,
+    /// The node's addresses, one per family: what masqueraded traffic leaves with where a link has none of its own.
+    pub node_addresses: Vec<IpAddr>,
     /// Ports of NodePort services.
     pub node_ports: RangeInclusive<u16>,
     /// This node's pods: their traffic to the outside leaves with the node's address. `None` keeps what an earlier
@@ -48,6 +49,8 @@ pub struct Config {
     pub cluster_range: Option<Range>,
     /// Links that packets from outside arrive on.
     pub uplinks: Uplinks,
+    /// Which of them get the XDP program.
+    pub xdp: Xdp,
 }
 
 /// Links that packets from outside arrive on.
@@ -63,13 +66,26 @@ pub enum Uplinks {
     Named(Vec<String>),
 }
 
-/// A pod, for messages.
+/// A pod, for messages, and how it reaches services.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodInfo {
     /// Its namespace.
     pub namespace: String,
     /// Its name.
     pub name: String,
+    /// How it reaches services.
+    pub services: ServicePath,
+}
+
+/// Where a pod's connections to services are translated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ServicePath {
+    /// When its sockets connect: nothing per packet afterwards.
+    #[default]
+    Sockets,
+    /// Packet by packet on its link: for pods whose sockets are not this kernel's (virtual machines, gVisor), and for
+    /// those with a proxy of their own that has to see the service's address.
+    Packets,
 }
 
 /// The loaded data plane of a node. Cheap to clone. Dropping it leaves programs and maps in the kernel, at work; only
@@ -94,7 +110,7 @@ pub(crate) struct Inner {
     build: Build,
     namespaces: Mutex<HashMap<MapData, u64, u32>>,
     settings: Mutex<(Settings, Array<MapData, Settings>)>,
-    table: Mutex<Table>,
+    pub(crate) table: Mutex<Table>,
     started: Instant,
 }
 
@@ -287,10 +303,17 @@ impl Dataplane {
         attach::attach_pod(&mut ebpf, &inner.pins, &link, attach::BOTH)
     }
 
-    /// All that a new pod needs: [`Self::attach_pod`] and [`Self::know_namespace`]. It has to be done before the pod's first
+    /// All that a new pod needs: [`Self::attach_pod`] and, unless its packets are translated, [`Self::know_namespace`]. It has to be done before the pod's first
     /// container starts, and may run beside everything else that prepares it.
     pub fn add_pod(&self, index: u32, netns: &Path, pod: &PodInfo) -> Result<(), Error> {
-        self.know_namespace(index, netns)?;
+        match pod.services {
+            ServicePath::Sockets => self.know_namespace(index, netns)?,
+            // A stranger's sockets are left alone once strangers are told apart.
+            ServicePath::Packets => {
+                self.forget_namespace(index)?;
+                self.change_settings(|settings| settings.known_only = 1)?;
+            }
+        }
         self.attach_pod(index, pod)
     }
 
@@ -348,17 +371,20 @@ impl Dataplane {
     pub(crate) fn forget_link(&self, index: u32) -> Result<(), Error> {
         self.detach_pod(index)?;
         let gone = Link { index, name: String::new() };
-        attach::detach_traffic(&self.inner.pins, Traffic::Tcx, UPLINK_PROGRAMS, &gone)
+        attach::detach_traffic(&self.inner.pins, Traffic::Tcx, UPLINK_PROGRAMS, &gone)?;
+        wire::detach(&self.inner.pins, index)
     }
 
     pub(crate) fn attach_uplink(&self, link: &Link) -> Result<(), Error> {
         let inner = &self.inner;
         let mut ebpf = inner.ebpf.lock();
-        attach::attach_traffic(&mut ebpf, &inner.pins, inner.traffic, UPLINK_PROGRAMS, link, attach::BOTH)
+        attach::attach_traffic(&mut ebpf, &inner.pins, inner.traffic, UPLINK_PROGRAMS, link, attach::BOTH)?;
+        wire::attach(&mut ebpf, &inner.pins, inner.config.xdp, link)
     }
 
     pub(crate) fn detach_uplink(&self, link: &Link) -> Result<(), Error> {
-        attach::detach_traffic(&self.inner.pins, self.inner.traffic, UPLINK_PROGRAMS, link)
+        attach::detach_traffic(&self.inner.pins, self.inner.traffic, UPLINK_PROGRAMS, link)?;
+        wire::detach(&self.inner.pins, link.index)
     }
 
     /// Tells the pods' networks of one address family once they are known (`spec.podCIDRs`).
@@ -456,9 +482,16 @@ fn settings(config: &Config, earlier: Settings) -> Result<Settings, Error> {
         host_cookie: sys::netns_cookie()
             .map_err(|error| Error::Kernel(format!("a network namespace has no cookie: {error}")))?,
         processors: processors()? as u32,
+        // What an earlier process cached was decided by its programs.
+        epoch: earlier.epoch.wrapping_add(1),
+        cache_mask: object::buckets(processors()? as u32) - 1,
+        // Between two thirds and four thirds of a second.
+        tick_shift: (sys::timer_rate() * 2 / 3).max(1).ilog2() + 1,
         ..earlier
     };
-    settings.families[0].node = wire(config.node_addresses.first().copied().unwrap_or(Ipv4Addr::UNSPECIFIED));
+    let own = |v4: bool| config.node_addresses.iter().find(|address| address.is_ipv4() == v4).copied();
+    settings.families[0].node = wire(own(true).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)));
+    settings.families[1].node = own(false).map_or_else(Address::default, wire);
     if let Some(pods) = config.pod_range {
         set_ranges(&mut settings, pods, config.cluster_range.unwrap_or(pods));
     }

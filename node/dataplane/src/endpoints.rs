@@ -2,9 +2,9 @@
 //!
 //! The ready ones count; when there is none, those that still serve while they terminate (KEP-1669). With a `Local` policy
 //! both steps look at this node's endpoints only. Hints and `trafficDistribution` narrow the ready ones (KEP-2433,
-//! KEP-4444, KEP-3015), never the terminating ones.
+//! KEP-4444, KEP-3015), never the terminating ones. Who serves while it terminates and was not chosen keeps the flows it has.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use sluice_ebpf_common::Backend;
@@ -25,6 +25,17 @@ impl Here<'_> {
     fn has(self, endpoint: &Endpoint) -> bool {
         endpoint.node.as_deref() == Some(self.node)
     }
+}
+
+/// Who answers.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Answering {
+    /// New connections, too. Sorted.
+    pub(crate) backends: Arc<Vec<Backend>>,
+    /// What they have. Sorted.
+    pub(crate) draining: Arc<Vec<Backend>>,
+    /// Weights of the former, none when all are equal.
+    pub(crate) weights: Arc<Vec<u16>>,
 }
 
 /// The endpoints of a service port in one address family.
@@ -48,16 +59,16 @@ impl<'a> Choice<'a> {
     }
 
     /// Everybody who may answer under the policy `Cluster`.
-    pub(crate) fn everywhere(&self, prefer: Prefer) -> Arc<Vec<Backend>> {
+    pub(crate) fn everywhere(&self, prefer: Prefer) -> Answering {
         let topology = self.topology(prefer);
         let wanted = |endpoint: &Endpoint| endpoint.ready && self.fits(endpoint, topology);
-        self.backends(wanted, draining)
+        self.answering(wanted, draining)
     }
 
     /// Everybody who may answer under the policy `Local`.
-    pub(crate) fn local(&self) -> Arc<Vec<Backend>> {
+    pub(crate) fn local(&self) -> Answering {
         let here = self.here;
-        self.backends(
+        self.answering(
             |endpoint| endpoint.ready && here.has(endpoint),
             |endpoint| draining(endpoint) && here.has(endpoint),
         )
@@ -68,18 +79,33 @@ impl<'a> Choice<'a> {
         self.endpoints.iter().any(|(endpoint, _)| endpoint.ready || draining(endpoint))
     }
 
-    fn backends(&self, wanted: impl Fn(&Endpoint) -> bool, otherwise: impl Fn(&Endpoint) -> bool) -> Arc<Vec<Backend>> {
-        let chosen = self.collect(wanted);
-        Arc::new(if chosen.is_empty() { self.collect(otherwise) } else { chosen })
+    fn answering(&self, wanted: impl Fn(&Endpoint) -> bool, otherwise: impl Fn(&Endpoint) -> bool) -> Answering {
+        let mut draining = self.collect(otherwise);
+        let mut chosen = self.collect(wanted);
+        if chosen.is_empty() {
+            chosen = std::mem::take(&mut draining);
+        }
+        draining.retain(|backend, _| !chosen.contains_key(backend));
+        // A weight of 0 says: no new connections, unless there is nobody else.
+        if chosen.values().any(|weight| *weight > 0) {
+            draining.extend(chosen.extract_if(.., |_, weight| *weight == 0));
+        }
+        let mut weights: Vec<u16> = chosen.values().copied().collect();
+        if weights.iter().all(|weight| Some(weight) == weights.first()) {
+            weights.clear();
+        }
+        let list = |backends: BTreeMap<Backend, u16>| Arc::new(backends.into_keys().collect());
+        Answering { backends: list(chosen), draining: list(draining), weights: Arc::new(weights) }
     }
 
-    fn collect(&self, wanted: impl Fn(&Endpoint) -> bool) -> Vec<Backend> {
-        let mut set = BTreeSet::new();
-        for (endpoint, port) in self.endpoints.iter().filter(|(endpoint, _)| wanted(endpoint)) {
+    /// Backends with their weights.
+    fn collect(&self, wanted: impl Fn(&Endpoint) -> bool) -> BTreeMap<Backend, u16> {
+        let backend = |(endpoint, port): &(&Endpoint, u16)| {
             let flags = Backend::USED | if self.here.has(endpoint) { Backend::LOCAL } else { 0 };
-            set.extend(endpoint.address.map(|address| Backend { address: wire(address), port: port.to_be(), flags }));
-        }
-        set.into_iter().collect()
+            let address = wire(endpoint.address?);
+            Some((Backend { address, port: port.to_be(), flags }, endpoint.weight.unwrap_or(1)))
+        };
+        self.endpoints.iter().filter(|(endpoint, _)| wanted(endpoint)).filter_map(backend).collect()
     }
 
     /// What narrows the ready endpoints. Hints count only when every ready endpoint has them and one of them is for this

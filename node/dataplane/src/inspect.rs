@@ -11,9 +11,11 @@ use serde::Serialize;
 use sluice_ebpf_common::{Backend, Frontend, Reason, SCHEMA, Scope, limits, maps, protocol};
 
 use crate::attach::{GUARD_PROGRAMS, Link, POD_PROGRAMS, SOCKET_PROGRAMS};
+use crate::pending::{self, Pending};
 use crate::pins::{Pins, cgroup_root};
 use crate::range::unwire;
 use crate::store::{Store, typed};
+use crate::wire::{self, UplinkRow};
 use crate::{Dataplane, Error, sweep, sys};
 
 /// How deep the cgroup tree is searched for the cgroup that programs are attached to.
@@ -55,6 +57,10 @@ pub struct FrontendRow {
     pub scope: &'static str,
     /// Number of backends in its list.
     pub backends: u32,
+    /// Backends that take no new connections and keep their flows.
+    pub draining: u32,
+    /// Slots of the table by which all nodes choose alike, 0 without one.
+    pub table_slots: u32,
     /// The list holds this node's backends only.
     pub local_only: bool,
     /// Seconds for which a client keeps its backend, 0 without affinity.
@@ -87,6 +93,8 @@ pub struct BackendRow {
 pub struct Status {
     /// Programs and where they are attached.
     pub programs: Vec<ProgramRow>,
+    /// How packets come in on each uplink.
+    pub uplinks: Vec<UplinkRow>,
     /// Maps, their use and their limits.
     pub maps: Vec<MapRow>,
     /// Connections translated packet by packet now.
@@ -144,20 +152,22 @@ pub fn services(pin_dir: &Path) -> Result<Vec<ServiceRow>, Error> {
 fn services_in(pins: &Pins) -> Result<Vec<ServiceRow>, Error> {
     let store = Store::open(pins, false)?;
     let tables = store.read()?;
+    let pending = pending::read(pins)?;
     let mut rows: BTreeMap<(u32, u8), ServiceRow> = BTreeMap::new();
     let mut answering: BTreeMap<(u32, u8), BTreeSet<u32>> = BTreeMap::new();
     for (key, frontend) in &tables.frontends {
         let id = (frontend.service, key.protocol);
         let row = rows.entry(id).or_insert_with(|| {
             let counters = store.service_counters(frontend.service);
+            let (packets, bytes) = pending.services.get(&frontend.service).copied().unwrap_or_default();
             ServiceRow {
                 service: tables.names.get(&frontend.service).map_or_else(|| "?".into(), ToString::to_string),
                 protocol: if key.protocol == protocol::UDP { "UDP" } else { "TCP" },
                 frontends: Vec::new(),
                 backends: Vec::new(),
                 connections: counters.connections,
-                packets: counters.packets,
-                bytes: counters.bytes,
+                packets: counters.packets + packets,
+                bytes: counters.bytes + bytes,
                 refused: counters.refused,
             }
         });
@@ -168,31 +178,35 @@ fn services_in(pins: &Pins) -> Result<Vec<ServiceRow>, Error> {
             port: u16::from_be(key.port),
             scope: if key.scope == Scope::External as u8 { "external" } else { "internal" },
             backends: frontend.count,
+            draining: frontend.draining,
+            table_slots: frontend.table,
             local_only: frontend.flags & Frontend::LOCAL_ONLY != 0,
             affinity_seconds: frontend.affinity,
             source_ranges: ranges.into_iter().flatten().map(ToString::to_string).collect(),
         });
         let list = tables.lists.get(&frontend.base).filter(|_| frontend.count > 0);
-        answering.entry(id).or_default().extend(list.iter().flat_map(|list| list.iter().copied()));
+        let ids = list.iter().flat_map(|list| list.ids.iter().take(frontend.count as usize).copied());
+        answering.entry(id).or_default().extend(ids);
     }
     for (id, row) in &mut rows {
         let ids = answering.get(id).into_iter().flatten();
-        row.backends = ids.filter_map(|id| Some(backend(&store, *id, tables.backends.get(id)?))).collect();
+        row.backends = ids.filter_map(|id| Some(backend(&store, &pending, *id, tables.backends.get(id)?))).collect();
     }
     let mut rows: Vec<_> = rows.into_values().collect();
     rows.sort_by(|a, b| a.service.cmp(&b.service));
     Ok(rows)
 }
 
-fn backend(store: &Store, id: u32, backend: &Backend) -> BackendRow {
+fn backend(store: &Store, pending: &Pending, id: u32, backend: &Backend) -> BackendRow {
     let counters = store.backend_counters(id);
+    let (packets, bytes) = pending.backends.get(&id).copied().unwrap_or_default();
     BackendRow {
         address: unwire(backend.address),
         port: u16::from_be(backend.port),
         local: backend.flags & Backend::LOCAL != 0,
         connections: counters.connections,
-        packets: counters.packets,
-        bytes: counters.bytes,
+        packets: counters.packets + packets,
+        bytes: counters.bytes + bytes,
     }
 }
 
@@ -208,7 +222,7 @@ fn status_in(pins: &Pins) -> Result<Status, Error> {
     let mut problems = Vec::new();
     let programs = programs(pins, &mut problems)?;
     let flows = sweep::count(pins)?;
-    let slab = tables.lists.values().map(|list| list.len()).sum();
+    let slab = tables.lists.values().map(|list| list.words() as usize).sum();
     let flow_limit = MapInfo::from_pin(pins.map(maps::FLOWS)).map_or(0, |info| info.max_entries());
     let maps = vec![
         row(maps::FRONTENDS, tables.frontends.len(), capacity.frontends, limits::FRONTENDS),
@@ -225,7 +239,7 @@ fn status_in(pins: &Pins) -> Result<Status, Error> {
             map.name, map.used, map.limit, map.advice
         ));
     }
-    Ok(Status { programs, maps, flows, refused: refused(pins)?, problems })
+    Ok(Status { programs, uplinks: wire::rows(pins)?, maps, flows, refused: refused(pins)?, problems })
 }
 
 fn refused(pins: &Pins) -> Result<BTreeMap<&'static str, u64>, Error> {
@@ -260,7 +274,7 @@ fn programs(pins: &Pins, problems: &mut Vec<String>) -> Result<Vec<ProgramRow>, 
         let target =
             sys::link_target(link.as_fd()).map_err(|error| Error::system(format!("read {}", path.display()), error))?;
         let (program, attached) = match name.rsplit_once('-') {
-            Some((program, _)) => (program.to_owned(), link_name(target.link_index())),
+            Some((program, _)) => (program.to_owned(), Link::name_of(target.link_index())),
             None => {
                 let id = target.cgroup();
                 (name.clone(), cgroups.entry(id).or_insert_with(|| cgroup_path(id)).clone())
@@ -284,14 +298,10 @@ fn pods(pins: &Pins, verified: &BTreeMap<u32, u32>, rows: &mut Vec<ProgramRow>) 
             let failed = |error| Error::system(format!("read {}", path.display()), error);
             let id = sys::open_pinned(&path).and_then(|program| sys::program_id(program.as_fd())).map_err(failed)?;
             let verified_instructions = verified.get(&id).copied().unwrap_or(0);
-            rows.push(ProgramRow { name: name.into(), attached: link_name(index), id, verified_instructions });
+            rows.push(ProgramRow { name: name.into(), attached: Link::name_of(index), id, verified_instructions });
         }
     }
     Ok(())
-}
-
-fn link_name(index: u32) -> String {
-    Link::by_index(index).map_or_else(|_| format!("link {index}"), |link| link.name)
 }
 
 fn cgroup_path(id: u64) -> String {

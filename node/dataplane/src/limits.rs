@@ -30,12 +30,15 @@ pub(crate) mod idle {
     pub(crate) const TCP: u32 = 86_400;
     /// TCP, answered by nobody: `nf_conntrack_tcp_timeout_syn_sent`.
     pub(crate) const TCP_OPENING: u32 = 120;
-    /// TCP, after FIN in both directions or RST: `nf_conntrack_tcp_timeout_last_ack`; what is sent again after that is
-    /// answered by the backend's own state.
+    /// TCP and SCTP, after FIN (SHUTDOWN) in both directions or RST (ABORT): `nf_conntrack_tcp_timeout_last_ack`; what is sent
+    /// again after that is answered by the backend's own state.
     pub(crate) const TCP_CLOSED: u32 = 30;
+    /// SCTP, answered: `nf_conntrack_sctp_timeout_established` of Linux 6.1 and newer; its ends send heartbeats every 30
+    /// seconds.
+    pub(crate) const SCTP: u32 = 210;
     /// UDP, answered: `nf_conntrack_udp_timeout_stream`.
     pub(crate) const UDP: u32 = 120;
-    /// UDP without an answer, ICMP: `nf_conntrack_udp_timeout`, `nf_conntrack_icmp_timeout`.
+    /// UDP and SCTP without an answer, ICMP: `nf_conntrack_udp_timeout`, `nf_conntrack_icmp_timeout`.
     pub(crate) const OTHER: u32 = 30;
 }
 
@@ -48,5 +51,10 @@ pub(crate) const HEALTH_PORT: u16 = 10_256;
 /// How long a health check may take to ask.
 pub(crate) const HEALTH_PATIENCE: Duration = Duration::from_secs(5);
 
+/// The largest weight of an endpoint.
+pub(crate) const WEIGHT: u16 = 1_000;
+
 /// Problems kept for `status`.
 pub(crate) const PROBLEMS: usize = 32;
+/// Places that pods' packets go to with the pod's own address.
+pub const UNMASQUERADED: usize = 64;

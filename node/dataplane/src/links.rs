@@ -62,9 +62,9 @@ impl Dataplane {
         let links = scan()?;
         let inner = &self.inner;
         let addresses = links.values().flat_map(|link| link.addresses.iter().copied());
-        let configured = inner.config.node_addresses.iter().copied().map(IpAddr::V4);
+        let configured = &inner.config.node_addresses;
         let locals: BTreeMap<Address, u32> = addresses
-            .chain(configured)
+            .chain(configured.iter().copied())
             .filter(|address| !address.is_loopback())
             .map(|address| (wire(address), 0))
             .collect();
@@ -81,8 +81,12 @@ impl Dataplane {
             Uplinks::Every { except } => link.ethernet && !is_pod(name, except),
             Uplinks::Named(names) => names.iter().any(|known| known == name),
         };
-        let six = links.iter().filter(|(name, link)| is_uplink(name, link)).find_map(|(_, link)| source(link, 6));
-        self.change_settings(|settings| settings.families[1].node = six.map_or_else(Address::default, |(_, six)| six))?;
+        self.change_settings(|settings| settings.epoch = settings.epoch.wrapping_add(1))?;
+        if !configured.iter().any(IpAddr::is_ipv6) {
+            let six = links.iter().filter(|(name, link)| is_uplink(name, link)).find_map(|(_, link)| source(link, 6));
+            let six = six.map_or_else(Address::default, |(_, six)| six);
+            self.change_settings(|settings| settings.families[1].node = six)?;
+        }
         let Uplinks::Every { except } = &inner.config.uplinks else { return Ok(()) };
         let wanted: BTreeSet<Link> = links
             .into_iter()

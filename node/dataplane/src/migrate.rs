@@ -323,6 +323,9 @@ pub(crate) struct Copy {
 }
 
 impl Copy {
+    /// Elements as they are.
+    pub(crate) const ALL: Copy = Copy { conversion: Conversion::Same, only_new: false };
+
     /// Elements as they are, where there are none yet.
     pub(crate) const NEW: Copy = Copy { conversion: Conversion::Same, only_new: true };
 

@@ -32,14 +32,17 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
+    /// SCTP: by packet only, as its sockets have no hooks.
+    Sctp,
 }
 
 impl Protocol {
-    /// From the API's spelling; `None` for SCTP, which is not translated yet.
+    /// From the API's spelling; `None` for anything else.
     pub fn from_api(text: Option<&str>) -> Option<Protocol> {
         match text {
             None | Some("TCP" | "") => Some(Protocol::Tcp),
             Some("UDP") => Some(Protocol::Udp),
+            Some("SCTP") => Some(Protocol::Sctp),
             _ => None,
         }
     }
@@ -49,6 +52,7 @@ impl Protocol {
         match self {
             Protocol::Tcp => protocol::TCP,
             Protocol::Udp => protocol::UDP,
+            Protocol::Sctp => protocol::SCTP,
         }
     }
 }
@@ -144,6 +148,8 @@ pub struct Endpoint {
     pub for_zones: Vec<String>,
     /// Nodes that should use it.
     pub for_nodes: Vec<String>,
+    /// Its part of new external connections, beside the others' (1 by default); 0 for none.
+    pub weight: Option<u16>,
 }
 
 /// A pod of this node with host ports.

@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::{Map, MapData};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned};
+use sluice_ebpf_common::limits;
 use sluice_ebpf_common::maps::{self, mode};
 
 use crate::Error;
 use crate::migrate::{Build, Layout};
 use crate::resize::Sizes;
+use crate::store::processors;
 
 static OBJECT: &[u8] = include_bytes_aligned!(env!("SLUICE_EBPF_OBJECT_PATH"));
 
@@ -32,7 +34,7 @@ pub(crate) enum Mode<'a> {
 /// is said for it, or taken from there.
 pub(crate) fn load(place: impl Fn(&str) -> PathBuf, sizes: &Sizes, mode: Mode<'_>) -> Result<Ebpf, Error> {
     let mut loader = EbpfLoader::new();
-    for (name, entries) in sizes.entries()? {
+    for (name, entries) in entries(sizes)? {
         loader.map_max_entries(name, entries);
     }
     let number = match mode {
@@ -54,7 +56,7 @@ pub(crate) fn load(place: impl Fn(&str) -> PathBuf, sizes: &Sizes, mode: Mode<'_
 /// What the maps of the object look like; growing maps have at least the sizes that they start with.
 pub(crate) fn layouts(build: &Build) -> Result<BTreeMap<&'static str, Layout>, Error> {
     let object = aya_obj::Object::parse(OBJECT).map_err(|error| Error::ebpf("read the eBPF object", error))?;
-    let least: BTreeMap<&str, u32> = build.start.entries()?.into_iter().collect();
+    let least: BTreeMap<&str, u32> = entries(&build.start)?.into_iter().collect();
     let layout = |name: &'static str| {
         let map =
             object.maps.get(name).ok_or_else(|| Error::Kernel(format!("the embedded object has no map {name}")))?;
@@ -71,6 +73,20 @@ pub(crate) fn layouts(build: &Build) -> Result<BTreeMap<&'static str, Layout>, E
         ))
     };
     maps::ALL.into_iter().map(layout).collect()
+}
+
+/// Entries of the maps whose size is not a constant.
+fn entries(sizes: &Sizes) -> Result<Vec<(&'static str, u32)>, Error> {
+    let processors = processors()? as u32;
+    let buckets = buckets(processors);
+    let caches = [(maps::CACHE4, buckets * processors), (maps::CACHE6, buckets / 2 * processors)];
+    Ok(sizes.entries()?.into_iter().chain(caches).collect())
+}
+
+/// Buckets of the flow cache for each processor: a power of two. IPv6 has half of them.
+pub(crate) fn buckets(processors: u32) -> u32 {
+    let share = (limits::CACHE_BUCKETS / processors.max(1)).max(2);
+    (1 << share.ilog2()).min(limits::CACHE_BUCKETS_EACH)
 }
 
 /// Opens a pinned map.

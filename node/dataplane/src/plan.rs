@@ -1,6 +1,6 @@
 //! From the table that the kernel holds to the table it should hold: an ordered list of writes for what changed. Pure.
 //!
-//! Order: names, backends, lists into free slab runs, source ranges, then one frontend write each that flips to the new
+//! Order: names, backends, lists with their tables into free slab runs, source ranges, then one frontend write each that flips to the new
 //! list, then what nobody needs any more. A reader sees the old or the new list of a frontend, never a mixture. Slots and
 //! runs that became free rest for a while before they are used again. The cost is that of the changed frontends, whatever
 //! the size of the table.
@@ -14,6 +14,7 @@ use sluice_ebpf_common::{Backend, Frontend, FrontendKey};
 use crate::Range;
 use crate::compile::DesiredFrontend;
 use crate::limits::QUARANTINE;
+use crate::maglev;
 use crate::pool::{Ids, Runs};
 use crate::resize::presses;
 use crate::wanted::{Changes, Wanted};
@@ -39,7 +40,7 @@ pub struct Contents {
     /// Frontends as written.
     pub frontends: BTreeMap<FrontendKey, Frontend>,
     /// Backend lists by their first word.
-    pub lists: BTreeMap<u32, Arc<Vec<u32>>>,
+    pub lists: BTreeMap<u32, Arc<List>>,
     /// Backends by id.
     pub backends: BTreeMap<u32, Backend>,
     /// Service ports by id.
@@ -50,6 +51,22 @@ pub struct Contents {
     pub generation: u32,
 }
 
+/// What stands in a run of slab words.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct List {
+    /// Backend ids: those that take connections, then those that only keep their flows.
+    pub ids: Vec<u32>,
+    /// The packed table behind them; empty without one.
+    pub table: Vec<u32>,
+}
+
+impl List {
+    /// Words of the run.
+    pub fn words(&self) -> u32 {
+        (self.ids.len() + self.table.len()) as u32
+    }
+}
+
 /// One write to the kernel's maps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Write {
@@ -58,7 +75,7 @@ pub enum Write {
     /// A new backend; its counters start at zero.
     Backend(u32, Backend),
     /// A backend list.
-    List(u32, Arc<Vec<u32>>),
+    List(u32, Arc<List>),
     /// A source range of a service.
     Range(u32, Range),
     /// Flips a frontend to its list.
@@ -91,7 +108,7 @@ pub struct Tables {
     list_users: HashMap<u32, u32>,
     backend_users: HashMap<u32, u32>,
     name_users: HashMap<u32, u32>,
-    by_list: HashMap<Arc<Vec<u32>>, u32>,
+    by_list: HashMap<Arc<List>, u32>,
     by_backend: HashMap<Backend, u32>,
     by_name: HashMap<Arc<str>, u32>,
     ranges: u32,
@@ -118,20 +135,20 @@ impl Tables {
             ranges: contents.ranges.values().map(|ranges| ranges.len() as u32).sum(),
             backend_ids: Ids::new(contents.backends.keys().copied()),
             name_ids: Ids::new(contents.names.keys().copied()),
-            runs: Runs::new(capacity.slab, contents.lists.iter().map(|(base, list)| (*base, list.len() as u32))),
+            runs: Runs::new(capacity.slab, contents.lists.iter().map(|(base, list)| (*base, list.words()))),
             orphans: Vec::new(),
             unplaced: BTreeMap::new(),
             contents,
         };
         for frontend in tables.contents.frontends.values() {
-            if frontend.count > 0 {
+            if frontend.count + frontend.draining > 0 {
                 *tables.list_users.entry(frontend.base).or_default() += 1;
             }
             *tables.name_users.entry(frontend.service).or_default() += 1;
         }
         tables.orphans =
             tables.contents.names.keys().filter(|id| !tables.name_users.contains_key(id)).copied().collect();
-        for id in tables.contents.lists.values().flat_map(|list| list.iter()) {
+        for id in tables.contents.lists.values().flat_map(|list| list.ids.iter()) {
             *tables.backend_users.entry(*id).or_default() += 1;
         }
         tables
@@ -158,14 +175,20 @@ impl Tables {
         let placed = changes.iter().filter(|(_, wanted)| wanted.is_some()).map(|(key, _)| key);
         let names: HashSet<&str> =
             wanted().map(|wanted| &*wanted.service).filter(|name| !self.by_name.contains_key(*name)).collect();
-        let lists: HashMap<*const Vec<Backend>, &Vec<Backend>> =
-            wanted().map(|wanted| (Arc::as_ptr(&wanted.backends), &*wanted.backends)).collect();
-        let used: u32 = contents.lists.values().map(|list| list.len() as u32).sum();
+        // Frontends of a service port share their lists.
+        let pointers = |wanted: &DesiredFrontend| {
+            (Arc::as_ptr(&wanted.backends), Arc::as_ptr(&wanted.draining), wanted.weights.as_ref().map(Arc::as_ptr))
+        };
+        let lists: HashMap<_, (&FrontendKey, &DesiredFrontend)> = changes
+            .iter()
+            .filter_map(|(key, wanted)| wanted.as_ref().map(|wanted| (pointers(wanted), (key, wanted))))
+            .collect();
+        let used: u32 = contents.lists.values().map(|list| list.words()).sum();
         let (backends, slab) =
             (contents.backends.len() as u32 + self.backend_ids.resting(), used + self.runs.resting());
-        let most: u32 = lists.values().map(|list| list.len() as u32).sum();
+        let most: u32 = lists.values().map(|(_, wanted)| words(wanted)).sum();
         let roomy = !presses(backends + most, self.capacity.backends) && !presses(slab + most, self.capacity.slab);
-        let (more_backends, more_slab) = if roomy { (most, most) } else { self.exactly(lists.values().copied()) };
+        let (more_backends, more_slab) = if roomy { (most, most) } else { self.exactly(lists.into_values()) };
         let ranges: u32 = wanted().map(|wanted| wanted.ranges.len() as u32).max().map_or(0, |_| {
             let distinct: HashMap<&str, u32> = wanted()
                 .map(|wanted| (&*wanted.service, wanted.ranges.len() as u32))
@@ -182,20 +205,23 @@ impl Tables {
         }
     }
 
-    /// Backends and slab words that these lists need beside what is there.
-    fn exactly<'a>(&self, lists: impl Iterator<Item = &'a Vec<Backend>>) -> (u32, u32) {
+    /// Backends and slab words that these frontends' lists need beside what is there.
+    fn exactly<'a>(&self, lists: impl Iterator<Item = (&'a FrontendKey, &'a DesiredFrontend)>) -> (u32, u32) {
         let (mut fresh, mut slab) = (HashSet::<&Backend>::new(), 0);
-        for list in lists {
-            let known: Option<Vec<u32>> = list.iter().map(|backend| self.by_backend.get(backend).copied()).collect();
-            let known = known.map(|mut ids| {
-                ids.sort_unstable();
-                ids
+        for (key, wanted) in lists {
+            let all = || wanted.backends.iter().chain(wanted.draining.iter());
+            let known: Option<Vec<u32>> = all().map(|backend| self.by_backend.get(backend).copied()).collect();
+            let old = self.contents.frontends.get(key).and_then(|old| self.contents.lists.get(&old.base));
+            let same = known.zip(old).is_some_and(|(mut ids, old)| {
+                let (taking, draining) = ids.split_at_mut(wanted.backends.len());
+                taking.sort_unstable();
+                draining.sort_unstable();
+                ids == old.ids
             });
-            if known.is_some_and(|ids| self.by_list.contains_key(&ids)) {
-                continue;
+            if !same {
+                slab += words(wanted);
+                fresh.extend(all().filter(|backend| !self.by_backend.contains_key(*backend)));
             }
-            slab += list.len() as u32;
-            fresh.extend(list.iter().filter(|backend| !self.by_backend.contains_key(*backend)));
         }
         (fresh.len() as u32, slab)
     }
@@ -215,8 +241,14 @@ impl Tables {
         for (key, frontend) in std::mem::take(&mut self.unplaced) {
             changes.entry(key).or_insert(Some(frontend));
         }
-        let mut step =
-            Step { tables: self, until: now + QUARANTINE, before: Vec::new(), flips: Vec::new(), problems: Vec::new() };
+        let mut step = Step {
+            tables: self,
+            until: now + QUARANTINE,
+            before: Vec::new(),
+            flips: Vec::new(),
+            problems: Vec::new(),
+            planned: HashMap::new(),
+        };
         let mut released = Vec::new();
         // What goes frees its entry before the new ones are counted.
         for key in changes.iter().filter(|(_, wanted)| wanted.is_none()).map(|(key, _)| key) {
@@ -265,6 +297,13 @@ impl Tables {
     }
 }
 
+/// Slab words of a frontend's list.
+fn words(wanted: &DesiredFrontend) -> u32 {
+    let taking = wanted.backends.len();
+    let table = wanted.weights.as_ref().map_or(0, |_| maglev::words(maglev::slots(taking)));
+    (taking + wanted.draining.len()) as u32 + table
+}
+
 enum Placed {
     Same,
     New(Option<Frontend>),
@@ -277,7 +316,12 @@ struct Step<'a> {
     before: Vec<Write>,
     flips: Vec<Write>,
     problems: Vec<String>,
+    /// Tables computed in this step, by their backends and weights: the addresses of a service port share one.
+    planned: HashMap<Weighed, Vec<u32>>,
 }
+
+/// Backend ids and their weights.
+type Weighed = (Vec<u32>, Arc<Vec<u16>>);
 
 impl Step<'_> {
     fn place(&mut self, key: &FrontendKey, wanted: &DesiredFrontend) -> Placed {
@@ -292,13 +336,13 @@ impl Step<'_> {
             self.unused_name(service);
             return Placed::Full;
         }
-        let Some(base) = self.list(&wanted.service, &wanted.backends) else {
+        let Some((base, table)) = self.list(wanted) else {
             self.unused_name(service);
             return Placed::Full;
         };
-        let count = wanted.backends.len() as u32;
+        let (count, draining) = (wanted.backends.len() as u32, wanted.draining.len() as u32);
         let same = |old: Frontend| {
-            (old.service, old.base, old.count) == (service, base, count)
+            (old.service, old.base, old.count, old.draining, old.table) == (service, base, count, draining, table)
                 && (old.flags, old.affinity) == (wanted.flags, wanted.affinity)
         };
         if old.is_some_and(same) {
@@ -306,12 +350,12 @@ impl Step<'_> {
         }
         let tables = &mut *self.tables;
         *tables.name_users.entry(service).or_default() += 1;
-        if count > 0 {
+        if count + draining > 0 {
             *tables.list_users.entry(base).or_default() += 1;
         }
         tables.contents.generation = tables.contents.generation.wrapping_add(1);
         let (generation, flags, affinity) = (tables.contents.generation, wanted.flags, wanted.affinity);
-        let frontend = Frontend { generation, service, base, count, flags, affinity, reserved: [0; 2] };
+        let frontend = Frontend { generation, service, base, count, flags, affinity, draining, table };
         tables.contents.frontends.insert(*key, frontend);
         self.flips.push(Write::Frontend(*key, frontend));
         Placed::New(old)
@@ -359,38 +403,65 @@ impl Step<'_> {
         after.push(Write::RemoveName(id));
     }
 
-    /// The first word of the list of these backends, in the order of their ids.
-    fn list(&mut self, service: &str, wanted: &[Backend]) -> Option<u32> {
-        if wanted.is_empty() {
-            return Some(0);
+    /// The first word of the list of a frontend's backends, in the order of their ids, and the slots of the table behind it.
+    fn list(&mut self, wanted: &DesiredFrontend) -> Option<(u32, u32)> {
+        let backends = || wanted.backends.iter().chain(wanted.draining.iter());
+        if backends().next().is_none() {
+            return Some((0, 0));
         }
-        let mut ids = Vec::with_capacity(wanted.len());
+        let mut ids = Vec::with_capacity(wanted.backends.len() + wanted.draining.len());
         let mut made = Vec::new();
-        for backend in wanted {
-            let Some((id, new)) = self.backend(service, *backend) else {
+        for backend in backends() {
+            let Some((id, new)) = self.backend(&wanted.service, *backend) else {
                 self.unused_backends(&made);
                 return None;
             };
             ids.push(id);
             made.extend(new.then_some(id));
         }
-        ids.sort_unstable();
-        let ids = Arc::new(ids);
-        if let Some(base) = self.tables.by_list.get(&ids) {
+        let (taking, draining) = ids.split_at_mut(wanted.backends.len());
+        let (table, slots) = match &wanted.weights {
+            Some(weights) => (self.table(&wanted.backends, taking, weights), maglev::slots(taking.len())),
+            None => (Vec::new(), 0),
+        };
+        taking.sort_unstable();
+        draining.sort_unstable();
+        let without = (slots > 0).then(|| ids.clone());
+        let placed = self.run(List { ids, table }).map(|base| (base, slots)).or_else(|| {
+            let base = self.run(List { ids: without?, table: Vec::new() })?;
+            self.problems.push(format!(
+                "{}: the slab has no room for a table of {slots} slots; connections that change nodes may change backends",
+                wanted.service
+            ));
+            Some((base, 0))
+        });
+        if placed.is_none() {
+            let (size, count) = (self.tables.capacity.slab, backends().count());
+            self.problems.push(format!("{}: the slab has no room for {count} backends ({size})", wanted.service));
+            self.unused_backends(&made);
+        }
+        placed
+    }
+
+    /// The packed table of these backends, whose ids are in the same order.
+    fn table(&mut self, backends: &[Backend], ids: &[u32], weights: &Arc<Vec<u16>>) -> Vec<u32> {
+        let made = self.planned.entry((ids.to_vec(), weights.clone()));
+        made.or_insert_with(|| maglev::packed(backends, ids, weights)).clone()
+    }
+
+    /// The first word of a list that is there, or is written now; `None` without room.
+    fn run(&mut self, list: List) -> Option<u32> {
+        if let Some(base) = self.tables.by_list.get(&list) {
             return Some(*base);
         }
-        let Some(base) = self.tables.runs.take(ids.len() as u32) else {
-            let size = self.tables.capacity.slab;
-            self.problems.push(format!("{service}: the slab has no room for {} backends ({size})", ids.len()));
-            self.unused_backends(&made);
-            return None;
-        };
-        for id in ids.iter() {
+        let base = self.tables.runs.take(list.words())?;
+        for id in &list.ids {
             *self.tables.backend_users.entry(*id).or_default() += 1;
         }
-        self.tables.by_list.insert(ids.clone(), base);
-        self.tables.contents.lists.insert(base, ids.clone());
-        self.before.push(Write::List(base, ids));
+        let list = Arc::new(list);
+        self.tables.by_list.insert(list.clone(), base);
+        self.tables.contents.lists.insert(base, list.clone());
+        self.before.push(Write::List(base, list));
         Some(base)
     }
 
@@ -441,13 +512,13 @@ impl Step<'_> {
 
     /// A frontend's old state is needed by nobody.
     fn release(&mut self, old: Frontend, after: &mut Vec<Write>) {
-        if old.count > 0
+        if old.count + old.draining > 0
             && less(&mut self.tables.list_users, old.base)
             && let Some(list) = self.tables.contents.lists.remove(&old.base)
         {
             self.tables.by_list.remove(&list);
-            self.tables.runs.give_back(old.base, list.len() as u32, self.until);
-            for id in list.iter() {
+            self.tables.runs.give_back(old.base, list.words(), self.until);
+            for id in &list.ids {
                 if less(&mut self.tables.backend_users, *id)
                     && let Some(backend) = self.tables.contents.backends.remove(id)
                 {

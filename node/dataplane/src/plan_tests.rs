@@ -7,6 +7,7 @@ use super::*;
 use crate::compile::{Desired, Frontends, Owner};
 
 const CAPACITY: Capacity = Capacity { frontends: 8, backends: 16, slab: 24, services: 8, ranges: 8 };
+const ROOMY: Capacity = Capacity { slab: 8_192, ..CAPACITY };
 
 /// The kernel's maps, fed by writes, and what a reader would see.
 #[derive(Default)]
@@ -28,9 +29,8 @@ impl Kernel {
             Write::Backend(id, backend) | Write::RetireBackend(id, backend) => {
                 self.backends.insert(*id, *backend);
             }
-            Write::List(base, ids) => {
-                assert!(ids.is_sorted(), "most stay in place when one comes or goes");
-                self.slab.extend(ids.iter().zip(*base..).map(|(id, at)| (at, *id)));
+            Write::List(base, list) => {
+                self.slab.extend(list.ids.iter().chain(&list.table).zip(*base..).map(|(word, at)| (at, *word)));
             }
             Write::Range(id, range) => assert!(contents.ranges.entry(*id).or_default().insert(*range)),
             Write::Frontend(key, frontend) => drop(contents.frontends.insert(*key, *frontend)),
@@ -42,6 +42,8 @@ impl Kernel {
 
     fn resolve(&self, frontend: &Frontend) -> Seen {
         let ids = (frontend.base..frontend.base + frontend.count).map(|at| self.slab[&at]);
+        let place = |at: u32| self.slab[&(frontend.table_base() + at / 2)] >> (at % 2 * 16) & 0xffff;
+        assert!((0..frontend.table).all(|at| place(at) < frontend.count), "a table names what the list has");
         let backends = ids.map(|id| (self.backends[&id].address.last(), self.backends[&id].port)).collect();
         let ranges = self.contents.ranges.get(&frontend.service).cloned().unwrap_or_default();
         let ranges = if frontend.flags & Frontend::RANGES != 0 { ranges } else { BTreeSet::new() };
@@ -56,9 +58,13 @@ impl Kernel {
     fn contents(&self) -> Contents {
         let mut contents = self.contents.clone();
         for frontend in self.contents.frontends.values().filter(|frontend| frontend.count > 0) {
-            let ids: Vec<u32> = (frontend.base..frontend.base + frontend.count).map(|at| self.slab[&at]).collect();
+            let words = |from: u32, count: u32| (from..from + count).map(|at| self.slab[&at]).collect::<Vec<u32>>();
+            let ids = words(frontend.base, frontend.count + frontend.draining);
+            let (taking, draining) = ids.split_at(frontend.count as usize);
+            assert!(taking.is_sorted() && draining.is_sorted(), "most stay in place when one comes or goes");
+            let table = words(frontend.table_base(), maglev::words(frontend.table));
             contents.backends.extend(ids.iter().map(|id| (*id, self.backends[id])));
-            contents.lists.insert(frontend.base, Arc::new(ids));
+            contents.lists.insert(frontend.base, Arc::new(List { ids, table }));
             contents.generation = contents.generation.max(frontend.generation);
         }
         contents.ranges.retain(|_, ranges| !ranges.is_empty());
@@ -81,7 +87,15 @@ fn frontend(service: &str, addresses: impl IntoIterator<Item = u32>) -> DesiredF
         .map(|address| Backend { address: Address::v4(address), port: 80, flags: Backend::USED })
         .collect();
     let backends = Arc::new(backends.into_iter().collect());
-    DesiredFrontend { service: service.into(), backends, flags: 0, affinity: 0, ranges: Arc::default() }
+    DesiredFrontend {
+        service: service.into(),
+        backends,
+        draining: Arc::default(),
+        weights: None,
+        flags: 0,
+        affinity: 0,
+        ranges: Arc::default(),
+    }
 }
 
 fn desired(table: &[(u16, &str, &[u32])]) -> Changes {
@@ -185,11 +199,47 @@ fn frontends(owner: u8, wish: &Wish) -> Frontends {
     let make = |(port, (backends, affinity, ranges)): (&u16, &(BTreeSet<u32>, u32, BTreeSet<u8>))| {
         let mut wanted = frontend(&format!("s{owner}:{port}"), backends.iter().copied());
         wanted.affinity = *affinity;
+        wanted.weights = (*affinity == 1 && backends.len() > 1).then(Arc::default);
+        let ended = Backend { address: Address::v4(100 + u32::from(*port)), port: 80, flags: Backend::USED };
+        wanted.draining = Arc::new(if backends.contains(&1) { vec![ended] } else { vec![] });
         wanted.flags = if ranges.is_empty() { 0 } else { Frontend::RANGES };
         wanted.ranges = Arc::new(ranges.iter().map(|net| format!("10.{net}.0.0/16").parse().unwrap()).collect());
         (key(*port), wanted)
     };
     wish.iter().map(make).collect()
+}
+
+#[test]
+fn tables_are_shared_flipped_at_once_and_missed_when_there_is_no_room() {
+    let planned = |hosts: &[u32], draining: &[u32]| {
+        let mut wanted = frontend("a", hosts.iter().copied());
+        wanted.draining = frontend("a", draining.iter().copied()).backends;
+        wanted.weights = Some(Arc::default());
+        wanted
+    };
+    let both = |wanted: &DesiredFrontend| [(key(1), Some(wanted.clone())), (key(2), Some(wanted.clone()))].into();
+    let mut tables = Tables::new(Contents::default(), ROOMY);
+    let first = tables.plan(&both(&planned(&[10, 11, 12], &[])), Duration::ZERO);
+    assert!(first.problems.is_empty());
+    assert_eq!(tables.contents().lists.len(), 1, "the addresses of a service port share one table");
+    let before = tables.contents().frontends[&key(1)];
+    assert_eq!((before.count, before.draining, before.table), (3, 0, 509));
+    // One ends: its slot stays in use, and it is in no place of the table.
+    let next = tables.plan(&both(&planned(&[10, 11], &[12])), Duration::from_secs(2));
+    let after = tables.contents().frontends[&key(1)];
+    assert_eq!((after.count, after.draining, after.table), (2, 1, 251));
+    assert!(
+        after.base >= before.base + tables.contents().lists[&after.base].words() || after.base + 3 + 126 <= before.base
+    );
+    assert!(!next.writes.iter().any(|write| matches!(write, Write::RetireBackend(..) | Write::Backend(..))));
+    let retired = tables.plan(&both(&planned(&[10, 11], &[])), Duration::from_secs(4)).writes;
+    assert_eq!(retired.iter().filter(|write| matches!(write, Write::RetireBackend(..))).count(), 1);
+    // No room for a table: any backend will do, and that is said.
+    let mut small = Tables::new(Contents::default(), CAPACITY);
+    let plan = small.plan(&both(&planned(&[10, 11, 12], &[])), Duration::ZERO);
+    assert!(plan.problems[0].contains("no room for a table of 509 slots"), "{:?}", plan.problems);
+    let frontend = small.contents().frontends[&key(1)];
+    assert_eq!((frontend.count, frontend.table), (3, 0));
 }
 
 proptest! {
@@ -199,7 +249,7 @@ proptest! {
     #[test]
     fn change_by_change_is_the_same_as_all_at_once(steps in wishes()) {
         let mut kernel = Kernel::default();
-        let mut tables = tables();
+        let mut tables = Tables::new(Contents::default(), ROOMY);
         let mut wanted = Wanted::default();
         let mut owners: BTreeMap<Owner, Frontends> = BTreeMap::new();
         for (step, (number, wish)) in steps.iter().enumerate() {
@@ -233,7 +283,7 @@ proptest! {
             prop_assert_eq!(&contents.names, &tables.contents().names);
             prop_assert_eq!(&contents.lists, &tables.contents().lists);
             prop_assert_eq!(&contents.backends, &tables.contents().backends);
-            let mut successor = Tables::new(contents, CAPACITY);
+            let mut successor = Tables::new(contents, ROOMY);
             let difference = successor.difference(&wanted);
             prop_assert_eq!(successor.plan(&difference, Duration::ZERO).writes, vec![]);
         }

@@ -2,15 +2,19 @@
 
 use std::time::Duration;
 
+use aya::programs::ProgramFd;
 use aya::{TestRun, TestRunOptions};
 
 use crate::attach::traffic_program;
-use crate::{Dataplane, Error};
+use crate::{Dataplane, Error, sweep, wire};
 
 /// What a packet may be longer than the original: an answer has an IP and an ICMP header more.
 const ROOM: usize = 64;
 const DROPPED: u32 = 2;
 const REDIRECTED: u32 = 7;
+const XDP_PASS: u32 = 2;
+const XDP_TX: u32 = 3;
+const XDP_REDIRECT: u32 = 4;
 
 /// Where a packet is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +27,8 @@ pub enum Hook {
     PodIn,
     /// Goes to a pod.
     PodOut,
+    /// Was received by an uplink's driver.
+    Wire,
 }
 
 impl Hook {
@@ -32,6 +38,7 @@ impl Hook {
             Hook::UplinkOut => "uplink_out",
             Hook::PodIn => "pod_in",
             Hook::PodOut => "pod_out",
+            Hook::Wire => wire::PROGRAM,
         }
     }
 }
@@ -45,6 +52,8 @@ pub enum Outcome {
     Dropped,
     /// It became an answer that goes back where the packet came from.
     Answered,
+    /// It leaves at once by a link.
+    Sent,
 }
 
 /// The result of a run.
@@ -63,21 +72,37 @@ impl Dataplane {
     /// counts, and it creates flows, as a real packet would.
     pub fn probe(&self, hook: Hook, frame: &[u8], repeat: u32) -> Result<Probe, Error> {
         let mut ebpf = self.inner.ebpf.lock();
-        let program = traffic_program(&mut ebpf, hook.program())?;
         let mut out = vec![0; frame.len() + ROOM];
         let mut options = TestRunOptions::new();
         options.data_in = Some(frame);
         options.data_out = Some(&mut out);
         options.repeat = repeat;
-        let result = program
-            .test_run(options)
-            .map_err(|error| Error::ebpf(format!("run {} on a packet", hook.program()), error))?;
+        let result = match hook {
+            Hook::Wire => wire::program(&mut ebpf)
+                .ok_or_else(|| Error::Kernel(format!("the embedded object has no program {}", wire::PROGRAM)))?
+                .test_run(options),
+            _ => traffic_program(&mut ebpf, hook.program())?.test_run(options),
+        };
+        let result = result.map_err(|error| Error::ebpf(format!("run {} on a packet", hook.program()), error))?;
         out.truncate(result.data_size_out as usize);
-        let outcome = match result.return_value {
-            DROPPED => Outcome::Dropped,
-            REDIRECTED => Outcome::Answered,
+        let outcome = match (hook, result.return_value) {
+            (Hook::Wire, XDP_TX | XDP_REDIRECT) => Outcome::Sent,
+            (Hook::Wire, XDP_PASS) => Outcome::Passed,
+            (Hook::Wire, _) | (_, DROPPED) => Outcome::Dropped,
+            (_, REDIRECTED) => Outcome::Answered,
             _ => Outcome::Passed,
         };
         Ok(Probe { outcome, frame: out, time: result.duration })
+    }
+
+    /// A loaded program, for benches that run it by a tail call; `None` when there is none of that name.
+    pub fn program(&self, name: &str) -> Option<ProgramFd> {
+        self.inner.ebpf.lock().program(name)?.fd().ok()?.try_clone().ok()
+    }
+
+    /// Forgets every connection that is translated packet by packet, as if all had ended long ago.
+    pub fn forget_flows(&self) -> Result<(), Error> {
+        sweep::sweep(&self.inner.pins, u32::MAX)?;
+        self.change_settings(|settings| settings.epoch = settings.epoch.wrapping_add(1))
     }
 }

@@ -67,6 +67,7 @@ impl Sizes {
             (maps::SLAB, slab.div_ceil(SLAB_LINE as u32)),
             (maps::NAMES, services),
             (maps::RANGES, ranges),
+            (maps::GENERATIONS, services),
             (maps::SERVICE_COUNTERS, services.saturating_mul(each)),
             (maps::BACKEND_COUNTERS, backends.saturating_mul(each)),
             (maps::FLOWS, self.flows),
@@ -241,6 +242,9 @@ impl Dataplane {
         };
         let mut store = Store::open_at(place, true)?;
         store.fill(table.tables.contents(), &grown)?;
+        for name in [maps::RANGES, maps::GENERATIONS].into_iter().filter(|name| grown.contains(name)) {
+            Copy::ALL.between(&open(&pins.map(name))?, &open(&pins.next(name))?)?;
+        }
         inner.flip(&mut first)?;
         grace()?;
         if grows {

@@ -9,14 +9,18 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo};
 use sluice_ebpf_common::{Backend, Counters, Frontend, FrontendKey, RangeKey, SLAB_LINE, ServiceName, maps};
 
+use crate::maglev;
 use crate::object::open;
 use crate::pins::Pins;
-use crate::plan::{Capacity, Contents, Write};
+use crate::plan::{Capacity, Contents, List, Write};
 use crate::range::wire_key;
 use crate::{Error, Range, sys};
 
 /// Words of one counter set.
 const COUNTER_WORDS: usize = size_of::<Counters>() / 4;
+
+/// Backends with their ids.
+type Numbered = Vec<(u32, Backend)>;
 
 /// The maps of the service table.
 pub(crate) struct Store {
@@ -28,6 +32,8 @@ pub(crate) struct Store {
     names: HashMap<MapData, u32, ServiceName>,
     names_fd: OwnedFd,
     ranges: LpmTrie<MapData, RangeKey, u32>,
+    generations: Array<MapData, u32>,
+    generations_fd: OwnedFd,
     service_counters: sys::Words,
     backend_counters: sys::Words,
     capacity: Capacity,
@@ -59,7 +65,7 @@ fn descriptor(path: &Path) -> Result<OwnedFd, Error> {
     sys::open_pinned(path).map_err(|error| Error::system(format!("open {}", path.display()), error))
 }
 
-fn words(path: &Path, words: usize, writable: bool) -> Result<sys::Words, Error> {
+pub(crate) fn words(path: &Path, words: usize, writable: bool) -> Result<sys::Words, Error> {
     sys::Words::map(descriptor(path)?.as_fd(), words, writable)
         .map_err(|error| Error::system(format!("map {} into memory", path.display()), error))
 }
@@ -97,6 +103,8 @@ impl Store {
             names: typed_at(&at(maps::NAMES))?,
             names_fd: descriptor(&at(maps::NAMES))?,
             ranges: typed_at(&at(maps::RANGES))?,
+            generations: typed_at(&at(maps::GENERATIONS))?,
+            generations_fd: descriptor(&at(maps::GENERATIONS))?,
             service_counters: counters(maps::SERVICE_COUNTERS, capacity.services)?,
             backend_counters: counters(maps::BACKEND_COUNTERS, capacity.backends)?,
             capacity,
@@ -104,7 +112,7 @@ impl Store {
         })
     }
 
-    /// Writes what the kernel should hold into maps that are new.
+    /// Writes what the kernel should hold into maps that are new; ranges and generations are copied by whoever makes them.
     pub(crate) fn fill(&mut self, contents: &Contents, fresh: &BTreeSet<&str>) -> Result<(), Error> {
         let failed = |error| Error::system("write the service table", error);
         let is_fresh = |name: &str| fresh.contains(name);
@@ -117,12 +125,7 @@ impl Store {
             update(&self.backends_fd, backends).map_err(failed)?;
         }
         if is_fresh(maps::SLAB) {
-            contents.lists.iter().for_each(|(base, ids)| self.write_list(*base, ids));
-        }
-        if is_fresh(maps::RANGES) {
-            for (service, range) in contents.ranges.iter().flat_map(|(id, all)| all.iter().map(|range| (*id, *range))) {
-                self.write(&Write::Range(service, range))?;
-            }
+            contents.lists.iter().for_each(|(base, list)| self.write_list(*base, list));
         }
         if is_fresh(maps::FRONTENDS) {
             let frontends = contents.frontends.iter().map(|(key, frontend)| (*key, *frontend));
@@ -146,9 +149,9 @@ impl Store {
         }
     }
 
-    fn write_list(&self, base: u32, ids: &[u32]) {
-        for (id, at) in ids.iter().zip(base..) {
-            self.slab.set(at as usize, *id);
+    fn write_list(&self, base: u32, list: &List) {
+        for (word, at) in list.ids.iter().chain(&list.table).zip(base..) {
+            self.slab.set(at as usize, *word);
         }
     }
 
@@ -174,12 +177,13 @@ impl Store {
         for entry in self.frontends.iter() {
             let (key, frontend) = entry.map_err(|error| Error::ebpf("read the frontends", error))?;
             contents.generation = contents.generation.max(frontend.generation);
-            let Some(backends) = self.resolve(&frontend) else {
-                contents.frontends.insert(key, Frontend { count: 0, base: u32::MAX, ..frontend });
+            let Some((backends, table)) = self.resolve(&frontend) else {
+                contents.frontends.insert(key, Frontend { count: 0, draining: 0, base: u32::MAX, ..frontend });
                 continue;
             };
-            if frontend.count > 0 {
-                contents.lists.insert(frontend.base, Arc::new(backends.iter().map(|(id, _)| *id).collect()));
+            if !backends.is_empty() {
+                let ids = backends.iter().map(|(id, _)| *id).collect();
+                contents.lists.insert(frontend.base, Arc::new(List { ids, table }));
             }
             contents.backends.extend(backends);
             contents.frontends.insert(key, frontend);
@@ -187,9 +191,11 @@ impl Store {
         Ok(contents)
     }
 
-    fn resolve(&self, frontend: &Frontend) -> Option<Vec<(u32, Backend)>> {
+    /// The backends of a frontend and its packed table.
+    fn resolve(&self, frontend: &Frontend) -> Option<(Numbered, Vec<u32>)> {
         let mut backends = Vec::new();
-        for at in frontend.base..frontend.base.checked_add(frontend.count)? {
+        let end = frontend.base.checked_add(frontend.count)?.checked_add(frontend.draining)?;
+        for at in frontend.base..end {
             let id = self.slab.get(at as usize)?;
             let backend = self.backends.get(&id, 0).ok()?;
             if backend.flags & Backend::USED == 0 {
@@ -197,7 +203,8 @@ impl Store {
             }
             backends.push((id, backend));
         }
-        Some(backends)
+        let table = end..end.checked_add(maglev::words(frontend.table))?;
+        Some((backends, table.map(|at| self.slab.get(at as usize)).collect::<Option<_>>()?))
     }
 
     /// Carries out the writes in their order; neighbours of one kind go in one call.
@@ -219,7 +226,13 @@ impl Store {
                 }
                 update(&self.backends_fd, run.iter().filter_map(backend))
             }
-            [Write::Frontend(..), ..] => update(&self.frontends_fd, run.iter().filter_map(frontend)),
+            [Write::Frontend(..), ..] => {
+                update(&self.frontends_fd, run.iter().filter_map(frontend)).and_then(|()| {
+                    // After the flip: what is cached before it holds no more.
+                    let generation = |(_, frontend): (FrontendKey, Frontend)| (frontend.service, frontend.generation);
+                    update(&self.generations_fd, run.iter().filter_map(frontend).map(generation))
+                })
+            }
             _ => return run.iter().try_for_each(|write| self.write(write)),
         };
         batch.map_err(|error| Error::system("write the service table", error))
@@ -227,18 +240,25 @@ impl Store {
 
     fn write(&mut self, write: &Write) -> Result<(), Error> {
         let result = match write {
-            Write::List(base, ids) => {
-                self.write_list(*base, ids);
+            Write::List(base, list) => {
+                self.write_list(*base, list);
                 Ok(())
             }
             Write::Range(service, range) => self.ranges.insert(&range_key(*service, *range), 1, 0),
             Write::RemoveRange(service, range) => self.ranges.remove(&range_key(*service, *range)),
-            Write::RemoveFrontend(key) => self.frontends.remove(key),
+            Write::RemoveFrontend(key) => self.remove_frontend(key),
             Write::RemoveName(id) => self.names.remove(id),
             // Written in batches.
             Write::Name(..) | Write::Backend(..) | Write::RetireBackend(..) | Write::Frontend(..) => Ok(()),
         };
         result.map_err(|error| Error::ebpf(format!("write the service table ({write:?})"), error))
+    }
+
+    fn remove_frontend(&mut self, key: &FrontendKey) -> Result<(), MapError> {
+        let gone = self.frontends.get(key, 0)?;
+        self.frontends.remove(key)?;
+        // No frontend is ever written with this generation.
+        self.generations.set(gone.service, !gone.generation, 0)
     }
 
     /// A service port's counters over all processors.
@@ -276,7 +296,7 @@ fn update<K: aya::Pod, V: aya::Pod>(map: &OwnedFd, entries: impl Iterator<Item =
     sys::update_batch(map.as_fd(), &keys, &values)
 }
 
-fn range_key(service: u32, range: Range) -> Key<RangeKey> {
+pub(crate) fn range_key(service: u32, range: Range) -> Key<RangeKey> {
     Key::new(RangeKey::SERVICE_BITS + range.bits(), RangeKey { service, address: wire_key(range) })
 }
 

@@ -6,12 +6,12 @@
 use std::time::Duration;
 
 use aya::maps::{Array, HashMap, MapData, RingBuf};
-use sluice_ebpf_common::{Flow, FlowKey, FlowKind, maps, protocol};
+use sluice_ebpf_common::{Flow, FlowKey, FlowKind, Settings, maps, ports, protocol};
 use tokio_util::sync::CancellationToken;
 
 use crate::limits::{SWEEP, SWEEP_BUSY, idle};
 use crate::pins::Pins;
-use crate::store::typed;
+use crate::store::{typed, words};
 use crate::{Dataplane, Error, sys};
 
 /// Sweeps until the shutdown.
@@ -95,11 +95,39 @@ pub(crate) fn sweep(pins: &Pins, now: u32) -> Result<usize, Error> {
             left += 1;
         }
     }
+    let taken = Taken::open(pins)?;
     for key in ended {
-        // It may be gone already.
-        let _ = flows.remove(&key);
+        // It may be gone already, and its port another's.
+        if flows.remove(&key).is_ok() && key.kind == FlowKind::MasqueradeReply as u8 {
+            taken.give_back(&key);
+        }
     }
     Ok(left)
+}
+
+/// The ports that masqueraded connections have.
+struct Taken {
+    words: sys::Words,
+    first: u16,
+}
+
+impl Taken {
+    fn open(pins: &Pins) -> Result<Taken, Error> {
+        let settings: Array<MapData, Settings> = typed(pins, maps::SETTINGS)?;
+        let settings = settings.get(&0, 0).map_err(|error| Error::ebpf("read the settings", error))?;
+        let words = words(&pins.map(maps::PORTS), (ports::ROWS * ports::ROW * 2) as usize, true)?;
+        Ok(Taken { words, first: settings.source_port_first })
+    }
+
+    fn give_back(&self, reply: &FlowKey) {
+        let Some(number) = u16::from_be(reply.destination_port).checked_sub(self.first) else { return };
+        let row = ports::row(&reply.source, reply.source_port, reply.protocol);
+        // The port first: a group that is said to have room has it.
+        for (word, bit) in [ports::place(row, number.into()), (row, ports::group(number.into()))] {
+            let half = if cfg!(target_endian = "little") { bit / 32 } else { 1 - bit / 32 };
+            self.words.clear((word * 2 + half) as usize, 1 << (bit % 32));
+        }
+    }
 }
 
 /// Has this direction ended? Both directions of a flow always get the same answer, as both look at both.
@@ -114,9 +142,10 @@ fn over(key: &FlowKey, flow: &Flow, other: Option<&Flow>, now: u32) -> bool {
     let both = |bit: u16| flow.flags & other.flags & bit != 0;
     let answered = flow.packets > 0 && other.packets > 0;
     let limit = match key.protocol {
-        protocol::TCP if flags & Flow::RST != 0 || both(Flow::FIN) => idle::TCP_CLOSED,
+        protocol::TCP | protocol::SCTP if flags & Flow::RST != 0 || both(Flow::FIN) => idle::TCP_CLOSED,
         protocol::TCP if answered => idle::TCP,
         protocol::TCP => idle::TCP_OPENING,
+        protocol::SCTP if answered => idle::SCTP,
         protocol::UDP if answered => idle::UDP,
         _ => idle::OTHER,
     };
@@ -196,6 +225,9 @@ mod tests {
             (protocol::TCP, (fin, 5), (fin, 5), idle::TCP_CLOSED),
             (protocol::TCP, (fin, 5), (0, 5), idle::TCP),
             (protocol::TCP, (0, 5), (rst, 5), idle::TCP_CLOSED),
+            (protocol::SCTP, (0, 5), (0, 5), idle::SCTP),
+            (protocol::SCTP, (0, 5), (0, 0), idle::OTHER),
+            (protocol::SCTP, (fin, 5), (fin, 5), idle::TCP_CLOSED),
             (protocol::UDP, (0, 5), (0, 5), idle::UDP),
             (protocol::UDP, (0, 5), (0, 0), idle::OTHER),
             (protocol::ICMP, (0, 5), (0, 5), idle::OTHER),

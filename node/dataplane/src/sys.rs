@@ -10,6 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use sluice_ebpf_common::cache::Uplink;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -22,6 +23,7 @@ const BATCH: usize = 4_096;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_DETACH: libc::c_long = 34;
 const SO_NETNS_COOKIE: libc::c_int = 71;
@@ -292,6 +294,13 @@ impl Words {
         self.words
     }
 
+    /// Clears bits of a word, which others change at the same time.
+    pub(crate) fn clear(&self, index: usize, bits: u32) {
+        if let Some(word) = self.word(index) {
+            word.fetch_and(!bits, Ordering::AcqRel);
+        }
+    }
+
     /// Writes a word; out of range is ignored, the planner never asks for it.
     pub(crate) fn set(&self, index: usize, value: u32) {
         if let Some(word) = self.word(index) {
@@ -342,8 +351,12 @@ pub(crate) fn netns_cookie_of(path: &Path) -> io::Result<u64> {
     visit.join().map_err(|_| io::Error::other("the visit failed"))?
 }
 
-/// Is this link one end of a veth pair?
-pub(crate) fn is_veth(name: &str) -> io::Result<bool> {
+/// What drivers call themselves.
+pub(crate) const VETH_DRIVER: &str = "veth";
+pub(crate) const VLAN_DRIVER: &str = "802.1Q VLAN Support";
+
+/// The name of a link's driver.
+pub(crate) fn driver(name: &str) -> io::Result<String> {
     // struct ethtool_drvinfo: the command, then the driver's name, 196 bytes in all.
     const COMMAND: u32 = 3;
     const DRIVER: std::ops::Range<usize> = 4..36;
@@ -360,7 +373,76 @@ pub(crate) fn is_veth(name: &str) -> io::Result<bool> {
     if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(info[DRIVER].starts_with(b"veth\0"))
+    Ok(text(&info[DRIVER]))
+}
+
+fn text(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
+
+/// Is this link one end of a veth pair?
+pub(crate) fn is_veth(name: &str) -> io::Result<bool> {
+    driver(name).map(|driver| driver == VETH_DRIVER)
+}
+
+/// For a VLAN's link: the link that its packets are tagged on, and their tags as `Uplink::vlan` makes them.
+pub(crate) fn vlan_parent(name: &str) -> Option<(u32, u32)> {
+    let (parent, id) = vlan_of(name)?;
+    // A tag inside another one, at most.
+    let (lowest, outer) = match vlan_of(&parent) {
+        Some((lowest, id)) => (lowest, Uplink::vlan(0, id)),
+        None => (parent, 0),
+    };
+    let index = nix::net::if_::if_nametoindex(lowest.as_str()).ok()?;
+    Some((index, Uplink::vlan(outer, id)))
+}
+
+fn vlan_of(name: &str) -> Option<(String, u16)> {
+    const REAL_DEVICE: libc::c_int = 8;
+    const ID: libc::c_int = 9;
+    let parent = vlan_ioctl(REAL_DEVICE, name)?;
+    let [a, b, ..] = vlan_ioctl(ID, name)?;
+    Some((text(&parent), u16::from_ne_bytes([a, b])))
+}
+
+/// Asks about a VLAN's link; the kernel answers for no other.
+fn vlan_ioctl(command: libc::c_int, name: &str) -> Option<[u8; 24]> {
+    const SIOCGIFVLAN: libc::c_ulong = 0x8982;
+    // struct vlan_ioctl_args
+    #[repr(C)]
+    struct Request {
+        command: libc::c_int,
+        device: [u8; 24],
+        answer: [u8; 24],
+        priority: libc::c_short,
+    }
+    let mut request = Request { command, device: [0; 24], answer: [0; 24], priority: 0 };
+    request.device.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()).for_each(|(to, from)| *to = from);
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    // SAFETY: the request has the layout that this command reads and fills.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGIFVLAN as _, &raw mut request) };
+    (result >= 0).then_some(request.answer)
+}
+
+/// Attaches an XDP program to a link, in its driver.
+pub(crate) fn attach_native_xdp(program: BorrowedFd<'_>, index: u32) -> io::Result<OwnedFd> {
+    const BPF_XDP: u64 = 37;
+    const DRIVER_MODE: u64 = 1 << 2;
+    let mut attributes = Attributes([0; ATTRIBUTES]);
+    attributes.0[0] = program.as_raw_fd() as u64 | u64::from(index) << 32;
+    attributes.0[1] = BPF_XDP | DRIVER_MODE << 32;
+    let fd = bpf(BPF_LINK_CREATE, &mut attributes)?;
+    // SAFETY: the kernel just returned this descriptor to us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// How often a second the kernel's timer ticks.
+pub(crate) fn timer_rate() -> u64 {
+    let mut step = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes into the local.
+    unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut step) };
+    1_000_000_000 / u64::try_from(step.tv_nsec).unwrap_or(0).max(1)
 }
 
 /// Gives memory that is free inside the allocator back to the kernel.

@@ -8,8 +8,11 @@ use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope};
 use kube::Resource;
 use serde::Deserialize;
 
+use crate::limits;
 use crate::model::{Endpoint, HostPort, Pod, Prefer, Protocol, Service, ServicePort, Slice, SlicePort};
 
+/// Annotation of a slice: the weight of its endpoints for external connections, 0 to 1,000.
+const WEIGHT: &str = "sluice.dev/weight";
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
 /// Affinity without a timeout of its own: three hours.
@@ -266,6 +269,7 @@ impl From<SliceView> for Option<Slice> {
             return None;
         }
         let service = view.metadata.labels?.remove(SERVICE_NAME)?;
+        let weight = view.metadata.annotations.and_then(|annotations| weight(annotations.get(WEIGHT)?));
         let ports = view.ports.unwrap_or_default().into_iter().filter_map(|port| {
             Some(SlicePort {
                 name: port.name.unwrap_or_default(),
@@ -286,10 +290,15 @@ impl From<SliceView> for Option<Slice> {
                 zone: endpoint.zone,
                 for_zones: names(hints.for_zones),
                 for_nodes: names(hints.for_nodes),
+                weight,
             }
         });
         Some(Slice { service, ports: ports.collect(), endpoints: endpoints.collect() })
     }
+}
+
+fn weight(text: &str) -> Option<u16> {
+    text.trim().parse().ok().filter(|weight| *weight <= limits::WEIGHT)
 }
 
 fn names(views: Option<Vec<NamedView>>) -> Vec<String> {
@@ -359,7 +368,8 @@ mod tests {
         assert_eq!(full.ranges, ["198.51.100.0/24".parse().unwrap()]);
         assert_eq!((full.affinity, full.health_check_port), (10_800, 30_009));
         assert_eq!(full.prefer, Prefer::Zone);
-        assert_eq!(full.ports.len(), 1);
+        let protocols: Vec<_> = full.ports.iter().map(|port| port.protocol).collect();
+        assert_eq!(protocols, [Protocol::Tcp, Protocol::Sctp]);
         assert_eq!((full.ports[0].port, full.ports[0].node_port), (80, 30001));
         assert!(full.external_local && !full.internal_local);
         for spec in [json!({"clusterIP": "None"}), json!({"type": "ExternalName", "externalName": "x"})] {
@@ -373,7 +383,8 @@ mod tests {
     #[test]
     fn slices_as_the_api_writes_them() {
         let slice: Option<Slice> = serde_json::from_value::<SliceView>(json!({
-            "metadata": {"name": "web-x", "namespace": "shop", "labels": {SERVICE_NAME: "web"}},
+            "metadata": {"name": "web-x", "namespace": "shop", "labels": {SERVICE_NAME: "web"},
+                "annotations": {WEIGHT: "3"}},
             "addressType": "IPv4",
             "ports": [{"name": "", "port": 8080, "protocol": "TCP"}],
             "endpoints": [
@@ -389,6 +400,10 @@ mod tests {
             slice.endpoints.iter().map(|endpoint| (endpoint.ready, endpoint.serving, endpoint.terminating)).collect();
         assert_eq!(states, [(true, true, false), (false, true, true)]);
         assert_eq!(slice.endpoints[1].node.as_deref(), Some("a"));
+        assert_eq!(
+            (slice.endpoints[1].weight, weight("1001"), weight("-1"), weight(" 0")),
+            (Some(3), None, None, Some(0))
+        );
         let first = &slice.endpoints[0];
         assert_eq!((first.zone.as_deref(), &*first.for_zones[0], &*first.for_nodes[0]), (Some("z"), "y", "n"));
         let empty = json!({"metadata": {"labels": {SERVICE_NAME: "web"}}, "addressType": "IPv4", "endpoints": null, "ports": null});

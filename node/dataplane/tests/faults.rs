@@ -66,7 +66,10 @@ fn nothing_loaded_is_said_as_such() {
     let error = sluice_dataplane::services(Path::new("/sys/fs/bpf/sluice-nobody")).err().unwrap();
     assert_eq!(
         error.to_string(),
-        "no data plane is loaded under /sys/fs/bpf/sluice-nobody/v2: is `sluice up` or `sluice node` running?"
+        format!(
+            "no data plane is loaded under /sys/fs/bpf/sluice-nobody/v{}: is `sluice up` or `sluice node` running?",
+            sluice_ebpf_common::SCHEMA
+        )
     );
 }
 

@@ -9,9 +9,9 @@ use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Instant;
 
-use common::{Namespace, PATIENCE, Place, connect, isolated, run, service, tcp_server, udp_server, words};
+use common::{Namespace, PATIENCE, Place, act_as_card, connect, isolated, run, service, tcp_server, udp_server, words};
 use sluice_dataplane::model::{HostPort, Pod, Protocol, Snapshot};
-use sluice_dataplane::{Config, Dataplane, PodInfo, Traffic, Uplinks};
+use sluice_dataplane::{Config, Dataplane, PodInfo, ServicePath, Traffic, Uplinks, Xdp};
 
 const CLUSTER: &str = "10.96.0.10:80";
 const NODE: &str = "10.1.0.1:30080";
@@ -31,7 +31,7 @@ fn config(place: &Place) -> Config {
         cgroup: Some(place.elsewhere.clone()),
         pod_range: Some("10.244.0.0/24".parse().unwrap()),
         cluster_range: Some("10.244.0.0/16".parse().unwrap()),
-        node_addresses: vec![Ipv4Addr::new(10, 1, 0, 1)],
+        node_addresses: vec![Ipv4Addr::new(10, 1, 0, 1).into()],
         uplinks: Uplinks::Every { except: vec!["slc".into()] },
         ..place.config()
     }
@@ -59,7 +59,9 @@ fn world(place: &Place, traffic: Traffic) -> World {
 fn attach_pods(dataplane: &Dataplane) {
     for link in ["slc5", "slc6"] {
         let index = nix::net::if_::if_nametoindex(link).unwrap();
-        dataplane.attach_pod(index, &PodInfo { namespace: "shop".into(), name: link.into() }).unwrap();
+        dataplane
+            .attach_pod(index, &PodInfo { namespace: "shop".into(), name: link.into(), services: ServicePath::Sockets })
+            .unwrap();
     }
 }
 
@@ -144,6 +146,83 @@ fn a_node_port_leads_to_pods_of_another_node_with_this_nodes_address() {
     });
 }
 
+/// Packets that the kernel's stack forwarded.
+fn forwarded() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap();
+    let mut lines = text.lines().filter(|line| line.starts_with("Ip:")).map(|line| line.split(' '));
+    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+    names.zip(values).find(|(name, _)| *name == "ForwDatagrams").unwrap().1.parse().unwrap()
+}
+
+#[test]
+fn the_driver_sends_a_services_packets_on() {
+    isolated("the_driver_sends_a_services_packets_on", |place| {
+        let mut world = world(place, Traffic::best());
+        for end in [&world.outside, &world.other_node] {
+            end.within(|| act_as_card("eth0"));
+        }
+        let modes = |dataplane: &Dataplane| {
+            let rows = dataplane.status().unwrap().uplinks;
+            rows.into_iter().map(|row| (row.link, row.xdp, row.reason.is_some())).collect::<Vec<_>>()
+        };
+        let all = |xdp, why| ["up0", "up1"].map(|link| (link.to_owned(), xdp, why)).to_vec();
+        assert_eq!(modes(&world.dataplane), all("tc", true), "a veth link has no wire");
+        world.dataplane = Dataplane::load(Config { xdp: Xdp::Always, ..config(place) }).unwrap();
+        assert_eq!(modes(&world.dataplane), all("native", false));
+        world.other_node.within(|| (tcp_server("10.2.0.2:8080"), udp_server("10.2.0.2:8080")));
+        world.dataplane.apply(&tcp(&[REMOTE])).unwrap();
+        world.outside.within(|| {
+            let mut client = connect(NODE).unwrap();
+            assert_eq!(client.seen_as.ip().to_string(), "10.2.0.1");
+            assert!(client.alive());
+        });
+        // Its neighbours are known now.
+        let before = forwarded();
+        let mut open = world.outside.within(|| {
+            let mut client = connect(NODE).unwrap();
+            (0..50).for_each(|_| assert!(client.alive()));
+            client
+        });
+        assert_eq!(forwarded(), before, "nothing passed through the stack");
+        let row = world.dataplane.services().unwrap().remove(0);
+        assert_eq!(row.connections, 2);
+        assert!(row.packets > 100 && row.bytes > row.packets * 60, "{row:?}");
+        assert_eq!((row.packets, row.bytes), (row.backends[0].packets, row.backends[0].bytes));
+        // The next process puts its program in the place of this one's, and another way of coming in.
+        drop(world.dataplane);
+        assert!(open.alive(), "while no process runs");
+        let next = Dataplane::load(Config { xdp: Xdp::Always, ..config(place) }).unwrap();
+        assert!(open.alive());
+        assert_eq!(forwarded(), before);
+        drop(next);
+        let next = Dataplane::load(Config { xdp: Xdp::Off, ..config(place) }).unwrap();
+        assert_eq!(modes(&next), all("tc", true));
+        assert!(open.alive(), "the same connection by the stack");
+        assert!(forwarded() > before);
+        next.apply(&tcp(&[])).unwrap();
+        assert!(open.alive());
+        world.outside.within(|| assert_eq!(connect(NODE).err().unwrap().kind(), ErrorKind::ConnectionRefused));
+    });
+}
+
+#[test]
+fn the_driver_leaves_local_pods_to_the_stack() {
+    isolated("the_driver_leaves_local_pods_to_the_stack", |place| {
+        let mut world = world(place, Traffic::best());
+        for end in [&world.outside, &world.other_node] {
+            end.within(|| act_as_card("eth0"));
+        }
+        world.dataplane = Dataplane::load(Config { xdp: Xdp::Always, ..config(place) }).unwrap();
+        node_port_to_a_local_pod(&world);
+        let mut outward = world.pods[0].within(|| {
+            world.outside.within(|| tcp_server("10.1.0.2:9000"));
+            connect("10.1.0.2:9000").unwrap()
+        });
+        assert_eq!(outward.seen_as.ip().to_string(), "10.1.0.1");
+        assert!(outward.alive());
+    });
+}
+
 #[test]
 fn the_same_through_a_tunnel() {
     isolated("the_same_through_a_tunnel", |place| {
@@ -220,6 +299,25 @@ fn pods_leave_with_the_nodes_address() {
         // Pods see each other under their own addresses.
         world.pods[1].within(|| tcp_server(OTHER_POD));
         world.pods[0].within(|| assert_eq!(connect(OTHER_POD).unwrap().seen_as.ip().to_string(), "10.244.0.5"));
+    });
+}
+
+#[test]
+fn some_places_see_pods_own_addresses() {
+    isolated("some_places_see_pods_own_addresses", |place| {
+        let world = world(place, Traffic::best());
+        world.outside.within(|| tcp_server("10.1.0.2:9000"));
+        world.outside.within(|| run("ip", &["route", "add", "10.244.0.0/24", "via", "10.1.0.1"]));
+        world.other_node.within(|| tcp_server("10.2.0.2:9000"));
+        let seen_as = |to: &str| world.pods[0].within(|| connect(to).unwrap().seen_as.ip().to_string());
+        for (excluded, outside) in
+            [(&[][..], "10.1.0.1"), (&["10.1.0.0/16", "fd00::/8"], "10.244.0.5"), (&[], "10.1.0.1")]
+        {
+            let ranges: Vec<_> = excluded.iter().map(|range| range.parse().unwrap()).collect();
+            world.dataplane.set_unmasqueraded(&ranges).unwrap();
+            assert_eq!(seen_as("10.1.0.2:9000"), outside, "{excluded:?}");
+            assert_eq!(seen_as("10.2.0.2:9000"), "10.2.0.1");
+        }
     });
 }
 
@@ -335,11 +433,34 @@ fn strangers_sockets_are_left_alone_and_their_packets_are_served() {
 }
 
 #[test]
+fn a_pod_may_choose_the_packet_path() {
+    isolated("a_pod_may_choose_the_packet_path", |place| {
+        let mut world = world(place, Traffic::best());
+        world.dataplane = Dataplane::load(Config { cgroup: Some(place.cgroup.clone()), ..config(place) }).unwrap();
+        let add = |services: ServicePath| {
+            let index = nix::net::if_::if_nametoindex("slc5").unwrap();
+            let pod = PodInfo { namespace: "shop".into(), name: "vm".into(), services };
+            world.dataplane.add_pod(index, &world.pods[0].path, &pod).unwrap();
+        };
+        world.pods[1].within(|| tcp_server(OTHER_POD));
+        world.dataplane.apply(&tcp(&[OTHER_POD])).unwrap();
+        let packets = || world.dataplane.services().unwrap().remove(0).packets;
+        // The first pod of a node, before any other is known; then it changes its mind, both ways.
+        for services in [ServicePath::Packets, ServicePath::Sockets, ServicePath::Packets] {
+            add(services);
+            let before = packets();
+            world.pods[0].within(|| assert!(connect(CLUSTER).unwrap().alive()));
+            assert_eq!(packets() > before, services == ServicePath::Packets, "{services:?}");
+        }
+    });
+}
+
+#[test]
 fn pods_links_have_filters_that_come_and_go() {
     isolated("pods_links_have_filters_that_come_and_go", |place| {
         let world = world(place, Traffic::best());
         let index = nix::net::if_::if_nametoindex("slc5").unwrap();
-        let pod = PodInfo { namespace: "shop".into(), name: "a".into() };
+        let pod = PodInfo { namespace: "shop".into(), name: "a".into(), services: ServicePath::Sockets };
         let filters = |side: &str| {
             let shown =
                 std::process::Command::new("tc").args(["filter", "show", "dev", "slc5", side]).output().unwrap();

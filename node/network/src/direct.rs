@@ -141,6 +141,11 @@ impl Direct {
         self.change(RouteNetlinkMessage::NewNeighbour(message), flags, || format!("setting the neighbour {}", entry.ip))
     }
 
+    /// Gives a link a queue of another kind, or changes the one it has.
+    pub(crate) fn set_queue(&mut self, queue: RouteNetlinkMessage, what: impl Fn() -> String) -> Result<(), Error> {
+        self.change(queue, NLM_F_CREATE | NLM_F_REPLACE, what)
+    }
+
     fn change(&mut self, message: RouteNetlinkMessage, flags: u16, what: impl Fn() -> String) -> Result<(), Error> {
         self.ask(message, flags, what).map(drop)
     }
@@ -189,8 +194,10 @@ impl Direct {
 
 fn address(index: u32, ip: IpAddr) -> AddressMessage {
     let prefix = Cidr::host(ip).prefix();
-    match ip {
+    let mut message = match ip {
         IpAddr::V4(ip) => AddressMessageBuilder::<std::net::Ipv4Addr>::new().index(index).address(ip, prefix).build(),
         IpAddr::V6(ip) => AddressMessageBuilder::<std::net::Ipv6Addr>::new().index(index).address(ip, prefix).build(),
-    }
+    };
+    message.header.flags = nl::address_flags(ip);
+    message
 }

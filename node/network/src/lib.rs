@@ -1,7 +1,7 @@
 //! Pod network: namespaces, addresses, links and routes, by netlink alone.
 //!
 //! Every pod has its own network namespace with one veth pair: `eth0` inside, `slc…` on the node. There is no bridge and
-//! no ARP: both ends have permanent neighbour entries, the node routes each pod address to its link. The kernel is the
+//! no ARP or neighbour discovery: both ends have permanent neighbour entries, the node routes each pod address to its link. The kernel is the
 //! only record: after a restart pods are found again by the alias of their link (the pod's uid), addresses in use by the
 //! routes. Nothing here touches packets, services or policies.
 
@@ -21,6 +21,7 @@ use sweeper::Sweeper;
 pub mod cidr;
 mod direct;
 mod ipam;
+mod ipv6;
 pub mod limits;
 mod mtu;
 mod netns;
@@ -28,9 +29,11 @@ mod nl;
 mod node;
 mod peers;
 mod pods;
+mod shape;
 mod sweeper;
 
 pub use cidr::Cidr;
+pub use shape::Bandwidth;
 
 /// What a node's network is made of.
 #[derive(Clone, Debug)]
@@ -41,7 +44,7 @@ pub struct Config {
     pub service_cidrs: Vec<Cidr>,
     /// This node's pod ranges (`spec.podCIDRs`); may be empty until [`Network::set_pod_cidrs`].
     pub pod_cidrs: Vec<Cidr>,
-    /// This node's own addresses, the first is the one other nodes reach it by. Empty: taken from the default route's link.
+    /// This node's own addresses, one per family, by which other nodes reach it. Empty: taken from the default routes' links.
     pub node_ips: Vec<IpAddr>,
     /// MTU of pods' links; `None` takes the uplink's (less the tunnel's overhead where peers need VXLAN).
     pub mtu: Option<u32>,
@@ -75,9 +78,9 @@ pub struct Peer {
     pub node: String,
     /// Its pod ranges.
     pub pod_cidrs: Vec<Cidr>,
-    /// The address it is reached by.
-    pub node_ip: IpAddr,
-    /// `Auto` decides by the kernel's route to `node_ip`.
+    /// The addresses it is reached by, one per family.
+    pub node_ips: Vec<IpAddr>,
+    /// `Auto` decides by the kernel's routes to `node_ips`.
     pub path: PeerPath,
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures::StreamExt;
 use futures::channel::mpsc::UnboundedReceiver;
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::AddressScope;
 use netlink_packet_route::link::LinkAttribute;
 use parking_lot::Mutex;
 use rtnetlink::MulticastGroup;
@@ -31,7 +32,13 @@ struct Known {
 impl Mtu {
     /// Follows changes of the calling thread's namespace; needs tokio's context.
     pub(crate) fn follow() -> Result<Self, Error> {
-        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route];
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv6Route,
+        ];
         let (connection, handle, news) = rtnetlink::new_multicast_connection(&groups)
             .map_err(netns::failed("following the changes of links".into()))?;
         let (known, ends) = (Arc::new(Mutex::new(Known::default())), CancellationToken::new());
@@ -96,6 +103,9 @@ fn matters(news: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
         RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
             route.header.destination_prefix_length == 0
         }
+        RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
+            address.header.scope != AddressScope::Link
+        }
         _ => true,
     }
 }
@@ -115,13 +125,22 @@ mod tests {
         NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(message))
     }
 
+    fn address(scope: AddressScope) -> NetlinkPayload<RouteNetlinkMessage> {
+        let mut message = netlink_packet_route::address::AddressMessage::default();
+        message.header.scope = scope;
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(message))
+    }
+
     #[test]
     fn pods_links_and_routes_change_nothing() {
         for (news, expected) in [
             (link("slc0123abcd"), false),
             (link("eth0"), true),
             (route(32), false),
+            (route(128), false),
             (route(0), true),
+            (address(AddressScope::Link), false),
+            (address(AddressScope::Universe), true),
             (NetlinkPayload::Noop, true),
         ] {
             assert_eq!(matters(&news), expected, "{news:?}");

@@ -35,14 +35,19 @@ impl Netns {
         &self.0
     }
 
+    /// Puts the calling thread inside: it has to be one that ends ([`on_thread`]).
+    pub(crate) fn enter(&self) -> Result<(), Error> {
+        setns(&*self.0, CloneFlags::CLONE_NEWNET).map_err(call("entering a network namespace"))
+    }
+
     /// Runs short, blocking work inside.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let inside = Arc::clone(&self.0);
+        let inside = self.clone();
         on_thread(move || {
-            setns(&*inside, CloneFlags::CLONE_NEWNET).map_err(call("entering a network namespace"))?;
+            inside.enter()?;
             work()
         })
         .await
@@ -69,7 +74,7 @@ impl Netns {
 pub(crate) fn pin_and_enter(path: &Path) -> Result<Netns, Error> {
     if is_pinned(path) {
         let present = Netns::open(path)?;
-        setns(present.file(), CloneFlags::CLONE_NEWNET).map_err(call("entering a network namespace"))?;
+        present.enter()?;
         return Ok(present);
     }
     if let Some(dir) = path.parent() {

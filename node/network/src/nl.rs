@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use futures::{Stream, TryStreamExt};
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -110,7 +110,8 @@ impl Netlink {
     }
 
     pub(crate) async fn add_address(&self, index: u32, ip: IpAddr) -> Result<(), Error> {
-        let request = self.handle.address().add(index, ip, Cidr::host(ip).prefix()).replace();
+        let mut request = self.handle.address().add(index, ip, Cidr::host(ip).prefix()).replace();
+        request.message_mut().header.flags = address_flags(ip);
         request.execute().await.map_err(failed(&format!("adding address {ip}")))
     }
 
@@ -140,27 +141,27 @@ impl Netlink {
     /// Routes of ours, both families.
     pub(crate) async fn routes(&self) -> Result<Vec<Route>, Error> {
         let mut routes = Vec::new();
-        for message in [
-            RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
-            RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
-        ] {
+        for message in every_route() {
             let messages = || self.handle.route().get(message).execute();
             routes.extend(self.collect("listing routes", messages, |message| route(&message)).await?);
         }
         Ok(routes)
     }
 
-    /// Links of the default routes, whoever made them.
+    /// Links of the default routes of both families, whoever made them.
     pub(crate) async fn default_links(&self) -> Result<Vec<u32>, Error> {
-        let message = RouteMessageBuilder::<std::net::Ipv4Addr>::new().build();
-        let messages = || self.handle.route().get(message).execute();
-        let main = |message: RouteMessage| {
-            let is_default = message.header.destination_prefix_length == 0
-                && message.header.kind == RouteType::Unicast
-                && message.header.table == RouteHeaderTable::MAIN;
-            is_default.then(|| output(&message)).flatten()
-        };
-        self.collect("listing routes", messages, main).await
+        let mut links = Vec::new();
+        for message in every_route() {
+            let messages = || self.handle.route().get(message).execute();
+            let main = |message: RouteMessage| {
+                let is_default = message.header.destination_prefix_length == 0
+                    && message.header.kind == RouteType::Unicast
+                    && message.header.table == RouteHeaderTable::MAIN;
+                is_default.then(|| output(&message)).flatten()
+            };
+            links.extend(self.collect("listing routes", messages, main).await?);
+        }
+        Ok(links)
     }
 
     /// How the kernel reaches an address now: link, and the machine in between if there is one.
@@ -243,6 +244,11 @@ impl Netlink {
     }
 }
 
+/// What asks for all routes, per family.
+fn every_route() -> [RouteMessage; 2] {
+    [RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(), RouteMessageBuilder::<std::net::Ipv6Addr>::new().build()]
+}
+
 /// Routing tables by number.
 struct RouteHeaderTable;
 
@@ -284,6 +290,11 @@ pub(crate) fn link(message: &LinkMessage) -> Link {
         }
     }
     link
+}
+
+/// Our addresses are unique without asking the link for others that have them; until it was asked, an IPv6 address is not used.
+pub(crate) fn address_flags(ip: IpAddr) -> AddressHeaderFlags {
+    if ip.is_ipv4() { AddressHeaderFlags::empty() } else { AddressHeaderFlags::Nodad }
 }
 
 fn address(message: &AddressMessage) -> Option<IpAddr> {

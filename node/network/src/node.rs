@@ -3,25 +3,26 @@
 use std::net::IpAddr;
 
 use crate::nl::{Hop, Route};
-use crate::{Cidr, Error, Network, limits, netns};
+use crate::{Cidr, Error, Network, ipv6, limits, netns};
 
 impl Network {
     /// Prepares the node: unreachable routes for the cluster's ranges first, so that no packet for an address that nobody
     /// serves leaves the machine, then forwarding. Idempotent.
     pub async fn setup_node(&self) -> Result<(), Error> {
         let config = &self.inner.config;
+        if config.cluster_cidrs.iter().any(|range| !range.addr().is_ipv4()) {
+            self.inner.netns.run(ipv6::require).await?;
+        }
         for range in config.cluster_cidrs.iter().chain(&config.service_cidrs) {
             self.refuse(*range).await?;
         }
         if let Some(lo) = self.inner.netlink.link("lo").await? {
             self.inner.netlink.set_up(lo.index).await?;
         }
-        let v6 = config.cluster_cidrs.iter().any(|range| !range.addr().is_ipv4());
-        let mut sysctls = vec![("net/ipv4/ip_forward".to_owned(), "1")];
-        if v6 {
-            sysctls.push(("net/ipv6/conf/all/forwarding".to_owned(), "1"));
+        self.inner.netns.sysctls(vec![("net/ipv4/ip_forward".to_owned(), "1")]).await?;
+        if config.cluster_cidrs.iter().any(|range| !range.addr().is_ipv4()) {
+            self.inner.netns.run(ipv6::forward).await?;
         }
-        self.inner.netns.sysctls(sysctls).await?;
         // What a daemon gave up that died before its removal.
         self.inner.sweeper.ask();
         self.set_pod_cidrs(config.pod_cidrs.clone()).await
@@ -51,7 +52,7 @@ impl Network {
         self.inner.ranges.read().iter().filter_map(|range| range.nth(1)).collect()
     }
 
-    /// The node's addresses: as configured, else those of the links with a default route.
+    /// The node's addresses: as configured, else those of the links with a default route, one of each family that pods have.
     pub async fn node_ips(&self) -> Result<Vec<IpAddr>, Error> {
         if !self.inner.config.node_ips.is_empty() {
             return Ok(self.inner.config.node_ips.clone());
@@ -59,7 +60,8 @@ impl Network {
         let links = self.inner.netlink.default_links().await?;
         let mut addresses = self.inner.netlink.addresses().await?;
         addresses.retain(|(link, ip)| links.contains(link) && !is_link_local(*ip));
-        Ok(addresses.into_iter().map(|(_, ip)| ip).collect())
+        let first = |v4: bool| addresses.iter().map(|(_, ip)| *ip).find(|ip| ip.is_ipv4() == v4);
+        Ok(self.inner.config.cluster_cidrs.iter().filter_map(|range| first(range.addr().is_ipv4())).collect())
     }
 
     /// Names of the links that packets from outside arrive on: those of default routes and of routes to peers.

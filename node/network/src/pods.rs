@@ -36,11 +36,18 @@ impl Network {
             return Err(Error::NoPodCidr);
         }
         let mtu = self.pod_mtu().await?;
+        if mtu < limits::IPV6_MTU && ranges.iter().any(|range| !range.addr().is_ipv4()) {
+            let least = limits::IPV6_MTU;
+            return Err(Error::Invalid(format!(
+                "pods' links would have an MTU of {mtu}, IPv6 needs {least}: give the node's links a larger MTU"
+            )));
+        }
         let making = Making {
             ips: self.inner.ipam.lock().reserve(uid, &ranges, Instant::now())?,
             uid: uid.to_owned(),
             name,
             path: self.netns_path(uid),
+            node: self.inner.netns.clone(),
             gateways: self.gateways(),
             mtu,
         };
@@ -163,7 +170,7 @@ impl Network {
         self.inner.ipam_loaded.get_or_try_init(load).await.map(drop)
     }
 
-    fn netns_path(&self, uid: &str) -> PathBuf {
+    pub(crate) fn netns_path(&self, uid: &str) -> PathBuf {
         self.inner.config.netns_dir.join(uid)
     }
 }
@@ -173,13 +180,15 @@ struct Making {
     uid: String,
     name: String,
     path: PathBuf,
+    /// The node's namespace.
+    node: netns::Netns,
     ips: Vec<IpAddr>,
     gateways: Vec<IpAddr>,
     mtu: u32,
 }
 
 impl Making {
-    /// Makes it; the calling thread is in the pod's namespace afterwards. A link made halfway is given up.
+    /// Makes it; the calling thread is in another namespace afterwards. A link made halfway is given up.
     fn make(self, node: &Mutex<Direct>) -> Result<PodNet, Error> {
         let inside = netns::pin_and_enter(&self.path)?;
         let mut pod = Direct::open()?;
@@ -219,6 +228,10 @@ impl Making {
     }
 
     fn node_side(&self, node: &mut Direct, link: u32, mac: Mac) -> Result<(), Error> {
+        self.node.enter()?;
+        for (name, value) in LINK_SYSCTLS {
+            netns::set_sysctl(&format!("net/ipv6/conf/{}/{name}", self.name), value)?;
+        }
         node.set_up(link, Some(&self.uid))?;
         for ip in &self.ips {
             node.set_neighbour(&Neighbour { link, ip: *ip, mac })?;
@@ -250,6 +263,9 @@ fn inner_side(pod: &mut Direct, ips: &[IpAddr], host_mac: Mac) -> Result<(), Err
     }
     Ok(())
 }
+
+/// The node's side has no IPv6 address, asks for none, and takes no pod for a router.
+const LINK_SYSCTLS: [(&str, &str); 2] = [("addr_gen_mode", "1"), ("accept_ra", "0")];
 
 /// As container runtimes set them: low ports and ping for every user; IPv6 addresses are unique without asking.
 const POD_SYSCTLS: [(&str, &str); 4] = [

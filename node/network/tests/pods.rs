@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use common::{Namespace, Node};
-use sluice_network::Error;
+use sluice_network::{Bandwidth, Error};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pods_talk_to_each_other_and_to_the_node() {
@@ -163,4 +163,70 @@ fn links_become(node: &Node, count: usize) {
         }
         assert!(Instant::now() < end, "links are left: {links}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_may_have_ipv6_alone() {
+    let node = Node::new(Namespace::new(), "fd00:10:244:1::/64");
+    node.network.setup_node().await.unwrap();
+    let a = node.network.create_pod("pod-a").await.unwrap();
+    let b = node.network.create_pod("pod-b").await.unwrap();
+    assert_eq!(b.ips, ["fd00:10:244:1::3".parse::<std::net::IpAddr>().unwrap()]);
+    let (in_a, in_b) = (Namespace::open(&a.netns), Namespace::open(&b.netns));
+    assert_eq!(in_a.asks(&in_b, b.ips[0]).unwrap(), a.ips[0]);
+    assert_eq!(node.namespace.asks(&in_b, b.ips[0]).unwrap(), node.network.gateways()[0]);
+    let nobody: SocketAddr = "[fd00:10:244:7::7]:80".parse().unwrap();
+    for from in [&in_a, &node.namespace] {
+        let error = from.enter(|| TcpStream::connect_timeout(&nobody, Duration::from_secs(5))).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable), "{error}");
+    }
+    // The node's side of a pod's link has no address of its own and listens to no router.
+    assert!(!node.namespace.ip(&format!("-6 addr show dev {}", a.host_ifname)).contains("inet6"));
+    let listens = node.namespace.sysctl_of(&format!("net/ipv6/conf/{}/accept_ra", a.host_ifname));
+    assert_eq!(listens, "0");
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_forwards_still_listens_to_its_router() {
+    let (node, router) = (Namespace::new(), Namespace::new());
+    router.cable("r1", "192.0.2.254/24", &node, "up0", "192.0.2.1/24");
+    let node = Node::new(node, "10.244.1.0/24,fd00:10:244:1::/64");
+    assert_eq!(node.namespace.sysctl_of("net/ipv6/conf/up0/accept_ra"), "1");
+    node.network.setup_node().await.unwrap();
+    assert_eq!(node.namespace.sysctl_of("net/ipv6/conf/all/forwarding"), "1");
+    assert_eq!(node.namespace.sysctl_of("net/ipv6/conf/up0/accept_ra"), "2");
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_with_ipv6_switched_off_is_told_so() {
+    let node = Node::new(Namespace::new(), "10.244.1.0/24,fd00:10:244:1::/64");
+    node.namespace.sysctl("net/ipv6/conf/lo/disable_ipv6", "1");
+    let error = node.network.setup_node().await.unwrap_err().to_string();
+    assert!(error.contains("IPv6 is switched off here: sysctl -w net.ipv6.conf.all.disable_ipv6=0"), "{error}");
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pods_traffic_is_limited_at_both_ends() {
+    let node = Node::new(Namespace::new(), "10.244.1.0/24");
+    node.network.setup_node().await.unwrap();
+    let a = node.network.create_pod("a").await.unwrap();
+    let b = node.network.create_pod("b").await.unwrap();
+    let (in_a, in_b) = (Namespace::open(&a.netns), Namespace::open(&b.netns));
+    let limits = Bandwidth { ingress: Some(80_000_000), egress: Some(40_000_000_000) };
+    // A daemon that starts again says the same again, and may say something else.
+    for first in [Bandwidth { ingress: Some(8_000), ..limits }, limits, limits] {
+        node.network.limit_pod("a", first).await.unwrap();
+    }
+    let host = node.namespace.tc(&format!("qdisc show dev {}", a.host_ifname));
+    assert!(host.contains("tbf") && host.contains("rate 80Mbit burst ") && host.contains("lat 25ms"), "{host}");
+    let inside = in_a.tc("qdisc show dev eth0");
+    assert!(inside.contains("tbf") && inside.contains("rate 40Gbit "), "{inside}");
+    assert!(!node.namespace.tc(&format!("qdisc show dev {}", b.host_ifname)).contains("tbf"));
+    assert_eq!(in_a.asks(&in_b, b.ips[0]).unwrap(), a.ips[0]);
+    assert_eq!(in_b.asks(&in_a, a.ips[0]).unwrap(), b.ips[0]);
+    node.network.limit_pod("gone", limits).await.unwrap_err();
+    node.end().await;
 }

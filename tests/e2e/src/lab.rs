@@ -7,8 +7,8 @@ use tempfile::TempDir;
 
 use crate::{
     node::Node,
-    sh::{output, target},
-    wires::{Shape, Wires},
+    sh::{host, output, target},
+    wires::{Families, Shape, Wires},
 };
 
 /// What is shown of a lab whose story failed.
@@ -49,7 +49,7 @@ impl Options {
 pub struct Lab {
     // Dropped in this order: nodes first, then the network under them, then their files.
     nodes: Vec<Node>,
-    _wires: Wires,
+    wires: Wires,
     dir: TempDir,
 }
 
@@ -57,26 +57,32 @@ impl Lab {
     /// Makes the network, starts the first node with the control plane, joins the others to it, and
     /// waits until every node is Ready.
     pub fn start(options: &Options) -> Result<Self> {
-        Self::start_as("up", options)
+        Self::start_as("up", options, Families::V4)
+    }
+
+    /// As [`Lab::start`], with addresses of these families.
+    pub fn start_with(options: &Options, families: Families) -> Result<Self> {
+        Self::start_as("up", options, families)
     }
 
     /// As [`Lab::start`], but the first node runs the control plane alone: pods run on the others.
     pub fn start_apart(options: &Options) -> Result<Self> {
-        Self::start_as("server", options)
+        Self::start_as("server", options, Families::V4)
     }
 
-    fn start_as(first: &str, options: &Options) -> Result<Self> {
+    fn start_as(first: &str, options: &Options, families: Families) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix(&format!("{}-", options.name)).tempdir()?;
-        let wires = Wires::make(&options.name, options.nodes, options.shape)?;
+        let wires = Wires::make(&options.name, options.nodes, options.shape, families)?;
         let nodes = (1..=options.nodes)
             .map(|number| {
-                let address = Wires::address(number, options.shape);
+                let addresses = Wires::addresses(number, options.shape, families);
                 let name = format!("node{number}");
-                Node::new(&options.name, &name, wires.of(number), address, dir.path(), &options.binary)
+                Node::new(&options.name, &name, wires.of(number), addresses, dir.path(), &options.binary)
             })
             .collect();
-        let mut lab = Self { nodes, _wires: wires, dir };
+        let mut lab = Self { nodes, wires, dir };
         let mut up = vec![first.to_owned()];
+        up.extend(families.flags());
         up.extend(options.server_flags.iter().cloned());
         lab.nodes[0].start(&up)?;
         for number in 1..options.nodes {
@@ -85,6 +91,13 @@ impl Lab {
         }
         lab.kubectl("wait --for=condition=Ready node --all --timeout=90s")?;
         Ok(lab)
+    }
+
+    /// A command where the nodes' wires meet: what a machine outside of the cluster sees.
+    pub fn outside(&self, program: &std::path::Path) -> std::process::Command {
+        let mut command = std::process::Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.wires.middle())).arg(program);
+        command
     }
 
     /// Node `number`, from 1.
@@ -147,6 +160,6 @@ impl Lab {
     }
 
     fn server(&self) -> String {
-        format!("https://{}:6443", self.nodes[0].address)
+        format!("https://{}:6443", host(&self.nodes[0].address))
     }
 }

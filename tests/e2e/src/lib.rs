@@ -9,5 +9,5 @@ pub mod wires;
 
 pub use lab::{Lab, Options};
 pub use node::Node;
-pub use sh::{output, run, sample_image, step, target};
-pub use wires::Shape;
+pub use sh::{host, output, run, sample_image, step, target};
+pub use wires::{Families, Shape};

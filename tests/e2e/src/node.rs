@@ -29,6 +29,8 @@ pub struct Node {
     pub name: String,
     /// The address other nodes reach it by.
     pub address: String,
+    /// All of them, the primary one first.
+    pub addresses: Vec<String>,
     instance: String,
     namespace: String,
     dir: PathBuf,
@@ -38,10 +40,18 @@ pub struct Node {
 }
 
 impl Node {
-    pub(crate) fn new(lab: &str, name: &str, namespace: String, address: String, dir: &Path, binary: &Path) -> Self {
+    pub(crate) fn new(
+        lab: &str,
+        name: &str,
+        namespace: String,
+        addresses: Vec<String>,
+        dir: &Path,
+        binary: &Path,
+    ) -> Self {
         Self {
             name: name.into(),
-            address,
+            address: addresses.first().cloned().unwrap_or_default(),
+            addresses,
             instance: format!("{lab}-{name}"),
             namespace,
             dir: dir.join(name),
@@ -64,7 +74,7 @@ impl Node {
         let mut command = self.command(&self.binary);
         command
             .args(arguments)
-            .args(["--node-name", &self.name, "--node-ip", &self.address])
+            .args(["--node-name", &self.name, "--node-ip", &self.addresses.join(",")])
             .args(["--socket-hooks", "instance", "--dns-upstream", "none"])
             .args(self.place())
             .env("NOTIFY_SOCKET", &notify)

@@ -40,3 +40,8 @@ pub fn run(words: &str) -> Result<String> {
     let program = words.next().context("an empty command")?;
     output(Command::new(program).args(words))
 }
+
+/// An address as a URL has it.
+pub fn host(address: &str) -> String {
+    if address.contains(':') { format!("[{address}]") } else { address.to_owned() }
+}

@@ -15,6 +15,37 @@ pub enum Shape {
     Routed,
 }
 
+/// Which addresses nodes, pods and Services have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Families {
+    #[default]
+    V4,
+    V6,
+    /// Both, IPv4 first.
+    Both,
+}
+
+impl Families {
+    /// The words that give a cluster ranges of these families.
+    pub(crate) fn flags(self) -> Vec<String> {
+        let ranges = [
+            ("--pod-cidr", "10.244.0.0/16", "fd00:10:244::/48"),
+            ("--service-cidr", "10.96.0.0/16", "fd00:10:96::/112"),
+        ];
+        let words = ranges.map(|(flag, four, six)| [flag.to_owned(), self.of(four, six).join(",")]);
+        if self == Self::V4 { Vec::new() } else { words.into_iter().flatten().collect() }
+    }
+
+    /// What there is of the two.
+    fn of<T>(self, four: T, six: T) -> Vec<T> {
+        match self {
+            Self::V4 => vec![four],
+            Self::V6 => vec![six],
+            Self::Both => vec![four, six],
+        }
+    }
+}
+
 /// The namespaces of one lab and the wires between them; removed on drop.
 pub(crate) struct Wires {
     name: String,
@@ -23,17 +54,18 @@ pub(crate) struct Wires {
 
 impl Wires {
     /// Makes `nodes` namespaces `<name>-1` ... and the one that joins them, `<name>-net`.
-    pub(crate) fn make(name: &str, nodes: usize, shape: Shape) -> Result<Self> {
+    pub(crate) fn make(name: &str, nodes: usize, shape: Shape, families: Families) -> Result<Self> {
         let mut wires = Self { name: name.into(), namespaces: Vec::new() };
         let middle = wires.namespace("net")?;
         if shape == Shape::Shared {
             run(&format!("ip -n {middle} link add br0 type bridge"))?;
             run(&format!("ip -n {middle} link set br0 up"))?;
         } else {
-            run(&format!("nsenter --net=/run/netns/{middle} sysctl -qw net.ipv4.ip_forward=1"))?;
+            let forward = "net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1";
+            run(&format!("nsenter --net=/run/netns/{middle} sysctl -qw {forward}"))?;
         }
         for number in 1..=nodes {
-            wires.join(&middle, number, shape)?;
+            wires.join(&middle, number, shape, families)?;
         }
         Ok(wires)
     }
@@ -43,32 +75,41 @@ impl Wires {
         format!("{}-{number}", self.name)
     }
 
-    /// The address of node `number`.
-    pub(crate) fn address(number: usize, shape: Shape) -> String {
+    /// The namespace that joins them.
+    pub(crate) fn middle(&self) -> String {
+        format!("{}-net", self.name)
+    }
+
+    /// The addresses of node `number`, the primary one first.
+    pub(crate) fn addresses(number: usize, shape: Shape, families: Families) -> Vec<String> {
         match shape {
-            Shape::Shared => format!("172.30.0.{}", 10 + number),
-            Shape::Routed => format!("172.30.{number}.10"),
+            Shape::Shared => families.of(format!("172.30.0.{}", 10 + number), format!("fd30::{}", 10 + number)),
+            Shape::Routed => families.of(format!("172.30.{number}.10"), format!("fd30:0:0:{number}::10")),
         }
     }
 
-    fn join(&mut self, middle: &str, number: usize, shape: Shape) -> Result<()> {
+    fn join(&mut self, middle: &str, number: usize, shape: Shape, families: Families) -> Result<()> {
         let node = self.namespace(&number.to_string())?;
         run(&format!("ip -n {node} link add eth0 type veth peer name port{number} netns {middle}"))?;
-        run(&format!("ip -n {node} addr add {}/24 dev eth0", Self::address(number, shape)))?;
+        for address in Self::addresses(number, shape, families) {
+            run(&format!("ip -n {node} addr add {} dev eth0 nodad", network(&address)))?;
+        }
         run(&format!("ip -n {node} link set eth0 up"))?;
         run(&format!("ip -n {middle} link set port{number} up"))?;
-        let gateway = match shape {
-            Shape::Shared => {
-                run(&format!("ip -n {middle} link set port{number} master br0"))?;
-                "172.30.0.1".to_owned()
-            }
-            Shape::Routed => {
-                let gateway = format!("172.30.{number}.1");
-                run(&format!("ip -n {middle} addr add {gateway}/24 dev port{number}"))?;
-                gateway
-            }
+        let gateways = match shape {
+            Shape::Shared => families.of("172.30.0.1".to_owned(), "fd30::1".to_owned()),
+            Shape::Routed => families.of(format!("172.30.{number}.1"), format!("fd30:0:0:{number}::1")),
         };
-        run(&format!("ip -n {node} route add default via {gateway} onlink dev eth0")).map(drop)
+        if shape == Shape::Shared {
+            run(&format!("ip -n {middle} link set port{number} master br0"))?;
+        }
+        for gateway in gateways {
+            if shape == Shape::Routed {
+                run(&format!("ip -n {middle} addr add {} dev port{number} nodad", network(&gateway)))?;
+            }
+            run(&format!("ip -n {node} route add default via {gateway} onlink dev eth0"))?;
+        }
+        Ok(())
     }
 
     fn namespace(&mut self, suffix: &str) -> Result<String> {
@@ -78,6 +119,11 @@ impl Wires {
         run(&format!("ip -n {name} link set lo up"))?;
         Ok(name)
     }
+}
+
+/// An address with its network's prefix.
+fn network(address: &str) -> String {
+    format!("{address}/{}", if address.contains(':') { 64 } else { 24 })
 }
 
 impl Drop for Wires {

@@ -41,7 +41,10 @@ pub fn v3_index(registry: &Registry) -> Value {
 pub fn document_hash(registry: &Registry, group: &str, version: &str) -> String {
     let mut hasher = DefaultHasher::new();
     env!("CARGO_PKG_VERSION").hash(&mut hasher);
-    include_str!("../schema/facts.tsv").hash(&mut hasher);
+    for facts in [include_str!("../schema/facts.tsv"), include_str!("../schema/own.tsv")] {
+        facts.hash(&mut hasher);
+    }
+    include_str!("../schema/own.json").hash(&mut hasher);
     for row in registry.in_version(group, version) {
         format!("{row:?}").hash(&mut hasher);
     }

@@ -1,4 +1,5 @@
-//! The built-in rows: Kubernetes 1.36's GA groups, in the order of upstream's discovery.
+//! The built-in rows: Kubernetes 1.36's GA groups, in the order of upstream's discovery, and behind
+//! them our own group.
 //!
 //! Facts (names, scopes, verbs, subresources) agree with the reference OpenAPI of 1.36; short
 //! names, categories and store places with upstream's registries.
@@ -454,6 +455,21 @@ const VERSIONS: &[Version] = &[
             namespaced("ResourceClaim", "resourceclaims").status(),
             namespaced("ResourceClaimTemplate", "resourceclaimtemplates"),
             cluster("ResourceSlice", "resourceslices").selectable(&["spec.nodeName", "spec.driver"]),
+        ],
+    },
+    Version {
+        group: "sluice.dev",
+        version: "v1",
+        package: "dev.sluice.v1",
+        rows: &[
+            cluster("LoadBalancerAnnouncement", "loadbalancerannouncements")
+                .short(&["lbannounce"])
+                .status()
+                .place("sluice.dev/loadbalancerannouncements"),
+            cluster("LoadBalancerPool", "loadbalancerpools")
+                .short(&["lbpool"])
+                .status()
+                .place("sluice.dev/loadbalancerpools"),
         ],
     },
 ];

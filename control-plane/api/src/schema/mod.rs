@@ -2,9 +2,10 @@
 //! type, merge key, ...). Decoding, pruning and strategic merge run on it.
 //!
 //! The built-in types come from k8s-openapi's JSON schemas, the facts from `facts.tsv`, which
-//! `cargo xtask codegen` writes. The crate's build script makes constants of them: the arena costs
-//! no time at a start and no memory but the program's own. Descriptions are not part of it:
-//! [`crate::openapi`] unpacks the schemas when it needs them.
+//! `cargo xtask codegen` writes; the types of our own group are written by hand, in `own.json` and
+//! `own.tsv`. The crate's build script makes constants of them: the arena costs no time at a start
+//! and no memory but the program's own. Descriptions are not part of it: [`crate::openapi`] unpacks
+//! the schemas when it needs them.
 
 mod builtin;
 mod facts;

@@ -32,6 +32,7 @@ const APPS: &str = "apps";
 const BATCH: &str = "batch";
 const STORAGE: &str = "storage.k8s.io";
 const ADMISSION: &str = "admissionregistration.k8s.io";
+const OWN: &str = "sluice.dev";
 
 #[rustfmt::skip]
 const CONSTANTS: &[Constant] = &[
@@ -77,6 +78,9 @@ const CONSTANTS: &[Constant] = &[
     c("networking.k8s.io", "IngressClass", "spec.parameters", "scope", r#""Cluster""#),
     c("autoscaling", "HorizontalPodAutoscaler", "spec", "minReplicas", "1"),
     c("scheduling.k8s.io", "PriorityClass", "", "preemptionPolicy", r#""PreemptLowerPriority""#),
+    c(OWN, "LoadBalancerPool", "spec", "autoAssign", "true"),
+    c(OWN, "LoadBalancerPool", "spec", "allowFirstLastIPs", "true"),
+    c(OWN, "LoadBalancerPool", "spec.+announcement", "type", r#""L2""#),
     c(STORAGE, "StorageClass", "", "reclaimPolicy", r#""Delete""#),
     c(STORAGE, "StorageClass", "", "volumeBindingMode", r#""Immediate""#),
     c(STORAGE, "CSIDriver", "spec", "attachRequired", "true"),

@@ -13,5 +13,5 @@ mod warnings;
 
 pub use defaults::defaults;
 pub use prepare::{has_generation, prepare_create, prepare_status_update, prepare_update, qos_class};
-pub use validate::{validate_create, validate_status_update, validate_update};
+pub use validate::{service_addresses, validate_create, validate_status_update, validate_update};
 pub use warnings::warnings;

@@ -29,6 +29,7 @@ const WITH_GENERATION: &[(&str, &[&str])] = &[
     ),
     ("flowcontrol.apiserver.k8s.io", &["FlowSchema", "PriorityLevelConfiguration"]),
     ("apiextensions.k8s.io", &["CustomResourceDefinition"]),
+    ("sluice.dev", &["LoadBalancerAnnouncement", "LoadBalancerPool"]),
 ];
 
 /// Parts of an object that do not count for its generation.

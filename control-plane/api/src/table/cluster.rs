@@ -7,6 +7,7 @@ use super::{AGE, Column, NAME, Source, text};
 
 const ADMISSION: &str = "admissionregistration.k8s.io";
 const FLOW: &str = "flowcontrol.apiserver.k8s.io";
+const OWN: &str = "sluice.dev";
 const RESOURCE: &str = "resource.k8s.io";
 const STORAGE: &str = "storage.k8s.io";
 const PARAM_KIND: Column = Column::new("ParamKind", param_kind);
@@ -42,6 +43,31 @@ pub(super) const KINDS: &[(&str, &str, &[Column])] = &[
     ),
     ("networking.k8s.io", "ServiceCIDR", &[NAME, Column::new("CIDRs", |s| joined(s.list("/spec/cidrs"))), AGE]),
     ("networking.k8s.io", "IPAddress", &[NAME, Column::new("ParentRef", parent), AGE]),
+    (
+        OWN,
+        "LoadBalancerAnnouncement",
+        &[
+            NAME,
+            Column::new("Address", |s| s.get("/spec/address")),
+            Column::new("Node", |s| s.or_none("/status/node")),
+            Column::new("Services", |s| joined(s.list("/spec/services"))),
+            AGE,
+            Column::wide("Candidates", candidates),
+        ],
+    ),
+    (
+        OWN,
+        "LoadBalancerPool",
+        &[
+            NAME,
+            Column::new("Blocks", blocks),
+            Column::new("Disabled", |s| flag(s, "/spec/disabled")),
+            Column::integer("Free", |s| json!(s.int("/status/free"))),
+            Column::integer("Used", |s| json!(s.int("/status/used"))),
+            Column::new("Conflict", conflict),
+            AGE,
+        ],
+    ),
     (
         STORAGE,
         "CSIDriver",
@@ -184,6 +210,27 @@ fn labels(map: &Value) -> Value {
     json!(text::or_none(&all.join(",")))
 }
 
+/// `cidr` or `start-stop` of each block.
+fn blocks(source: &Source<'_>) -> Value {
+    let one = |block: &Value| {
+        let text = |field: &str| block[field].as_str().unwrap_or_default().to_owned();
+        match (text("cidr"), text("start"), text("stop")) {
+            (_, start, stop) if !start.is_empty() && !stop.is_empty() => format!("{start}-{stop}"),
+            (cidr, start, _) => cidr + &start,
+        }
+    };
+    json!(source.list("/spec/blocks").iter().map(one).collect::<Vec<_>>().join(","))
+}
+
+fn conflict(source: &Source<'_>) -> Value {
+    let condition = source.list("/status/conditions").iter().find(|c| c["type"] == "Conflict");
+    json!(condition.and_then(|c| c["status"].as_str()).unwrap_or("Unknown"))
+}
+
+fn candidates(source: &Source<'_>) -> Value {
+    json!(source.list("/spec/nodes").iter().filter_map(|n| n["name"].as_str()).collect::<Vec<_>>().join(","))
+}
+
 fn joined(list: &[Value]) -> Value {
     json!(list.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(","))
 }
@@ -322,6 +369,20 @@ mod tests {
             "ResourceClaim",
             json!({"status": {"allocation": {}, "reservedFor": [{}]}}),
             &["a", "allocated,reserved", "60m"],
+        );
+        check(
+            "sluice.dev",
+            "LoadBalancerPool",
+            json!({"spec": {"blocks": [{"cidr": "192.0.2.0/24"}, {"start": "2001:db8::1", "stop": "2001:db8::9"}, {"start": "192.0.3.1"}]},
+                "status": {"free": 9, "used": 1, "conditions": [{"type": "Conflict", "status": "False"}]}}),
+            &["a", "192.0.2.0/24,2001:db8::1-2001:db8::9,192.0.3.1", "false", "9", "1", "False", "60m"],
+        );
+        check(
+            "sluice.dev",
+            "LoadBalancerAnnouncement",
+            json!({"spec": {"address": "192.0.2.1", "services": ["n/web"], "nodes": [{"name": "b"}, {"name": "c"}]},
+                "status": {"node": "c"}}),
+            &["a", "192.0.2.1", "c", "n/web", "60m", "b,c"],
         );
         check(
             "admissionregistration.k8s.io",

@@ -126,7 +126,9 @@ fn every_resource_has_field_numbers_down_to_its_leaves() {
         }
     }
     let (mut seen, mut missing) = (std::collections::BTreeSet::new(), Vec::new());
-    for row in resource::builtin().iter().filter(|row| row.group != "apiregistration.k8s.io") {
+    // The kinds of our own group are written as JSON alone.
+    let apart = ["apiregistration.k8s.io", "sluice.dev"];
+    for row in resource::builtin().iter().filter(|row| !apart.contains(&&*row.group)) {
         if let Some(ty) = schema::builtin().get(&row.schema) {
             walk(ty, &mut seen, &mut missing);
         }

@@ -3,6 +3,7 @@
 //!
 //! The plugins read the cached store and change only the object at hand.
 
+mod balancer;
 mod certificates;
 mod limit_ranger;
 mod namespace;
@@ -136,6 +137,7 @@ impl Admission {
             (("certificates.k8s.io", "certificatesigningrequests", _), _) => {
                 certificates::check(&self.authorizer, admit, object)?;
             }
+            (("sluice.dev", "loadbalancerpools", ""), _) => balancer::check_pool(view, admit, object)?,
             (("rbac.authorization.k8s.io", _, ""), _) => {
                 escalation::check(&self.authorizer, &admit.attributes, admit.old, object)?;
             }

@@ -115,6 +115,38 @@ async fn namespaces_hold_and_stay() {
 }
 
 #[tokio::test]
+async fn pools_stay_clear_of_the_clusters_own_ranges() {
+    let view = view();
+    view.put(
+        "networking.k8s.io",
+        "servicecidrs",
+        json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": ["10.96.0.0/16", "fd96::/112"]}}),
+    );
+    view.put("", "nodes", json!({"metadata": {"name": "a"}, "spec": {"podCIDRs": ["10.244.0.0/24"]}}));
+    let pool =
+        |block: Value| Some(json!({"metadata": {"name": "p"}, "spec": {"blocks": [{"start": "192.0.2.1"}, block]}}));
+    let check = async |old: Option<Value>, block: Value, expected: Result<(), &str>| {
+        let what = if old.is_some() { "update" } else { "create" };
+        let what = format!("{what} sluice.dev/loadbalancerpools - p");
+        let got = admit(&view, &admin(), &what, old, pool(block.clone())).await.map(drop);
+        assert_eq!(got, expected.map_err(str::to_owned), "{block}");
+    };
+    check(None, json!({"cidr": "192.0.3.0/24"}), Ok(())).await;
+    let service = "LoadBalancerPool.sluice.dev \"p\" is invalid: spec.blocks[1].cidr: Invalid value: \"10.96.7.0/24\": \
+                   must not overlap the range of Services 10.96.0.0/16";
+    check(None, json!({"cidr": "10.96.7.0/24"}), Err(service)).await;
+    let six = "LoadBalancerPool.sluice.dev \"p\" is invalid: spec.blocks[1].start: Invalid value: \"fd96::1\": \
+               must not overlap the range of Services fd96::/112";
+    check(None, json!({"start": "fd96::1"}), Err(six)).await;
+    let pods = "LoadBalancerPool.sluice.dev \"p\" is invalid: spec.blocks[1].start: Invalid value: \"10.243.0.1\": \
+                must not overlap the range of node a's pods 10.244.0.0/24";
+    check(None, json!({"start": "10.243.0.1", "stop": "10.245.0.1"}), Err(pods)).await;
+    // What was let in before the range existed stays changeable in every other respect.
+    check(pool(json!({"cidr": "10.96.7.0/24"})), json!({"cidr": "10.96.7.0/24"}), Ok(())).await;
+    check(pool(json!({"start": "192.0.3.1"})), json!({"cidr": "10.96.7.0/24"}), Err(service)).await;
+}
+
+#[tokio::test]
 async fn admission_leaves_no_nulls() {
     let made = admit(&view(), &admin(), "create core/pods shop web-0", None, pod(json!({}))).await.unwrap();
     assert!(!made.to_string().contains("null"), "{made}");

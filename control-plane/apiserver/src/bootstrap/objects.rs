@@ -26,6 +26,9 @@ const RBAC: &str = "rbac.authorization.k8s.io";
 /// Namespaces that always exist and cannot be deleted, but for the last.
 pub const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
+/// The ConfigMap in `kube-system` with `podCidr` and `serviceCidr` as the API server was told.
+pub const NETWORK: &str = "cluster-network";
+
 /// What the objects say of this cluster.
 #[derive(Clone, Debug)]
 pub struct Cluster {
@@ -35,7 +38,9 @@ pub struct Cluster {
     /// The addresses of the `kubernetes` and `kube-dns` Services.
     pub service_ip: IpAddr,
     pub dns_ip: IpAddr,
+    /// As configured: one or two, separated by commas.
     pub service_cidr: String,
+    pub pod_cidr: String,
     pub ca_pem: String,
 }
 
@@ -123,7 +128,8 @@ async fn exact(storage: &Storage, row: &Resource, object: Value) -> Result<(), S
     let mut current = stored.value();
     let mut changed = false;
     for (field, value) in object.as_object().into_iter().flatten() {
-        if !matches!(field.as_str(), "metadata" | "apiVersion" | "kind") && current[field] != *value {
+        // The status is made once, and then others'.
+        if !matches!(field.as_str(), "metadata" | "apiVersion" | "kind" | "status") && current[field] != *value {
             current[field] = value.clone();
             changed = true;
         }
@@ -214,32 +220,37 @@ fn fixed(cluster: &Cluster) -> Vec<Item> {
     );
     // Every node answers DNS itself: a question leaves the node only when its own server is away.
     dns["spec"]["trafficDistribution"] = json!("PreferSameNode");
-    let range = json!({"metadata": {"name": "kubernetes"},
-        "spec": {"cidrs": [cluster.service_cidr]},
-        "status": {"conditions": [{"type": "Ready", "status": "True", "reason": "",
-            "message": "Kubernetes default Service CIDR is ready",
-            "lastTransitionTime": jiff::Timestamp::now().round(jiff::Unit::Second).map_or_else(|_| String::new(), |t| t.to_string())}]}});
     vec![
         class("system-node-critical", 2_000_001_000, "node"),
         class("system-cluster-critical", 2_000_000_000, "cluster"),
         ("", "services", kubernetes),
         ("", "services", dns),
-        ("networking.k8s.io", "servicecidrs", range),
     ]
 }
 
 /// Follows the configuration at each start.
 fn described(cluster: &Cluster) -> Vec<Item> {
     let port = json!([{"name": "https", "port": cluster.port, "protocol": "TCP"}]);
-    let addresses: Vec<Value> = cluster.advertise.iter().map(|ip| json!({"ip": ip})).collect();
+    // Endpoints are of the Service's first family alone.
+    let own = cluster.advertise.iter().filter(|ip| ip.is_ipv4() == cluster.service_ip.is_ipv4());
+    let addresses: Vec<Value> = own.map(|ip| json!({"ip": ip})).collect();
+    let ranges: Vec<&str> = cluster.service_cidr.split(',').map(str::trim).collect();
+    let range = json!({"metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": ranges},
+        "status": {"conditions": [{"type": "Ready", "status": "True", "reason": "",
+            "message": "Kubernetes default Service CIDR is ready",
+            "lastTransitionTime": jiff::Timestamp::now().round(jiff::Unit::Second).map_or_else(|_| String::new(), |t| t.to_string())}]}});
+    let subsets = if addresses.is_empty() { json!([]) } else { json!([{"addresses": addresses, "ports": port}]) };
     let mut items = vec![
+        ("networking.k8s.io", "servicecidrs", range),
         (
             "",
             "endpoints",
             json!({"metadata": {"namespace": "default", "name": "kubernetes",
                     "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
-                "subsets": [{"addresses": addresses, "ports": port}]}),
+                "subsets": subsets}),
         ),
+        ("", "configmaps", network(cluster)),
         ("", "configmaps", cluster_info(cluster)),
         (
             "",
@@ -270,6 +281,12 @@ fn split(mut slice: Value) -> Value {
     let endpoints: Vec<Value> = each.map(|ip| json!({"addresses": [ip], "conditions": {"ready": true}})).collect();
     slice["endpoints"] = endpoints.into();
     slice
+}
+
+/// The ranges that every node has to be told, for the command that joins one.
+fn network(cluster: &Cluster) -> Value {
+    json!({"metadata": {"namespace": "kube-system", "name": NETWORK},
+        "data": {"podCidr": cluster.pod_cidr, "serviceCidr": cluster.service_cidr}})
 }
 
 /// What a node without credentials reads to find the cluster; it pins the authority's hash.
@@ -346,10 +363,14 @@ mod tests {
             port: 6443,
             service_ip: "10.96.0.1".parse().unwrap(),
             dns_ip: "10.96.0.10".parse().unwrap(),
-            service_cidr: "10.96.0.0/16".into(),
+            service_cidr: "10.96.0.0/16,fd00::/108".into(),
+            pod_cidr: "10.244.0.0/16,fd01::/48".into(),
             ca_pem: "PEM".into(),
         };
         let items = described(&cluster);
+        let of = |plural: &str| &items.iter().find(|i| i.1 == plural).unwrap().2;
+        assert_eq!(of("endpoints")["subsets"][0]["addresses"], json!([{"ip": "192.0.2.7"}]));
+        assert_eq!(of("servicecidrs")["spec"]["cidrs"], json!(["10.96.0.0/16", "fd00::/108"]));
         let slices: Vec<&Value> = items.iter().filter(|i| i.1 == "endpointslices").map(|i| &i.2).collect();
         assert_eq!(slices.len(), 2);
         assert_eq!(slices[0]["endpoints"][0]["addresses"], json!(["192.0.2.7"]));

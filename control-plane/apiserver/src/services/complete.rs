@@ -1,7 +1,7 @@
-//! What a Service's own fields say and lack: types, families, addresses and ports, given what others
-//! hold. Pure but for the choice among free ones.
+//! What a Service's own fields say and lack: types, addresses and ports, given what others hold. Pure but for the choice
+//! among free ones.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use serde_json::{Value, json};
 use sluice_api::status::FieldError;
@@ -9,8 +9,17 @@ use sluice_api::status::FieldError;
 use super::{Range, Taken};
 use crate::{limits, meta};
 
-fn kind(object: &Value) -> &str {
-    object["spec"]["type"].as_str().filter(|t| !t.is_empty()).unwrap_or("ClusterIP")
+pub(super) fn kind(object: &Value) -> &str {
+    kind_of(&object["spec"])
+}
+
+fn kind_of(spec: &Value) -> &str {
+    spec["type"].as_str().filter(|t| !t.is_empty()).unwrap_or("ClusterIP")
+}
+
+/// A name for something outside: it has neither addresses nor families.
+pub(super) fn is_external(object: &Value) -> bool {
+    kind(object) == "ExternalName"
 }
 
 fn wants_ports(object: &Value) -> bool {
@@ -32,17 +41,12 @@ pub(super) fn keep(old: &Value, new: &mut Value) {
     let external = |kind: &str| kind == "ExternalName";
     let old_spec = &old["spec"];
     if !external(&was) && !external(&is) {
-        for field in ["clusterIP", "clusterIPs"] {
-            let given = &new["spec"][field];
-            let empty = given.is_null() || given == "" || given.as_array().is_some_and(Vec::is_empty);
-            if empty && !old_spec[field].is_null() {
-                new["spec"][field] = old_spec[field].clone();
-            }
+        let unset = |value: &Value| value.is_null() || value == "" || value.as_array().is_some_and(Vec::is_empty);
+        if unset(&new["spec"]["clusterIP"]) {
+            new["spec"]["clusterIP"] = old_spec["clusterIP"].clone();
         }
-        for field in ["ipFamilies", "ipFamilyPolicy"] {
-            if new["spec"][field].is_null() && !old_spec[field].is_null() {
-                new["spec"][field] = old_spec[field].clone();
-            }
+        if unset(&new["spec"]["clusterIPs"]) && new["spec"]["clusterIP"] == old_spec["clusterIP"] {
+            new["spec"]["clusterIPs"] = old_spec["clusterIPs"].clone();
         }
     }
     let old_ports: Vec<Value> = old_spec["ports"].as_array().cloned().unwrap_or_default();
@@ -101,86 +105,56 @@ fn drop_unused(old: &Value, new: &mut Value) {
     }
 }
 
-/// `ipFamilies` and `ipFamilyPolicy` of a cluster with IPv4 alone.
-pub(super) fn families(object: &mut Value) -> Vec<FieldError> {
-    if kind(object) == "ExternalName" {
-        return Vec::new();
-    }
-    let spec = &object["spec"];
-    let headless = spec["clusterIP"] == "None" || spec["clusterIPs"][0] == "None";
-    let selects = spec["selector"].as_object().is_some_and(|s| !s.is_empty());
-    let spec = meta::map(&mut object["spec"]);
-    let unset = |value: Option<&Value>| value.is_none_or(|v| v.is_null() || v.as_array().is_some_and(Vec::is_empty));
-    if unset(spec.get("ipFamilies")) {
-        spec.insert("ipFamilies".into(), json!(["IPv4"]));
-    }
-    if headless && !selects {
-        // Whoever fills in the endpoints decides; upstream asks for both families then.
-        if unset(spec.get("ipFamilyPolicy")) {
-            spec.insert("ipFamilyPolicy".into(), json!("RequireDualStack"));
-            spec.insert("ipFamilies".into(), json!(["IPv4", "IPv6"]));
-        }
-        return Vec::new();
-    }
-    if unset(spec.get("ipFamilyPolicy")) {
-        spec.insert("ipFamilyPolicy".into(), json!("SingleStack"));
-    }
-    let mut errors = Vec::new();
-    if spec["ipFamilyPolicy"] == "RequireDualStack" {
-        errors.push(FieldError::invalid(
-            "spec.ipFamilyPolicy",
-            "RequireDualStack",
-            "this cluster is not configured for dual-stack services",
-        ));
-    }
-    for (i, family) in spec["ipFamilies"].as_array().into_iter().flatten().enumerate() {
-        if family == "IPv6" {
-            errors.push(FieldError::invalid(format!("spec.ipFamilies[{i}]"), "IPv6", "not configured on this cluster"));
-        }
-    }
-    errors
-}
-
-pub(super) fn addresses(object: &mut Value, range: Range, taken: &Taken) -> Vec<FieldError> {
-    if kind(object) == "ExternalName" {
-        return Vec::new();
-    }
+/// Gives the Service an address of each of its families, or checks those it asks for; those it held stay without a look.
+pub(super) fn addresses(old: Option<&Value>, object: &mut Value, ranges: &[Range], taken: &Taken) -> Vec<FieldError> {
     let spec = &mut object["spec"];
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let mut address = text(&spec["clusterIP"]);
-    let listed: Vec<String> = meta::strings(&spec["clusterIPs"]).into_iter().map(str::to_owned).collect();
-    if address.is_empty() {
-        address = listed.first().cloned().unwrap_or_default();
+    let text = |list: &Value| -> Vec<String> { meta::strings(list).into_iter().map(str::to_owned).collect() };
+    let asked = text(&spec["clusterIPs"]);
+    if kind_of(spec) == "ExternalName" || asked.first().is_some_and(|address| address == "None") {
+        return Vec::new();
     }
-    let invalid = |why: String| {
-        let shown = if listed.is_empty() { vec![address.clone()] } else { listed.clone() };
-        vec![FieldError::invalid("spec.clusterIPs", json!(shown), why)]
-    };
-    if address.is_empty() {
-        let Some(free) = range.free(&taken.addresses) else {
-            let why = "failed to allocate a serviceIP: range is full";
-            return vec![FieldError::internal("spec.clusterIPs", why)];
-        };
-        address = free.to_string();
-    } else if address != "None" {
-        let inside = address.parse().is_ok_and(|a| range.contains(a));
-        if !inside {
-            let last = range.at(range.size - 1);
-            return invalid(format!(
-                "failed to allocate IP {address}: the provided IP is not in the valid range. The range of valid IPs is {}-{last}",
-                range.at(0)
-            ));
+    let held = old.map(|old| text(&old["spec"]["clusterIPs"])).unwrap_or_default();
+    let mut given = Vec::new();
+    for (i, family) in text(&spec["ipFamilies"]).iter().enumerate() {
+        let address = asked.get(i).filter(|address| !address.is_empty());
+        if let Some(kept) = address.filter(|address| held.contains(address)) {
+            given.push(kept.clone());
+            continue;
         }
-        if taken.addresses.contains(&address) {
-            return invalid(format!("failed to allocate IP {address}: provided IP is already allocated"));
+        let Some(range) = ranges.iter().find(|range| range.family() == family) else { continue };
+        match address {
+            Some(address) => match unavailable(address, *range, taken) {
+                Some(why) => {
+                    let why = format!("failed to allocate IP {address}: {why}");
+                    return vec![FieldError::invalid("spec.clusterIPs", json!(asked), why)];
+                }
+                None => given.push(address.clone()),
+            },
+            None => match range.free(&taken.addresses) {
+                Some(free) => given.push(free.to_string()),
+                None => {
+                    let why = "failed to allocate a serviceIP: range is full";
+                    return vec![FieldError::internal("spec.clusterIPs", why)];
+                }
+            },
         }
     }
     let spec = meta::map(spec);
-    if listed.is_empty() {
-        spec.insert("clusterIPs".into(), json!([address]));
-    }
-    spec.insert("clusterIP".into(), address.into());
+    spec.insert("clusterIP".into(), json!(given.first()));
+    spec.insert("clusterIPs".into(), json!(given));
     Vec::new()
+}
+
+/// Why a Service cannot have the address that it asks for.
+fn unavailable(address: &str, range: Range, taken: &Taken) -> Option<String> {
+    match address.parse::<IpAddr>() {
+        Ok(ip) if !range.contains(ip) => {
+            Some(format!("the provided IP ({ip}) is not in the valid range. The range of valid IPs is {range}"))
+        }
+        Ok(ip) if taken.addresses.contains(&ip.to_string()) => Some("provided IP is already allocated".into()),
+        Ok(_) => None,
+        Err(_) => Some("not a valid IP address".into()),
+    }
 }
 
 pub(super) fn ports(object: &mut Value, taken: &Taken) -> Vec<FieldError> {
@@ -257,8 +231,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn range() -> Range {
-        Range::parse("10.96.0.0/16").unwrap()
+    fn ranges() -> Vec<Range> {
+        Range::parse_all("10.96.0.0/16,fd00:96::/108").unwrap()
     }
 
     fn taken(addresses: &[&str], ports: &[u16]) -> Taken {
@@ -267,24 +241,42 @@ mod tests {
 
     #[test]
     fn addresses_are_given_or_checked() {
-        let mut service = json!({"spec": {"ports": []}});
-        assert!(families(&mut service).is_empty());
-        assert!(addresses(&mut service, range(), &taken(&[], &[])).is_empty());
-        let address = service["spec"]["clusterIP"].as_str().unwrap().to_owned();
-        assert!(range().contains(address.parse().unwrap()));
-        assert_eq!(service["spec"]["clusterIPs"], json!([address]));
-        assert_eq!(service["spec"]["ipFamilies"], json!(["IPv4"]));
-        assert_eq!(service["spec"]["ipFamilyPolicy"], "SingleStack");
+        let both = json!({"spec": {"ipFamilies": ["IPv6", "IPv4"]}});
+        let mut service = both.clone();
+        assert!(addresses(None, &mut service, &ranges(), &taken(&[], &[])).is_empty());
+        let given = meta::strings(&service["spec"]["clusterIPs"]);
+        let [six, four] = given[..] else { panic!("{service}") };
+        assert!(ranges()[1].contains(six.parse().unwrap()) && ranges()[0].contains(four.parse().unwrap()), "{service}");
+        assert_eq!(service["spec"]["clusterIP"], six);
 
-        let check = |address: &str, expected: &str| {
-            let mut service = json!({"spec": {"clusterIP": address}});
-            let errors = addresses(&mut service, range(), &taken(&["10.96.0.10"], &[]));
+        // One more family: the address that is there stays, even outside of what the range is now.
+        let old = json!({"spec": {"clusterIPs": ["192.0.2.1"]}});
+        let mut more = json!({"spec": {"ipFamilies": ["IPv4", "IPv6"], "clusterIPs": ["192.0.2.1"]}});
+        assert!(addresses(Some(&old), &mut more, &ranges(), &taken(&["192.0.2.1"], &[])).is_empty());
+        let given = meta::strings(&more["spec"]["clusterIPs"]);
+        assert!(given.len() == 2 && given[0] == "192.0.2.1" && given[1].starts_with("fd00:96::"), "{more}");
+
+        let check = |asked: &[&str], expected: &str| {
+            let mut service = json!({"spec": {"ipFamilies": ["IPv4", "IPv6"], "clusterIPs": asked}});
+            let errors = addresses(None, &mut service, &ranges(), &taken(&["10.96.0.10", "fd00:96::a"], &[]));
             let text: Vec<String> = errors.iter().map(ToString::to_string).collect();
-            assert!(text.join("").contains(expected), "{text:?}");
+            assert_eq!(text.join(""), expected);
         };
-        check("10.96.0.10", "failed to allocate IP 10.96.0.10: provided IP is already allocated");
-        check("10.1.0.10", "not in the valid range");
-        check("None", "");
+        check(
+            &["10.96.0.10"],
+            "spec.clusterIPs: Invalid value: [\"10.96.0.10\"]: failed to allocate IP 10.96.0.10: provided IP is already allocated",
+        );
+        check(
+            &["10.96.0.11", "fd00:96::a"],
+            "spec.clusterIPs: Invalid value: [\"10.96.0.11\",\"fd00:96::a\"]: failed to allocate IP fd00:96::a: provided IP is \
+             already allocated",
+        );
+        check(
+            &["10.1.0.10"],
+            "spec.clusterIPs: Invalid value: [\"10.1.0.10\"]: failed to allocate IP 10.1.0.10: the provided IP (10.1.0.10) is not \
+             in the valid range. The range of valid IPs is 10.96.0.0/16",
+        );
+        check(&["None"], "");
     }
 
     #[test]

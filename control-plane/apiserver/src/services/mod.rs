@@ -1,30 +1,31 @@
-//! Addresses and ports of Services: cluster IPs from the service range, node ports, health-check
+//! Addresses and ports of Services: cluster IPs from the service ranges, node ports, health-check
 //! ports, and the address-family fields that go with them. What is in use is read from the cache
 //! under a lock that is held until the Service is stored, so this server never gives one out twice;
 //! what other servers are about to give out is noted in the store ([`reserved`]).
 
 mod complete;
+mod families;
+mod held;
+mod range;
 mod reserved;
 
-use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc};
 
 use rand::Rng as _;
-use serde::Deserialize;
 use serde_json::Value;
 use sluice_api::{resource::Resource, status::Status};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
-use crate::{
-    limits, meta,
-    storage::{Storage, StoredObject},
-    verbs::Call,
-};
-use complete::{addresses, families, keep, ports};
-use reserved::{Held, Reserved};
+use crate::{limits, meta, storage::Storage, verbs::Call};
+use complete::{addresses, keep, ports};
+use families::{families, normalize};
+use held::{Held, Known};
+pub(crate) use range::Range;
+use reserved::Reserved;
 
 /// Held until the Service is stored, or the request has failed.
 pub(crate) struct Allocation {
-    guard: Option<OwnedMutexGuard<()>>,
+    guard: Option<OwnedMutexGuard<Known>>,
     /// What other servers see of it.
     noted: Option<(Arc<Storage>, String)>,
 }
@@ -44,69 +45,9 @@ impl Drop for Allocation {
 
 /// See the module.
 pub(crate) struct Services {
-    range: Range,
-    lock: Arc<Mutex<()>>,
-}
-
-/// An IPv4 range of which network and broadcast address are never given out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Range {
-    base: u32,
-    size: u32,
-}
-
-impl Range {
-    /// From `10.96.0.0/16`.
-    pub(crate) fn parse(cidr: &str) -> anyhow::Result<Self> {
-        let wrong = || anyhow::anyhow!("the service range {cidr} is no IPv4 network such as 10.96.0.0/16");
-        let (address, bits) = cidr.split_once('/').ok_or_else(wrong)?;
-        let address: Ipv4Addr = address.parse().map_err(|_| wrong())?;
-        let bits: u32 = bits.parse().map_err(|_| wrong())?;
-        if !(8..=30).contains(&bits) {
-            anyhow::bail!("the service range {cidr} has to be between /8 and /30");
-        }
-        let size = 1u32 << (32 - bits);
-        Ok(Self { base: u32::from(address) & !(size - 1), size })
-    }
-
-    /// The address at an offset.
-    pub(crate) fn at(self, offset: u32) -> Ipv4Addr {
-        Ipv4Addr::from(self.base + offset)
-    }
-
-    fn contains(self, address: Ipv4Addr) -> bool {
-        let offset = u32::from(address).wrapping_sub(self.base);
-        offset > 0 && offset < self.size - 1
-    }
-
-    /// A free address, from upstream's upper band first: the lower one is for those who ask for an
-    /// address by name.
-    fn free(self, used: &BTreeSet<String>) -> Option<Ipv4Addr> {
-        let reserved = (self.size / 16).clamp(16, 256).min(self.size / 2);
-        let upper = self.size - 1 - reserved;
-        let start = rand::rng().random_range(0..upper);
-        let upper = (0..upper).map(|i| reserved + (start + i) % upper);
-        upper.chain(1..reserved).map(|offset| self.at(offset)).find(|address| !used.contains(&address.to_string()))
-    }
-}
-
-#[derive(Default, Deserialize)]
-struct Used {
-    #[serde(default)]
-    spec: UsedSpec,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct UsedSpec {
-    ports: Vec<UsedPort>,
-    health_check_node_port: Option<u16>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct UsedPort {
-    node_port: Option<u16>,
+    /// One or two, the default family first.
+    ranges: Vec<Range>,
+    lock: Arc<Mutex<Known>>,
 }
 
 /// What other Services hold.
@@ -117,31 +58,9 @@ struct Taken {
 }
 
 impl Taken {
-    fn read(storage: &Storage, services: &Resource, namespace: &str, name: &str) -> Self {
-        let mut taken = Self::default();
-        for object in storage.list(services.store_prefix(), "").items {
-            if &*object.namespace != namespace || &*object.name != name {
-                taken.add(&object, services);
-            }
-        }
-        taken
-    }
-
-    fn add(&mut self, object: &StoredObject, services: &Resource) {
-        let field = |name: &str| {
-            let at = services.selectable.iter().position(|f| f == name);
-            at.and_then(|i| object.fields.get(i)).map_or("", |text| &**text)
-        };
-        let address = field("spec.clusterIP");
-        if !address.is_empty() && address != "None" {
-            self.addresses.insert(address.to_owned());
-        }
-        if matches!(field("spec.type"), "NodePort" | "LoadBalancer")
-            && let Ok(used) = object.parse::<Used>()
-        {
-            self.ports.extend(used.spec.ports.iter().filter_map(|p| p.node_port));
-            self.ports.extend(used.spec.health_check_node_port);
-        }
+    fn add(&mut self, held: &Held) {
+        self.addresses.extend(held.addresses.iter().cloned());
+        self.ports.extend(&held.ports);
     }
 
     fn free_port(&self, own: &BTreeSet<u16>) -> Option<u16> {
@@ -157,8 +76,8 @@ impl Taken {
 }
 
 impl Services {
-    pub(crate) fn new(range: Range) -> Self {
-        Self { range, lock: Arc::default() }
+    pub(crate) fn new(ranges: Vec<Range>) -> Self {
+        Self { ranges, lock: Arc::default() }
     }
 
     /// Completes a new Service; nothing for other kinds.
@@ -166,7 +85,8 @@ impl Services {
         if !is_service(&call.view.resource) {
             return Ok(None);
         }
-        self.allocate(call, object).await.map(Some)
+        normalize(None, object);
+        self.allocate(call, None, object).await.map(Some)
     }
 
     /// Completes a changed Service: what it holds is kept, what it newly needs is given.
@@ -180,11 +100,13 @@ impl Services {
             return Ok(None);
         }
         keep(old, new);
-        self.allocate(call, new).await.map(Some)
+        normalize(Some(old), new);
+        self.allocate(call, Some(old), new).await.map(Some)
     }
 
-    async fn allocate(&self, call: &Call<'_>, object: &mut Value) -> Result<Allocation, Status> {
-        let guard = Arc::clone(&self.lock).lock_owned().await;
+    async fn allocate(&self, call: &Call<'_>, old: Option<&Value>, object: &mut Value) -> Result<Allocation, Status> {
+        let cluster: Vec<&str> = self.ranges.iter().map(|range| range.family()).collect();
+        let mut guard = Arc::clone(&self.lock).lock_owned().await;
         let (resource, storage) = (&*call.view.resource, &call.core.storage);
         let name = meta::name(object).to_owned();
         let own = format!("{}/{name}", call.namespace());
@@ -192,12 +114,12 @@ impl Services {
         let held = storage.get(resource.store_prefix(), call.namespace(), &name).map(|o| Held::of(&o.value()));
         for _ in 0..limits::WRITE_ATTEMPTS {
             let reserved = Reserved::read(storage).await?;
-            let mut taken = Taken::read(storage, resource, call.namespace(), &name);
+            let mut taken = guard.of_others(storage, resource, call.namespace(), &name, self.ranges.len() > 1);
             reserved.add_to(&mut taken, &own);
             let mut completed = object.clone();
-            let mut errors = families(&mut completed);
+            let mut errors = families(&cluster, old, &mut completed);
             if errors.is_empty() {
-                errors = addresses(&mut completed, self.range, &taken);
+                errors = addresses(old, &mut completed, &self.ranges, &taken);
             }
             if errors.is_empty() {
                 errors = ports(&mut completed, &taken);
@@ -228,32 +150,4 @@ impl Services {
 
 fn is_service(resource: &Resource) -> bool {
     resource.group.is_empty() && resource.plural == "services"
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn ranges_parse() {
-        assert_eq!(Range::parse("10.96.0.0/16").unwrap().at(10).to_string(), "10.96.0.10");
-        assert!(Range::parse("10.96.0.0/16").unwrap().contains("10.96.255.254".parse().unwrap()));
-        for outside in ["10.96.0.0", "10.96.255.255", "10.97.0.1", "9.0.0.1"] {
-            assert!(!Range::parse("10.96.0.0/16").unwrap().contains(outside.parse().unwrap()), "{outside}");
-        }
-        assert!(Range::parse("10.96.0.0").is_err());
-        assert!(Range::parse("fd00::/108").is_err());
-    }
-
-    #[test]
-    fn a_small_range_is_used_up_to_the_last_address() {
-        let range = Range::parse("10.0.0.0/29").unwrap();
-        let mut used = BTreeSet::new();
-        while let Some(address) = range.free(&used) {
-            assert!(range.contains(address), "{address}");
-            assert!(used.insert(address.to_string()));
-        }
-        assert_eq!(used.len(), 6);
-    }
 }

@@ -3,27 +3,15 @@
 //! beside the objects, by comparison with its last state, and crossed out when its request is over.
 //! What a crash leaves behind is forgotten once it is older than any request.
 
-use std::collections::BTreeSet;
-
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use sluice_api::status::Status;
 use sluice_store::Revision;
 
-use super::Taken;
-use crate::{limits, meta, storage::Storage};
+use super::{Held, Taken};
+use crate::{limits, storage::Storage};
 
 /// Beside the objects, so that the cache follows it; no object.
 const KEY: &str = "services";
-
-/// The addresses and ports of one Service.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Held {
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    addresses: BTreeSet<String>,
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    ports: BTreeSet<u16>,
-}
 
 /// What a server is about to store.
 #[derive(Debug, Serialize, Deserialize)]
@@ -42,25 +30,6 @@ pub(super) struct Reserved {
     revision: Revision,
 }
 
-impl Held {
-    /// Of a Service with its fields filled in.
-    pub(super) fn of(service: &Value) -> Self {
-        let spec = &service["spec"];
-        let listed = meta::strings(&spec["clusterIPs"]).into_iter().chain(spec["clusterIP"].as_str());
-        let numbers = spec["ports"].as_array().into_iter().flatten().map(|port| &port["nodePort"]);
-        let port = |value: &Value| u16::try_from(value.as_u64()?).ok().filter(|port| *port > 0);
-        Self {
-            addresses: listed.filter(|a| !matches!(*a, "" | "None")).map(str::to_owned).collect(),
-            ports: numbers.chain([&spec["healthCheckNodePort"]]).filter_map(port).collect(),
-        }
-    }
-
-    /// Whether all of this is in `other` too.
-    pub(super) fn is_within(&self, other: &Self) -> bool {
-        self.addresses.is_subset(&other.addresses) && self.ports.is_subset(&other.ports)
-    }
-}
-
 impl Reserved {
     /// The notes as they are now; the cache has every Service whose note is gone.
     pub(super) async fn read(storage: &Storage) -> Result<Self, Status> {
@@ -73,8 +42,7 @@ impl Reserved {
     /// Counts what others are about to store as taken.
     pub(super) fn add_to(&self, taken: &mut Taken, service: &str) {
         for note in self.notes.iter().filter(|note| note.service != service) {
-            taken.addresses.extend(note.held.addresses.iter().cloned());
-            taken.ports.extend(&note.held.ports);
+            taken.add(&note.held);
         }
     }
 
@@ -107,31 +75,5 @@ impl Reserved {
     async fn write(self, storage: &Storage) -> Result<bool, Status> {
         let bytes = serde_json::to_vec(&self.notes).map_err(Status::internal)?;
         storage.replace_note(KEY, bytes, self.revision).await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn what_a_service_holds() {
-        let check = |spec: Value, addresses: &[&str], ports: &[u16]| {
-            let held = Held::of(&json!({"spec": spec}));
-            let expected = Held {
-                addresses: addresses.iter().map(|a| (*a).to_owned()).collect(),
-                ports: ports.iter().copied().collect(),
-            };
-            assert_eq!(held, expected);
-        };
-        check(json!({"clusterIP": "None", "clusterIPs": ["None"]}), &[], &[]);
-        check(json!({"clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1", "fd00::1"]}), &["10.0.0.1", "fd00::1"], &[]);
-        check(
-            json!({"ports": [{"nodePort": 30001}, {"port": 1}, {"nodePort": 0}], "healthCheckNodePort": 30002}),
-            &[],
-            &[30001, 30002],
-        );
     }
 }

@@ -19,9 +19,6 @@ use crate::rest;
 use crate::types::Node;
 
 const NAME: &str = "node-ipam-controller";
-/// Prefix of a node's range (upstream's defaults).
-const NODE_PREFIX_V4: u8 = 24;
-const NODE_PREFIX_V6: u8 = 64;
 
 /// The subnets of one cluster range.
 #[derive(Debug)]
@@ -36,17 +33,17 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// A pool over `cidr`.
+    /// A pool over `cidr`, of which a node gets the prefix of the range's family.
     ///
     /// # Errors
     /// A sentence when it is no range, or smaller than one node's.
-    pub(super) fn new(cidr: &str) -> Result<Self, String> {
+    pub(super) fn new(cidr: &str, (v4, v6): (u8, u8)) -> Result<Self, String> {
         let wrong = || format!("{cidr} is not an address range such as 10.244.0.0/16");
         let (address, prefix) = cidr.split_once('/').ok_or_else(wrong)?;
         let prefix: u8 = prefix.parse().map_err(|_| wrong())?;
         let (base, bits, node_prefix) = match address.parse::<IpAddr>().map_err(|_| wrong())? {
-            IpAddr::V4(ip) => (u128::from(u32::from(ip)), 32, NODE_PREFIX_V4),
-            IpAddr::V6(ip) => (u128::from(ip), 128, NODE_PREFIX_V6),
+            IpAddr::V4(ip) => (u128::from(u32::from(ip)), 32, v4.min(32)),
+            IpAddr::V6(ip) => (u128::from(ip), 128, v6.min(128)),
         };
         if prefix > node_prefix {
             return Err(format!(
@@ -116,7 +113,8 @@ struct Controller {
 /// # Errors
 /// A sentence when a range is none.
 pub(crate) fn start(context: &Context, all: &Informers) -> Result<(), String> {
-    let pools = context.options.pod_cidrs.iter().map(|cidr| Pool::new(cidr)).collect::<Result<Vec<_>, _>>()?;
+    let pools = context.options.pod_cidrs.iter();
+    let pools = pools.map(|cidr| Pool::new(cidr, context.options.node_prefixes)).collect::<Result<Vec<_>, _>>()?;
     if pools.is_empty() {
         return Ok(());
     }
@@ -205,18 +203,24 @@ mod tests {
 
     #[test]
     fn pools() {
-        let mut pool = Pool::new("10.244.7.9/22").unwrap();
+        let mut pool = Pool::new("10.244.7.9/22", (24, 64)).unwrap();
         assert!(pool.occupy("10.244.5.0/24"));
         assert!(!pool.occupy("10.245.0.0/24") && !pool.occupy("fd00::/64"));
         let taken: Vec<_> = std::iter::from_fn(|| pool.allocate()).collect();
         assert_eq!(taken, ["10.244.4.0/24", "10.244.6.0/24", "10.244.7.0/24"]);
         pool.release("10.244.4.0/24");
         assert_eq!(pool.allocate().as_deref(), Some("10.244.4.0/24"));
-        let mut six = Pool::new("fd00:10::/56").unwrap();
+        let mut six = Pool::new("fd00:10::/56", (24, 64)).unwrap();
         assert_eq!(six.allocate().as_deref(), Some("fd00:10::/64"));
         assert_eq!(six.allocate().as_deref(), Some("fd00:10:0:1::/64"));
+        let mut small = Pool::new("10.0.0.0/24", (26, 112)).unwrap();
+        let taken: Vec<_> = std::iter::from_fn(|| small.allocate()).collect();
+        assert_eq!(taken, ["10.0.0.0/26", "10.0.0.64/26", "10.0.0.128/26", "10.0.0.192/26"]);
+        let mut six = Pool::new("fd00:10::/96", (26, 112)).unwrap();
+        assert!(six.occupy("fd00:10::/112"));
+        assert_eq!(six.allocate().as_deref(), Some("fd00:10::1:0/112"));
         for wrong in ["10.0.0.0/25", "10.0.0.0", "x/16", "10.0.0.0/y"] {
-            assert!(Pool::new(wrong).is_err(), "{wrong}");
+            assert!(Pool::new(wrong, (24, 64)).is_err(), "{wrong}");
         }
     }
 }

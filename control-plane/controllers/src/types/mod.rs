@@ -1,6 +1,7 @@
 //! Narrow views of the kinds the controllers watch: only the fields they use, so that a pod costs hundreds of bytes and not
 //! thousands. Templates are kept as compact JSON text: they are copied and compared, never looked into.
 
+mod balancer;
 mod batch;
 mod cluster;
 mod daemon;
@@ -10,12 +11,13 @@ mod stateful;
 mod volume;
 mod workload;
 
+pub(crate) use balancer::{Announcement, AnnouncementSpec, AnnouncingNode, Pool, PoolStatus};
 pub(crate) use batch::{CronJob, CronJobStatus, FailureRule, Job, JobCondition, JobStatus, Reference};
 pub(crate) use cluster::{
     Certificate, CertificateSpec, ConfigMap, Lease, Namespace, Node, NodeCondition, Secret, ServiceAccount,
 };
 pub(crate) use daemon::{ControllerRevision, DaemonSet, DaemonSetStatus};
-pub(crate) use network::{Endpoints, SERVICE_NAME, Service, ServicePort, Slice};
+pub(crate) use network::{Endpoints, LoadBalancerIngress, SERVICE_NAME, Service, ServicePort, Slice};
 pub(crate) use pod::{COMPLETION_INDEX, DELETION_COST, IGNORED_FAILURES, INDEX_FAILURES, JOB_TRACKING, Pod};
 pub(crate) use stateful::{Retention, StatefulSet, StatefulSetStatus};
 pub(crate) use volume::{PersistentVolume, PersistentVolumeClaim, StorageClass};

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::EndpointSubset;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::ObjectMeta;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{nullable, resource};
 use crate::informer::Kind;
@@ -22,6 +23,9 @@ pub(crate) struct Service {
     pub(crate) metadata: ObjectMeta,
     /// Wishes.
     pub(crate) spec: ServiceSpec,
+    /// The load balancer's addresses.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) status: ServiceStatus,
 }
 resource!(Service, "", "v1", "Service", "services", NamespaceResourceScope);
 impl Kind for Service {}
@@ -47,8 +51,53 @@ pub(crate) struct ServiceSpec {
     /// IPv4, IPv6 or both.
     #[serde(deserialize_with = "nullable")]
     pub(crate) ip_families: Vec<String>,
+    /// SingleStack, PreferDualStack or RequireDualStack.
+    pub(crate) ip_family_policy: Option<String>,
+    /// `Local`: only endpoints of the node that a packet comes to answer it.
+    pub(crate) external_traffic_policy: Option<String>,
+    /// Whose business the load balancer is.
+    pub(crate) load_balancer_class: Option<String>,
+    /// The address that is asked for.
+    #[serde(rename = "loadBalancerIP")]
+    pub(crate) load_balancer_ip: Option<String>,
     /// `PreferSameZone` (or `PreferClose`) and `PreferSameNode` fill in hints.
     pub(crate) traffic_distribution: Option<String>,
+}
+
+/// What became of a Service.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct ServiceStatus {
+    /// Addresses from outside.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) load_balancer: LoadBalancerStatus,
+    /// What is to be said of it.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) conditions: Vec<Condition>,
+}
+
+/// Addresses from outside.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(crate) struct LoadBalancerStatus {
+    /// One by one.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) ingress: Vec<LoadBalancerIngress>,
+}
+
+/// An address from outside.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct LoadBalancerIngress {
+    /// The address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ip: Option<String>,
+    /// VIP: packets arrive with the address as their destination.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ip_mode: Option<String>,
+    /// Others' balancers may have a name instead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) hostname: Option<String>,
 }
 
 /// A port of a Service.

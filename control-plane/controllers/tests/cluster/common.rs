@@ -113,6 +113,8 @@ impl Cluster {
             "Job" => self.of("batch/v1", kind, "jobs"),
             "EndpointSlice" => self.of("discovery.k8s.io/v1", kind, "endpointslices"),
             "Endpoints" => self.of("v1", kind, "endpoints"),
+            "LoadBalancerAnnouncement" => self.of("sluice.dev/v1", kind, "loadbalancerannouncements"),
+            "LoadBalancerPool" => self.of("sluice.dev/v1", kind, "loadbalancerpools"),
             "Lease" => self.of("coordination.k8s.io/v1", kind, "leases"),
             "CertificateSigningRequest" => self.of("certificates.k8s.io/v1", kind, "certificatesigningrequests"),
             _ => self.of("v1", kind, &format!("{}s", kind.to_lowercase())),

@@ -6,6 +6,7 @@ mod daemons;
 mod deployments;
 mod election;
 mod jobs;
+mod load_balancers;
 mod namespaces;
 mod nodes;
 mod quotas;

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::string::ToString;
 
-use sluice_ebpf_common::{Reason, Scope};
+use sluice_ebpf_common::{FlowKind, Reason, Scope};
 
-use super::world::{ACK, Frame, SYN, World};
-use crate::{Verdict, egress_uplink, ingress};
+use super::world::{ACK, Frame, SYN, World, mask, wire};
+use crate::{MARK_NEEDS_SOURCE, Verdict, egress_uplink, ingress};
 
 const OUTSIDE: &str = "192.0.2.9:443";
 
@@ -28,6 +28,29 @@ fn who_leaves_with_the_nodes_address() {
         assert_eq!(frame.ends().starts_with("10.1.0.1:6"), masqueraded, "{source} > {destination}: {}", frame.ends());
         assert!(frame.valid());
     }
+}
+
+#[test]
+fn some_places_know_pods_by_their_own_addresses() {
+    let mut world = World::new();
+    world.unmasqueraded =
+        [(wire("192.0.2.0"), mask("255.255.255.0")), (wire("2001:db8:7::"), wire("ffff:ffff:ffff::"))].into();
+    for (source, destination, masqueraded) in [
+        ("10.244.0.5:1000", "192.0.2.9:443", false),
+        ("10.244.0.5:1000", "192.0.3.9:443", true),
+        ("[fd44:0:0:1::5]:1000", "[2001:db8:7::9]:443", false),
+        ("[fd44:0:0:1::5]:1000", "[2001:db8:8::9]:443", true),
+    ] {
+        let mut frame = Frame::tcp(source, destination, SYN, b"");
+        assert_eq!(egress_uplink(&mut frame, &world), Verdict::Pass);
+        assert_eq!(!frame.ends().starts_with(source), masqueraded, "{source} > {destination}: {}", frame.ends());
+        assert!(frame.valid());
+    }
+    // What a node sends on to a backend there still leaves with the node's address.
+    let mut frame = Frame::tcp("10.244.0.5:1000", "192.0.2.9:443", SYN, b"");
+    frame.mark = MARK_NEEDS_SOURCE;
+    assert_eq!(egress_uplink(&mut frame, &world), Verdict::Pass);
+    assert!(frame.ends().starts_with("10.1.0.1:6"), "{}", frame.ends());
 }
 
 #[test]
@@ -94,12 +117,53 @@ fn ports_end_and_are_shared_between_destinations() {
 }
 
 #[test]
+fn every_port_is_found_at_the_first_look() {
+    let mut world = World::new();
+    // Two groups and a part of a third one.
+    (world.settings.source_port_first, world.settings.source_port_last) = (61000, 61299);
+    world.random = (0..97).map(|step: u32| step.wrapping_mul(0x9e37_79b1)).collect();
+    world.flow_limit = 10_000;
+    let mut used = BTreeSet::new();
+    for from in 1..=300_u16 {
+        let mut frame = Frame::udp(&std::format!("10.244.0.5:{from}"), OUTSIDE, b"?");
+        assert_eq!(egress_uplink(&mut frame, &world), Verdict::Pass, "{from}");
+        used.insert(frame.ends().split_once(" > ").unwrap().0.to_string());
+    }
+    assert_eq!(used.len(), 300);
+    let looks = world.looks.get();
+    assert_eq!(
+        egress_uplink(&mut Frame::udp("10.244.0.5:999", OUTSIDE, b"?"), &world),
+        Verdict::Drop(Reason::PortsExhausted)
+    );
+    assert_eq!(world.looks.get() - looks, 1, "one look says that nothing is left");
+    // One is given back.
+    let reply = *world.flows.borrow().keys().find(|key| key.kind == FlowKind::MasqueradeReply as u8).unwrap();
+    world.flows.borrow_mut().remove(&reply);
+    crate::nat::give(&world, &world.settings, &reply);
+    let mut frame = Frame::udp("10.244.0.5:999", OUTSIDE, b"?");
+    assert_eq!(egress_uplink(&mut frame, &world), Verdict::Pass);
+    assert!(frame.ends().starts_with(&std::format!("10.1.0.1:{}", u16::from_be(reply.destination_port))));
+}
+
+#[test]
+fn a_connection_that_finds_no_room_keeps_no_port() {
+    let mut world = World::new();
+    for limit in [0, 1] {
+        world.flow_limit = limit;
+        let mut frame = Frame::udp("10.244.0.5:1", OUTSIDE, b"?");
+        assert_eq!(egress_uplink(&mut frame, &world), Verdict::Drop(Reason::FlowsFull));
+        assert!(world.ports.borrow().values().all(|word| *word == 0), "room for {limit}");
+        assert!(world.flows.borrow().is_empty());
+    }
+}
+
+#[test]
 fn what_cannot_be_masqueraded_does_not_leak() {
     let world = World::new();
     let mut fragment = Frame::udp("10.244.0.5:1000", OUTSIDE, b"?");
     fragment.bytes[21] = 8;
     assert_eq!(egress_uplink(&mut fragment, &world), Verdict::Drop(Reason::Fragment));
     let mut other = Frame::udp("10.244.0.5:1000", OUTSIDE, b"?");
-    other.bytes[23] = 132;
+    other.bytes[23] = 47;
     assert_eq!(egress_uplink(&mut other, &world), Verdict::Drop(Reason::Protocol));
 }

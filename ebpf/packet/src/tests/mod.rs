@@ -2,7 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod checksums;
+mod fragments;
+mod maglev;
 mod masquerade;
+mod sctp;
 mod services;
+mod shortcut;
 mod sockets;
 mod world;

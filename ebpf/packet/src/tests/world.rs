@@ -7,12 +7,13 @@ use std::string::String;
 use std::vec;
 use std::vec::Vec;
 
+use sluice_ebpf_common::cache::{Bucket4, Bucket6};
 use sluice_ebpf_common::{
-    Address, Affinity, AffinityKey, Backend, Counters, Family, Flow, FlowKey, Frontend, FrontendKey, RangeKey, Reason,
-    Scope, Settings, protocol,
+    Address, Affinity, AffinityKey, Backend, Counters, Family, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
+    FrontendKey, RangeKey, Reason, Scope, Settings, ports, protocol,
 };
 
-use crate::{Covered, ETHERNET, InsertError, Maps, Packet, Scratch};
+use crate::{Bytes, Covered, Desk, ETHERNET, Fast, Header, InsertError, Maps, Packet, Route, Scratch};
 
 /// An address in the maps' form.
 pub(crate) fn wire(text: &str) -> Address {
@@ -28,7 +29,7 @@ fn unbytes(bytes: &[u8]) -> Address {
 }
 
 /// An IPv4 mask in the maps' form.
-fn mask(text: &str) -> Address {
+pub(crate) fn mask(text: &str) -> Address {
     Address { words: [u32::MAX, u32::MAX, u32::MAX, wire(text).last()] }
 }
 
@@ -65,6 +66,18 @@ pub(crate) fn sum(bytes: &[u8], start: u32) -> u16 {
         total = (total & 0xffff) + (total >> 16);
     }
     !(total as u16)
+}
+
+/// Bit by bit.
+pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
+    let mut remainder = u32::MAX;
+    for byte in bytes {
+        remainder ^= u32::from(*byte);
+        for _ in 0..8 {
+            remainder = (remainder >> 1) ^ if remainder & 1 != 0 { 0x82f6_3b78 } else { 0 };
+        }
+    }
+    !remainder
 }
 
 fn ip(protocol: u8, source: &Address, destination: &Address, payload: &[u8]) -> Vec<u8> {
@@ -130,6 +143,22 @@ impl Frame {
         frame(ip(protocol::UDP, &from, &to, &datagram))
     }
 
+    /// An SCTP packet with one chunk of this kind and 16 bytes more than a payload.
+    pub(crate) fn sctp(source: &str, destination: &str, chunk: u8, payload: &[u8]) -> Frame {
+        let ((from, from_port), (to, to_port)) = (end(source), end(destination));
+        let mut packet = Vec::new();
+        packet.extend(from_port.to_ne_bytes());
+        packet.extend(to_port.to_ne_bytes());
+        packet.extend([1, 2, 3, 4, 0, 0, 0, 0, chunk, 0]);
+        packet.extend((20 + payload.len() as u16).to_be_bytes());
+        packet.extend([0xaa, 0xbb, 0xcc, 0xdd, 0, 0, 4, 0, 0, 1, 0, 1, 0, 0, 0, 1]);
+        packet.extend(payload);
+        packet.resize(packet.len().next_multiple_of(4), 0);
+        let checksum = crc32c(&packet);
+        packet[8..12].copy_from_slice(&checksum.to_le_bytes());
+        frame(ip(protocol::SCTP, &from, &to, &packet))
+    }
+
     /// An ICMP echo request (8) or reply (0).
     pub(crate) fn echo(source: &str, destination: &str, kind: u8, identifier: u16) -> Frame {
         let (from, to) = (wire(source), wire(destination));
@@ -164,6 +193,57 @@ impl Frame {
         Frame::icmp(&from, &to, message)
     }
 
+    /// Cuts an IP datagram into fragments, the first one with so many bytes of its payload.
+    pub(crate) fn fragments(&self, first: usize) -> [Frame; 2] {
+        let at = self.transport();
+        let (head, payload) = self.bytes.split_at(at);
+        let (one, two) = payload.split_at(first);
+        let make = |part: &[u8], offset: usize, more: u16| {
+            let mut bytes = head.to_vec();
+            let word = (offset as u16 / 8) << if self.v4() { 0 } else { 3 };
+            if self.v4() {
+                bytes[16..18].copy_from_slice(&((at - 14 + part.len()) as u16).to_be_bytes());
+                bytes[20..22].copy_from_slice(&(word | more << 13).to_be_bytes());
+            } else {
+                bytes[18..20].copy_from_slice(&((8 + part.len()) as u16).to_be_bytes());
+                bytes.extend([bytes[20], 0]);
+                bytes.extend((word | more).to_be_bytes());
+                bytes.extend([0, 7, 0, 9]);
+                bytes[20] = 44;
+            }
+            bytes.extend(part);
+            let mut frame = Frame { bytes, mark: self.mark };
+            if frame.v4() {
+                frame.fix_ip_header();
+            }
+            frame
+        };
+        [make(one, 0, 1), make(two, first, 0)]
+    }
+
+    /// Puts fragments together again.
+    pub(crate) fn whole(fragments: &[Frame; 2]) -> Frame {
+        let [first, second] = fragments;
+        let at = if first.v4() { first.transport() } else { first.transport() + 8 };
+        let mut bytes = first.bytes.clone();
+        bytes.extend(&second.bytes[at..]);
+        if first.v4() {
+            bytes[20..22].copy_from_slice(&[0x40, 0]);
+            let length = bytes.len() as u16 - 14;
+            bytes[16..18].copy_from_slice(&length.to_be_bytes());
+        } else {
+            bytes[20] = bytes[54];
+            bytes.drain(54..62);
+            let length = bytes.len() as u16 - 54;
+            bytes[18..20].copy_from_slice(&length.to_be_bytes());
+        }
+        let mut frame = Frame { bytes, mark: first.mark };
+        if frame.v4() {
+            frame.fix_ip_header();
+        }
+        frame
+    }
+
     /// Makes the IPv4 header's checksum right.
     pub(crate) fn fix_ip_header(&mut self) {
         let end = self.transport();
@@ -179,6 +259,11 @@ impl Frame {
     /// Where the transport header starts, without extension headers.
     pub(crate) fn transport(&self) -> usize {
         if self.v4() { 14 + usize::from(self.bytes[14] & 15) * 4 } else { 54 }
+    }
+
+    /// Time to live.
+    pub(crate) fn life(&self) -> u8 {
+        self.bytes[if self.v4() { 22 } else { 21 }]
     }
 
     pub(crate) fn protocol(&self) -> u8 {
@@ -211,6 +296,11 @@ impl Frame {
         };
         let start = match self.protocol() {
             protocol::ICMP => 0,
+            protocol::SCTP => {
+                let (stated, mut packet) = (payload[8..12].to_vec(), payload.to_vec());
+                packet[8..12].fill(0);
+                return (!self.v4() || sum(header, 0) == 0) && stated == crc32c(&packet).to_le_bytes();
+            }
             protocol::UDP if payload[6..8] == [0, 0] => return !self.v4() || sum(header, 0) == 0,
             number => start(number),
         };
@@ -246,11 +336,7 @@ impl Frame {
     }
 }
 
-impl Packet for Frame {
-    fn length(&self) -> u32 {
-        self.bytes.len() as u32
-    }
-
+impl Bytes for Frame {
     fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         self.bytes.get(offset as usize..offset as usize + N)?.try_into().ok()
     }
@@ -270,6 +356,16 @@ impl Packet for Frame {
     fn write<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()> {
         self.bytes.get_mut(offset as usize..offset as usize + N)?.copy_from_slice(&bytes);
         Some(())
+    }
+
+    fn write_words<const N: usize>(&mut self, offset: u32, words: [u32; N]) -> Option<()> {
+        (offset..).step_by(4).zip(words).try_for_each(|(at, word)| self.write(at, word.to_ne_bytes()))
+    }
+}
+
+impl Packet for Frame {
+    fn length(&self) -> u32 {
+        self.bytes.len() as u32
     }
 
     fn fix_ip_checksum(&mut self, offset: u32, from: u32, to: u32) -> Option<()> {
@@ -316,6 +412,10 @@ pub(crate) struct World {
     pub(crate) backends: BTreeMap<u32, Backend>,
     pub(crate) flows: RefCell<BTreeMap<FlowKey, Flow>>,
     pub(crate) flow_limit: usize,
+    fragments: RefCell<BTreeMap<FragmentKey, FragmentPorts>>,
+    pub(crate) ports: RefCell<BTreeMap<u32, u64>>,
+    /// How many words of them were read.
+    pub(crate) looks: Cell<usize>,
     pub(crate) services: RefCell<BTreeMap<u32, Counters>>,
     pub(crate) reasons: RefCell<Vec<Reason>>,
     /// Handed out in a row, over and over.
@@ -324,9 +424,22 @@ pub(crate) struct World {
     affinities: RefCell<BTreeMap<AffinityKey, Affinity>>,
     /// Source ranges: network and mask.
     pub(crate) ranges: Vec<(Address, Address)>,
+    /// Networks that pods' packets go to with the pod's own address.
+    pub(crate) unmasqueraded: Vec<(Address, Address)>,
     /// Cookie of the namespace that sockets are in.
     pub(crate) namespace: u64,
     pub(crate) now: u32,
+    cache4: RefCell<BTreeMap<u32, Bucket4>>,
+    cache6: RefCell<BTreeMap<u32, Bucket6>>,
+    /// Longest packet on every link.
+    pub(crate) mtu: u16,
+    /// The timer's ticks.
+    pub(crate) jiffies: u64,
+    /// Every service's generation.
+    pub(crate) generation: u32,
+    desk: RefCell<Desk>,
+    /// How often the routes were asked.
+    pub(crate) routed: Cell<usize>,
 }
 
 impl World {
@@ -352,6 +465,8 @@ impl World {
             node_port_last: 32767,
             source_port_first: 61000,
             source_port_last: 65535,
+            cache_mask: 15,
+            tick_shift: 8,
             ..Settings::default()
         };
         World {
@@ -361,14 +476,25 @@ impl World {
             backends: BTreeMap::new(),
             flows: RefCell::default(),
             flow_limit: 100,
+            fragments: RefCell::default(),
+            ports: RefCell::default(),
+            looks: Cell::new(0),
             services: RefCell::default(),
             reasons: RefCell::default(),
             random: vec![0, 1 << 30, 1 << 31, 3 << 30],
             next: Cell::new(0),
             affinities: RefCell::default(),
             ranges: Vec::new(),
+            unmasqueraded: Vec::new(),
             namespace: 7,
             now: 1000,
+            cache4: RefCell::default(),
+            cache6: RefCell::default(),
+            mtu: 1500,
+            jiffies: 0,
+            generation: 1,
+            desk: RefCell::default(),
+            routed: Cell::new(0),
         }
     }
 
@@ -387,6 +513,17 @@ impl World {
         let generation = self.frontends.len() as u32 + 1;
         let count = backends.len() as u32;
         self.frontends.insert(key, Frontend { generation, service: 1, base, count, ..Frontend::default() });
+    }
+
+    /// Puts a table of places behind a frontend's list, which has to be the last one.
+    pub(crate) fn plan(&mut self, frontend: &str, places: &[u16]) {
+        let (address, port) = end(frontend);
+        let mut keys = self.frontends.iter_mut().filter(|(key, _)| key.address == address && key.port == port);
+        let (_, found) = keys.next().unwrap();
+        assert_eq!(found.table_base(), self.slab.len() as u32);
+        found.table = places.len() as u32;
+        let half = |pair: &[u16], at: usize| u32::from(pair.get(at).copied().unwrap_or(0));
+        self.slab.extend(places.chunks(2).map(|pair| half(pair, 0) | half(pair, 1) << 16));
     }
 
     /// Changes a frontend.
@@ -438,7 +575,11 @@ impl Maps for World {
         self.namespace
     }
 
-    fn source_address(&self, _: bool) -> Option<Address> {
+    fn link(&self) -> u32 {
+        0
+    }
+
+    fn source_address(&self, _: u32, _: bool) -> Option<Address> {
         None
     }
 
@@ -451,7 +592,8 @@ impl Maps for World {
     }
 
     fn in_range(&self, key: &RangeKey) -> bool {
-        self.ranges.iter().any(|(network, mask)| key.address.within(network, mask))
+        let ranges = if key.service == RangeKey::UNMASQUERADED { &self.unmasqueraded } else { &self.ranges };
+        ranges.iter().any(|(network, mask)| key.address.within(network, mask))
     }
 
     fn scratch<R>(&self, with: impl FnOnce(&mut Scratch) -> R) -> Option<R> {
@@ -478,6 +620,32 @@ impl Maps for World {
         self.flows.borrow_mut().remove(key);
     }
 
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn keep_fragment(&self, key: &FragmentKey, ports: &FragmentPorts) {
+        self.fragments.borrow_mut().insert(*key, *ports);
+    }
+
+    fn ports(&self, word: u32) -> Option<u64> {
+        assert!(word < ports::ROWS * ports::ROW);
+        self.looks.set(self.looks.get() + 1);
+        Some(self.ports.borrow().get(&word).copied().unwrap_or(0))
+    }
+
+    fn take_port(&self, word: u32, bit: u32) -> bool {
+        let mut words = self.ports.borrow_mut();
+        let word = words.entry(word).or_default();
+        let free = *word & 1 << bit == 0;
+        *word |= 1 << bit;
+        free
+    }
+
+    fn give_port(&self, word: u32, bit: u32) {
+        *self.ports.borrow_mut().entry(word).or_default() &= !(1 << bit);
+    }
+
     fn flow_created(&self) {}
 
     fn now(&self) -> u32 {
@@ -498,6 +666,50 @@ impl Maps for World {
 
     fn count_reason(&self, reason: Reason) {
         self.reasons.borrow_mut().push(reason);
+    }
+}
+
+/// The uplink that clients are on.
+pub(crate) const UPLINK: u32 = 2;
+/// The link towards the other nodes.
+pub(crate) const INWARD: u32 = 3;
+
+impl Fast for World {
+    fn bucket4<R>(&self, index: u32, with: impl FnOnce(&mut Bucket4) -> R) -> Option<R> {
+        Some(with(self.cache4.borrow_mut().entry(index).or_default()))
+    }
+
+    fn bucket6<R>(&self, index: u32, with: impl FnOnce(&mut Bucket6) -> R) -> Option<R> {
+        Some(with(self.cache6.borrow_mut().entry(index).or_default()))
+    }
+
+    fn processor(&self) -> u32 {
+        0
+    }
+
+    fn jiffies(&self) -> u64 {
+        self.jiffies
+    }
+
+    fn vlan(&self) -> u32 {
+        0
+    }
+
+    fn generation(&self, _: u32) -> u32 {
+        self.generation
+    }
+
+    fn desk<R>(&self, with: impl FnOnce(&mut Desk) -> R) -> Option<R> {
+        Some(with(&mut self.desk.borrow_mut()))
+    }
+
+    fn route(&self, header: &Header, length: u16, route: &mut Route) -> bool {
+        self.routed.set(self.routed.get() + 1);
+        let inward = ["10.244.9.9", "fd44:0:0:2::5"].iter().any(|pod| header.destination == wire(pod));
+        let link = if inward { INWARD } else { UPLINK };
+        let ethernet = [u32::from_ne_bytes([6, 0, 0, 0]), u32::from_ne_bytes([0, link as u8, 4, 0]), 0];
+        *route = Route { link: link as u16, mtu: self.mtu, ethernet, device: link };
+        length <= self.mtu
     }
 }
 

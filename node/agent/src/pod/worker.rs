@@ -235,7 +235,7 @@ impl Worker {
         } else if !found.is_empty() {
             // It ran before this daemon did: its network is there, and its status must not flicker.
             if !self.pod.spec.host_network
-                && let Ok(address) = self.node.network.create(&pod_name(&self.pod)).await
+                && let Ok(address) = self.node.network.create(&pod_name(&self.pod), self.pod.service_path()).await
             {
                 self.netns = Some(address.netns);
                 self.state.network = super::state::Step::Done;

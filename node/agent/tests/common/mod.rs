@@ -181,6 +181,7 @@ impl World {
                 netns_dir: self.dir.path().join("netns"),
             },
             dataplane: None,
+            unmasqueraded: Vec::new(),
             peer_path: PeerPath::Auto,
             cluster_domain: "cluster.local".into(),
             cluster_dns: vec!["10.96.0.10".parse().unwrap()],

@@ -3,13 +3,14 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use sluice_dataplane::model::{Endpoint, Protocol, Service, ServicePort, Slice, SlicePort, Snapshot};
-use sluice_dataplane::{Config, Dataplane, Uplinks};
+use sluice_dataplane::{Config, Dataplane, Uplinks, Xdp};
 
 const INNER: &str = "SLUICE_TEST_INNER";
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -40,7 +41,7 @@ pub fn isolated(name: &str, story: fn(&Place)) {
     }
     let procs = std::ffi::CString::new(place.cgroup.join("cgroup.procs").to_str().unwrap()).unwrap();
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", name, "--nocapture", "--test-threads", "1"]).env(INNER, name);
+    command.args(["--exact", name, "--include-ignored", "--nocapture", "--test-threads", "1"]).env(INNER, name);
     // SAFETY: only async-signal-safe calls between fork and exec.
     unsafe {
         command.pre_exec(move || {
@@ -98,11 +99,12 @@ impl Place {
             node: "here".into(),
             cgroup: Some(self.cgroup.clone()),
             pin_dir: self.pins.clone(),
-            node_addresses: vec![Ipv4Addr::new(10, 1, 0, 1)],
+            node_addresses: vec![Ipv4Addr::new(10, 1, 0, 1).into()],
             node_ports: 30000..=32767,
             pod_range: None,
             cluster_range: None,
             uplinks: Uplinks::Named(vec![]),
+            xdp: Xdp::Auto,
         }
     }
 
@@ -147,6 +149,23 @@ impl Namespace {
             });
             inside.join().unwrap()
         })
+    }
+}
+
+/// Makes a veth link's end like a real card for XDP at the other end: checksums are finished before they are sent, and
+/// what the other end's program sends is taken in (GRO has a receive queue of its own).
+pub fn act_as_card(link: &str) {
+    const SET_TX_CHECKSUMS: u32 = 0x17;
+    const SET_GRO: u32 = 0x2c;
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    for mut value in [[SET_TX_CHECKSUMS, 0], [SET_GRO, 1]] {
+        // SAFETY: all zeroes is a valid request.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        request.ifr_name.iter_mut().zip(link.bytes()).for_each(|(to, from)| *to = from as libc::c_char);
+        request.ifr_ifru.ifru_data = value.as_mut_ptr().cast();
+        // SAFETY: the request names a value of the size that these commands read.
+        let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request) };
+        assert_eq!(result, 0, "{link}: {}", std::io::Error::last_os_error());
     }
 }
 

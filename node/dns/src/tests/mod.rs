@@ -44,6 +44,7 @@ fn zone() -> Zone {
         vec![endpoint("10.244.0.7", None, true)],
     ));
     zone.set_service(service("default", "single", cluster(&["10.96.0.6"]), vec![port("", "tcp", 80)]));
+    zone.set_service(service("default", "core", cluster(&["10.96.0.7"]), vec![port("s1ap", "sctp", 36412)]));
     zone.set_service(service("default", "docs", Kind::External("www.Example.com".to_owned()), vec![]));
     zone.set_service(service("default", "alias", Kind::External("web.default.svc.cluster.local".to_owned()), vec![]));
     zone.set_service(service("default", "broken", Kind::External("192.0.2.1".to_owned()), vec![]));

@@ -74,6 +74,11 @@ fn table() {
         ("_http._tcp.web.default.svc.cluster.local.", A, NODATA),
         ("_tcp.web.default.svc.cluster.local.", SRV, NODATA),
         ("_sctp.web.default.svc.cluster.local.", SRV, NXDOMAIN),
+        (
+            "_s1ap._sctp.core.default.svc.cluster.local.",
+            SRV,
+            "SRV 0 100 36412 core.default.svc.cluster.local. | + core.default.svc.cluster.local. A 10.96.0.7",
+        ),
         ("http._tcp.web.default.svc.cluster.local.", SRV, NXDOMAIN),
         // An unnamed port has no name to be asked for, but the Service's own name lists it.
         ("_._tcp.single.default.svc.cluster.local.", SRV, NXDOMAIN),

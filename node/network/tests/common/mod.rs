@@ -46,8 +46,17 @@ impl Namespace {
 
     /// Runs `ip` inside; returns what it prints.
     pub fn ip(&self, arguments: &str) -> String {
-        let output = self.enter(|| Command::new("ip").args(arguments.split(' ')).output().unwrap());
-        assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+        self.run("ip", arguments)
+    }
+
+    /// Runs `tc` inside; returns what it prints.
+    pub fn tc(&self, arguments: &str) -> String {
+        self.run("tc", arguments)
+    }
+
+    fn run(&self, program: &str, arguments: &str) -> String {
+        let output = self.enter(|| Command::new(program).args(arguments.split(' ')).output().unwrap());
+        assert!(output.status.success(), "{program} {arguments}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }
 
@@ -63,6 +72,10 @@ impl Namespace {
 
     pub fn sysctl(&self, name: &str, value: &str) {
         self.enter(|| std::fs::write(format!("/proc/sys/{name}"), value).unwrap());
+    }
+
+    pub fn sysctl_of(&self, name: &str) -> String {
+        self.enter(|| std::fs::read_to_string(format!("/proc/sys/{name}")).unwrap().trim().to_owned())
     }
 
     /// What a client here gets from a server there: the server answers with the client's address as it sees it.

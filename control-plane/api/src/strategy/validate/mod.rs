@@ -2,6 +2,7 @@
 //! get the checks of metadata and those of required fields by their schema. Source: upstream's
 //! `pkg/apis/*/validation`.
 
+mod balancer;
 mod batch;
 mod config;
 mod container;
@@ -34,6 +35,7 @@ type ChangeCheck = fn(At<'_>, At<'_>, &mut Errors);
 const ADMISSION: &str = "admissionregistration.k8s.io";
 const FLOW: &str = "flowcontrol.apiserver.k8s.io";
 const NETWORKING: &str = "networking.k8s.io";
+const OWN: &str = "sluice.dev";
 const STORAGE: &str = "storage.k8s.io";
 
 const CREATE: &[(&str, &str, Check)] = &[
@@ -41,6 +43,7 @@ const CREATE: &[(&str, &str, Check)] = &[
     ("", "PodTemplate", |o, e| pod::template(o.field("template"), e)),
     ("", "ReplicationController", workload::replication_controller),
     ("", "Service", service::service),
+    ("", "Service", balancer::service),
     ("", "ConfigMap", config::config_map),
     ("", "Secret", config::secret),
     ("", "Node", config::node),
@@ -84,6 +87,8 @@ const CREATE: &[(&str, &str, Check)] = &[
     (NETWORKING, "NetworkPolicy", networking::network_policy),
     (NETWORKING, "ServiceCIDR", networking::service_cidr),
     ("node.k8s.io", "RuntimeClass", limits::runtime_class),
+    (OWN, "LoadBalancerAnnouncement", balancer::announcement),
+    (OWN, "LoadBalancerPool", balancer::pool),
     ("policy", "PodDisruptionBudget", limits::budget),
     ("scheduling.k8s.io", "PriorityClass", limits::priority_class),
     (STORAGE, "CSIDriver", volumes::csi_driver),
@@ -97,6 +102,7 @@ const CREATE: &[(&str, &str, Check)] = &[
 const UPDATE: &[(&str, &str, ChangeCheck)] = &[
     ("", "Pod", update::pod),
     ("", "Service", update::service),
+    ("", "Service", balancer::service_change),
     ("", "ConfigMap", update::immutable_data),
     ("", "Secret", update::secret),
     ("", "Node", update::node),
@@ -118,6 +124,7 @@ const UPDATE: &[(&str, &str, ChangeCheck)] = &[
     (NETWORKING, "IPAddress", |old, new, errors| update::fixed(old, new, "spec.parentRef", errors)),
     (NETWORKING, "IngressClass", |old, new, errors| update::fixed(old, new, "spec.controller", errors)),
     ("node.k8s.io", "RuntimeClass", limits::runtime_class_change),
+    (OWN, "LoadBalancerAnnouncement", |old, new, errors| update::fixed(old, new, "spec.address", errors)),
     ("scheduling.k8s.io", "PriorityClass", limits::priority_class_change),
     (STORAGE, "StorageClass", volumes::storage_class_change),
     (STORAGE, "VolumeAttachment", volumes::attachment_change),
@@ -140,6 +147,13 @@ pub fn validate_create(resource: &Resource, object: &Value) -> Vec<FieldError> {
     if !own && let Some(schema) = schema::builtin().get(&resource.schema) {
         errors.extend(schema::missing(schema, object));
     }
+    errors
+}
+
+/// Every broken rule of the fields of a Service that name addresses and families, alone: what allocation may count on.
+pub fn service_addresses(object: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    service::addresses(&At::root(object).field("spec"), &mut errors);
     errors
 }
 

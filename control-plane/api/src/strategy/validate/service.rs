@@ -6,6 +6,7 @@ use super::{Errors, cursor::At, meta};
 use crate::{names, status::FieldError};
 
 pub(super) const PROTOCOLS: &[&str] = &["SCTP", "TCP", "UDP"];
+const FAMILIES: &[&str] = &["IPv4", "IPv6"];
 /// Upstream's limits of an EndpointSlice.
 const MAX_ENDPOINTS: usize = 1000;
 const MAX_PORTS: usize = 20_000;
@@ -32,8 +33,10 @@ pub(super) fn service(object: At<'_>, errors: &mut Errors) {
                 name.invalid(detail, errors);
             }
         }
-        if !spec.field("clusterIP").is_empty() && !headless {
-            spec.field("clusterIP").forbid("may not be set for ExternalName services", errors);
+        for field in ["clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+            if !spec.field(field).is_empty() {
+                spec.field(field).forbid("may not be set for ExternalName services", errors);
+            }
         }
     }
     service_ports(&spec, errors);
@@ -45,17 +48,62 @@ pub(super) fn service(object: At<'_>, errors: &mut Errors) {
     }
     spec.field("internalTrafficPolicy").one_of(&["Cluster", "Local"], errors);
     spec.field("externalTrafficPolicy").one_of(&["Cluster", "Local"], errors);
-    for (index, address) in spec.field("clusterIPs").items().enumerate() {
-        if address.text() != "None" || index > 0 {
-            address.ip(errors);
-        }
-    }
+    addresses(&spec, errors);
     for address in spec.field("externalIPs").items() {
         address.ip(errors);
         let loopback =
             address.text().parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback() || ip.is_unspecified());
         if loopback {
             address.invalid("may not be in the loopback range (127.0.0.0/8, ::1/128)", errors);
+        }
+    }
+}
+
+/// What the fields that name addresses and families have to say together, whatever the cluster has: upstream's
+/// `ValidateServiceClusterIPsRelatedFields`.
+pub(super) fn addresses(spec: &At<'_>, errors: &mut Errors) {
+    if spec.field("type").text() == "ExternalName" {
+        return;
+    }
+    let (listed, families) = (spec.field("clusterIPs"), spec.field("ipFamilies"));
+    let ips: Vec<At<'_>> = listed.items().collect();
+    match (spec.field("clusterIP").text(), ips.first()) {
+        ("", Some(_)) => listed.invalid("must be empty when `clusterIP` is not specified", errors),
+        ("", None) => {}
+        (_, None) => errors.push(FieldError::required(&listed.path, "")),
+        (one, Some(first)) if first.text() != one => listed.invalid("first value must match `clusterIP`", errors),
+        _ => {}
+    }
+    let mut seen = HashSet::new();
+    for family in families.items() {
+        family.one_of(FAMILIES, errors);
+        if !seen.insert(family.text()) {
+            errors.push(FieldError::duplicate(&family.path, family.text()));
+        }
+    }
+    spec.field("ipFamilyPolicy").one_of(&["PreferDualStack", "RequireDualStack", "SingleStack"], errors);
+    let before = errors.len();
+    for (i, ip) in ips.iter().enumerate() {
+        match (i, ip.text()) {
+            (0, "None") if ips.len() > 1 => listed.invalid("'None' must be the first and only value", errors),
+            (0, "None") => {}
+            _ => ip.ip(errors),
+        }
+    }
+    let wrong = errors.len() > before;
+    if ips.len() > 2 {
+        listed.invalid("may only hold up to 2 values", errors);
+    }
+    if wrong || ips.first().is_some_and(|ip| ip.text() == "None") {
+        return;
+    }
+    let of = |ip: &At<'_>| if ip.text().contains(':') { "IPv6" } else { "IPv4" };
+    if ips.len() > 1 && ips.iter().all(|ip| of(ip) == of(&ips[0])) {
+        listed.invalid("may specify no more than one IP for each IP family", errors);
+    }
+    for ((i, ip), family) in ips.iter().enumerate().zip(families.items()) {
+        if FAMILIES.contains(&family.text()) && of(ip) != family.text() {
+            ip.invalid(format!("expected an {} value as indicated by `ipFamilies[{i}]`", family.text()), errors);
         }
     }
 }

@@ -186,7 +186,76 @@ fn services_and_slices() {
     let service = |spec: Value| json!({"metadata": {"name": "s", "namespace": "n"}, "spec": spec});
     check("", "Service", service(json!({"ports": [{"port": 80}]})), &[]);
     check("", "Service", service(json!({})), &["spec.ports: Required value"]);
-    check("", "Service", service(json!({"clusterIP": "None"})), &[]);
+    check("", "Service", service(json!({"clusterIP": "None", "clusterIPs": ["None"]})), &[]);
+    check(
+        "",
+        "Service",
+        service(
+            json!({"type": "ExternalName", "externalName": "a.b", "clusterIPs": ["None"], "ipFamilyPolicy": "SingleStack"}),
+        ),
+        &[
+            "spec.clusterIPs: Forbidden: may not be set for ExternalName services",
+            "spec.ipFamilyPolicy: Forbidden: may not be set for ExternalName services",
+        ],
+    );
+    let with = |ip: &str, ips: Value, families: Value| {
+        service(json!({"clusterIP": ip, "clusterIPs": ips, "ipFamilies": families, "ports": [{"port": 80}]}))
+    };
+    for (ip, ips, families, expected) in [
+        ("10.0.0.1", json!(["10.0.0.1", "fd00::1"]), json!(["IPv4", "IPv6"]), &[][..]),
+        (
+            "",
+            json!(["10.0.0.1"]),
+            json!([]),
+            &["spec.clusterIPs: Invalid value: [\"10.0.0.1\"]: must be empty when `clusterIP` is not specified"],
+        ),
+        ("10.0.0.1", json!([]), json!([]), &["spec.clusterIPs: Required value"]),
+        (
+            "10.0.0.1",
+            json!(["10.0.0.2"]),
+            json!([]),
+            &["spec.clusterIPs: Invalid value: [\"10.0.0.2\"]: first value must match `clusterIP`"],
+        ),
+        (
+            "10.0.0.1",
+            json!(["10.0.0.1", "x"]),
+            json!([]),
+            &[
+                "spec.clusterIPs[1]: Invalid value: \"x\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+            ],
+        ),
+        (
+            "None",
+            json!(["None", "fd00::1"]),
+            json!([]),
+            &["spec.clusterIPs: Invalid value: [\"None\",\"fd00::1\"]: 'None' must be the first and only value"],
+        ),
+        (
+            "10.0.0.1",
+            json!(["10.0.0.1", "10.0.0.2"]),
+            json!([]),
+            &[
+                "spec.clusterIPs: Invalid value: [\"10.0.0.1\",\"10.0.0.2\"]: may specify no more than one IP for each IP family",
+            ],
+        ),
+        (
+            "10.0.0.1",
+            json!(["10.0.0.1"]),
+            json!(["IPv6"]),
+            &[
+                "spec.clusterIPs[0]: Invalid value: \"10.0.0.1\": expected an IPv6 value as indicated by `ipFamilies[0]`",
+            ],
+        ),
+        ("", json!([]), json!(["IPv4", "IPv4"]), &["spec.ipFamilies[1]: Duplicate value: \"IPv4\""]),
+        (
+            "",
+            json!([]),
+            json!(["IPX"]),
+            &["spec.ipFamilies[0]: Unsupported value: \"IPX\": supported values: \"IPv4\", \"IPv6\""],
+        ),
+    ] {
+        check("", "Service", with(ip, ips, families), expected);
+    }
     check(
         "",
         "Service",
@@ -271,7 +340,37 @@ fn changes() {
         "Service",
         service("10.0.0.1"),
         service("10.0.0.2"),
-        &["spec.clusterIPs[0]: Invalid value: \"10.0.0.2\": may not change once set"],
+        &["spec.clusterIPs[0]: Invalid value: [\"10.0.0.2\"]: may not change once set"],
+    );
+    let dual = |policy: &str, ips: &[&str]| {
+        let families: Vec<&str> = ips.iter().map(|ip| if ip.contains(':') { "IPv6" } else { "IPv4" }).collect();
+        json!({"metadata": {"name": "s", "namespace": "n"}, "spec": {"ipFamilyPolicy": policy, "clusterIP": ips.first(),
+            "clusterIPs": ips, "ipFamilies": families, "ports": [{"port": 1}]}})
+    };
+    let (one, two) = (dual("SingleStack", &["10.0.0.1"]), dual("PreferDualStack", &["10.0.0.1", "fd00::1"]));
+    check("", "Service", one.clone(), two.clone(), &[]);
+    check("", "Service", two.clone(), one, &[]);
+    check(
+        "",
+        "Service",
+        two.clone(),
+        dual("PreferDualStack", &["10.0.0.1"]),
+        &[
+            "spec.ipFamilyPolicy: Invalid value: \"PreferDualStack\": must be set to 'SingleStack' when releasing the secondary clusterIP",
+            "spec.ipFamilyPolicy: Invalid value: \"PreferDualStack\": must be set to 'SingleStack' when releasing the secondary ipFamily",
+        ],
+    );
+    check(
+        "",
+        "Service",
+        two,
+        dual("PreferDualStack", &["fd00::1", "10.0.0.1"]),
+        &[
+            "spec.clusterIPs[0]: Invalid value: [\"fd00::1\",\"10.0.0.1\"]: may not change once set",
+            "spec.clusterIPs[1]: Invalid value: [\"fd00::1\",\"10.0.0.1\"]: may not change once set",
+            "spec.ipFamilies[0]: Invalid value: [\"IPv6\",\"IPv4\"]: may not change once set",
+            "spec.ipFamilies[1]: Invalid value: [\"IPv6\",\"IPv4\"]: may not change once set",
+        ],
     );
     // An object that was let in by other rules stays changeable elsewhere.
     let odd = |label: &str| json!({"metadata": {"name": "Odd_Name", "namespace": "n", "labels": {"a": label}}});
@@ -386,6 +485,10 @@ fn every_kind_takes_its_least_object_and_refuses_a_broken_one() {
             &["spec.priorityLevelConfiguration.name: Required value: must reference a priority level"]),
         ("flowcontrol.apiserver.k8s.io/v1 PriorityLevelConfiguration", json!({"spec": {"type": "Exempt"}}), json!({"spec": {"type": "x"}}),
             &["spec.type: Unsupported value: \"x\": supported values: \"Exempt\", \"Limited\""]),
+        ("sluice.dev/v1 LoadBalancerAnnouncement", json!({"spec": {"address": "192.0.2.1", "nodes": [{"name": "n", "addresses": ["10.0.0.1"]}]}}),
+            json!({"spec": {"nodes": [{"addresses": ["x"]}]}}), &["spec.address: Required value", "spec.nodes[0].name: Required value", "spec.nodes[0].addresses[0]: Invalid value: \"x\": must be a valid IP address"]),
+        ("sluice.dev/v1 LoadBalancerPool", json!({"spec": {"blocks": [{"cidr": "192.0.2.0/24"}]}}), json!({"spec": {"announcement": {"type": "x"}}}),
+            &["spec.blocks: Required value: at least one block is needed", "spec.announcement.type: Unsupported value: \"x\": supported values: \"L2\", \"None\""]),
         ("resource.k8s.io/v1 DeviceClass", json!({"spec": {}}), json!({"spec": {"config": [{"opaque": {}}]}}), &["spec.config[0].opaque.driver: Required value"]),
         ("resource.k8s.io/v1 ResourceClaim", json!({"spec": {}}), json!({"spec": {"devices": {"requests": [{}]}}}), &["spec.devices.requests[0].name: Required value"]),
         ("resource.k8s.io/v1 ResourceClaimTemplate", json!({"spec": {"spec": {}}}), json!({"spec": {"spec": {"devices": {"requests": [{}]}}}}), &["spec.spec.devices.requests[0].name: Required value"]),
@@ -422,6 +525,112 @@ fn every_kind_takes_its_least_object_and_refuses_a_broken_one() {
 }
 
 #[test]
+fn traffic_from_outside() {
+    let check = |change: Value, expected: &[&str]| {
+        let mut spec = json!({"ports": [{"port": 80}], "clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"]});
+        json_merge(&mut spec, change);
+        check("", "Service", json!({"metadata": {"name": "s", "namespace": "n"}, "spec": spec}), expected);
+    };
+    let balanced = |change: Value| {
+        let mut spec = json!({"type": "LoadBalancer"});
+        json_merge(&mut spec, change);
+        spec
+    };
+    check(balanced(json!({"loadBalancerSourceRanges": [" 198.51.100.0/24", "2001:db8::/32"]})), &[]);
+    check(
+        balanced(json!({"loadBalancerSourceRanges": ["198.51.100.0", "x/8"]})),
+        &[
+            "spec.loadBalancerSourceRanges[0]: Invalid value: \"198.51.100.0\": must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
+            "spec.loadBalancerSourceRanges[1]: Invalid value: \"x/8\": must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
+        ],
+    );
+    check(balanced(json!({"loadBalancerClass": "sluice.dev/l2", "allocateLoadBalancerNodePorts": false})), &[]);
+    check(
+        json!({"loadBalancerClass": "sluice.dev/l2", "allocateLoadBalancerNodePorts": true, "loadBalancerSourceRanges": ["10.0.0.0/8"]}),
+        &[
+            "spec.loadBalancerSourceRanges: Forbidden: may only be used when `type` is 'LoadBalancer'",
+            "spec.allocateLoadBalancerNodePorts: Forbidden: may only be used when `type` is 'LoadBalancer'",
+            "spec.loadBalancerClass: Forbidden: may only be used when `type` is 'LoadBalancer'",
+        ],
+    );
+    check(balanced(json!({"externalTrafficPolicy": "Local", "healthCheckNodePort": 30000})), &[]);
+    let health = "spec.healthCheckNodePort: Invalid value: 30000: may only be set when `type` is 'LoadBalancer' and \
+                  `externalTrafficPolicy` is 'Local'";
+    check(balanced(json!({"healthCheckNodePort": 30000})), &[health]);
+    check(json!({"type": "NodePort", "externalTrafficPolicy": "Local", "healthCheckNodePort": 30000}), &[health]);
+    check(json!({"externalIPs": ["192.0.2.1"], "externalTrafficPolicy": "Local"}), &[]);
+    check(
+        json!({"externalTrafficPolicy": "Local"}),
+        &["spec.externalTrafficPolicy: Invalid value: \"Local\": may only be set for externally-accessible services"],
+    );
+}
+
+#[test]
+fn load_balancer_pools() {
+    let check = |blocks: Value, expected: &[&str]| {
+        let pool = json!({"metadata": {"name": "p"}, "spec": {"blocks": blocks}});
+        check("sluice.dev", "LoadBalancerPool", pool, expected);
+    };
+    check(
+        json!([{"cidr": "192.0.2.0/24"}, {"cidr": "2001:db8::/120"}, {"start": "192.0.3.1", "stop": "192.0.3.9"}]),
+        &[],
+    );
+    check(json!([{"start": "192.0.2.1"}]), &[]);
+    check(json!([{}]), &["spec.blocks[0]: Required value: must specify `cidr` or `start`"]);
+    check(
+        json!([{"cidr": "192.0.2.0/24", "start": "192.0.2.1"}]),
+        &["spec.blocks[0].start: Forbidden: may not be specified when `cidr` is specified"],
+    );
+    check(
+        json!([{"cidr": "192.0.2.0"}, {"cidr": "192.0.2.0/33"}]),
+        &[
+            "spec.blocks[0].cidr: Invalid value: \"192.0.2.0\": must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
+            "spec.blocks[1].cidr: Invalid value: \"192.0.2.0/33\": must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
+        ],
+    );
+    check(
+        json!([{"start": "192.0.2.9", "stop": "192.0.2.8"}, {"start": "192.0.2.9", "stop": "2001:db8::1"}]),
+        &[
+            "spec.blocks[0].stop: Invalid value: \"192.0.2.8\": must be of the same IP family as `start` and not before it",
+            "spec.blocks[1].stop: Invalid value: \"2001:db8::1\": must be of the same IP family as `start` and not before it",
+        ],
+    );
+    check(
+        json!([{"start": "x"}]),
+        &["spec.blocks[0].start: Invalid value: \"x\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"],
+    );
+    check(
+        json!([{"cidr": "192.0.2.0/24"}, {"start": "192.0.2.200", "stop": "192.0.3.1"}]),
+        &["spec.blocks[1].start: Invalid value: \"192.0.2.200\": must not overlap spec.blocks[0]"],
+    );
+    check(
+        json!([{"cidr": "127.0.0.0/8"}, {"cidr": "fe80::/64"}, {"start": "239.1.1.1"}, {"start": "::"}]),
+        &[
+            "spec.blocks[0].cidr: Invalid value: \"127.0.0.0/8\": may not be in the loopback range (127.0.0.0/8, ::1/128)",
+            "spec.blocks[1].cidr: Invalid value: \"fe80::/64\": may not be in the link-local range (169.254.0.0/16, fe80::/10)",
+            "spec.blocks[2].start: Invalid value: \"239.1.1.1\": may not be in the multicast or reserved range (224.0.0.0/3, ff00::/8)",
+            "spec.blocks[3].start: Invalid value: \"::\": may not be unspecified (0.0.0.0 or ::)",
+        ],
+    );
+    let many: Vec<Value> = (0..65).map(|i| json!({"start": format!("192.0.2.{i}")})).collect();
+    check(json!(many), &["spec.blocks: Too many: 65: must have at most 64 items"]);
+    let policy = json!({"metadata": {"name": "p"}, "spec": {"blocks": [{"start": "192.0.2.1"}],
+        "serviceSelector": {"matchExpressions": [{"key": "a", "operator": "x"}]},
+        "announcement": {"interfaces": ["eth0", "a/b", "sixteen-letters-", ""]}}});
+    super::tests::check(
+        "sluice.dev",
+        "LoadBalancerPool",
+        policy,
+        &[
+            "spec.serviceSelector.matchExpressions[0].operator: Invalid value: \"x\": not a valid selector operator",
+            "spec.announcement.interfaces[1]: Invalid value: \"a/b\": must be the name of a link: at most 15 characters, no spaces, '/' or ':'",
+            "spec.announcement.interfaces[2]: Invalid value: \"sixteen-letters-\": must be the name of a link: at most 15 characters, no spaces, '/' or ':'",
+            "spec.announcement.interfaces[3]: Required value",
+        ],
+    );
+}
+
+#[test]
 fn what_never_changes() {
     let claim = |change: Value, phase: &str| {
         let mut spec = json!({"accessModes": ["ReadWriteOnce"], "storageClassName": "c", "volumeName": "v",
@@ -435,6 +644,10 @@ fn what_never_changes() {
     let once = json!({"spec": {"containers": [{"name": "c", "image": "i"}], "restartPolicy": "Never"}});
     let other = json!({"spec": {"containers": [{"name": "c", "image": "j"}], "restartPolicy": "Never"}});
     let job = |template: &Value| json!({"metadata": {"name": "a", "namespace": "n"}, "spec": {"template": template}});
+    let balanced = |class: &str| {
+        json!({"metadata": {"name": "a", "namespace": "n"}, "spec": {"type": "LoadBalancer", "ports": [{"port": 80}],
+            "clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"], "loadBalancerClass": class}})
+    };
     let class = |change: Value| {
         let mut class = json!({"metadata": {"name": "a"}, "provisioner": "p"});
         json_merge(&mut class, change);
@@ -453,6 +666,9 @@ fn what_never_changes() {
         ("storage.k8s.io", "StorageClass", class(json!({})), class(json!({"volumeBindingMode": "WaitForFirstConsumer"})), &["volumeBindingMode: Invalid value: \"WaitForFirstConsumer\": field is immutable"]),
         ("scheduling.k8s.io", "PriorityClass", json!({"metadata": {"name": "a"}, "value": 1}), json!({"metadata": {"name": "a"}, "value": 2}), &["value: Forbidden: may not be changed in an update."]),
         ("node.k8s.io", "RuntimeClass", json!({"metadata": {"name": "a"}, "handler": "h"}), json!({"metadata": {"name": "a"}, "handler": "i"}), &["handler: Invalid value: \"i\": field is immutable"]),
+        ("", "Service", balanced("a.io/b"), balanced("a.io/b"), &[]),
+        ("", "Service", balanced("a.io/b"), balanced("a.io/c"), &["spec.loadBalancerClass: Invalid value: \"a.io/c\": may not change once set"]),
+        ("sluice.dev", "LoadBalancerAnnouncement", json!({"metadata": {"name": "a"}, "spec": {"address": "192.0.2.1"}}), json!({"metadata": {"name": "a"}, "spec": {"address": "192.0.2.2"}}), &["spec.address: Invalid value: \"192.0.2.2\": field is immutable"]),
         ("apps", "ControllerRevision", json!({"metadata": {"name": "a", "namespace": "n"}, "data": {"a": 1}}), json!({"metadata": {"name": "a", "namespace": "n"}, "data": {"a": 2}}), &["data: Invalid value: {\"a\":2}: field is immutable"]),
     ];
     for (group, kind, mut old, mut new, expected) in table {

@@ -82,12 +82,41 @@ pub(super) fn node(old: At<'_>, new: At<'_>, errors: &mut Errors) {
     }
 }
 
+/// A Service keeps its first address and family; it may gain a second one, and lose it when its policy says so.
 pub(super) fn service(old: At<'_>, new: At<'_>, errors: &mut Errors) {
-    let external = [&old, &new].iter().any(|object| object.at("spec.type").text() == "ExternalName");
-    let (before, after) = (old.at("spec.clusterIP"), new.at("spec.clusterIP"));
-    if !external && !before.is_empty() && before.value != after.value {
-        let first = new.at("spec.clusterIPs").path;
-        errors.push(FieldError::invalid(format!("{first}[0]"), after.value.clone(), "may not change once set"));
+    let external = |object: &At<'_>| object.at("spec.type").text() == "ExternalName";
+    let headless = |object: &At<'_>| object.at("spec.clusterIP").text() == "None";
+    if external(&old) || external(&new) || headless(&old) && headless(&new) {
+        return;
+    }
+    pair(&old, &new, ("clusterIPs", "clusterIP"), errors);
+    if headless(&old) == headless(&new) {
+        pair(&old, &new, ("ipFamilies", "ipFamily"), errors);
+    }
+}
+
+/// Upstream's `validateUpgradeDowngrade…` of one list.
+fn pair(old: &At<'_>, new: &At<'_>, (field, one): (&str, &str), errors: &mut Errors) {
+    let (before, after) = (old.field("spec").field(field), new.field("spec").field(field));
+    let (had, has): (Vec<_>, Vec<_>) = (before.items().collect(), after.items().collect());
+    // The whole list is told, as upstream does.
+    let wrong = |at: usize, detail: &str| {
+        FieldError::invalid(
+            format!("{}[{at}]", after.path),
+            Value::from_iter(has.iter().map(|item| item.value.clone())),
+            detail,
+        )
+    };
+    let kept = if had.len() == has.len() { had.len() } else { had.len().min(has.len()).min(1) };
+    for at in (0..kept).filter(|at| had[*at].value != has[*at].value) {
+        errors.push(wrong(at, "may not change once set"));
+    }
+    if has.is_empty() && !had.is_empty() {
+        errors.push(wrong(0, &format!("primary {one} can not be unset")));
+    }
+    let policy = new.at("spec.ipFamilyPolicy");
+    if had.len() > 1 && has.len() == 1 && policy.text() != "SingleStack" {
+        policy.immutable(format!("must be set to 'SingleStack' when releasing the secondary {one}"), errors);
     }
 }
 

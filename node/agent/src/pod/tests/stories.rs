@@ -38,6 +38,26 @@ async fn a_pod_lives_and_dies() {
 }
 
 #[tokio::test]
+async fn a_pods_bandwidth_is_limited_where_the_kernel_can() {
+    let sim = Sim::new();
+    let annotations = json!({"kubernetes.io/ingress-bandwidth": "10M"});
+    sim.run_annotated(annotations, json!({"containers": [{"name": "a", "image": "img"}]}));
+    sim.journal.expect("status Running ready=\"True\"").await;
+    assert!(sim.journal.has("limit Bandwidth { ingress: Some(10000000), egress: None }"));
+    sim.journal.expect("event BandwidthNotLimited: no such filter").await;
+}
+
+#[tokio::test]
+async fn bandwidth_that_makes_no_sense_is_refused() {
+    let sim = Sim::new();
+    let annotations = json!({"kubernetes.io/egress-bandwidth": "10"});
+    sim.run_annotated(annotations, json!({"containers": [{"name": "a", "image": "img"}]}));
+    let why = "failed to get pod bandwidth from annotations: resource is unreasonably small (< 1kbit)";
+    sim.journal.expect(&format!("event FailedCreatePodSandBox: Failed to create pod sandbox: {why}")).await;
+    assert!(!sim.journal.has("network"));
+}
+
+#[tokio::test]
 async fn a_config_map_that_comes_late_and_changes() {
     let sim = Sim::new();
     let handle = sim.run(json!({

@@ -4,10 +4,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sluice_network::Bandwidth;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::{Message, Own, StartedContainer, Worker};
+use crate::bandwidth;
 use crate::etc;
 use crate::limits;
 use crate::model::Pod;
@@ -57,15 +59,25 @@ impl Worker {
             if let Err(message) = check_runtime(&node, &pod).await {
                 return Own::Network(Err(message));
             }
+            let bandwidth = match bandwidth::of(&pod) {
+                Ok(bandwidth) => bandwidth,
+                Err(message) => return Own::Network(Err(message)),
+            };
             let address = if pod.spec.host_network {
                 Ok(PodAddress { netns: PathBuf::new(), ips: node.identity.ips.clone() })
             } else {
-                node.network.create(&pod_name(&pod)).await
+                node.network.create(&pod_name(&pod), pod.service_path()).await
             };
             let address = match address {
                 Ok(address) => address,
                 Err(e) => return Own::Network(Err(e)),
             };
+            if !pod.spec.host_network
+                && bandwidth != Bandwidth::default()
+                && let Err(message) = node.network.limit(pod.uid(), bandwidth).await
+            {
+                node.recorder.pod(&pod, None, true, "BandwidthNotLimited", &message);
+            }
             let ips = address.ips.clone();
             let files = tokio::task::spawn_blocking(move || write_etc(&node, &pod, &ips)).await;
             Own::Network(match files {

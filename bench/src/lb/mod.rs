@@ -1,0 +1,70 @@
+//! `lb`: what the Service data plane costs. Three parts: a packet in each program (`packets`), connections over sockets beside
+//! direct ones and beside kube-proxy's rules (`sockets`), and changes, restart and memory of its user space (`control`).
+//!
+//! It needs no cluster: the data plane is fed by its own compiler and planner, in a private network and mount namespace that
+//! end with the process. Comparisons are ratios within one run.
+
+mod api;
+pub(crate) mod call;
+mod cases;
+pub(crate) mod control;
+mod floor;
+mod frame;
+mod packets;
+mod place;
+mod rules;
+mod sockets;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+
+use crate::{lab::Interrupts, limits, machine::Machine, report::Measured};
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// One JSON document on standard output instead of the table
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Measure these parts alone
+    #[arg(long, value_name = "PART", value_delimiter = ',')]
+    only: Vec<Part>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Nanoseconds per packet in each program
+    Packets,
+    /// Connections to Services beside direct ones and kube-proxy's rules
+    Sockets,
+    /// Changes, restart and memory of the data plane's user space
+    Control,
+}
+
+impl Part {
+    const ALL: [Part; 3] = [Part::Packets, Part::Sockets, Part::Control];
+
+    fn measure(self, place: &place::Place) -> Result<Measured> {
+        match self {
+            Part::Packets => packets::run(place),
+            Part::Sockets => sockets::run(place),
+            Part::Control => control::run(place),
+        }
+    }
+}
+
+pub(crate) fn run(options: &Options) -> Result<Measured> {
+    let interrupts = Interrupts::catch()?;
+    let mut all = Measured::default();
+    let load = Machine::read()?.load;
+    if load > limits::CALM {
+        all.note(format!("the machine was busy before the start (load {load:.1}): minima hold, medians may not"));
+    }
+    let place = place::Place::enter(interrupts)?;
+    for part in Part::ALL.into_iter().filter(|part| options.only.is_empty() || options.only.contains(part)) {
+        let measured = part.measure(&place)?;
+        all.results.extend(measured.results);
+        all.goals.extend(measured.goals);
+        all.notes.extend(measured.notes);
+    }
+    Ok(all)
+}

@@ -1,0 +1,516 @@
+//! The fast path: a plain packet of a connection that was seen before is rewritten by what its record says, in one look at
+//! one cache line. It decides nothing: what has no valid record goes to [`crate::shortcut`], which makes one.
+//!
+//! Plain: IPv4 without options or fragments, IPv6 without extension headers, TCP or UDP. Offsets are constants then, and
+//! nearly everything is plain.
+
+use sluice_ebpf_common::cache::{Bucket, Bucket4, Bucket6, Record, action};
+use sluice_ebpf_common::{Address, Settings, protocol};
+
+use crate::header::{ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, FIN, Header, Kind, RST, SYN};
+use crate::shortcut::{Desk, Route, decide};
+use crate::{Bytes, Maps};
+
+/// The maps and clocks that the fast path needs besides.
+pub trait Fast: Maps {
+    /// Lends an IPv4 bucket of the cache.
+    fn bucket4<R>(&self, index: u32, with: impl FnOnce(&mut Bucket4) -> R) -> Option<R>;
+    /// Lends an IPv6 bucket of the cache.
+    fn bucket6<R>(&self, index: u32, with: impl FnOnce(&mut Bucket6) -> R) -> Option<R>;
+    /// Lends the place where decisions are made, which is this processor's own and holds anything.
+    fn desk<R>(&self, with: impl FnOnce(&mut Desk) -> R) -> Option<R>;
+    /// Number of this processor.
+    fn processor(&self) -> u32;
+    /// The kernel's timer ticks.
+    fn jiffies(&self) -> u64;
+    /// The VLAN tags of the packet, 0 for none; see [`sluice_ebpf_common::cache::Uplink::vlan`].
+    fn vlan(&self) -> u32;
+    /// The generation of a service's last change, 0 for none.
+    fn generation(&self, service: u32) -> u32;
+    /// Asks the kernel where a packet with these ends goes; false unless it can be sent on a link at once. `length` is the
+    /// IP packet's.
+    fn route(&self, header: &Header, length: u16, route: &mut Route) -> bool;
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// The kernel's stack gets it, changed or not.
+    Stack,
+    /// It leaves by the link with this index.
+    Out(u32),
+    /// It could not be changed.
+    Drop,
+}
+
+/// Handles a packet from outside before the kernel's stack sees it. What is not changed here is left to the programs on the
+/// link, which do all of this, too.
+#[inline(always)]
+pub fn uplink<P: Bytes, M: Fast>(packet: &mut P, maps: &M) -> Way {
+    let ethertype = packet.ethertype();
+    if ethertype != ETHERTYPE_IPV4 && ethertype != ETHERTYPE_IPV6 {
+        return Way::Stack;
+    }
+    let v4 = hide(ethertype.into()) == u32::from(ETHERTYPE_IPV4);
+    let mut way = look(packet, maps, v4, FIRST);
+    if way == UNKNOWN {
+        way = look(packet, maps, v4, hide(if decide(maps) { DECIDED } else { FORGET }));
+    }
+    match way {
+        STACK | UNKNOWN => Way::Stack,
+        DROP => Way::Drop,
+        link => Way::Out(link),
+    }
+}
+
+/// Keeps from the kernel's verifier what it knows about a value: it would walk the rest of a program once for each value. It
+/// does not follow what stands in the middle of a long word on the stack, unless that is zero.
+#[inline(always)]
+pub fn hide(value: u32) -> u32 {
+    #[repr(C, align(8))]
+    struct Slot([u32; 2]);
+    !core::hint::black_box(Slot([value, !value])).0[1]
+}
+
+/// What a look at the cache comes to, as one register: these, or the link to leave by.
+const STACK: u32 = 0;
+const DROP: u32 = u32::MAX;
+const UNKNOWN: u32 = u32::MAX - 1;
+
+/// Why the cache is looked at: it may know; a decision is on the desk; it was decided to know nothing about this packet.
+const FIRST: u32 = 0;
+const DECIDED: u32 = 1;
+const FORGET: u32 = 2;
+
+#[inline(always)]
+fn look<P: Bytes, M: Fast>(packet: &mut P, maps: &M, v4: bool, look: u32) -> u32 {
+    if v4 { look_v4(packet, maps, look) } else { look_v6(packet, maps, look) }
+}
+
+/// Functions of their own in the kernel: what they need of the stack is free again when a decision is made.
+#[inline(never)]
+fn look_v4<P: Bytes, M: Fast>(packet: &mut P, maps: &M, look: u32) -> u32 {
+    run::<V4, P, M>(packet, maps, look)
+}
+
+#[inline(never)]
+fn look_v6<P: Bytes, M: Fast>(packet: &mut P, maps: &M, look: u32) -> u32 {
+    run::<V6, P, M>(packet, maps, look)
+}
+
+/// What a plain packet's headers say.
+#[derive(Clone, Copy)]
+pub(crate) struct Plain<A> {
+    pub(crate) source: A,
+    pub(crate) destination: A,
+    pub(crate) ports: u32,
+    pub(crate) protocol: u8,
+    pub(crate) tcp_flags: u8,
+    /// Length of the IP packet.
+    pub(crate) length: u16,
+    /// The word that holds the time to live.
+    life: u32,
+}
+
+/// What differs between IPv4 and IPv6.
+pub(crate) trait Family {
+    type Address: Copy;
+    type Spare: Copy + Default;
+    /// Its part of the cache's buckets, as a shift: the larger a record, the fewer there are.
+    const SHARE: u32;
+    /// Offset of the transport header.
+    const TRANSPORT: u32;
+    fn bucket<M: Fast, R>(
+        maps: &M,
+        index: u32,
+        with: impl FnOnce(&mut Bucket<Self::Address, Self::Spare>) -> R,
+    ) -> Option<R>;
+    fn parse<P: Bytes>(packet: &P) -> Option<Plain<Self::Address>>;
+    fn widen(address: &Self::Address) -> Address;
+    fn narrow(address: &Address) -> Self::Address;
+    /// Nothing in common: 0 when they are the same.
+    fn differ(one: &Self::Address, other: &Self::Address) -> u32;
+    /// The sum of what changes between two addresses, not folded.
+    fn change(from: &Self::Address, to: &Self::Address) -> u64;
+    fn mix(address: &Self::Address) -> u32;
+    fn life(word: u32) -> u8;
+    /// Writes both addresses, and one hop less when the packet is sent on.
+    fn write<P: Bytes>(
+        packet: &mut P,
+        plain: &Plain<Self::Address>,
+        record: &Record<Self::Address, Self::Spare>,
+        hop: bool,
+    ) -> Option<()>;
+}
+
+pub(crate) struct V4;
+pub(crate) struct V6;
+
+const IP: u32 = ETHERNET;
+/// The more-fragments bit and the offset.
+const FRAGMENT: u32 = 0x3fff_u32.to_be();
+const VERSION_4: u32 = 0xff00_0000_u32.to_be();
+const PLAIN_4: u32 = 0x4500_0000_u32.to_be();
+const VERSION_6: u32 = 0xf000_0000_u32.to_be();
+const PLAIN_6: u32 = 0x6000_0000_u32.to_be();
+
+impl Family for V4 {
+    type Address = u32;
+    type Spare = [u32; 0];
+    const SHARE: u32 = 0;
+    const TRANSPORT: u32 = IP + 20;
+
+    #[inline(always)]
+    fn bucket<M: Fast, R>(maps: &M, index: u32, with: impl FnOnce(&mut Bucket4) -> R) -> Option<R> {
+        maps.bucket4(index, with)
+    }
+
+    #[inline(always)]
+    fn parse<P: Bytes>(packet: &P) -> Option<Plain<u32>> {
+        let [start, fragment, life, source, destination, ports] = packet.read_words::<6>(IP)?;
+        let [_, protocol, ..] = life.to_ne_bytes();
+        if start & VERSION_4 != PLAIN_4 || fragment & FRAGMENT != 0 {
+            return None;
+        }
+        let tcp_flags = flags::<V4, P>(packet, protocol)?;
+        let length = u32::from_be(start) as u16;
+        Some(Plain { source, destination, ports, protocol, tcp_flags, length, life })
+    }
+
+    #[inline(always)]
+    fn widen(address: &u32) -> Address {
+        Address::v4(*address)
+    }
+
+    #[inline(always)]
+    fn narrow(address: &Address) -> u32 {
+        address.last()
+    }
+
+    #[inline(always)]
+    fn differ(one: &u32, other: &u32) -> u32 {
+        one ^ other
+    }
+
+    #[inline(always)]
+    fn change(from: &u32, to: &u32) -> u64 {
+        u64::from(!*from) + u64::from(*to)
+    }
+
+    #[inline(always)]
+    fn mix(address: &u32) -> u32 {
+        *address
+    }
+
+    #[inline(always)]
+    fn life(word: u32) -> u8 {
+        word.to_ne_bytes()[0]
+    }
+
+    #[inline(always)]
+    fn write<P: Bytes>(packet: &mut P, plain: &Plain<u32>, record: &Record<u32, [u32; 0]>, hop: bool) -> Option<()> {
+        let [was, protocol, high, low] = plain.life.to_ne_bytes();
+        let life = if hop { was.wrapping_sub(1) } else { was };
+        let old = u64::from(u16::from_ne_bytes([high, low]));
+        let total = (!old & 0xffff)
+            + V4::change(&plain.source, &record.new_source)
+            + V4::change(&plain.destination, &record.new_destination)
+            + u64::from(!u16::from_ne_bytes([was, protocol]))
+            + u64::from(u16::from_ne_bytes([life, protocol]));
+        let [high, low] = (!fold(total)).to_ne_bytes();
+        let word = u32::from_ne_bytes([life, protocol, high, low]);
+        packet.write_words(IP + 8, [word, record.new_source, record.new_destination, record.new_ports])
+    }
+}
+
+impl Family for V6 {
+    type Address = [u32; 4];
+    type Spare = [u32; 4];
+    const SHARE: u32 = 1;
+    const TRANSPORT: u32 = IP + 40;
+
+    #[inline(always)]
+    fn bucket<M: Fast, R>(maps: &M, index: u32, with: impl FnOnce(&mut Bucket6) -> R) -> Option<R> {
+        maps.bucket6(index, with)
+    }
+
+    #[inline(always)]
+    fn parse<P: Bytes>(packet: &P) -> Option<Plain<[u32; 4]>> {
+        let words = packet.read_words::<11>(IP)?;
+        let [length_high, length_low, protocol, _] = words[1].to_ne_bytes();
+        if words[0] & VERSION_6 != PLAIN_6 {
+            return None;
+        }
+        let tcp_flags = flags::<V6, P>(packet, protocol)?;
+        Some(Plain {
+            source: [words[2], words[3], words[4], words[5]],
+            destination: [words[6], words[7], words[8], words[9]],
+            ports: words[10],
+            protocol,
+            tcp_flags,
+            length: u16::from_be_bytes([length_high, length_low]).saturating_add(40),
+            life: words[1],
+        })
+    }
+
+    #[inline(always)]
+    fn widen(address: &[u32; 4]) -> Address {
+        Address { words: *address }
+    }
+
+    #[inline(always)]
+    fn narrow(address: &Address) -> [u32; 4] {
+        address.words
+    }
+
+    #[inline(always)]
+    fn differ(one: &[u32; 4], other: &[u32; 4]) -> u32 {
+        (one[0] ^ other[0]) | (one[1] ^ other[1]) | (one[2] ^ other[2]) | (one[3] ^ other[3])
+    }
+
+    #[inline(always)]
+    fn change(from: &[u32; 4], to: &[u32; 4]) -> u64 {
+        V4::change(&from[0], &to[0])
+            + V4::change(&from[1], &to[1])
+            + V4::change(&from[2], &to[2])
+            + V4::change(&from[3], &to[3])
+    }
+
+    #[inline(always)]
+    fn mix(address: &[u32; 4]) -> u32 {
+        address[0] ^ address[1].rotate_left(7) ^ address[2].rotate_left(19) ^ address[3]
+    }
+
+    #[inline(always)]
+    fn life(word: u32) -> u8 {
+        word.to_ne_bytes()[3]
+    }
+
+    #[inline(always)]
+    fn write<P: Bytes>(
+        packet: &mut P,
+        plain: &Plain<[u32; 4]>,
+        record: &Record<[u32; 4], [u32; 4]>,
+        hop: bool,
+    ) -> Option<()> {
+        let [high, low, protocol, life] = plain.life.to_ne_bytes();
+        let life = if hop { life.wrapping_sub(1) } else { life };
+        let (from, to) = (&record.new_source, &record.new_destination);
+        let word = u32::from_ne_bytes([high, low, protocol, life]);
+        packet.write_words(
+            IP + 4,
+            [word, from[0], from[1], from[2], from[3], to[0], to[1], to[2], to[3], record.new_ports],
+        )
+    }
+}
+
+/// TCP flags, 0 for UDP, `None` for anything else.
+#[inline(always)]
+fn flags<F: Family, P: Bytes>(packet: &P, number: u8) -> Option<u8> {
+    match number {
+        protocol::TCP => packet.read::<1>(F::TRANSPORT + 13).map(|[flags]| flags),
+        protocol::UDP => Some(0),
+        _ => None,
+    }
+}
+
+/// Bytes of a record that are counted at most before they are added up.
+const BYTES: u32 = 1 << 31;
+
+#[inline(always)]
+fn run<F: Family, P: Bytes, M: Fast>(packet: &mut P, maps: &M, look: u32) -> u32 {
+    let Some(plain) = F::parse(packet) else { return STACK };
+    let Some(settings) = maps.settings() else { return STACK };
+    let mask = settings.cache_mask >> F::SHARE;
+    let index = maps.processor().wrapping_mul(mask.wrapping_add(1)).wrapping_add(hash::<F>(&plain) & mask);
+    let tick = (maps.jiffies() >> (settings.tick_shift & 15)) as u16;
+    let way = F::bucket(
+        maps,
+        index,
+        #[inline(always)]
+        |bucket| {
+            let [first, second] = bucket;
+            // A record that is not this connection's: the one that was written longer ago gives way.
+            let second_is_older = tick.wrapping_sub(second.tick) >= tick.wrapping_sub(first.tick);
+            let take_first = matches::<F>(first, &plain) || !matches::<F>(second, &plain) && !second_is_older;
+            let record = if take_first { first } else { second };
+            if look == FIRST {
+                if !holds::<F, M>(maps, settings, &plain, record, tick) {
+                    ask::<F, M>(maps, &plain, record);
+                    return UNKNOWN;
+                }
+            } else if look == FORGET || !write::<F, M>(maps, settings, &plain, record, tick) {
+                if matches::<F>(record, &plain) {
+                    record.protocol = 0;
+                }
+                return STACK;
+            }
+            apply::<F, P>(packet, &plain, record)
+        },
+    );
+    way.unwrap_or(STACK)
+}
+
+#[inline(always)]
+fn matches<F: Family>(record: &Record<F::Address, F::Spare>, plain: &Plain<F::Address>) -> bool {
+    F::differ(&record.source, &plain.source)
+        | F::differ(&record.destination, &plain.destination)
+        | (record.ports ^ plain.ports)
+        | u32::from(record.protocol ^ plain.protocol)
+        == 0
+}
+
+/// Does the record say what to do with this packet, without another look at the truth?
+#[inline(always)]
+fn holds<F: Family, M: Fast>(
+    maps: &M,
+    settings: &Settings,
+    plain: &Plain<F::Address>,
+    record: &Record<F::Address, F::Spare>,
+    tick: u16,
+) -> bool {
+    matches::<F>(record, plain)
+        && record.tick == tick
+        && record.stamp == stamp(maps, settings, record.service)
+        && plain.tcp_flags & (FIN | SYN | RST) == 0
+        && record.packets != u16::MAX
+        && record.bytes < BYTES
+}
+
+/// All generations that a decision depends on, and the VLAN that it was made for. They are unique per change, so that a mixture that was there before is as
+/// unlikely as it is short-lived: a record is renewed with every tick.
+#[inline(always)]
+fn stamp<M: Fast>(maps: &M, settings: &Settings, service: u32) -> u32 {
+    let elsewhere = settings.epoch.wrapping_mul(0x9e37_79b1) ^ maps.vlan();
+    maps.generation(service).wrapping_add(elsewhere)
+}
+
+#[inline(always)]
+fn hash<F: Family>(plain: &Plain<F::Address>) -> u32 {
+    let mut hash = F::mix(&plain.source).wrapping_mul(0x9e37_79b1) ^ F::mix(&plain.destination);
+    hash = (hash ^ plain.ports).wrapping_mul(0x85eb_ca6b);
+    hash ^= hash >> 15;
+    hash = hash.wrapping_mul(0xc2b2_ae35) ^ u32::from(plain.protocol);
+    hash ^ hash >> 13
+}
+
+/// Puts the packet on the desk, and what the record counted so far.
+#[inline(always)]
+fn ask<F: Family, M: Fast>(maps: &M, plain: &Plain<F::Address>, record: &mut Record<F::Address, F::Spare>) {
+    let [source_high, source_low, high, low] = plain.ports.to_ne_bytes();
+    maps.desk(
+        #[inline(always)]
+        |desk| {
+            desk.header = Header {
+                source: F::widen(&plain.source),
+                destination: F::widen(&plain.destination),
+                source_port: u16::from_ne_bytes([source_high, source_low]),
+                destination_port: u16::from_ne_bytes([high, low]),
+                ip: IP as u16,
+                transport: F::TRANSPORT as u16,
+                protocol: plain.protocol,
+                tcp_flags: plain.tcp_flags,
+                kind: Kind::Ports,
+                v4: F::TRANSPORT == V4::TRANSPORT,
+                ..Header::default()
+            };
+            desk.length = plain.length;
+            desk.packets = u64::from(record.packets);
+            desk.bytes = u64::from(record.bytes);
+            desk.path.service = record.service;
+            desk.path.backend = record.backend;
+        },
+    );
+    (record.packets, record.bytes) = (0, 0);
+}
+
+/// Makes the decision on the desk a record.
+#[inline(always)]
+fn write<F: Family, M: Fast>(
+    maps: &M,
+    settings: &Settings,
+    plain: &Plain<F::Address>,
+    record: &mut Record<F::Address, F::Spare>,
+    tick: u16,
+) -> bool {
+    let done = maps.desk(
+        #[inline(always)]
+        |desk| {
+            let path = &desk.path;
+            let ports = path.new_ports();
+            record.new_source = F::narrow(&path.source);
+            record.new_destination = F::narrow(&path.destination);
+            let delta = F::change(&plain.source, &record.new_source)
+                + F::change(&plain.destination, &record.new_destination)
+                + V4::change(&plain.ports, &ports);
+            record.source = plain.source;
+            record.destination = plain.destination;
+            record.ports = plain.ports;
+            record.protocol = plain.protocol;
+            record.action = if path.route.link != 0 { action::SEND } else { action::PASS };
+            record.mtu = path.route.mtu;
+            record.new_ports = ports;
+            record.delta = fold(delta);
+            record.link = path.route.link;
+            record.ethernet = path.route.ethernet;
+            record.service = path.service;
+            record.backend = path.backend;
+            record.stamp = stamp(maps, settings, path.service);
+            record.tick = tick;
+        },
+    );
+    done.is_some()
+}
+
+/// Changes the packet as its record says.
+#[inline(always)]
+fn apply<F: Family, P: Bytes>(
+    packet: &mut P,
+    plain: &Plain<F::Address>,
+    record: &mut Record<F::Address, F::Spare>,
+) -> u32 {
+    let send = record.action == action::SEND;
+    if send && (F::life(plain.life) <= 1 || plain.length > record.mtu) {
+        return STACK;
+    }
+    record.packets = record.packets.wrapping_add(1);
+    record.bytes = record.bytes.wrapping_add(ETHERNET + u32::from(plain.length));
+    match change::<F, P>(packet, plain, record, send) {
+        None => DROP,
+        Some(()) if send => record.link.into(),
+        Some(()) => STACK,
+    }
+}
+
+#[inline(always)]
+fn change<F: Family, P: Bytes>(
+    packet: &mut P,
+    plain: &Plain<F::Address>,
+    record: &Record<F::Address, F::Spare>,
+    send: bool,
+) -> Option<()> {
+    let tcp = plain.protocol == protocol::TCP;
+    let at = if tcp { F::TRANSPORT + 16 } else { F::TRANSPORT + 6 };
+    let old = u16::from_ne_bytes(packet.read::<2>(at)?);
+    F::write(packet, plain, record, send)?;
+    if tcp || old != 0 {
+        let new = !fold(u64::from(!old) + u64::from(record.delta));
+        // With UDP 0 means that there is no checksum.
+        let new = if new == 0 { u16::MAX } else { new };
+        packet.write(at, new.to_ne_bytes())?;
+    }
+    if send {
+        packet.write_words(0, record.ethernet)?;
+    }
+    Some(())
+}
+
+/// Folds a sum of words into the 16 bits that checksums are made of.
+#[inline(always)]
+fn fold(total: u64) -> u16 {
+    let total = (total & 0xffff_ffff) + (total >> 32);
+    let total = (total & 0xffff) + (total >> 16);
+    let total = (total & 0xffff) + (total >> 16);
+    let total = (total & 0xffff) + (total >> 16);
+    total as u16
+}

@@ -1,0 +1,135 @@
+//! The data plane on a second kernel: Debian 12's 6.1, which many nodes run and which has what the kernel at hand may lack
+//! (bonds, VLANs, SCTP sockets, fq). Its package is unpacked, not installed, and booted under QEMU with an initramfs that
+//! carries the tests of `sluice-dataplane` and little else. The tests' words come over the serial console; silence, a test
+//! that did not run and a kernel's warning are failures like any other.
+
+mod cpio;
+mod guest;
+mod package;
+
+use std::{
+    io::{BufRead, BufReader},
+    process::Stdio,
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{ebpf, setup, sh};
+
+/// Test programs that run in the guest, and how. Of those on real packets, one for each path: under emulation each takes
+/// ten seconds.
+const TESTS: &[(&str, &[&str])] = &[
+    ("verdicts", &["--nocapture"]),
+    ("sockets", &[]),
+    (
+        "traffic",
+        &[
+            "pods_reach_services_by_packet",
+            "pods_leave_with_the_nodes_address",
+            "a_node_port_leads_to_pods_of_another_node",
+            "the_same_through_a_tunnel",
+        ],
+    ),
+    ("devices", &["--include-ignored"]),
+];
+
+/// Longest that the guest may take, under emulation on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(8 * 60);
+
+pub(crate) fn run() -> Result<()> {
+    sh::require_root("cargo xtask kernel")?;
+    setup::ensure(setup::Purpose::Everything)?;
+    ebpf::build()?;
+    sh::step("unpacking the second kernel");
+    let kernel = package::unpacked()?;
+    sh::step("building what runs on it");
+    let initramfs = guest::build(&kernel, TESTS)?;
+    sh::step(&format!("booting Linux {} under QEMU", kernel.version));
+    let begun = Instant::now();
+    let words = boot(&kernel, &initramfs)?;
+    judge(&words, TESTS.iter().map(|(name, _)| *name))?;
+    println!("Linux {}: all passed after {:.0} s", kernel.version, begun.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// Runs the guest to its end; its console is passed on as it comes.
+fn boot(kernel: &package::Kernel, initramfs: &std::path::Path) -> Result<Vec<String>> {
+    let mut command = sh::command("qemu-system-x86_64");
+    command.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2048"]);
+    command.args(["-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio", "-nic", "none"]);
+    command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initramfs);
+    command.args(["-append", "console=ttyS0 quiet panic=-1 oops=panic"]);
+    let mut guest =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start qemu-system-x86_64")?;
+    let console = guest.stdout.take().context("QEMU has a console")?;
+    let (send, lines) = mpsc::sync_channel(1024);
+    thread::spawn(move || {
+        for line in BufReader::new(console).split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+            if send.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    let end = Instant::now() + PATIENCE;
+    let mut words = Vec::new();
+    let outcome = loop {
+        match lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok(line) => {
+                println!("  {line}");
+                words.push(line);
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => break Ok(words),
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                break Err(anyhow::anyhow!("the second kernel did not come to its end in {} s", PATIENCE.as_secs()));
+            }
+        }
+    };
+    if outcome.is_err() {
+        guest.kill().context("end QEMU")?;
+    }
+    guest.wait().context("wait for QEMU")?;
+    outcome
+}
+
+/// Fails unless every test program said that it passed and the guest came to its end.
+fn judge<'a>(words: &[String], tests: impl Iterator<Item = &'a str>) -> Result<()> {
+    for test in tests {
+        let said = format!("{}{test} ", guest::ENDED);
+        let Some(rest) = words.iter().find_map(|line| line.strip_prefix(&said)) else {
+            bail!("the test program {test} did not come to its end on the second kernel");
+        };
+        if rest != "0" {
+            bail!("the test program {test} failed on the second kernel (status {rest}): see its words above");
+        }
+    }
+    if let Some(line) = words.iter().find(|line| line.contains("BUG:") || line.contains("WARNING: CPU")) {
+        bail!("the second kernel complained: {line}");
+    }
+    // A filter that names no test any more would pass.
+    if let Some(line) = words.iter().find(|line| line.contains("test result: ok. 0 passed")) {
+        bail!("a test program ran none of its tests on the second kernel: {line}");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_failure_and_complaints_are_told() {
+        let check = |words: &[&str]| {
+            judge(&words.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>(), ["a", "b"].into_iter())
+        };
+        let (a, b) = (format!("{}a 0", guest::ENDED), format!("{}b 0", guest::ENDED));
+        assert!(check(&[&a, "test x ... ok", &b]).is_ok());
+        assert!(check(&[&a]).unwrap_err().to_string().contains("b did not"));
+        assert!(check(&[&a, &format!("{}b 101", guest::ENDED)]).unwrap_err().to_string().contains("101"));
+        assert!(check(&[&a, &b, "[ 1.0] BUG: unable to handle"]).is_err());
+        assert!(check(&[&a, "test result: ok. 0 passed; 0 failed", &b]).is_err());
+    }
+}
