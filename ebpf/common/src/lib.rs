@@ -44,16 +44,17 @@ pub mod protocol {
     pub const SCTP: u8 = 132;
 }
 
-/// Bound of a map as declared in the object; the loader may lower or raise it.
+/// Bounds of the maps as declared in the object. Those that also stand in [`start`] begin smaller and grow while they are
+/// in use, up to these.
 pub mod limits {
     /// Frontends: one per service address, port, protocol and scope.
-    pub const FRONTENDS: u32 = 262_144;
+    pub const FRONTENDS: u32 = 1_048_576;
     /// Backend slots; an id is an index.
-    pub const BACKENDS: u32 = 65_536;
+    pub const BACKENDS: u32 = 2_097_152;
     /// Words of the slab that holds backend lists.
-    pub const SLAB: u32 = 1_048_576;
+    pub const SLAB: u32 = 8_388_608;
     /// Service ports that have a name and counters; an id is an index.
-    pub const SERVICES: u32 = 65_536;
+    pub const SERVICES: u32 = 262_144;
     /// Clients that keep their backends; the least recently used give way.
     pub const AFFINITIES: u32 = 32_768;
     /// Source ranges of all services.
@@ -65,7 +66,7 @@ pub mod limits {
     /// Datagrams in fragments whose ports are remembered at a time; the least recently used give way.
     pub const FRAGMENTS: u32 = 8_192;
     /// Entries of the flow map, two per translated connection.
-    pub const FLOWS: u32 = 262_144;
+    pub const FLOWS: u32 = 4_194_304;
     /// Local addresses and links of the node.
     pub const LOCALS: u32 = 4_096;
     /// Other nodes' addresses.
@@ -80,6 +81,22 @@ pub mod limits {
     pub const EVENTS: u32 = 65_536;
     /// Looks for a free port for a masqueraded connection: the first one finds it, unless another processor takes it.
     pub const PORT_PROBES: u32 = 2;
+}
+
+/// Sizes that growing maps begin with: enough for a small cluster.
+pub mod start {
+    /// As [`limits::FRONTENDS`](super::limits::FRONTENDS).
+    pub const FRONTENDS: u32 = 8_192;
+    /// As [`limits::BACKENDS`](super::limits::BACKENDS).
+    pub const BACKENDS: u32 = 8_192;
+    /// As [`limits::SLAB`](super::limits::SLAB).
+    pub const SLAB: u32 = 65_536;
+    /// As [`limits::SERVICES`](super::limits::SERVICES).
+    pub const SERVICES: u32 = 4_096;
+    /// As [`limits::RANGES`](super::limits::RANGES).
+    pub const RANGES: u32 = 1_024;
+    /// As [`limits::FLOWS`](super::limits::FLOWS).
+    pub const FLOWS: u32 = 65_536;
 }
 
 /// Names of the maps, as pinned and as declared in the object.
@@ -98,6 +115,8 @@ pub mod maps {
     pub const RANGES: &str = "ranges";
     /// `FlowKey` to `Flow`.
     pub const FLOWS: &str = "flows";
+    /// The other flow map while one replaces the other; never pinned under this name.
+    pub const FLOWS_BESIDE: &str = "flows_beside";
     /// `FragmentKey` to `FragmentPorts`.
     pub const FRAGMENTS: &str = "fragments";
     /// Bits of the ports that masqueraded connections have; see `ports`.
@@ -132,6 +151,19 @@ pub mod maps {
     pub const EVENTS: &str = "events";
     /// Socket storage of `SocketState`.
     pub const SOCKETS: &str = "sockets";
+    /// What programs do while flow maps are replaced: a constant of the object.
+    pub mod mode {
+        /// There is one flow map.
+        pub const NORMAL: u8 = 0;
+        /// Flows are made in one map and looked up in a second one, too.
+        pub const BESIDE: u8 = 1;
+        /// No flow is made: packets that would need one are dropped, to be sent again.
+        pub const HOLD: u8 = 2;
+    }
+    /// Revision of a map's layout, beside its type and sizes: raised when the same bytes mean something else.
+    pub const fn revision(_name: &str) -> u32 {
+        1
+    }
     /// Every pinned map.
     pub const ALL: [&str; 24] = [
         FRONTENDS,

@@ -141,7 +141,11 @@ impl Maps for Kernel {
 
     #[inline(always)]
     fn flow<R>(&self, key: &FlowKey, change: impl FnOnce(&mut Flow) -> R) -> Option<R> {
-        let flow = maps::FLOWS.get_ptr_mut(key)?;
+        let flow = match maps::FLOWS.get_ptr_mut(key) {
+            Some(flow) => flow,
+            None if maps::beside() => maps::FLOWS_BESIDE.get_ptr_mut(key)?,
+            None => return None,
+        };
         // SAFETY: the map returned a pointer to a whole value. Other CPUs may count in it at the same time; its
         // fields are independent words and lost counts are accepted.
         Some(change(unsafe { &mut *flow }))
@@ -149,6 +153,12 @@ impl Maps for Kernel {
 
     #[inline(always)]
     fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+        if maps::hold() {
+            return Err(InsertError::Full);
+        }
+        if maps::beside() && maps::FLOWS_BESIDE.get_ptr(key).is_some() {
+            return Err(InsertError::Exists);
+        }
         match maps::FLOWS.insert(key, flow, u64::from(BPF_NOEXIST)) {
             Ok(()) => Ok(()),
             Err(EEXIST) => Err(InsertError::Exists),
@@ -160,6 +170,9 @@ impl Maps for Kernel {
     fn remove_flow(&self, key: &FlowKey) {
         // A missing entry is what was wanted.
         let _ = maps::FLOWS.remove(key);
+        if maps::beside() {
+            let _ = maps::FLOWS_BESIDE.remove(key);
+        }
     }
 
     #[inline(always)]

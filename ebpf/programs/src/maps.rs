@@ -5,6 +5,7 @@ use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage};
 use aya_ebpf::macros::btf_map;
 use sluice_ebpf_common::cache::{Bucket4, Bucket6, Uplink};
+use sluice_ebpf_common::maps::mode;
 use sluice_ebpf_common::{
     Address, Affinity, AffinityKey, Backend, Counters, Event, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
     FrontendKey, RangeKey, Reason, SLAB_LINE, ServiceName, Settings, SocketState, SourceKey, limits, ports,
@@ -36,6 +37,31 @@ pub static RANGES: LpmTrie<RangeKey, u32, { limits::RANGES as usize }> = LpmTrie
 #[btf_map(name = "flows")]
 pub static FLOWS: HashMap<FlowKey, Flow, { limits::FLOWS as usize }, ON_DEMAND> = HashMap::new();
 
+/// While the flow map is replaced by another one: the other one. Not pinned under this name.
+#[btf_map(name = "flows_beside")]
+pub static FLOWS_BESIDE: HashMap<FlowKey, Flow, 1, ON_DEMAND> = HashMap::new();
+
+/// A `maps::mode` that the loader writes. The kernel removes what depends on another one.
+#[unsafe(no_mangle)]
+static MODE: u8 = mode::NORMAL;
+
+#[inline(always)]
+fn mode() -> u8 {
+    // SAFETY: a byte of the object's constants, which the loader may have written before the kernel saw it.
+    unsafe { core::ptr::read_volatile(&raw const MODE) }
+}
+
+/// Do flows stand in two maps?
+#[inline(always)]
+pub fn beside() -> bool {
+    mode() == mode::BESIDE
+}
+
+/// May no flow be made?
+#[inline(always)]
+pub fn hold() -> bool {
+    mode() == mode::HOLD
+}
 #[btf_map(name = "fragments")]
 pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, { limits::FRAGMENTS as usize }> = LruHashMap::new();
 #[btf_map(name = "ports")]

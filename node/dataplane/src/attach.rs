@@ -38,6 +38,9 @@ pub(crate) const UPLINK_PROGRAMS: [(&str, TcAttachType); 2] =
 pub(crate) const POD_PROGRAMS: [(&str, TcAttachType); 2] =
     [("pod_in", TcAttachType::Ingress), ("pod_out", TcAttachType::Egress)];
 
+/// Both directions of packets.
+pub(crate) const BOTH: &[TcAttachType] = &[TcAttachType::Ingress, TcAttachType::Egress];
+
 /// Place and number of our filter where TCX is missing.
 const FILTER_PRIORITY: u16 = 0x51c;
 const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);
@@ -136,8 +139,9 @@ pub(crate) fn attach_traffic(
     traffic: Traffic,
     programs: [(&str, TcAttachType); 2],
     link: &Link,
+    sides: &[TcAttachType],
 ) -> Result<(), Error> {
-    for (name, side) in programs {
+    for (name, side) in programs.into_iter().filter(|(_, side)| sides.contains(side)) {
         let what = || format!("attach {name} to the link {}", link.name);
         let program = traffic_program(ebpf, name)?;
         match traffic {
@@ -161,8 +165,8 @@ pub(crate) fn attach_traffic(
 }
 
 /// Attaches the pod programs to a pod's link. Idempotent; what is attached is replaced.
-pub(crate) fn attach_pod(ebpf: &mut Ebpf, pins: &Pins, link: &Link) -> Result<(), Error> {
-    for (name, side) in POD_PROGRAMS {
+pub(crate) fn attach_pod(ebpf: &mut Ebpf, pins: &Pins, link: &Link, sides: &[TcAttachType]) -> Result<(), Error> {
+    for (name, side) in POD_PROGRAMS.into_iter().filter(|(_, side)| sides.contains(side)) {
         let program = traffic_program(ebpf, name)?;
         attach_filter(program, link, side)
             .map_err(|error| Error::ebpf(format!("attach {name} to the link {}", link.name), error))?;
@@ -235,12 +239,12 @@ pub(crate) fn detach_traffic(
     }
 }
 
-/// Puts this process's programs in the place of an earlier one's on uplinks and pods' links, and forgets links that are
-/// gone.
-pub(crate) fn take_over(ebpf: &mut Ebpf, pins: &Pins) -> Result<(), Error> {
+/// Puts this process's programs in the place of an earlier one's on uplinks and pods' links, for these directions, and
+/// forgets links that are gone.
+pub(crate) fn take_over(ebpf: &mut Ebpf, pins: &Pins, sides: &[TcAttachType]) -> Result<(), Error> {
     for index in pins.filters() {
         match Link::by_index(index) {
-            Ok(link) => attach_pod(ebpf, pins, &link)?,
+            Ok(link) => attach_pod(ebpf, pins, &link, sides)?,
             Err(_) => detach_pod(pins, index)?,
         }
     }
@@ -248,12 +252,14 @@ pub(crate) fn take_over(ebpf: &mut Ebpf, pins: &Pins) -> Result<(), Error> {
         let Some((program_name, index)) = name.rsplit_once('-') else { continue };
         let Ok(index) = index.parse::<u32>() else { continue };
         if program_name == wire::PROGRAM {
-            if let Some(fd) = wire::program(ebpf).and_then(|program| program.fd().ok()) {
+            if sides.contains(&TcAttachType::Ingress)
+                && let Some(fd) = wire::program(ebpf).and_then(|program| program.fd().ok())
+            {
                 replace(&pins.link(&name), |target| target.link_index() == index, fd.as_fd())?;
             }
             continue;
         }
-        if !UPLINK_PROGRAMS.iter().any(|(known, _)| *known == program_name) {
+        if !UPLINK_PROGRAMS.iter().any(|(known, side)| *known == program_name && sides.contains(side)) {
             continue;
         }
         let program = traffic_program(ebpf, program_name)?;

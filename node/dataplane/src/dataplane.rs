@@ -9,17 +9,21 @@ use std::time::Instant;
 
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData};
+use aya::programs::TcAttachType;
 use parking_lot::Mutex;
 use sluice_ebpf_common::{Address, Settings, SourceKey, maps};
 use tokio_util::sync::CancellationToken;
 
 use crate::attach::{self, Link, Traffic, UPLINK_PROGRAMS};
 use crate::compile::{Frontends, Owner};
-use crate::limits::{PROBLEMS, SOURCE_PORTS};
+use crate::limits::{KEEP, PROBLEMS, SOURCE_PORTS};
+use crate::migrate::{self, BUILD, Build};
 use crate::model::Snapshot;
+use crate::object::Mode;
 use crate::pins::{self, Pins};
-use crate::plan::Tables;
+use crate::plan::{Capacity, Tables};
 use crate::range::{Range, wire};
+use crate::resize::{self, Sizes};
 use crate::store::{Store, processors, typed};
 use crate::wanted::{Changes, Wanted};
 use crate::wire::{self, Xdp};
@@ -100,15 +104,20 @@ pub(crate) struct Inner {
     nodes: Mutex<HashMap<MapData, Address, u32>>,
     pub(crate) sources: Mutex<HashMap<MapData, SourceKey, Address>>,
     pub(crate) uplinks: Mutex<BTreeSet<Link>>,
+    pub(crate) cgroup: PathBuf,
+    /// Held while flows are swept, or while their map is replaced.
+    pub(crate) sweeping: Mutex<()>,
+    build: Build,
     namespaces: Mutex<HashMap<MapData, u64, u32>>,
     settings: Mutex<(Settings, Array<MapData, Settings>)>,
-    table: Mutex<Table>,
+    pub(crate) table: Mutex<Table>,
     started: Instant,
 }
 
-struct Table {
-    store: Store,
-    tables: Tables,
+pub(crate) struct Table {
+    pub(crate) store: Store,
+    pub(crate) tables: Tables,
+    pub(crate) sizes: Sizes,
     wanted: Wanted,
     /// The kernel may hold frontends that nobody wants: those of an earlier process, or after a failed write.
     unsure: bool,
@@ -133,58 +142,105 @@ impl Dataplane {
     /// As [`Self::load`], with a chosen kind of attachment for packet programs. When it fails on a fresh machine, nothing
     /// is left behind; what an earlier process had attached stays in effect.
     pub fn load_with(config: Config, traffic: Traffic) -> Result<Dataplane, Error> {
-        let pins = Pins::new(&config.pin_dir);
+        Self::load_build(config, traffic, BUILD)
+    }
+
+    /// As [`Self::load_with`], as if by another build: with its own schema, revisions of maps and sizes.
+    pub fn load_build(config: Config, traffic: Traffic, build: Build) -> Result<Dataplane, Error> {
+        let pins = Pins::new(&config.pin_dir, build.schema);
         let taken = pins.taken();
-        Self::start(config, traffic).inspect_err(|_| {
+        Self::start(config, traffic, build).inspect_err(|_| {
             if !taken && let Err(error) = pins.remove_all() {
                 tracing::warn!(%error, "pinned maps were left behind");
             }
         })
     }
 
-    fn start(config: Config, traffic: Traffic) -> Result<Dataplane, Error> {
+    fn start(config: Config, traffic: Traffic, build: Build) -> Result<Dataplane, Error> {
         let cgroup = match &config.cgroup {
             Some(cgroup) => cgroup.clone(),
             None => pins::cgroup_root()?,
         };
-        let pins = Pins::new(&config.pin_dir);
+        let pins = Pins::new(&config.pin_dir, build.schema);
         pins.prepare()?;
-        let mut ebpf = object::load(&pins, processors()? as u32)?;
-        attach::load_programs(&mut ebpf)?;
+        let source = pins.in_use();
+        let unfinished = match &source {
+            Some(source) if *source == pins => resize::settle(&pins)?,
+            Some(source) => resize::gather(source).map(|()| false)?,
+            None => false,
+        };
+        let adoption = migrate::adopt(&pins, source.as_ref(), &build, &object::layouts(&build)?)?;
+        let sizes = source.as_ref().map_or(build.start, |source| build.start.at_least(Sizes::of(source)));
+        let ebpf = resize::programs(|name| pins.map(name), &sizes, Mode::Normal)?;
+        let holding = match adoption.holds_flows() {
+            true => Some(resize::programs(|name| pins.map(name), &sizes, Mode::Hold)?),
+            false => None,
+        };
+        adoption.copy(&pins)?;
         let store = Store::open(&pins, true)?;
         let tables = Tables::new(store.read()?, store.capacity());
+        let sizes = Sizes::of(&pins);
         let mut settings_map: Array<MapData, Settings> = typed(&pins, maps::SETTINGS)?;
         let earlier = settings_map.get(&0, 0).map_err(|error| Error::ebpf("read the settings", error))?;
         let settings = settings(&config, earlier)?;
         settings_map.set(0, settings, 0).map_err(|error| Error::ebpf("write the settings", error))?;
         let inner = Inner {
-            pins,
             traffic,
-            locals: Mutex::new(typed(&Pins::new(&config.pin_dir), maps::LOCALS)?),
-            nodes: Mutex::new(typed(&Pins::new(&config.pin_dir), maps::NODES)?),
-            namespaces: Mutex::new(typed(&Pins::new(&config.pin_dir), maps::NAMESPACES)?),
-            sources: Mutex::new(typed(&Pins::new(&config.pin_dir), maps::SOURCES)?),
+            cgroup,
+            locals: Mutex::new(typed(&pins, maps::LOCALS)?),
+            nodes: Mutex::new(typed(&pins, maps::NODES)?),
+            namespaces: Mutex::new(typed(&pins, maps::NAMESPACES)?),
+            sources: Mutex::new(typed(&pins, maps::SOURCES)?),
             uplinks: Mutex::default(),
+            sweeping: Mutex::default(),
             settings: Mutex::new((settings, settings_map)),
-            table: Mutex::new(Table { store, tables, wanted: Wanted::default(), unsure: true, problems: Vec::new() }),
+            table: Mutex::new(Table {
+                store,
+                tables,
+                sizes,
+                wanted: Wanted::default(),
+                unsure: true,
+                problems: Vec::new(),
+            }),
             ebpf: Mutex::new(ebpf),
+            pins,
+            build,
             config,
             started: Instant::now(),
         };
         let dataplane = Dataplane { inner: Arc::new(inner) };
         {
             let inner = &dataplane.inner;
-            let mut ebpf = inner.ebpf.lock();
-            attach::take_over(&mut ebpf, &inner.pins)?;
-            attach::attach_sockets(&mut ebpf, &inner.pins, &cgroup)?;
-            inner.pins.remove_older()?;
+            if unfinished {
+                inner.finish_flows(&sizes, |name| inner.pins.map(name))?;
+                *inner.ebpf.lock() = resize::programs(|name| inner.pins.map(name), &sizes, Mode::Normal)?;
+            }
+            if let Some(mut holding) = holding {
+                // As no flow is made on arrival any more, answers that leave find all of them in the new map, too.
+                inner.flip_packets(&mut holding, &[TcAttachType::Ingress])?;
+                resize::let_packets_pass()?;
+                adoption.catch_up(&inner.pins)?;
+                inner.flip(&mut holding)?;
+                resize::let_packets_pass()?;
+                adoption.catch_up(&inner.pins)?;
+            }
+            inner.flip(&mut inner.ebpf.lock())?;
+            inner.pins.use_now()?;
+            if !adoption.is_empty() {
+                resize::grace()?;
+                adoption.catch_up(&inner.pins)?;
+            }
+            inner.pins.remove_others(adoption.from.as_ref())?;
         }
         if let Uplinks::Named(names) = &dataplane.inner.config.uplinks {
             for name in names {
-                dataplane.attach_uplink(&Link::by_name(name)?)?;
+                let link = Link::by_name(name)?;
+                dataplane.attach_uplink(&link)?;
+                dataplane.inner.uplinks.lock().insert(link);
             }
         }
         dataplane.reconcile_links()?;
+        dataplane.grow(build.start)?;
         // The loader reads all of the kernel's type information (20 MB as parsed) for programs that may need it.
         sys::give_memory_back();
         Ok(dataplane)
@@ -197,14 +253,35 @@ impl Dataplane {
             self.follow_services(client, checks, &shutdown),
             health::serve(wanted, &shutdown),
             self.follow_links(&shutdown),
-            sweep::run(&self.inner.pins, &shutdown),
+            sweep::run(self, &shutdown),
+            self.keep_for_rollback(&shutdown),
         )?;
         Ok(())
     }
 
+    /// Lets the set of maps that an earlier build worked on go when this one has worked for a while.
+    async fn keep_for_rollback(&self, shutdown: &CancellationToken) -> Result<(), Error> {
+        tokio::select! {
+            () = shutdown.cancelled() => Ok(()),
+            () = tokio::time::sleep(KEEP) => self.confirm(),
+        }
+    }
+
+    /// Gives up the set of maps that an earlier build worked on: from now on an older build that is started takes over as from
+    /// any other one, and what it had is gone.
+    pub fn confirm(&self) -> Result<(), Error> {
+        self.inner.pins.remove_others(None)
+    }
+
+    /// One look at the flows: those that ended go, and their map grows when it is under pressure. Returns the entries that are
+    /// left.
+    pub fn tend(&self) -> Result<usize, Error> {
+        sweep::turn(self)
+    }
+
     /// Removes every program and map that is pinned below `pin_dir`, from any process. Nothing there is success.
     pub fn remove_all(pin_dir: &Path) -> Result<(), Error> {
-        let pins = Pins::new(pin_dir);
+        let pins = Pins::new(pin_dir, BUILD.schema);
         if Traffic::best() == Traffic::Clsact {
             for link in Link::all()? {
                 attach::detach_traffic(&pins, Traffic::Clsact, UPLINK_PROGRAMS, &link)?;
@@ -223,7 +300,7 @@ impl Dataplane {
         tracing::debug!(link = link.name, namespace = pod.namespace, pod = pod.name, "attach the pod's link");
         let inner = &self.inner;
         let mut ebpf = inner.ebpf.lock();
-        attach::attach_pod(&mut ebpf, &inner.pins, &link)
+        attach::attach_pod(&mut ebpf, &inner.pins, &link, attach::BOTH)
     }
 
     /// All that a new pod needs: [`Self::attach_pod`] and, unless its packets are translated, [`Self::know_namespace`]. It has to be done before the pod's first
@@ -301,7 +378,7 @@ impl Dataplane {
     pub(crate) fn attach_uplink(&self, link: &Link) -> Result<(), Error> {
         let inner = &self.inner;
         let mut ebpf = inner.ebpf.lock();
-        attach::attach_traffic(&mut ebpf, &inner.pins, inner.traffic, UPLINK_PROGRAMS, link)?;
+        attach::attach_traffic(&mut ebpf, &inner.pins, inner.traffic, UPLINK_PROGRAMS, link, attach::BOTH)?;
         wire::attach(&mut ebpf, &inner.pins, inner.config.xdp, link)
     }
 
@@ -318,6 +395,11 @@ impl Dataplane {
     /// Makes the kernel's table say what the snapshot says. Returns sentences about what could not be placed.
     pub fn apply(&self, snapshot: &Snapshot) -> Result<Vec<String>, Error> {
         self.update(Update::All(snapshot.compile())).map(|(problems, _)| problems)
+    }
+
+    /// As [`Self::apply`], for the services and pods of the snapshot alone: all others stay.
+    pub fn apply_some(&self, snapshot: &Snapshot) -> Result<Vec<String>, Error> {
+        self.update(Update::Some(snapshot.compile().into_iter().collect())).map(|(problems, _)| problems)
     }
 
     /// Takes in what somebody wants; the flag says that trying again a little later may place more.
@@ -340,6 +422,13 @@ impl Dataplane {
         if host_ports == 1 {
             self.change_settings(|settings| settings.host_ports = 1)?;
         }
+        let need = Sizes { table: table.tables.need(&changes), flows: 0 };
+        let sizes = table.sizes.holding(need, &self.inner.build.most);
+        if sizes != table.sizes
+            && let Err(error) = self.resize(table, sizes)
+        {
+            tracing::error!(%error, "the maps cannot grow");
+        }
         let mut plan = table.tables.plan(&changes, self.inner.started.elapsed());
         if let Err(error) = table.store.apply(&plan.writes) {
             // What was written and what not is known to the kernel alone now.
@@ -349,9 +438,33 @@ impl Dataplane {
         }
         table.unsure = false;
         self.change_settings(|settings| settings.host_ports = host_ports)?;
-        plan.problems.truncate(PROBLEMS);
+        if plan.problems.len() > PROBLEMS {
+            let more = plan.problems.len() - PROBLEMS;
+            plan.problems.truncate(PROBLEMS);
+            plan.problems.push(format!("and {more} more like these"));
+        }
         table.problems.clone_from(&plan.problems);
         Ok((plan.problems, table.tables.may_fit_later()))
+    }
+
+    /// Grows the flow map when so many entries press it. It fills while it is replaced, so it counts twice.
+    pub(crate) fn grow_flows(&self, used: u32) -> Result<(), Error> {
+        let mut table = self.inner.table.lock();
+        let need = Sizes { table: Capacity::default(), flows: used.saturating_mul(2) };
+        let sizes = table.sizes.holding(need, &self.inner.build.most);
+        if sizes == table.sizes { Ok(()) } else { self.resize(&mut table, sizes) }
+    }
+
+    /// Entries of the flow map at most, until it grows.
+    pub(crate) fn flow_capacity(&self) -> u32 {
+        self.inner.table.lock().sizes.flows
+    }
+
+    /// Makes every map at least so large.
+    fn grow(&self, least: Sizes) -> Result<(), Error> {
+        let mut table = self.inner.table.lock();
+        let sizes = table.sizes.at_least(least);
+        if sizes == table.sizes { Ok(()) } else { self.resize(&mut table, sizes) }
     }
 
     pub(crate) fn problems(&self) -> Vec<String> {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::{MapData, MapInfo, PerCpuArray};
 use serde::Serialize;
-use sluice_ebpf_common::{Backend, Frontend, Reason, Scope, maps, protocol};
+use sluice_ebpf_common::{Backend, Frontend, Reason, SCHEMA, Scope, limits, maps, protocol};
 
 use crate::attach::{GUARD_PROGRAMS, Link, POD_PROGRAMS, SOCKET_PROGRAMS};
 use crate::pending::{self, Pending};
@@ -127,15 +127,32 @@ pub struct MapRow {
     pub name: &'static str,
     /// Entries in use.
     pub used: usize,
-    /// Entries at most.
+    /// Entries at most, until it grows.
     pub limit: u32,
+    /// Entries that it may ever have.
+    pub bound: u32,
+    /// What to do when it is full.
+    #[serde(skip)]
+    advice: &'static str,
+}
+
+fn row(name: &'static str, used: usize, limit: u32, bound: u32) -> MapRow {
+    let advice = match name {
+        maps::FLOWS => "new connections by packet are refused: end idle ones, or spread the load over more nodes",
+        _ => "new services are refused: remove services or endpoints that nobody needs",
+    };
+    MapRow { name, used, limit, bound, advice }
 }
 
 /// The service table under a pin directory.
 pub fn services(pin_dir: &Path) -> Result<Vec<ServiceRow>, Error> {
-    let store = Store::open(&Pins::new(pin_dir), false)?;
+    services_in(&Pins::new(pin_dir, SCHEMA))
+}
+
+fn services_in(pins: &Pins) -> Result<Vec<ServiceRow>, Error> {
+    let store = Store::open(pins, false)?;
     let tables = store.read()?;
-    let pending = pending::read(&Pins::new(pin_dir))?;
+    let pending = pending::read(pins)?;
     let mut rows: BTreeMap<(u32, u8), ServiceRow> = BTreeMap::new();
     let mut answering: BTreeMap<(u32, u8), BTreeSet<u32>> = BTreeMap::new();
     for (key, frontend) in &tables.frontends {
@@ -195,27 +212,34 @@ fn backend(store: &Store, pending: &Pending, id: u32, backend: &Backend) -> Back
 
 /// The health of the data plane under a pin directory. Link names are those of the calling network namespace.
 pub fn status(pin_dir: &Path) -> Result<Status, Error> {
-    let pins = Pins::new(pin_dir);
-    let store = Store::open(&pins, false)?;
+    status_in(&Pins::new(pin_dir, SCHEMA))
+}
+
+fn status_in(pins: &Pins) -> Result<Status, Error> {
+    let store = Store::open(pins, false)?;
     let tables = store.read()?;
     let capacity = store.capacity();
     let mut problems = Vec::new();
-    let programs = programs(&pins, &mut problems)?;
-    let flows = sweep::count(&pins)?;
+    let programs = programs(pins, &mut problems)?;
+    let flows = sweep::count(pins)?;
     let slab = tables.lists.values().map(|list| list.words() as usize).sum();
     let flow_limit = MapInfo::from_pin(pins.map(maps::FLOWS)).map_or(0, |info| info.max_entries());
     let maps = vec![
-        MapRow { name: maps::FRONTENDS, used: tables.frontends.len(), limit: capacity.frontends },
-        MapRow { name: maps::BACKENDS, used: tables.backends.len(), limit: capacity.backends },
-        MapRow { name: maps::SLAB, used: slab, limit: capacity.slab },
-        MapRow { name: maps::NAMES, used: tables.names.len(), limit: capacity.services },
-        MapRow { name: maps::RANGES, used: tables.ranges.values().map(BTreeSet::len).sum(), limit: capacity.ranges },
-        MapRow { name: maps::FLOWS, used: flows * 2, limit: flow_limit },
+        row(maps::FRONTENDS, tables.frontends.len(), capacity.frontends, limits::FRONTENDS),
+        row(maps::BACKENDS, tables.backends.len(), capacity.backends, limits::BACKENDS),
+        row(maps::SLAB, slab, capacity.slab, limits::SLAB),
+        row(maps::NAMES, tables.names.len(), capacity.services, limits::SERVICES),
+        row(maps::RANGES, tables.ranges.values().map(BTreeSet::len).sum(), capacity.ranges, limits::RANGES),
+        row(maps::FLOWS, flows * 2, flow_limit, limits::FLOWS),
     ];
-    for map in maps.iter().filter(|map| map.used * 10 > map.limit as usize * 9) {
-        problems.push(format!("the map {} is nearly full: {} of {}", map.name, map.used, map.limit));
+    // A map below its bound grows by itself.
+    for map in maps.iter().filter(|map| map.used * 10 > map.limit as usize * 9 && map.limit >= map.bound) {
+        problems.push(format!(
+            "the map {} is nearly full ({} of {}) and cannot grow further: what is served goes on, {}",
+            map.name, map.used, map.limit, map.advice
+        ));
     }
-    Ok(Status { programs, uplinks: wire::rows(&pins)?, maps, flows, refused: refused(&pins)?, problems })
+    Ok(Status { programs, uplinks: wire::rows(pins)?, maps, flows, refused: refused(pins)?, problems })
 }
 
 fn refused(pins: &Pins) -> Result<BTreeMap<&'static str, u64>, Error> {
@@ -300,12 +324,12 @@ fn find(path: &Path, id: u64, depth: usize) -> Option<PathBuf> {
 impl Dataplane {
     /// The service table as the kernel holds it.
     pub fn services(&self) -> Result<Vec<ServiceRow>, Error> {
-        services(&self.inner.config.pin_dir)
+        services_in(&self.inner.pins)
     }
 
     /// The health of this data plane, with what the compiler could not place.
     pub fn status(&self) -> Result<Status, Error> {
-        let mut status = status(&self.inner.config.pin_dir)?;
+        let mut status = status_in(&self.inner.pins)?;
         status.problems.extend(self.problems());
         Ok(status)
     }

@@ -15,19 +15,30 @@ pub(crate) const DEBOUNCE_MOST: Duration = Duration::from_millis(50);
 /// Time between two looks at the flow map while it is not empty.
 pub(crate) const SWEEP: Duration = Duration::from_secs(10);
 
-/// Idle seconds after which a flow entry is removed; as in nf_conntrack.
+/// The same while it fills.
+pub(crate) const SWEEP_BUSY: Duration = Duration::from_secs(1);
+
+/// How long the maps of an earlier build are kept for a rollback.
+pub(crate) const KEEP: Duration = Duration::from_secs(600);
+
+/// Idle seconds after which a flow entry is removed. Where nothing else is said these are nf_conntrack's defaults (Linux,
+/// Documentation/networking/nf_conntrack-sysctl.rst), as kube-proxy leaves them or sets them itself (its
+/// `conntrack.tcpEstablishedTimeout` of 24 h). A flow whose service or backend is gone drains under the same rules: it is
+/// never removed for that.
 pub(crate) mod idle {
-    /// TCP, established.
+    /// TCP, established: kube-proxy's 24 h, where nf_conntrack alone has 5 days.
     pub(crate) const TCP: u32 = 86_400;
-    /// TCP, answered by nobody.
+    /// TCP, answered by nobody: `nf_conntrack_tcp_timeout_syn_sent`.
     pub(crate) const TCP_OPENING: u32 = 120;
-    /// TCP and SCTP, after FIN (SHUTDOWN) in both directions or RST (ABORT).
+    /// TCP and SCTP, after FIN (SHUTDOWN) in both directions or RST (ABORT): `nf_conntrack_tcp_timeout_last_ack`; what is sent
+    /// again after that is answered by the backend's own state.
     pub(crate) const TCP_CLOSED: u32 = 30;
-    /// SCTP, answered; its ends send heartbeats every 30 seconds.
+    /// SCTP, answered: `nf_conntrack_sctp_timeout_established` of Linux 6.1 and newer; its ends send heartbeats every 30
+    /// seconds.
     pub(crate) const SCTP: u32 = 210;
-    /// UDP, answered.
+    /// UDP, answered: `nf_conntrack_udp_timeout_stream`.
     pub(crate) const UDP: u32 = 120;
-    /// UDP and SCTP without an answer, ICMP.
+    /// UDP and SCTP without an answer, ICMP: `nf_conntrack_udp_timeout`, `nf_conntrack_icmp_timeout`.
     pub(crate) const OTHER: u32 = 30;
 }
 

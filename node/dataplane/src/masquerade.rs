@@ -15,6 +15,8 @@ use crate::{Error, Range};
 impl Dataplane {
     /// Makes these the places that pods' packets reach with the pod's own address; at most [`UNMASQUERADED`] of them.
     pub fn set_unmasqueraded(&self, ranges: &[Range]) -> Result<(), Error> {
+        // The map may be replaced by a larger one while the table changes.
+        let _table = self.inner.table.lock();
         let mut map: LpmTrie<MapData, RangeKey, u32> = typed(&self.inner.pins, maps::RANGES)?;
         let mut known = BTreeSet::new();
         for key in map.keys() {

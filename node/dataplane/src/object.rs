@@ -1,27 +1,86 @@
-//! The embedded eBPF object: loaded onto the pinned maps, or onto fresh ones that are then pinned.
+//! The embedded eBPF object: what its maps look like, and loading it onto pinned maps or onto fresh ones that are then
+//! pinned.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use aya::maps::{Map, MapData};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned};
-use sluice_ebpf_common::{limits, maps};
+use sluice_ebpf_common::limits;
+use sluice_ebpf_common::maps::{self, mode};
 
 use crate::Error;
-use crate::pins::Pins;
+use crate::migrate::{Build, Layout};
+use crate::resize::Sizes;
+use crate::store::processors;
 
 static OBJECT: &[u8] = include_bytes_aligned!(env!("SLUICE_EBPF_OBJECT_PATH"));
 
-/// Creates or takes over the maps and prepares the programs; nothing is attached yet.
-pub(crate) fn load(pins: &Pins, processors: u32) -> Result<Ebpf, Error> {
+/// The constant that holds a `maps::mode`.
+const MODE: &str = "MODE";
+
+/// What programs do about flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode<'a> {
+    /// Make them and look them up in one map.
+    Normal,
+    /// Look them up in the map that is pinned there, too.
+    Beside(&'a Path),
+    /// Look them up, make none.
+    Hold,
+}
+
+/// Creates or takes over the maps and prepares the programs; nothing is attached yet. Each map is pinned at the place that
+/// is said for it, or taken from there.
+pub(crate) fn load(place: impl Fn(&str) -> PathBuf, sizes: &Sizes, mode: Mode<'_>) -> Result<Ebpf, Error> {
     let mut loader = EbpfLoader::new();
-    loader.map_max_entries(maps::SERVICE_COUNTERS, limits::SERVICES * processors);
-    loader.map_max_entries(maps::BACKEND_COUNTERS, limits::BACKENDS * processors);
-    let buckets = buckets(processors);
-    loader.map_max_entries(maps::CACHE4, buckets * processors);
-    loader.map_max_entries(maps::CACHE6, buckets / 2 * processors);
+    for (name, entries) in entries(sizes)? {
+        loader.map_max_entries(name, entries);
+    }
+    let number = match mode {
+        Mode::Normal => mode::NORMAL,
+        Mode::Hold => mode::HOLD,
+        Mode::Beside(path) => {
+            loader.map_pin_path(maps::FLOWS_BESIDE, path);
+            mode::BESIDE
+        }
+    };
+    loader.override_global(MODE, &number, true);
     loader.verifier_log_level(VerifierLogLevel::STATS);
     for name in maps::ALL {
-        loader.map_pin_path(name, pins.map(name));
+        loader.map_pin_path(name, place(name));
     }
     loader.load(OBJECT).map_err(|error| Error::ebpf("load the eBPF object", error))
+}
+
+/// What the maps of the object look like; growing maps have at least the sizes that they start with.
+pub(crate) fn layouts(build: &Build) -> Result<BTreeMap<&'static str, Layout>, Error> {
+    let object = aya_obj::Object::parse(OBJECT).map_err(|error| Error::ebpf("read the eBPF object", error))?;
+    let least: BTreeMap<&str, u32> = entries(&build.start)?.into_iter().collect();
+    let layout = |name: &'static str| {
+        let map =
+            object.maps.get(name).ok_or_else(|| Error::Kernel(format!("the embedded object has no map {name}")))?;
+        Ok((
+            name,
+            Layout {
+                kind: map.map_type(),
+                key: map.key_size(),
+                value: map.value_size(),
+                flags: map.map_flags(),
+                entries: least.get(name).copied().unwrap_or(map.max_entries()),
+                revision: (build.revision)(name),
+            },
+        ))
+    };
+    maps::ALL.into_iter().map(layout).collect()
+}
+
+/// Entries of the maps whose size is not a constant.
+fn entries(sizes: &Sizes) -> Result<Vec<(&'static str, u32)>, Error> {
+    let processors = processors()? as u32;
+    let buckets = buckets(processors);
+    let caches = [(maps::CACHE4, buckets * processors), (maps::CACHE6, buckets / 2 * processors)];
+    Ok(sizes.entries()?.into_iter().chain(caches).collect())
 }
 
 /// Buckets of the flow cache for each processor: a power of two. IPv6 has half of them.
@@ -31,11 +90,10 @@ pub(crate) fn buckets(processors: u32) -> u32 {
 }
 
 /// Opens a pinned map.
-pub(crate) fn open(pins: &Pins, name: &str) -> Result<Map, Error> {
-    let path = pins.map(name);
+pub(crate) fn open(path: &Path) -> Result<Map, Error> {
     if !path.exists() {
-        return Err(Error::NotLoaded(path.parent().unwrap_or(&path).to_path_buf()));
+        return Err(Error::NotLoaded(path.parent().unwrap_or(path).to_path_buf()));
     }
-    let data = MapData::from_pin(&path).map_err(|error| Error::ebpf(format!("open {}", path.display()), error))?;
+    let data = MapData::from_pin(path).map_err(|error| Error::ebpf(format!("open {}", path.display()), error))?;
     Map::from_map_data(data).map_err(|error| Error::ebpf(format!("open {}", path.display()), error))
 }

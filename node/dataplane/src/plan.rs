@@ -5,7 +5,7 @@
 //! runs that became free rest for a while before they are used again. The cost is that of the changed frontends, whatever
 //! the size of the table.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,10 +16,11 @@ use crate::compile::DesiredFrontend;
 use crate::limits::QUARANTINE;
 use crate::maglev;
 use crate::pool::{Ids, Runs};
+use crate::resize::presses;
 use crate::wanted::{Changes, Wanted};
 
 /// Sizes of the kernel's maps.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capacity {
     /// Frontends.
     pub frontends: u32,
@@ -165,6 +166,72 @@ impl Tables {
         changes
     }
 
+    /// What the maps have to hold while these changes are made: the old and the new, and what rests. Never too little; exact
+    /// only where a map would come under pressure.
+    pub(crate) fn need(&self, changes: &Changes) -> Capacity {
+        let contents = &self.contents;
+        let wanted = || changes.values().flatten();
+        let fresh = |key: &&FrontendKey| !contents.frontends.contains_key(key);
+        let placed = changes.iter().filter(|(_, wanted)| wanted.is_some()).map(|(key, _)| key);
+        let names: HashSet<&str> =
+            wanted().map(|wanted| &*wanted.service).filter(|name| !self.by_name.contains_key(*name)).collect();
+        // Frontends of a service port share their lists.
+        let pointers = |wanted: &DesiredFrontend| {
+            (Arc::as_ptr(&wanted.backends), Arc::as_ptr(&wanted.draining), wanted.weights.as_ref().map(Arc::as_ptr))
+        };
+        let lists: HashMap<_, (&FrontendKey, &DesiredFrontend)> = changes
+            .iter()
+            .filter_map(|(key, wanted)| wanted.as_ref().map(|wanted| (pointers(wanted), (key, wanted))))
+            .collect();
+        let used: u32 = contents.lists.values().map(|list| list.words()).sum();
+        let (backends, slab) =
+            (contents.backends.len() as u32 + self.backend_ids.resting(), used + self.runs.resting());
+        let most: u32 = lists.values().map(|(_, wanted)| words(wanted)).sum();
+        let roomy = !presses(backends + most, self.capacity.backends) && !presses(slab + most, self.capacity.slab);
+        let (more_backends, more_slab) = if roomy { (most, most) } else { self.exactly(lists.into_values()) };
+        let ranges: u32 = wanted().map(|wanted| wanted.ranges.len() as u32).max().map_or(0, |_| {
+            let distinct: HashMap<&str, u32> = wanted()
+                .map(|wanted| (&*wanted.service, wanted.ranges.len() as u32))
+                .filter(|(_, all)| *all > 0)
+                .collect();
+            distinct.values().sum()
+        });
+        Capacity {
+            frontends: (contents.frontends.len() + placed.filter(fresh).count()) as u32,
+            backends: backends + more_backends,
+            slab: slab + more_slab,
+            services: (contents.names.len() + names.len()) as u32 + self.name_ids.resting(),
+            ranges: self.ranges + ranges,
+        }
+    }
+
+    /// Backends and slab words that these frontends' lists need beside what is there.
+    fn exactly<'a>(&self, lists: impl Iterator<Item = (&'a FrontendKey, &'a DesiredFrontend)>) -> (u32, u32) {
+        let (mut fresh, mut slab) = (HashSet::<&Backend>::new(), 0);
+        for (key, wanted) in lists {
+            let all = || wanted.backends.iter().chain(wanted.draining.iter());
+            let known: Option<Vec<u32>> = all().map(|backend| self.by_backend.get(backend).copied()).collect();
+            let old = self.contents.frontends.get(key).and_then(|old| self.contents.lists.get(&old.base));
+            let same = known.zip(old).is_some_and(|(mut ids, old)| {
+                let (taking, draining) = ids.split_at_mut(wanted.backends.len());
+                taking.sort_unstable();
+                draining.sort_unstable();
+                ids == old.ids
+            });
+            if !same {
+                slab += words(wanted);
+                fresh.extend(all().filter(|backend| !self.by_backend.contains_key(*backend)));
+            }
+        }
+        (fresh.len() as u32, slab)
+    }
+
+    /// The maps have other sizes now, and hold what they held.
+    pub(crate) fn resize(&mut self, capacity: Capacity) {
+        self.runs.grow(self.capacity.slab, capacity.slab);
+        self.capacity = capacity;
+    }
+
     /// Plans the changes and leaves the tables as they will be. `now` is any steady clock.
     pub fn plan(&mut self, changes: &Changes, now: Duration) -> Plan {
         self.backend_ids.wake(now);
@@ -228,6 +295,13 @@ impl Tables {
     pub(crate) fn may_fit_later(&self) -> bool {
         !self.unplaced.is_empty() && (self.backend_ids.rests() || self.name_ids.rests() || self.runs.rests())
     }
+}
+
+/// Slab words of a frontend's list.
+fn words(wanted: &DesiredFrontend) -> u32 {
+    let taking = wanted.backends.len();
+    let table = wanted.weights.as_ref().map_or(0, |_| maglev::words(maglev::slots(taking)));
+    (taking + wanted.draining.len()) as u32 + table
 }
 
 enum Placed {

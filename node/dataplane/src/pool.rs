@@ -51,6 +51,11 @@ impl Ids {
     pub(crate) fn rests(&self) -> bool {
         !self.resting.is_empty()
     }
+
+    /// How many rest.
+    pub(crate) fn resting(&self) -> u32 {
+        self.resting.len() as u32
+    }
 }
 
 /// Runs of words.
@@ -116,6 +121,18 @@ impl Runs {
     pub(crate) fn rests(&self) -> bool {
         !self.resting.is_empty()
     }
+
+    /// How many words rest.
+    pub(crate) fn resting(&self) -> u32 {
+        self.resting.iter().map(|(.., length)| length).sum()
+    }
+
+    /// There are more words at the end now.
+    pub(crate) fn grow(&mut self, size: u32, new: u32) {
+        if new > size {
+            self.join(size, new - size);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -148,6 +165,8 @@ mod tests {
         runs.wake(NOW);
         assert_eq!(runs.take(1), None);
         runs.wake(LATER);
+        runs.grow(10, 14);
         assert_eq!(runs.take(7), Some(0), "three neighbours are one run again");
+        assert_eq!(runs.take(4), Some(10), "what is new at the end");
     }
 }

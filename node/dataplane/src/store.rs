@@ -1,6 +1,8 @@
 //! The maps of the service table, typed: reading what the kernel holds and carrying out a plan's writes.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -43,23 +45,29 @@ pub(crate) fn typed<T>(pins: &Pins, name: &str) -> Result<T, Error>
 where
     T: TryFrom<Map, Error = MapError>,
 {
-    T::try_from(open(pins, name)?).map_err(|error| Error::ebpf(format!("use the map {name}"), error))
+    typed_at(&pins.map(name))
 }
 
-fn size(pins: &Pins, name: &str) -> Result<u32, Error> {
-    MapInfo::from_pin(pins.map(name))
+fn typed_at<T>(path: &Path) -> Result<T, Error>
+where
+    T: TryFrom<Map, Error = MapError>,
+{
+    T::try_from(open(path)?).map_err(|error| Error::ebpf(format!("use the map {}", path.display()), error))
+}
+
+fn size(path: &Path) -> Result<u32, Error> {
+    MapInfo::from_pin(path)
         .map(|info| info.max_entries())
-        .map_err(|error| Error::ebpf(format!("read the size of the map {name}"), error))
+        .map_err(|error| Error::ebpf(format!("read the size of the map {}", path.display()), error))
 }
 
-pub(crate) fn descriptor(pins: &Pins, name: &str) -> Result<OwnedFd, Error> {
-    let path = pins.map(name);
-    sys::open_pinned(&path).map_err(|error| Error::system(format!("open {}", path.display()), error))
+fn descriptor(path: &Path) -> Result<OwnedFd, Error> {
+    sys::open_pinned(path).map_err(|error| Error::system(format!("open {}", path.display()), error))
 }
 
-pub(crate) fn words(pins: &Pins, name: &str, words: usize, writable: bool) -> Result<sys::Words, Error> {
-    sys::Words::map(descriptor(pins, name)?.as_fd(), words, writable)
-        .map_err(|error| Error::system(format!("map {name} into memory"), error))
+pub(crate) fn words(path: &Path, words: usize, writable: bool) -> Result<sys::Words, Error> {
+    sys::Words::map(descriptor(path)?.as_fd(), words, writable)
+        .map_err(|error| Error::system(format!("map {} into memory", path.display()), error))
 }
 
 /// How many processors there may ever be: each id has a counter for each of them.
@@ -70,32 +78,81 @@ pub(crate) fn processors() -> Result<usize, Error> {
 impl Store {
     /// Opens the pinned maps, from any process.
     pub(crate) fn open(pins: &Pins, writable: bool) -> Result<Store, Error> {
-        let _: Array<MapData, [u32; SLAB_LINE]> = typed(pins, maps::SLAB)?;
+        Store::open_at(|name| pins.map(name), writable)
+    }
+
+    /// Opens maps that are pinned where it is said for each.
+    pub(crate) fn open_at(place: impl Fn(&str) -> PathBuf, writable: bool) -> Result<Store, Error> {
+        let at = |name| place(name);
+        let _: Array<MapData, [u32; SLAB_LINE]> = typed_at(&at(maps::SLAB))?;
         let capacity = Capacity {
-            frontends: size(pins, maps::FRONTENDS)?,
-            backends: size(pins, maps::BACKENDS)?,
-            slab: size(pins, maps::SLAB)?.saturating_mul(SLAB_LINE as u32),
-            services: size(pins, maps::NAMES)?,
-            ranges: size(pins, maps::RANGES)?,
+            frontends: size(&at(maps::FRONTENDS))?,
+            backends: size(&at(maps::BACKENDS))?,
+            slab: size(&at(maps::SLAB))?.saturating_mul(SLAB_LINE as u32),
+            services: size(&at(maps::NAMES))?,
+            ranges: size(&at(maps::RANGES))?,
         };
         let processors = processors()?;
-        let counters = |name, ids: u32| words(pins, name, ids as usize * processors * COUNTER_WORDS, writable);
+        let counters = |name, ids: u32| words(&at(name), ids as usize * processors * COUNTER_WORDS, writable);
         Ok(Store {
-            frontends: typed(pins, maps::FRONTENDS)?,
-            frontends_fd: descriptor(pins, maps::FRONTENDS)?,
-            backends: typed(pins, maps::BACKENDS)?,
-            backends_fd: descriptor(pins, maps::BACKENDS)?,
-            slab: words(pins, maps::SLAB, capacity.slab as usize, writable)?,
-            names: typed(pins, maps::NAMES)?,
-            names_fd: descriptor(pins, maps::NAMES)?,
-            ranges: typed(pins, maps::RANGES)?,
-            generations: typed(pins, maps::GENERATIONS)?,
-            generations_fd: descriptor(pins, maps::GENERATIONS)?,
+            frontends: typed_at(&at(maps::FRONTENDS))?,
+            frontends_fd: descriptor(&at(maps::FRONTENDS))?,
+            backends: typed_at(&at(maps::BACKENDS))?,
+            backends_fd: descriptor(&at(maps::BACKENDS))?,
+            slab: words(&at(maps::SLAB), capacity.slab as usize, writable)?,
+            names: typed_at(&at(maps::NAMES))?,
+            names_fd: descriptor(&at(maps::NAMES))?,
+            ranges: typed_at(&at(maps::RANGES))?,
+            generations: typed_at(&at(maps::GENERATIONS))?,
+            generations_fd: descriptor(&at(maps::GENERATIONS))?,
             service_counters: counters(maps::SERVICE_COUNTERS, capacity.services)?,
             backend_counters: counters(maps::BACKEND_COUNTERS, capacity.backends)?,
             capacity,
             processors,
         })
+    }
+
+    /// Writes what the kernel should hold into maps that are new; ranges and generations are copied by whoever makes them.
+    pub(crate) fn fill(&mut self, contents: &Contents, fresh: &BTreeSet<&str>) -> Result<(), Error> {
+        let failed = |error| Error::system("write the service table", error);
+        let is_fresh = |name: &str| fresh.contains(name);
+        if is_fresh(maps::NAMES) {
+            let names = contents.names.iter().map(|(id, name)| (*id, encode_name(name)));
+            update(&self.names_fd, names).map_err(failed)?;
+        }
+        if is_fresh(maps::BACKENDS) {
+            let backends = contents.backends.iter().map(|(id, backend)| (*id, *backend));
+            update(&self.backends_fd, backends).map_err(failed)?;
+        }
+        if is_fresh(maps::SLAB) {
+            contents.lists.iter().for_each(|(base, list)| self.write_list(*base, list));
+        }
+        if is_fresh(maps::FRONTENDS) {
+            let frontends = contents.frontends.iter().map(|(key, frontend)| (*key, *frontend));
+            update(&self.frontends_fd, frontends).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Adds what was counted in the maps that these ones replace.
+    pub(crate) fn take_counts(&self, old: &Store, fresh: &BTreeSet<&str>) {
+        let pairs = [
+            (maps::SERVICE_COUNTERS, &old.service_counters, &self.service_counters),
+            (maps::BACKEND_COUNTERS, &old.backend_counters, &self.backend_counters),
+        ];
+        for (_, from, to) in pairs.into_iter().filter(|(name, ..)| fresh.contains(name)) {
+            for at in (0..from.len()).step_by(2) {
+                if let Some(count @ 1..) = from.get_long(at) {
+                    to.add_long(at, count);
+                }
+            }
+        }
+    }
+
+    fn write_list(&self, base: u32, list: &List) {
+        for (word, at) in list.ids.iter().chain(&list.table).zip(base..) {
+            self.slab.set(at as usize, *word);
+        }
     }
 
     /// Sizes of the maps.
@@ -184,9 +241,7 @@ impl Store {
     fn write(&mut self, write: &Write) -> Result<(), Error> {
         let result = match write {
             Write::List(base, list) => {
-                for (word, at) in list.ids.iter().chain(&list.table).zip(*base..) {
-                    self.slab.set(at as usize, *word);
-                }
+                self.write_list(*base, list);
                 Ok(())
             }
             Write::Range(service, range) => self.ranges.insert(&range_key(*service, *range), 1, 0),

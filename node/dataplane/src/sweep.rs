@@ -3,32 +3,42 @@
 //! The programs never remove an established flow to make room. They tell the first flow through the event ring, which
 //! wakes the sweeper up.
 
+use std::time::Duration;
+
 use aya::maps::{Array, HashMap, MapData, RingBuf};
 use sluice_ebpf_common::{Flow, FlowKey, FlowKind, Settings, maps, ports, protocol};
 use tokio_util::sync::CancellationToken;
 
-use crate::limits::{SWEEP, idle};
+use crate::limits::{SWEEP, SWEEP_BUSY, idle};
 use crate::pins::Pins;
 use crate::store::{typed, words};
-use crate::{Error, sys};
+use crate::{Dataplane, Error, sys};
 
 /// Sweeps until the shutdown.
-pub(crate) async fn run(pins: &Pins, shutdown: &CancellationToken) -> Result<(), Error> {
+pub(crate) async fn run(dataplane: &Dataplane, shutdown: &CancellationToken) -> Result<(), Error> {
+    let pins = &dataplane.inner.pins;
     let ring: RingBuf<MapData> = typed(pins, maps::EVENTS)?;
     let mut ring = sys::watch(ring).map_err(|error| Error::system("listen to the event ring", error))?;
     loop {
         // While the word is 1 the programs send no event.
         arm(pins, 1)?;
-        while sweep_aside(pins).await? > 0 {
+        let mut before = 0;
+        loop {
+            let left = sweep_aside(dataplane).await?;
+            if left == 0 {
+                break;
+            }
+            let pause = pause(before, left, dataplane.flow_capacity());
+            before = left;
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
-                () = tokio::time::sleep(SWEEP) => {}
+                () = tokio::time::sleep(pause) => {}
             }
         }
         while ring.get_mut().next().is_some() {}
         arm(pins, 0)?;
         // A flow that came between the last look and the word would have sent no event.
-        if sweep_aside(pins).await? > 0 {
+        if sweep_aside(dataplane).await? > 0 {
             continue;
         }
         tokio::select! {
@@ -45,11 +55,29 @@ fn arm(pins: &Pins, value: u32) -> Result<(), Error> {
     word.set(0, value, 0).map_err(|error| Error::ebpf("tell the programs about the sweeper", error))
 }
 
-async fn sweep_aside(pins: &Pins) -> Result<usize, Error> {
-    let pins = pins.clone();
-    tokio::task::spawn_blocking(move || sweep(&pins, sys::coarse_seconds()))
+async fn sweep_aside(dataplane: &Dataplane) -> Result<usize, Error> {
+    let dataplane = dataplane.clone();
+    tokio::task::spawn_blocking(move || turn(&dataplane))
         .await
         .map_err(|error| Error::system("sweep the flows", std::io::Error::other(error)))?
+}
+
+/// Time until the next look: short while the map fills, so that it grows in time.
+fn pause(before: usize, left: usize, capacity: u32) -> Duration {
+    let capacity = capacity as usize;
+    if left > capacity / 5 || left > before + capacity / 20 { SWEEP_BUSY } else { SWEEP }
+}
+
+/// One look: what ended goes, and a map under pressure grows.
+pub(crate) fn turn(dataplane: &Dataplane) -> Result<usize, Error> {
+    let left = {
+        let _sweeping = dataplane.inner.sweeping.lock();
+        sweep(&dataplane.inner.pins, sys::coarse_seconds())?
+    };
+    if let Err(error) = dataplane.grow_flows(u32::try_from(left).unwrap_or(u32::MAX)) {
+        tracing::error!(%error, "the flow map cannot grow");
+    }
+    Ok(left)
 }
 
 /// Removes what has ended and returns how many entries are left.
@@ -87,7 +115,7 @@ impl Taken {
     fn open(pins: &Pins) -> Result<Taken, Error> {
         let settings: Array<MapData, Settings> = typed(pins, maps::SETTINGS)?;
         let settings = settings.get(&0, 0).map_err(|error| Error::ebpf("read the settings", error))?;
-        let words = words(pins, maps::PORTS, (ports::ROWS * ports::ROW * 2) as usize, true)?;
+        let words = words(&pins.map(maps::PORTS), (ports::ROWS * ports::ROW * 2) as usize, true)?;
         Ok(Taken { words, first: settings.source_port_first })
     }
 
@@ -140,7 +168,6 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::common::{connect, isolated, service, tcp_server};
     use super::*;
-    use crate::Dataplane;
     use crate::model::Protocol;
 
     #[test]
@@ -154,12 +181,12 @@ mod tests {
             let dataplane = Dataplane::load(config).unwrap();
             tcp_server("10.1.0.1:8080");
             dataplane.apply(&service(Protocol::Tcp, "10.96.0.10:80", 30080, &["10.1.0.1:8080"])).unwrap();
-            let pins = Pins::new(&place.pins);
+            let pins = dataplane.inner.pins.clone();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 // With no flow the sweeper sleeps until the programs tell the first one.
                 let mut ring = sys::watch(typed::<RingBuf<MapData>>(&pins, maps::EVENTS).unwrap()).unwrap();
-                assert_eq!(sweep_aside(&pins).await.unwrap(), 0);
+                assert_eq!(sweep_aside(&dataplane).await.unwrap(), 0);
                 let mut open = outside.within(|| connect("10.1.0.1:30080").unwrap());
                 tokio::time::timeout(common::PATIENCE, ring.readable_mut()).await.unwrap().unwrap().clear_ready();
                 let word: Array<MapData, u32> = typed(&pins, maps::SWEEPER).unwrap();
@@ -177,6 +204,15 @@ mod tests {
                 assert_eq!(count(&pins).unwrap(), 0);
             });
         });
+    }
+
+    #[test]
+    fn a_map_that_fills_is_looked_at_more_often() {
+        let cases =
+            [(0, 10, SWEEP), (0, 60, SWEEP_BUSY), (60, 70, SWEEP), (60, 111, SWEEP_BUSY), (300, 201, SWEEP_BUSY)];
+        for (before, left, expected) in cases {
+            assert_eq!(pause(before, left, 1000), expected, "{before} {left}");
+        }
     }
 
     #[test]

@@ -8,13 +8,18 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use sluice_ebpf_common::cache::Uplink;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
+const BPF_NOEXIST: u64 = 1;
+/// Elements that are read from a map in one call, at least; more where a bucket of a hash map holds more.
+const BATCH: usize = 4_096;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
@@ -56,6 +61,112 @@ pub(crate) fn update_batch<K: aya::Pod, V: aya::Pod>(map: BorrowedFd<'_>, keys: 
     attributes.0[3] = values.as_ptr() as u64;
     attributes.0[4] = count as u64 | (map.as_raw_fd() as u64) << 32;
     bpf(BPF_MAP_UPDATE_BATCH, &mut attributes).map(|_| ())
+}
+
+/// What the kernel says of a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MapInfo {
+    pub(crate) kind: u32,
+    pub(crate) key: u32,
+    pub(crate) value: u32,
+    pub(crate) entries: u32,
+    pub(crate) flags: u32,
+}
+
+/// Asks the kernel about a map.
+pub(crate) fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
+    // struct bpf_map_info: type, id, key_size, value_size, max_entries, map_flags, …
+    let info = info(map)?;
+    let half = |at: usize| if at.is_multiple_of(2) { info[at / 2] as u32 } else { (info[at / 2] >> 32) as u32 };
+    Ok(MapInfo { kind: half(0), key: half(2), value: half(3), entries: half(4), flags: half(5) })
+}
+
+/// Reads all elements of a map, many in one call: `take` gets runs of keys and of values, `key` and `value` bytes each. An
+/// element that comes or goes meanwhile may be seen or not.
+pub(crate) fn read_all(
+    map: BorrowedFd<'_>,
+    key: usize,
+    value: usize,
+    mut take: impl FnMut(&[u8], &[u8]),
+) -> io::Result<()> {
+    let mut room = BATCH;
+    let (mut keys, mut values) = (vec![0_u8; room * key], vec![0_u8; room * value]);
+    // Where the walk stands: the kernel's own word, as long as a key or four bytes.
+    let mut place = vec![0_u8; key.max(8)];
+    let mut started = false;
+    loop {
+        let mut attributes = Attributes([0; ATTRIBUTES]);
+        attributes.0[0] = if started { place.as_ptr() as u64 } else { 0 };
+        attributes.0[1] = place.as_mut_ptr() as u64;
+        attributes.0[2] = keys.as_mut_ptr() as u64;
+        attributes.0[3] = values.as_mut_ptr() as u64;
+        attributes.0[4] = room as u64 | (map.as_raw_fd() as u64) << 32;
+        let result = bpf(BPF_MAP_LOOKUP_BATCH, &mut attributes);
+        let last = match &result {
+            Ok(_) => false,
+            Err(error) => match error.raw_os_error() {
+                // The end of the map.
+                Some(libc::ENOENT) => true,
+                // A bucket holds more than there is room for.
+                Some(libc::ENOSPC) => {
+                    room *= 2;
+                    keys.resize(room * key, 0);
+                    values.resize(room * value, 0);
+                    continue;
+                }
+                _ => return result.map(drop),
+            },
+        };
+        let count = (attributes.0[4] as u32 as usize).min(room);
+        take(&keys[..count * key], &values[..count * value]);
+        if last {
+            return Ok(());
+        }
+        started = true;
+    }
+}
+
+/// Writes an element if its key is not there yet; says whether it was missing.
+pub(crate) fn insert_new(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<bool> {
+    let mut attributes = Attributes([0; ATTRIBUTES]);
+    attributes.0[0] = map.as_raw_fd() as u64;
+    attributes.0[1] = key.as_ptr() as u64;
+    attributes.0[2] = value.as_ptr() as u64;
+    attributes.0[3] = BPF_NOEXIST;
+    match bpf(BPF_MAP_UPDATE_ELEM, &mut attributes) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes an element.
+pub(crate) fn write_one(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
+    let mut attributes = Attributes([0; ATTRIBUTES]);
+    attributes.0[0] = map.as_raw_fd() as u64;
+    attributes.0[1] = key.as_ptr() as u64;
+    attributes.0[2] = value.as_ptr() as u64;
+    bpf(BPF_MAP_UPDATE_ELEM, &mut attributes).map(drop)
+}
+
+/// Waits until every program that runs now has ended.
+pub(crate) fn grace() -> io::Result<()> {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_long = 1;
+    // SAFETY: the command takes no memory; it waits for an RCU grace period, which programs run inside of.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Runs a thread on each of these processors in turn; false if it may not run on one of them.
+pub(crate) fn visit_processors(processors: &[u32]) -> bool {
+    let visit = |processor: u32| {
+        let mut set = nix::sched::CpuSet::new();
+        set.set(processor as usize)?;
+        // The thread has moved when the call returns.
+        nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)
+    };
+    std::thread::scope(|scope| scope.spawn(|| processors.iter().all(|processor| visit(*processor).is_ok())).join())
+        .unwrap_or(false)
 }
 
 /// Pins a program, map or link.
@@ -166,6 +277,21 @@ impl Words {
         } else {
             u64::from(halves[1]) | u64::from(halves[0]) << 32
         })
+    }
+
+    /// Adds to two neighbouring words as one number, of which the first has an even index.
+    pub(crate) fn add_long(&self, index: usize, value: u64) {
+        if !index.is_multiple_of(2) || index + 1 >= self.words {
+            return;
+        }
+        // SAFETY: inside the mapping, which starts at a page; an even word is aligned for eight bytes.
+        let long = unsafe { AtomicU64::from_ptr(self.start.cast::<u64>().add(index / 2)) };
+        long.fetch_add(value, Ordering::Relaxed);
+    }
+
+    /// How many words there are.
+    pub(crate) fn len(&self) -> usize {
+        self.words
     }
 
     /// Clears bits of a word, which others change at the same time.

@@ -347,9 +347,9 @@ fn ceiling(program: &str) -> u32 {
     let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
     let version = (numbers.next().unwrap(), numbers.next().unwrap());
     match program {
-        _ if version < (6, 6) => 100_000,
-        "uplink_xdp" => 48_000,
-        _ => 64_000,
+        _ if version < (6, 6) => 140_000,
+        "uplink_xdp" => 60_000,
+        _ => 84_000,
     }
 }
 

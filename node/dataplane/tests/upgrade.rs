@@ -1,0 +1,358 @@
+//! No flow is lost while the data plane is restarted, upgraded, rolled back, resized or killed: connections by packet (from
+//! another namespace through a node port) and by socket (through a cluster address), long ones and short ones, connected and
+//! unconnected datagrams, all of them counted.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::io::{BufRead, BufReader};
+use std::net::{SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use common::{Namespace, PATIENCE, Place, connect, isolated, service, tcp_server, udp_server, words};
+use sluice_dataplane::migrate::{BUILD, Build, Element, Migration, Recipe, Span};
+use sluice_dataplane::model::{Protocol, Snapshot};
+use sluice_dataplane::plan::Capacity;
+use sluice_dataplane::{Config, Dataplane, Sizes, Traffic, Uplinks};
+
+const CLUSTER: &str = "10.96.0.10:80";
+const CLUSTER_UDP: &str = "10.96.0.11:53";
+const NODE: &str = "10.1.0.1:30080";
+const NODE_UDP: &str = "10.1.0.1:30053";
+const DAEMON: &str = "SLUICE_TEST_DAEMON";
+
+fn config(place: &Place) -> Config {
+    Config { uplinks: Uplinks::Every { except: vec![] }, ..place.config() }
+}
+
+/// Two services with four backends each, and as many others as are asked for.
+fn table(others: u16) -> Snapshot {
+    let mut snapshot = Snapshot { node: "here".into(), ..Snapshot::default() };
+    let mut add = |name: String, protocol, cluster: &str, node_port, endpoints: &[&str]| {
+        let one = service(protocol, cluster, node_port, endpoints);
+        snapshot.services.insert(("shop".into(), name.clone()), one.services.into_values().next().unwrap());
+        for (index, mut slice) in one.slices.into_values().enumerate() {
+            slice.service.clone_from(&name);
+            snapshot.slices.insert(("shop".into(), format!("{name}-{index}")), slice);
+        }
+    };
+    let backends = ["10.1.0.1:8001", "10.1.0.1:8002", "10.1.0.1:8003", "10.1.0.1:8004"];
+    add("web".into(), Protocol::Tcp, CLUSTER, 30080, &backends);
+    add("dns".into(), Protocol::Udp, CLUSTER_UDP, 30053, &backends);
+    for other in 0..others {
+        let endpoint = format!("10.2.{}.{}:80", other >> 8, other & 255);
+        add(
+            format!("other-{other}"),
+            Protocol::Tcp,
+            &format!("10.97.{}.{}:80", other >> 8, other & 255),
+            0,
+            &[&endpoint],
+        );
+    }
+    snapshot
+}
+
+/// Servers on the node and clients outside of it.
+fn world(place: &Place) -> Namespace {
+    let outside = place.neighbour("outside", "up0", Some("10.1.0.1/24"), "10.1.0.2/24", None);
+    for port in 8001..=8004 {
+        tcp_server(&format!("10.1.0.1:{port}"));
+        udp_server(&format!("10.1.0.1:{port}"));
+    }
+    outside
+}
+
+/// Only the node's own sockets are translated when they connect, not those outside.
+fn packets_from_outside(dataplane: &Dataplane) {
+    dataplane.know_namespace(1, Path::new("/proc/self/ns/net")).unwrap();
+}
+
+fn ask(socket: &UdpSocket, service: Option<&str>) -> SocketAddr {
+    let mut buffer = [0; 128];
+    match service {
+        Some(service) => assert_eq!(socket.send_to(b"x", service).unwrap(), 1),
+        None => assert_eq!(socket.send(b"x").unwrap(), 1),
+    }
+    let length = socket.recv(&mut buffer).unwrap();
+    words(&buffer[..length]).0
+}
+
+fn datagrams() -> UdpSocket {
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+/// Kinds of clients; each asks until it is told to stop and fails at the first answer that is missing or wrong.
+const CLIENTS: [(&str, fn(&str, &str, &dyn Fn())); 4] = [
+    ("long connections", |tcp, _, again| {
+        let mut open: Vec<_> = (0..8).map(|_| connect(tcp).unwrap()).collect();
+        loop {
+            open.iter_mut().for_each(|client| assert!(client.alive(), "{:?}", client.server));
+            again();
+        }
+    }),
+    ("short connections", |tcp, _, again| {
+        loop {
+            assert!(connect(tcp).unwrap().alive());
+            again();
+        }
+    }),
+    ("connected datagrams", |_, udp, again| {
+        let socket = datagrams();
+        socket.connect(udp).unwrap();
+        let server = ask(&socket, None);
+        loop {
+            assert_eq!(ask(&socket, None), server);
+            again();
+        }
+    }),
+    ("unconnected datagrams", |_, udp, again| {
+        let socket = datagrams();
+        let server = ask(&socket, Some(udp));
+        loop {
+            assert_eq!(ask(&socket, Some(udp)), server);
+            again();
+        }
+    }),
+];
+
+struct Stop;
+
+/// Runs a story under the load of all kinds of clients, from outside and from the node. None of them may fail, and each of
+/// them has to have been answered between any two steps of the story.
+fn under_load(outside: &Namespace, story: impl FnOnce(&dyn Fn(&str))) {
+    let done = AtomicBool::new(false);
+    let counts: Vec<AtomicU64> = (0..CLIENTS.len() * 2).map(|_| AtomicU64::new(0)).collect();
+    let failed = AtomicBool::new(false);
+    let client = |number: usize| {
+        let (name, client) = CLIENTS[number / 2];
+        let (place, tcp, udp) = [("by packet", NODE, NODE_UDP), ("by socket", CLUSTER, CLUSTER_UDP)][number % 2];
+        let again = || {
+            counts[number].fetch_add(1, Ordering::Relaxed);
+            if done.load(Ordering::Relaxed) {
+                std::panic::resume_unwind(Box::new(Stop));
+            }
+        };
+        let run = || std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| client(tcp, udp, &again)));
+        let end = if number % 2 == 0 { outside.within(run) } else { run() };
+        if !end.as_ref().is_err_and(|end| end.is::<Stop>()) {
+            eprintln!("{name} {place} failed");
+            failed.store(true, Ordering::Relaxed);
+        }
+    };
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..counts.len()).map(|number| scope.spawn(move || client(number))).collect();
+        let step = |what: &str| {
+            let before: Vec<u64> = counts.iter().map(|count| count.load(Ordering::Relaxed)).collect();
+            let start = Instant::now();
+            let moved = |(count, before): (&AtomicU64, &u64)| count.load(Ordering::Relaxed) > before + 2;
+            while !counts.iter().zip(&before).all(moved) && !failed.load(Ordering::Relaxed) {
+                assert!(start.elapsed() < PATIENCE * 2, "{what}: {counts:?}");
+                std::thread::yield_now();
+            }
+            println!("{what}: {counts:?}");
+        };
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            step("started");
+            story(&step);
+        }));
+        done.store(true, Ordering::Relaxed);
+        clients.into_iter().for_each(|client| drop(client.join()));
+        assert!(result.is_ok() && !failed.load(Ordering::Relaxed));
+    });
+}
+
+fn load(place: &Place, build: Build) -> Dataplane {
+    Dataplane::load_build(config(place), Traffic::best(), build).unwrap()
+}
+
+const OLD: Build = Build { schema: 100, ..BUILD };
+
+/// A flow record of another revision: the same bytes, with a mark in a word that nobody reads.
+const MARK: usize = 76;
+
+fn marked(key: &[u8], value: &[u8]) -> Option<Element> {
+    let mut value = value.to_vec();
+    value.get_mut(MARK..MARK + 4)?.copy_from_slice(&7_u32.to_ne_bytes());
+    Some((key.to_vec(), value))
+}
+
+const NEW: Build = Build {
+    schema: 101,
+    revision: |name| if name == "flows" { 2 } else { 1 },
+    migrations: &[Migration {
+        map: "flows",
+        from: 1,
+        to: 2,
+        forward: marked,
+        back: Recipe {
+            key: &[Span { from: 0, to: 0, length: 40 }],
+            value: &[
+                Span { from: 0, to: 0, length: MARK as u32 },
+                Span { from: MARK as u32 + 4, to: MARK as u32 + 4, length: 96 - MARK as u32 - 4 },
+            ],
+        },
+    }],
+    ..BUILD
+};
+
+#[test]
+fn connections_outlive_restarts_and_upgrades_to_another_schema() {
+    isolated("connections_outlive_restarts_and_upgrades_to_another_schema", |place| {
+        let outside = world(place);
+        let first = load(place, OLD);
+        first.apply(&table(3)).unwrap();
+        packets_from_outside(&first);
+        let known = first.services().unwrap();
+        under_load(&outside, |step| {
+            drop(first);
+            step("nobody runs");
+            for round in 0..3 {
+                let dataplane = load(place, OLD);
+                step("restarted, nothing known yet");
+                dataplane.apply(&table(3)).unwrap();
+                drop(dataplane);
+                // Everything but the revision is the same: every map is shared.
+                let dataplane = load(place, Build { schema: 200 + round, ..OLD });
+                step("another schema with the same maps");
+                dataplane.apply(&table(3)).unwrap();
+            }
+        });
+        let last = load(place, OLD);
+        let names =
+            |rows: &[sluice_dataplane::ServiceRow]| rows.iter().map(|row| row.service.clone()).collect::<Vec<_>>();
+        let now = last.services().unwrap();
+        assert_eq!(names(&now), names(&known));
+        let web = now.iter().find(|row| row.service == "shop/web:main").unwrap();
+        assert!(web.connections > 100, "counters went on: {}", web.connections);
+    });
+}
+
+/// Long connections and datagrams of flows that exist; new flows may have to be asked for again while the record changes.
+#[test]
+fn flows_go_along_to_another_record_and_back() {
+    isolated("flows_go_along_to_another_record_and_back", |place| {
+        let outside = world(place);
+        let first = load(place, OLD);
+        first.apply(&table(0)).unwrap();
+        packets_from_outside(&first);
+        under_load(&outside, |step| {
+            drop(first);
+            for _ in 0..3 {
+                let newer = load(place, NEW);
+                step("upgraded");
+                newer.apply(&table(0)).unwrap();
+                drop(newer);
+                let older = load(place, OLD);
+                step("rolled back");
+                older.apply(&table(0)).unwrap();
+            }
+        });
+        let pins = |schema: u32| place.pins.join(format!("v{schema}"));
+        assert!(pins(100).exists() && pins(101).exists(), "kept for another change of mind");
+        load(place, OLD).confirm().unwrap();
+        assert!(pins(100).exists() && !pins(101).exists());
+    });
+}
+
+const TINY: Sizes =
+    Sizes { table: Capacity { frontends: 16, backends: 16, slab: 32, services: 8, ranges: 8 }, flows: 16_384 };
+
+#[test]
+fn maps_grow_while_connections_run_and_say_when_they_may_not() {
+    isolated("maps_grow_while_connections_run_and_say_when_they_may_not", |place| {
+        let outside = world(place);
+        let most = Sizes {
+            table: Capacity { frontends: 256, backends: 256, slab: 512, services: 128, ranges: 8 },
+            flows: 65_536,
+        };
+        let dataplane = load(place, Build { start: TINY, most, ..BUILD });
+        dataplane.apply(&table(0)).unwrap();
+        packets_from_outside(&dataplane);
+        let limit = |name: &str| {
+            dataplane.status().unwrap().maps.iter().find(|map| map.name == name).map(|map| map.limit).unwrap()
+        };
+        let before = limit("flows");
+        under_load(&outside, |step| {
+            for others in [5, 20, 60] {
+                assert_eq!(dataplane.apply(&table(others)).unwrap(), Vec::<String>::new());
+                step("grown");
+                dataplane.tend().unwrap();
+            }
+            let problems = dataplane.apply(&table(200)).unwrap();
+            assert!(problems[0].contains("shop/other-") && problems[0].contains("(128)"), "{problems:?}");
+            assert!(problems.last().unwrap().starts_with("and "), "{problems:?}");
+            dataplane.tend().unwrap();
+            step("full");
+            assert_eq!(dataplane.services().unwrap().len(), 127, "those that fit are served");
+            assert_eq!(dataplane.apply(&table(60)).unwrap(), Vec::<String>::new());
+            while limit("flows") == before {
+                dataplane.tend().unwrap();
+                step("flows come");
+            }
+        });
+        assert_eq!((limit("frontends"), limit("names")), (256, 128));
+        // A later process goes on with what it finds.
+        drop(dataplane);
+        let next = load(place, Build { start: TINY, most, ..BUILD });
+        next.apply(&table(60)).unwrap();
+        assert_eq!(next.services().unwrap().len(), 62);
+    });
+}
+
+/// The daemon that is killed: it loads, grows the maps and shrinks the table, again and again.
+fn daemon(place: &Place, flows: u32) -> ! {
+    println!("begins");
+    let dataplane = load(place, Build { start: Sizes { flows, ..TINY }, ..BUILD });
+    for others in (0..).map(|round| round % 3 * 40) {
+        dataplane.apply(&table(others)).unwrap();
+        dataplane.tend().unwrap();
+        println!("{others}");
+    }
+    std::process::exit(0)
+}
+
+#[test]
+fn nothing_is_lost_when_the_daemon_is_killed_anywhere() {
+    let name = "nothing_is_lost_when_the_daemon_is_killed_anywhere";
+    if let Ok(text) = std::env::var(DAEMON) {
+        let mut words = text.split(':');
+        let flows = words.next().unwrap().parse().unwrap();
+        let mut next = || PathBuf::from(words.next().unwrap());
+        daemon(&Place { name: name.into(), pins: next(), cgroup: next(), elsewhere: next() }, flows);
+    }
+    isolated("nothing_is_lost_when_the_daemon_is_killed_anywhere", |place| {
+        let outside = world(place);
+        let many = Sizes { flows: 131_072, ..TINY };
+        let first = load(place, Build { start: many, ..BUILD });
+        first.apply(&table(0)).unwrap();
+        packets_from_outside(&first);
+        let told = [&place.pins, &place.cgroup, &place.elsewhere].map(|path| path.to_str().unwrap()).join(":");
+        under_load(&outside, |step| {
+            drop(first);
+            // Every one of them replaces the flow map, and some the maps of the table.
+            for round in 1..=12_u64 {
+                let told = format!("{}:{told}", 131_072 + 4096 * round);
+                let mut command = Command::new(std::env::current_exe().unwrap());
+                let name = "nothing_is_lost_when_the_daemon_is_killed_anywhere";
+                command.args(["--exact", name, "--nocapture"]).env(DAEMON, &told).stdout(Stdio::piped());
+                let mut child = command.spawn().unwrap();
+                let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+                lines.by_ref().map(Result::unwrap).find(|line| line.ends_with("begins")).unwrap();
+                // Anywhere in what takes it about two seconds.
+                let kill = Instant::now() + Duration::from_millis(150 * round);
+                while Instant::now() < kill {
+                    std::thread::yield_now();
+                }
+                child.kill().unwrap();
+                child.wait().unwrap();
+                step("killed");
+            }
+        });
+        load(place, Build { start: TINY, ..BUILD }).apply(&table(40)).unwrap();
+    });
+}
