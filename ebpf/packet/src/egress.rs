@@ -22,8 +22,10 @@ pub fn egress_pod<P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     if !take_mark(packet) {
         return verdict(maps, from_service(packet, maps, &header).map(|_| ()));
     }
-    let Some(settings) = maps.settings() else { return Verdict::Pass };
-    verdict(maps, masquerade(packet, maps, settings, &header))
+    if maps.settings().is_none() {
+        return Verdict::Pass;
+    }
+    verdict(maps, masquerade(packet, maps, &header))
 }
 
 /// A packet on its way out of the node: answers of a backend get the service address back as their source; pods'
@@ -51,7 +53,7 @@ pub fn egress_uplink<P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
             return Verdict::Pass;
         }
     }
-    verdict(maps, masquerade(packet, maps, settings, &header))
+    verdict(maps, masquerade(packet, maps, &header))
 }
 
 /// Was it decided on ingress that the source must become this node?
@@ -111,12 +113,7 @@ fn from_service<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Header) -
 }
 
 #[inline(always)]
-fn masquerade<P: Packet, M: Maps>(
-    packet: &mut P,
-    maps: &M,
-    settings: &Settings,
-    header: &Header,
-) -> Result<(), Reason> {
+fn masquerade<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Header) -> Result<(), Reason> {
     match header.kind {
         Kind::Ports => {}
         // A pod that answers a ping from the outside was asked under its own address.
@@ -124,47 +121,45 @@ fn masquerade<P: Packet, M: Maps>(
         Kind::Fragment => return Err(Reason::Fragment),
         Kind::Other => return Err(Reason::Protocol),
     }
-    let mut end = (Address::default(), 0);
-    assign(maps, settings, header, packet.length(), &mut end)?;
-    rewrite(packet, header, End::Source, &end.0, end.1)
+    let mut from = Source::default();
+    source(maps, header, maps.link(), packet.length(), &mut from)?;
+    rewrite(packet, header, End::Source, &from.address, from.port)
 }
 
-/// [`source`] as a function of its own in the kernel, where the stack is small.
+/// What a packet leaves with.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Source {
+    pub(crate) address: Address,
+    pub(crate) port: u16,
+}
+
+/// The source that a packet leaves with on a link: what its connection has, or a port that is free. A function of its own in
+/// the kernel, where the stack is small.
 #[inline(never)]
-fn assign<M: Maps>(
-    maps: &M,
-    settings: &Settings,
-    header: &Header,
-    bytes: u32,
-    end: &mut (Address, u16),
-) -> Result<(), Reason> {
-    *end = source(maps, settings, header, maps.link(), bytes)?;
-    Ok(())
-}
-
-/// The source that a packet leaves with on a link: what its connection has, or a port that is free.
-#[inline(always)]
 pub(crate) fn source<M: Maps>(
     maps: &M,
-    settings: &Settings,
     header: &Header,
     link: u32,
     bytes: u32,
-) -> Result<(Address, u16), Reason> {
+    from: &mut Source,
+) -> Result<(), Reason> {
     let now = maps.now();
     let found = maps.flow(&flow::key(header, FlowKind::Masquerade), |flow| {
         flow::touch(flow, header, now, bytes);
-        (flow.address, flow.port)
+        *from = Source { address: flow.address, port: flow.port };
     });
-    if let Some(source) = found {
-        return Ok(source);
+    if found.is_some() {
+        return Ok(());
     }
-    let address = maps.source_address(link, header.v4).unwrap_or(settings.family(header.v4).node);
-    maps.scratch(
+    let settings = maps.settings().ok_or(Reason::FlowsFull)?;
+    from.address = maps.source_address(link, header.v4).unwrap_or(settings.family(header.v4).node);
+    let allocated = maps.scratch(
         #[inline(always)]
-        |scratch| allocate(maps, settings, header, scratch, &address, bytes),
-    )
-    .ok_or(Reason::FlowsFull)?
+        |scratch| allocate(maps, settings, header, scratch, &from.address, bytes),
+    );
+    let (address, port) = allocated.ok_or(Reason::FlowsFull)??;
+    *from = Source { address, port };
+    Ok(())
 }
 
 /// Finds a port of the node that is free towards this destination and records both directions.

@@ -6,7 +6,7 @@ use crate::header::{End, Header, Kind, parse, parse_quote, rewrite, rewrite_erro
 use crate::{InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Verdict, flow, fragment, service};
 
 /// The destination that a packet of a service goes to.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Target {
     pub(crate) address: Address,
     pub(crate) port: u16,

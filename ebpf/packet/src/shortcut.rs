@@ -7,9 +7,10 @@
 use sluice_ebpf_common::{Address, Flow, FlowKind, Scope};
 
 use crate::cache::Fast;
+use crate::egress::{self, Source};
 use crate::header::Header;
 use crate::ingress::{Target, known, new};
-use crate::{egress, flow, service};
+use crate::{flow, service};
 
 /// The way out to a neighbour.
 #[repr(C)]
@@ -56,6 +57,10 @@ pub struct Desk {
     pub(crate) header: Header,
     /// The same after the destination was translated: what is routed.
     onward: Header,
+    /// Where a client's packet goes.
+    target: Target,
+    /// What it leaves with.
+    source: Source,
     /// Length of the IP packet.
     pub(crate) length: u16,
     /// Packets that were counted for the service and backend that stand in the path before the decision.
@@ -66,20 +71,31 @@ pub struct Desk {
     pub(crate) path: Path,
 }
 
-/// Decides about the connection of the packet on the desk; false leaves the packet to the kernel's stack as it is.
+/// Decides about the connection of the packet on the desk; false leaves the packet to the kernel's stack as it is. Each step
+/// is called from here, so that what one needs of the stack is free again for the next.
 #[inline(always)]
 pub(crate) fn decide<M: Fast>(maps: &M) -> bool {
-    maps.desk(
+    let decided = maps.desk(
         #[inline(always)]
-        |desk| decide_at(maps, desk),
-    )
-    .unwrap_or(false)
+        |desk| match begin(maps, desk) {
+            ANSWER => true,
+            REQUEST => backend(maps, desk) && finish(maps, desk),
+            _ => false,
+        },
+    );
+    decided.unwrap_or(false)
 }
 
+/// What a packet turned out to be.
+const STRANGER: u32 = 0;
+const ANSWER: u32 = 1;
+const REQUEST: u32 = 2;
+
+/// Settles what was counted, and decides about answers.
 #[inline(never)]
-fn decide_at<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
+fn begin<M: Fast>(maps: &M, desk: &mut Desk) -> u32 {
     settle(maps, desk);
-    let Some(settings) = maps.settings() else { return false };
+    let Some(settings) = maps.settings() else { return STRANGER };
     desk.path = Path {
         source: desk.header.source,
         destination: desk.header.destination,
@@ -91,13 +107,14 @@ fn decide_at<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
     };
     desk.onward = desk.header;
     let port = u16::from_be(desk.header.destination_port);
-    if port >= settings.source_port_first
-        && port <= settings.source_port_last
-        && let Some(known) = back(maps, desk)
-    {
-        return known;
+    if port < settings.source_port_first || port > settings.source_port_last {
+        return REQUEST;
     }
-    forth(maps, desk)
+    match back(maps, desk) {
+        None => REQUEST,
+        Some(true) => ANSWER,
+        Some(false) => STRANGER,
+    }
 }
 
 /// Adds what the record before counted to the service's and the backend's counters.
@@ -136,25 +153,10 @@ fn back<M: Fast>(maps: &M, desk: &mut Desk) -> Option<bool> {
     Some(found.is_none() || maps.route(onward, *length, &mut path.route))
 }
 
-/// A client's packet for a service.
-#[inline(always)]
-fn forth<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
-    let mut target = Target::default();
-    if !backend(maps, desk, &mut target) {
-        return false;
-    }
-    let Desk { onward, length, path, .. } = desk;
-    (path.destination, path.destination_port) = (target.address, target.port);
-    (path.service, path.backend) = (target.service, target.backend);
-    (onward.destination, onward.destination_port) = (target.address, target.port);
-    // From here on both translations are made, or none.
-    !target.needs_source || maps.route(onward, *length, &mut path.route) && leave(maps, desk)
-}
-
-/// Finds the backend that the connection has, or picks one.
-#[inline(always)]
-fn backend<M: Fast>(maps: &M, desk: &Desk, target: &mut Target) -> bool {
-    let Desk { header, length, .. } = desk;
+/// Finds the backend that a client's connection to a service has, or picks one.
+#[inline(never)]
+fn backend<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
+    let Desk { header, length, target, .. } = desk;
     let Some(settings) = maps.settings() else { return false };
     let (address, port) = (&header.destination, header.destination_port);
     let frontend = service::find(maps, settings, address, port, header.protocol, Scope::External);
@@ -169,14 +171,23 @@ fn backend<M: Fast>(maps: &M, desk: &Desk, target: &mut Target) -> bool {
     frontend.is_some_and(|frontend| new(maps, header, &frontend, target, u32::from(*length)).is_ok())
 }
 
+/// Makes both translations, or none.
+#[inline(always)]
+fn finish<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
+    let Desk { onward, length, path, target, .. } = desk;
+    (path.destination, path.destination_port) = (target.address, target.port);
+    (path.service, path.backend) = (target.service, target.backend);
+    (onward.destination, onward.destination_port) = (target.address, target.port);
+    !target.needs_source || maps.route(onward, *length, &mut path.route) && leave(maps, desk)
+}
+
 /// Gives the packet the source that it leaves with.
-#[inline(never)]
+#[inline(always)]
 fn leave<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
-    let Desk { onward, length, path, .. } = desk;
-    let Some(settings) = maps.settings() else { return false };
-    let Ok((address, port)) = egress::source(maps, settings, onward, path.route.device, u32::from(*length)) else {
+    let Desk { onward, length, path, source, .. } = desk;
+    if egress::source(maps, onward, path.route.device, u32::from(*length), source).is_err() {
         return false;
-    };
-    (path.source, path.source_port) = (address, port);
+    }
+    (path.source, path.source_port) = (source.address, source.port);
     true
 }
