@@ -56,6 +56,7 @@ fn all(place: &Place) -> Result<Measured> {
     let config = sluice_dataplane::Config {
         node_addresses: vec![Ipv4Addr::new(10, 244, 1, 1).into()],
         uplinks: sluice_dataplane::Uplinks::Named(vec![]),
+        xdp: sluice_dataplane::Xdp::Auto,
         ..place.config()?
     };
     let pins = config.pin_dir.clone();

@@ -33,4 +33,4 @@ pub const fn group(number: u32) -> u32 {
     number / GROUP
 }
 
-const _: () = assert!(ROWS.is_power_of_two() && 1 + GROUPS * 2 <= ROW && GROUPS < 64);
+const _: () = assert!(ROWS.is_power_of_two() && GROUPS * 2 < ROW && GROUPS < 64);

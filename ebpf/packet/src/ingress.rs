@@ -92,12 +92,26 @@ fn unmasquerade<P: Packet, M: Maps>(
 /// function of its own in the kernel, where the stack is small.
 #[inline(never)]
 fn deliver_error<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Header) -> Result<(), Reason> {
-    let mut quote = Header::default();
-    if parse_quote(packet, header, &mut quote).is_none() || quote.kind != Kind::Ports {
+    maps.scratch(
+        #[inline(always)]
+        |scratch| deliver_quoted(packet, maps, header, scratch),
+    )
+    .unwrap_or(Ok(()))
+}
+
+#[inline(always)]
+fn deliver_quoted<P: Packet, M: Maps>(
+    packet: &mut P,
+    maps: &M,
+    header: &Header,
+    scratch: &mut Scratch,
+) -> Result<(), Reason> {
+    let Scratch { key, quote, .. } = scratch;
+    if parse_quote(packet, header, quote).is_none() || quote.kind != Kind::Ports {
         return Ok(());
     }
     // The quoted packet went out, so the connection's incoming direction has its ends swapped.
-    let mut key = FlowKey {
+    *key = FlowKey {
         source: quote.destination,
         destination: quote.source,
         source_port: quote.destination_port,
@@ -106,13 +120,13 @@ fn deliver_error<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Header) 
         kind: FlowKind::MasqueradeReply as u8,
         reserved: 0,
     };
-    let mut target = maps.flow(&key, |flow| (flow.address, flow.port));
+    let mut target = maps.flow(key, |flow| (flow.address, flow.port));
     if target.is_none() {
         key.kind = FlowKind::Service as u8;
-        target = maps.flow(&key, |flow| (flow.address, flow.port));
+        target = maps.flow(key, |flow| (flow.address, flow.port));
     }
     let Some(sender) = target else { return Ok(()) };
-    rewrite_error(packet, header, &quote, End::Destination, &sender).ok_or(Reason::Rewrite)
+    rewrite_error(packet, header, quote, End::Destination, &sender).ok_or(Reason::Rewrite)
 }
 
 #[inline(always)]

@@ -17,21 +17,21 @@ use crate::plan::{Action, Candidate, Candidates, Plan};
 use crate::socket::{Heard, Sockets};
 use crate::{Announcement, Config};
 
-/// Announces what is wanted until the shutdown; tells the names of announcements that this node took over.
+/// Announces what is wanted until the shutdown; says by their names which announcements this node holds.
 ///
 /// # Errors
 /// When the kernel does not tell of its links.
 pub async fn run(
     config: Config,
     mut wanted: watch::Receiver<Vec<Announcement>>,
-    took: mpsc::Sender<String>,
+    holds: watch::Sender<BTreeSet<String>>,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
     let (connection, _handle, mut changes) = rtnetlink::new_multicast_connection(&groups)?;
     let listener = tokio::spawn(connection);
     let (sender, mut heard) = mpsc::channel(limits::FRAMES);
-    let mut announcer = Announcer::new(config, sender, took);
+    let mut announcer = Announcer::new(config, sender, holds);
     announcer.want(wanted.borrow_and_update().clone())?;
     loop {
         let deadline = announcer.plan.deadline();
@@ -75,11 +75,11 @@ struct Announcer {
     /// Which links each address is announced on.
     places: BTreeMap<IpAddr, BTreeSet<u32>>,
     heard: mpsc::Sender<Heard>,
-    took: mpsc::Sender<String>,
+    holds: watch::Sender<BTreeSet<String>>,
 }
 
 impl Announcer {
-    fn new(config: Config, heard: mpsc::Sender<Heard>, took: mpsc::Sender<String>) -> Self {
+    fn new(config: Config, heard: mpsc::Sender<Heard>, holds: watch::Sender<BTreeSet<String>>) -> Self {
         Self {
             plan: Plan::new(config.node.clone()),
             config,
@@ -88,7 +88,7 @@ impl Announcer {
             sockets: HashMap::new(),
             places: BTreeMap::new(),
             heard,
-            took,
+            holds,
         }
     }
 
@@ -193,19 +193,23 @@ impl Announcer {
                 Action::Claim(address) => self.claim(address),
                 Action::Hold(address) => {
                     tracing::info!(%address, "announces the address from now on");
-                    if let Some(announcement) = self.wanted.get(&address)
-                        && self.took.try_send(announcement.name.clone()).is_err()
-                    {
-                        tracing::debug!(%address, "too many takeovers at once: the API is not told of one");
-                    }
+                    self.tell();
                 }
-                Action::Yield(address) => tracing::info!(%address, "announces the address no more"),
+                Action::Yield(address) => {
+                    tracing::info!(%address, "announces the address no more");
+                    self.tell();
+                }
                 Action::Conflict(address, [a, b, c, d, e, f]) => {
                     let mac = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
                     tracing::warn!(%address, mac, "another host uses the address of a load balancer");
                 }
             }
         }
+    }
+
+    fn tell(&self) {
+        let held = self.wanted.values().filter(|announcement| self.plan.holds(&announcement.address));
+        self.holds.send_replace(held.map(|announcement| announcement.name.clone()).collect());
     }
 
     /// Asks for an address on the link that leads to a node.

@@ -13,10 +13,11 @@ mod plan;
 mod socket;
 mod watch;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use kube::Client;
-use tokio::sync::{mpsc, watch as channel};
+use tokio::sync::watch as channel;
 use tokio_util::sync::CancellationToken;
 
 pub use announcer::run as announce;
@@ -37,13 +38,13 @@ pub struct Config {
 /// When the kernel does not tell of its links.
 pub async fn run(config: Config, client: Client, shutdown: CancellationToken) -> std::io::Result<()> {
     let (sender, wanted) = channel::channel(Vec::new());
-    let (took, taken) = mpsc::channel(limits::TOLD);
+    let (holds, held) = channel::channel(BTreeSet::new());
     let node = config.node.clone();
     let api = async {
-        tokio::join!(watch::follow(client.clone(), sender), watch::tell(client, node, taken));
+        tokio::join!(watch::follow(client.clone(), sender), watch::tell(client, node, held));
     };
     tokio::select! {
-        ended = announce(config, wanted, took, shutdown) => ended,
+        ended = announce(config, wanted, holds, shutdown) => ended,
         () = api => Ok(()),
     }
 }

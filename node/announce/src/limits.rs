@@ -34,5 +34,8 @@ pub(crate) const FRAMES: usize = 1_024;
 /// The longest frame that is looked at: neighbour discovery with its options.
 pub(crate) const FRAME: usize = 256;
 
-/// Takeovers waiting to be told to the API.
-pub(crate) const TOLD: usize = 1_024;
+/// First delay before the API is told again who announces an address, when it could not be; it doubles ...
+pub(crate) const TELL_MIN: Duration = Duration::from_millis(500);
+
+/// ... up to this.
+pub(crate) const TELL_MAX: Duration = Duration::from_secs(30);

@@ -1,7 +1,7 @@
 //! The API's side: which announcements there are, and telling it which of them this node took over.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use futures::StreamExt;
@@ -12,7 +12,9 @@ use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Client, Resource};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, watch as channel};
+use tokio::sync::watch as channel;
+
+use crate::limits;
 
 /// An address and who may announce it, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,16 +127,31 @@ impl From<View> for Announcement {
     }
 }
 
-/// Writes this node into the status of every announcement that it takes over. People read it, nobody decides by it: what
-/// cannot be written is left.
-pub(crate) async fn tell(client: Client, node: String, mut taken: mpsc::Receiver<String>) {
+/// Writes this node into the status of every announcement that it takes over, again and again until the API takes it or the
+/// address is elsewhere. People read it, nobody decides by it.
+pub(crate) async fn tell(client: Client, node: String, mut held: channel::Receiver<BTreeSet<String>>) {
     let api: Api<View> = Api::all(client);
     let patch: Patch<Value> = Patch::Merge(json!({"status": {"node": node}}));
-    while let Some(name) = taken.recv().await {
-        if let Err(error) = api.patch_status(&name, &PatchParams::default(), &patch).await {
-            tracing::warn!(name, %error, "the API cannot be told who announces an address");
+    let mut told: BTreeSet<String> = BTreeSet::new();
+    let mut wait = limits::TELL_MIN;
+    loop {
+        let now = held.borrow_and_update().clone();
+        told.retain(|name| now.contains(name));
+        for name in now.difference(&told.clone()) {
+            match api.patch_status(name, &PatchParams::default(), &patch).await {
+                Ok(_) => drop(told.insert(name.clone())),
+                Err(error) => tracing::debug!(name, %error, "the API cannot be told who announces an address"),
+            }
+        }
+        let all = told.len() == now.len();
+        wait = if all { limits::TELL_MIN } else { (wait * 2).min(limits::TELL_MAX) };
+        tokio::select! {
+            changed = held.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+            () = tokio::time::sleep(wait), if !all => {}
         }
     }
-    // Nobody takes anything over any more, but the announcements are followed on.
-    std::future::pending::<()>().await;
 }

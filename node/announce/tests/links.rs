@@ -2,6 +2,7 @@
 //! and neighbour discovery, while nodes come, go and lose their links.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns, unshare};
 use sluice_announce::{Announcement, Config, Node, announce};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// A network namespace that goes when it is dropped.
@@ -75,23 +76,23 @@ impl Host {
 
     /// A daemon on this node.
     fn start(&self, wanted: watch::Receiver<Vec<Announcement>>) -> Daemon {
-        let (took, taken) = mpsc::channel(16);
+        let (holds, held) = watch::channel(BTreeSet::new());
         let shutdown = CancellationToken::new();
         let config = Config { node: self.name.into(), addresses: self.addresses.clone() };
         let (namespace, stop) = (self.namespace.clone(), shutdown.clone());
         let thread = std::thread::spawn(move || {
             setns(&*namespace.0, CloneFlags::CLONE_NEWNET).unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(announce(config, wanted, took, stop)).unwrap();
+            runtime.block_on(announce(config, wanted, holds, stop)).unwrap();
         });
-        Daemon { shutdown, taken, thread: Some(thread) }
+        Daemon { shutdown, held, thread: Some(thread) }
     }
 }
 
 struct Daemon {
     shutdown: CancellationToken,
-    /// Names of announcements that it took over.
-    taken: mpsc::Receiver<String>,
+    /// Names of the announcements that it holds.
+    held: watch::Receiver<BTreeSet<String>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -186,7 +187,7 @@ fn an_address_is_found_where_it_is_announced() {
     world.until_found(&world.b, PATIENCE);
     world.forget();
     world.until_found(&world.b, PATIENCE);
-    assert_eq!(b.taken.len(), ADDRESSES.len());
+    assert_eq!(b.held.borrow().len(), ADDRESSES.len());
     // Nobody answers for what is not announced any more.
     sender.send(Vec::new()).unwrap();
     let gone = || {
@@ -200,9 +201,9 @@ fn an_address_is_found_where_it_is_announced() {
 fn the_next_node_takes_over_when_one_is_cut_off_and_gives_back() {
     let world = World::new();
     let (_sender, wanted) = watch::channel(world.wanted(&[&world.a, &world.b]));
-    let (_a, mut b) = (world.a.start(wanted.clone()), world.b.start(wanted));
+    let (_a, b) = (world.a.start(wanted.clone()), world.b.start(wanted));
     world.until_found(&world.a, PATIENCE);
-    assert!(b.taken.try_recv().is_err());
+    assert!(b.held.borrow().is_empty());
     world.client.ip("link set port-a down");
     world.until_found(&world.b, PATIENCE);
     // a was alone and still thinks that it has the address: it objects when it hears b.
@@ -217,7 +218,7 @@ fn a_daemon_that_ends_keeps_its_addresses_for_a_while_and_gets_them_back() {
     let world = World::new();
     let (_sender, wanted) = watch::channel(world.wanted(&[&world.a, &world.b]));
     let mut a = world.a.start(wanted.clone());
-    let mut b = world.b.start(wanted.clone());
+    let b = world.b.start(wanted.clone());
     world.until_found(&world.a, PATIENCE);
     // The kernel of a answers b's looks, a few of which are awaited. Then its daemon is missed.
     a.end();
@@ -233,10 +234,10 @@ fn a_daemon_that_ends_keeps_its_addresses_for_a_while_and_gets_them_back() {
         })
     });
     assert!(heard);
-    assert!(b.taken.try_recv().is_err(), "b took over at once from a node that lives");
+    assert!(b.held.borrow().is_empty(), "b took over at once from a node that lives");
     world.until_found(&world.b, PATIENCE);
     let a = world.a.start(wanted);
     world.forget();
     world.until_found(&world.a, PATIENCE);
-    assert_eq!(a.taken.len(), ADDRESSES.len());
+    assert_eq!(a.held.borrow().len(), ADDRESSES.len());
 }

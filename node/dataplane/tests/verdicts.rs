@@ -264,7 +264,7 @@ fn choose(world: &mut World, frame: &[u8]) {
         let ports = u32::from(world.settings.source_port_last - world.settings.source_port_first) + 1;
         let groups = u64::from(ports.div_ceil(128));
         let group = (u64::from(number / 128) << 32).div_ceil(groups) as u32;
-        world.random = vec![((group >> 16) + 1) << 16 | number % 64 << 8 | number / 64 % 2];
+        world.random = vec![((group >> 16) + 1) << 16 | ((number % 64) << 8) | (number / 64 % 2)];
     }
 }
 
@@ -348,7 +348,7 @@ fn ceiling(program: &str) -> u32 {
     let version = (numbers.next().unwrap(), numbers.next().unwrap());
     match program {
         _ if version < (6, 6) => 100_000,
-        "uplink_xdp" => 44_000,
+        "uplink_xdp" => 48_000,
         _ => 64_000,
     }
 }
