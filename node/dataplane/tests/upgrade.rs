@@ -86,8 +86,11 @@ fn datagrams() -> UdpSocket {
     socket
 }
 
+/// Is given the address of the service over TCP and over UDP, and calls back after every answer.
+type Client = fn(&str, &str, &dyn Fn());
+
 /// Kinds of clients; each asks until it is told to stop and fails at the first answer that is missing or wrong.
-const CLIENTS: [(&str, fn(&str, &str, &dyn Fn())); 4] = [
+const CLIENTS: [(&str, Client); 4] = [
     ("long connections", |tcp, _, again| {
         let mut open: Vec<_> = (0..8).map(|_| connect(tcp).unwrap()).collect();
         loop {
@@ -138,7 +141,7 @@ fn under_load(outside: &Namespace, story: impl FnOnce(&dyn Fn(&str))) {
             }
         };
         let run = || std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| client(tcp, udp, &again)));
-        let end = if number % 2 == 0 { outside.within(run) } else { run() };
+        let end = if number.is_multiple_of(2) { outside.within(run) } else { run() };
         if !end.as_ref().is_err_and(|end| end.is::<Stop>()) {
             eprintln!("{name} {place} failed");
             failed.store(true, Ordering::Relaxed);
