@@ -7,7 +7,9 @@ use super::*;
 use crate::compile::{Desired, Frontends, Owner};
 
 const CAPACITY: Capacity = Capacity { frontends: 8, backends: 16, slab: 24, services: 8, ranges: 8 };
-const ROOMY: Capacity = Capacity { slab: 8_192, ..CAPACITY };
+/// Room for all that the random tables want: of their four frontends each may change its owner in one step, and both owners'
+/// names have ids then.
+const ROOMY: Capacity = Capacity { slab: 8_192, services: 16, ..CAPACITY };
 
 /// The kernel's maps, fed by writes, and what a reader would see.
 #[derive(Default)]
