@@ -18,11 +18,15 @@ use sluice_ebpf_common::{Address, Backend, Frontend, FrontendKey, Reason, Scope,
 use sluice_packet::{Bytes, Covered, Desk, ETHERNET, Fast, Header, InsertError, Maps, Packet, Route, Scratch};
 use sluice_packet::{SocketVerdict, Verdict, connect, ingress, send};
 
+#[path = "../../../ebpf/packet/src/tests/frame.rs"]
+#[allow(dead_code, clippy::unwrap_used)]
+mod frame;
 #[path = "../../../ebpf/packet/src/tests/world.rs"]
 #[allow(dead_code, clippy::unwrap_used)]
 mod world;
 
-use world::{Frame, SYN, World};
+use frame::{Frame, SYN};
+use world::World;
 
 const CAPACITY: Capacity = Capacity { frontends: 64, backends: 256, slab: 65_536, services: 64, ranges: 64 };
 const NODES: [&str; 3] = ["here", "near", "far"];
@@ -171,7 +175,7 @@ fn by_packet(world: &World, shop: &Shop, number: usize, to: &str, scope: Scope) 
 
 /// Endpoints that sockets reach.
 fn by_socket(world: &World, shop: &Shop, to: &str) -> Option<BTreeSet<usize>> {
-    let (address, port) = world::end(to);
+    let (address, port) = frame::end(to);
     let number = [Protocol::Tcp, Protocol::Udp][shop.protocol].number();
     let mut seen = BTreeSet::new();
     for _ in 0..CLIENTS {

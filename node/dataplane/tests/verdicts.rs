@@ -3,11 +3,15 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "../../../ebpf/packet/src/tests/frame.rs"]
+#[allow(dead_code, clippy::unwrap_used)]
+mod frame;
 #[path = "../../../ebpf/packet/src/tests/world.rs"]
 #[allow(dead_code, clippy::unwrap_used)]
 mod world;
 
 use common::{Place, isolated, run};
+use frame::{ACK, FIN, Frame, SYN};
 use sluice_dataplane::model::{Protocol, Service, ServicePort, Slice, SlicePort, Snapshot};
 use sluice_dataplane::{Config, Dataplane, Hook, Outcome, Uplinks, Xdp};
 use sluice_ebpf_common::{Scope, protocol};
@@ -15,7 +19,7 @@ use sluice_packet::{
     Bytes, Covered, Desk, ETHERNET, Fast, Header, InsertError, Maps, Packet, Route, Scratch, Verdict, Way, egress_pod,
     egress_uplink, ingress, refuse, uplink,
 };
-use world::{ACK, FIN, Frame, SYN, World};
+use world::World;
 
 const CLIENT: &str = "192.0.2.9:5000";
 

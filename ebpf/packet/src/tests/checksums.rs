@@ -5,7 +5,8 @@ use std::vec::Vec;
 use proptest::prelude::*;
 use sluice_ebpf_common::{Scope, protocol};
 
-use super::world::{ACK, Frame, SHORTEST, SYN, World};
+use super::frame::{ACK, Frame, SYN};
+use super::world::{SHORTEST, World};
 use crate::{Verdict, egress_pod, egress_uplink, ingress};
 
 fn world() -> World {

@@ -4,7 +4,8 @@ use std::string::ToString;
 
 use sluice_ebpf_common::{Scope, protocol};
 
-use super::world::{Frame, SYN, World};
+use super::frame::{Frame, SYN};
+use super::world::World;
 use crate::{Verdict, egress_pod, egress_uplink, ingress};
 
 fn world() -> World {

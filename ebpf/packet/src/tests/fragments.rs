@@ -4,7 +4,8 @@ use std::string::ToString;
 
 use sluice_ebpf_common::{Reason, Scope, protocol};
 
-use super::world::{Frame, World};
+use super::frame::Frame;
+use super::world::World;
 use crate::{MARK_NEEDS_SOURCE, Verdict, egress_pod, egress_uplink, ingress};
 
 const OUTSIDE: &str = "192.0.2.9:443";

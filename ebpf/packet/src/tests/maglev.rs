@@ -6,7 +6,8 @@ use std::vec::Vec;
 
 use sluice_ebpf_common::{Scope, protocol};
 
-use super::world::{Frame, SYN, World};
+use super::frame::{Frame, SYN};
+use super::world::World;
 use crate::ingress;
 
 const BACKENDS: [&str; 4] = ["10.244.0.5:80", "10.244.0.6:80", "10.244.0.7:80", "10.244.0.8:80"];

@@ -5,7 +5,8 @@ use std::string::ToString;
 
 use sluice_ebpf_common::{FlowKind, Reason, Scope};
 
-use super::world::{ACK, Frame, SYN, World, mask, wire};
+use super::frame::{ACK, Frame, SYN, mask, wire};
+use super::world::World;
 use crate::{MARK_NEEDS_SOURCE, Verdict, egress_uplink, ingress};
 
 const OUTSIDE: &str = "192.0.2.9:443";

@@ -4,6 +4,7 @@
 mod checksums;
 mod errors;
 mod fragments;
+mod frame;
 mod maglev;
 mod masquerade;
 mod sctp;

@@ -3,7 +3,8 @@
 use proptest::prelude::*;
 use sluice_ebpf_common::{Reason, Scope, protocol};
 
-use super::world::{Frame, World, crc32c};
+use super::frame::{Frame, crc32c};
+use super::world::World;
 use crate::{Verdict, egress_pod, egress_uplink, ingress, refuse};
 
 const CLIENT: &str = "192.0.2.9:5000";

@@ -4,7 +4,8 @@ use std::string::ToString;
 
 use sluice_ebpf_common::{Address, Frontend, Reason, Scope, protocol};
 
-use super::world::{ACK, FIN, Frame, SYN, World, wire};
+use super::frame::{ACK, FIN, Frame, SYN, wire};
+use super::world::World;
 use crate::{MARK_NEEDS_SOURCE, Verdict, egress_pod, egress_uplink, ingress, refuse};
 
 const CLIENT: &str = "192.0.2.9:5000";

@@ -4,7 +4,8 @@ use std::string::{String, ToString};
 
 use sluice_ebpf_common::{Flow, Reason, Scope, protocol};
 
-use super::world::{ACK, FIN, Frame, INWARD, SYN, UPLINK, World};
+use super::frame::{ACK, FIN, Frame, SYN};
+use super::world::{INWARD, UPLINK, World};
 use crate::{Way, egress_uplink, ingress, uplink};
 
 const CLIENT: &str = "192.0.2.9:5000";

@@ -2,7 +2,8 @@
 
 use sluice_ebpf_common::{Address, Frontend, Reason, Scope, SocketState, Translation, protocol};
 
-use super::world::{World, end, wire};
+use super::frame::{end, wire};
+use super::world::World;
 use crate::{SocketVerdict, connect, may_listen, original, remember, send};
 
 fn world() -> World {
