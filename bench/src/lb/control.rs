@@ -3,7 +3,7 @@
 
 use std::{
     net::Ipv4Addr,
-    path::Path,
+    path::PathBuf,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -35,7 +35,7 @@ pub(crate) struct Options {
     #[arg(long)]
     api: String,
     #[arg(long)]
-    cgroup: std::path::PathBuf,
+    cgroup: PathBuf,
 }
 
 /// The process of the data plane: follows the API until it is ended.
@@ -66,7 +66,7 @@ fn measure(place: &Place) -> Result<Measured> {
     say(&format!("control, {count} services: start"));
     let begun = Instant::now();
     let mut process = Process::start(place, &api)?;
-    let frontends = wait(place, || Frontends::open(place).ok())?;
+    let frontends = Frontends::of(place)?;
     for at in (0..count).rev() {
         wait(place, || frontends.generation(at))?;
     }
@@ -141,21 +141,21 @@ fn milliseconds(begun: Instant) -> f64 {
     begun.elapsed().as_secs_f64() * 1e3
 }
 
-/// The kernel's map of what is served.
-struct Frontends(HashMap<MapData, FrontendKey, Frontend>);
+/// The kernel's map of what is served, by its pin: a map that grows is replaced.
+struct Frontends(PathBuf);
 
 impl Frontends {
-    fn open(place: &Place) -> Result<Frontends> {
-        let path = Path::new(&place.config()?.pin_dir).join(format!("v{SCHEMA}")).join(maps::FRONTENDS);
-        let map = Map::from_map_data(MapData::from_pin(&path)?)?;
-        Ok(Frontends(map.try_into()?))
+    fn of(place: &Place) -> Result<Frontends> {
+        Ok(Frontends(place.config()?.pin_dir.join(format!("v{SCHEMA}")).join(maps::FRONTENDS)))
     }
 
     /// Of a service's cluster address; it differs after every change. `None` while it leads nowhere.
     fn generation(&self, at: u32) -> Option<u32> {
+        let map = Map::from_map_data(MapData::from_pin(&self.0).ok()?).ok()?;
+        let map: HashMap<MapData, FrontendKey, Frontend> = map.try_into().ok()?;
         let address = Address::v4((u32::from(FIRST) + at).to_be());
         let key = FrontendKey { address, port: PORT.to_be(), protocol: protocol::TCP, scope: Scope::Internal as u8 };
-        self.0.get(&key, 0).ok().filter(|frontend| frontend.count > 0).map(|frontend| frontend.generation)
+        map.get(&key, 0).ok().filter(|frontend| frontend.count > 0).map(|frontend| frontend.generation)
     }
 }
 
