@@ -101,9 +101,10 @@ impl Runtime {
         let client = &self.inner.client;
         let request = StartRequest { container_id: id.to_owned(), exec_id: String::new() };
         let answer = client.tasks().start(client.call(request)).await.map_err(client.failed(id))?;
-        events::watch(self, id);
+        let pid = answer.into_inner().pid;
+        events::watch(self, id, pid);
         loggers::keep(self, id);
-        Ok(answer.into_inner().pid)
+        Ok(pid)
     }
 
     /// `signal` (`None`: the image's, else SIGTERM), then SIGKILL after `grace`. Ended already is success.
@@ -127,7 +128,15 @@ impl Runtime {
                 return exit;
             }
         }
-        or_gone(self.signal(id, SIGKILL, true).await)?;
+        let killed = async {
+            or_gone(self.signal(id, SIGKILL, true).await)?;
+            self.await_exit(id).await
+        };
+        if let Ok(exit) = tokio::time::timeout(limits::TASK_STUCK, killed).await {
+            return exit;
+        }
+        tracing::warn!(container = id, "a shim does not kill its container; ending the shim");
+        daemon::end_shim(&self.inner.config.socket, id);
         self.await_exit(id).await
     }
 

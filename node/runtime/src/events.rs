@@ -6,11 +6,12 @@ use std::time::Duration;
 use containerd_client::events::{ContainerDelete, TaskExit, TaskOom, TaskStart};
 use containerd_client::services::v1::{PublishRequest, SubscribeRequest, WaitRequest};
 use containerd_client::types::Envelope;
+use nix::unistd::Pid;
 use prost::Message;
 use tonic::Streaming;
 
 use crate::runtime::Inner;
-use crate::{Error, Event, Result, Runtime, Status, exec, labels, limits, loggers};
+use crate::{Error, Event, Result, Runtime, Status, daemon, exec, labels, limits, loggers, sys};
 
 /// The topic of our own event.
 const READY: &str = "/sluice/ready";
@@ -83,10 +84,8 @@ async fn subscribe(runtime: &Runtime) -> Result<Streaming<Envelope>> {
 /// Settles what ended unseen, waits for the end of what runs, and brings back loggers that died with an earlier daemon.
 async fn resync(runtime: &Runtime) -> Result<()> {
     for state in runtime.settle_all().await? {
-        if !matches!(state.status, Status::Running { .. }) {
-            continue;
-        }
-        watch(runtime, &state.id);
+        let Status::Running { pid, .. } = state.status else { continue };
+        watch(runtime, &state.id, pid);
         loggers::keep(runtime, &state.id);
         if let Err(error) = exec::revive_logger(&runtime.inner.config, &state).await {
             tracing::warn!(container = state.id, %error, "nobody reads a container's output");
@@ -95,8 +94,10 @@ async fn resync(runtime: &Runtime) -> Result<()> {
     Ok(())
 }
 
-/// Waits for a running container's end beside the event of it: a shim that cannot get rid of its events drops them.
-pub(crate) fn watch(runtime: &Runtime, id: &str) {
+/// Waits for a running container's end beside the event of it: a shim that cannot get rid of its events drops them, and one
+/// that hangs tells nothing.
+pub(crate) fn watch(runtime: &Runtime, id: &str, pid: u32) {
+    watch_process(runtime, id, pid);
     let (weak, client, id) = (Arc::downgrade(&runtime.inner), runtime.inner.client.clone(), id.to_owned());
     tokio::spawn(async move {
         let request = WaitRequest { container_id: id.clone(), exec_id: String::new() };
@@ -104,6 +105,34 @@ pub(crate) fn watch(runtime: &Runtime, id: &str) {
         let Ok(answer) = client.tasks().wait(client.endless(request)).await else { return };
         let (answer, Some(inner)) = (answer.into_inner(), weak.upgrade()) else { return };
         ended(&Runtime { inner }, &id, answer.exit_status, answer.exited_at).await;
+    });
+}
+
+/// Looks at the container's first process: if its end is not written down a while after it, the kernel's word is taken, or the
+/// shim is ended, and containerd tells an end of its own.
+fn watch_process(runtime: &Runtime, id: &str, pid: u32) {
+    // It may have ended already.
+    let pid = Pid::from_raw(pid.cast_signed());
+    let Ok(process) = sys::pidfd(pid) else { return };
+    let (weak, id) = (Arc::downgrade(&runtime.inner), id.to_owned());
+    tokio::spawn(async move {
+        if process.readable().await.is_err() {
+            return;
+        }
+        let at = prost_types::Timestamp::from(std::time::SystemTime::now());
+        tokio::time::sleep(limits::END_UNTOLD).await;
+        let Some(inner) = weak.upgrade() else { return };
+        let runtime = Runtime { inner };
+        // Removed meanwhile, or its end is known.
+        let Ok(record) = runtime.container_record(&id).await else { return };
+        if record.labels.contains_key(labels::EXIT) {
+            return;
+        }
+        tracing::warn!(container = id, "a shim does not tell of its container's end");
+        match sys::exit_code(pid, process.get_ref()) {
+            Some(code) => ended(&runtime, &id, code, Some(at)).await,
+            None => daemon::end_shim(&runtime.inner.config.socket, &id),
+        }
     });
 }
 

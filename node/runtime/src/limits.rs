@@ -59,6 +59,8 @@ pub const SETTLE_FIRST: Duration = Duration::from_millis(50);
 pub const TASK_DELETED: Duration = Duration::from_secs(10);
 /// How long a shim may take to let an ended task go before the shim is ended: longer than the 12 s that it gives a logger.
 pub const TASK_STUCK: Duration = Duration::from_secs(20);
+/// How long after its first process's end a container's end may be untold by its shim.
+pub const END_UNTOLD: Duration = Duration::from_secs(10);
 /// Bytes held for an attached client that is slow; more and it is cut off.
 pub const ATTACH_QUEUE: usize = 1024 * 1024;
 /// Clients attached to one container.

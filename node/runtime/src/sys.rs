@@ -50,6 +50,40 @@ pub(crate) fn is_deaf(pid: Pid, signal: u32) -> bool {
     first && (1..=64).contains(&signal) && caught & (1 << (signal - 1)) == 0
 }
 
+/// How a process has ended, as a shell tells it, from a descriptor that was opened before its end: while nobody has reaped it
+/// by its `stat`, afterwards by the descriptor. `None` on kernels before 6.15, which tell the latter to the parent alone.
+pub(crate) fn exit_code(pid: Pid, pidfd: &impl AsRawFd) -> Option<u32> {
+    // Read before the descriptor says whether the number was still this process's.
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let status = reaped(pidfd).or_else(|| {
+        let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split_whitespace().collect();
+        // proc_pid_stat(5): the third field is the state, the last one the status to wait for.
+        fields.last()?.parse().ok().filter(|_: &i32| fields.first() == Some(&"Z"))
+    })?;
+    let signal = (status & 0x7f).cast_unsigned();
+    Some(if signal == 0 { (status >> 8 & 0xff).cast_unsigned() } else { 128 + signal })
+}
+
+/// The status of a process that has ended and was reaped.
+fn reaped(pidfd: &impl AsRawFd) -> Option<i32> {
+    /// `PIDFD_GET_INFO`, for a structure of 64 bytes.
+    const GET_INFO: libc::Ioctl = 0xc040_ff0b_u32 as libc::Ioctl;
+    /// `PIDFD_INFO_EXIT`, wanted and given.
+    const EXIT: u64 = 1 << 3;
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        mask: u64,
+        cgroup: u64,
+        ids: [u32; 11],
+        status: i32,
+    }
+    let mut info = Info { mask: EXIT, ..Info::default() };
+    // SAFETY: the structure is live and has the size that the request's number carries.
+    let done = unsafe { libc::ioctl(pidfd.as_raw_fd(), GET_INFO, &raw mut info) };
+    (done == 0 && info.mask & EXIT != 0).then_some(info.status)
+}
+
 fn open_pidfd(pid: Pid) -> io::Result<OwnedFd> {
     // SAFETY: pidfd_open takes two integers and touches no memory of ours.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };

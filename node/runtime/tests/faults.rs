@@ -220,3 +220,27 @@ async fn child_whose_task_is_not_let_go() {
     assert!(world.runtime.containers().await.unwrap().is_empty());
     world.end().await;
 }
+
+/// A shim that hangs where its container ends by itself: the kernel tells how.
+#[tokio::test]
+async fn an_end_that_the_shim_does_not_tell() {
+    let mut world = World::start("mute").await;
+    world.import().await;
+    let mut events = world.runtime.events();
+    let spec = world.spec("trap 'exit 5' TERM; echo up; while :; do sleep 0.1; done");
+    world.runtime.create(&spec).await.unwrap();
+    let pid = world.runtime.start(&spec.id).await.unwrap();
+    eventually("it listens", || log(&spec).contains("up")).await;
+    kill(Pid::from_raw(parent(pid)), Signal::SIGSTOP).unwrap();
+    kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM).unwrap();
+    let exit = loop {
+        if let Event::Exited { id, exit } = events.next().await {
+            assert_eq!(id, spec.id);
+            break exit;
+        }
+    };
+    assert_eq!(exit.code, 5);
+    world.runtime.remove(&spec.id).await.unwrap();
+    assert!(world.runtime.containers().await.unwrap().is_empty());
+    world.end().await;
+}
