@@ -2,7 +2,7 @@
 //!
 //! Round trips are few: a create makes four calls, a start one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -132,12 +132,20 @@ impl Runtime {
             or_gone(self.signal(id, SIGKILL, true).await)?;
             self.await_exit(id).await
         };
-        if let Ok(exit) = tokio::time::timeout(limits::TASK_STUCK, killed).await {
-            return exit;
+        match self.or_end_shim(id, "kill its container", killed).await {
+            Some(exit) => exit,
+            None => self.await_exit(id).await,
         }
-        tracing::warn!(container = id, "a shim does not kill its container; ending the shim");
+    }
+
+    /// What a shim does, unless it takes too long: then it is ended, and containerd clears up after it.
+    async fn or_end_shim<T>(&self, id: &str, what: &str, work: impl Future<Output = T>) -> Option<T> {
+        if let Ok(done) = tokio::time::timeout(limits::TASK_STUCK, work).await {
+            return Some(done);
+        }
+        tracing::warn!(container = id, "a shim does not {what}; ending the shim");
         daemon::end_shim(&self.inner.config.socket, id);
-        self.await_exit(id).await
+        None
     }
 
     /// Sends a signal to the container's first process, or to all of them.
@@ -171,17 +179,14 @@ impl Runtime {
         exec::forget(&self.inner.config, id)
     }
 
-    /// Deletes an ended task; `false`: it still runs. A shim that does not answer is ended, and containerd clears up after it:
-    /// the container is not wanted any more either way.
+    /// Deletes an ended task; `false`: it still runs.
     pub(crate) async fn delete_task(&self, id: &str) -> Result<bool> {
         // A shim that is deleting its task hangs up on whoever asks for the same.
         let _turn = self.inner.turns.take(id).await;
-        if let Ok(answer) = tokio::time::timeout(limits::TASK_STUCK, self.ask_to_delete(id)).await {
-            return answer;
+        match self.or_end_shim(id, "let its ended task go", self.ask_to_delete(id)).await {
+            Some(answer) => answer,
+            None => self.ask_to_delete(id).await,
         }
-        tracing::warn!(container = id, "a shim does not let its ended task go; ending the shim");
-        daemon::end_shim(&self.inner.config.socket, id);
-        self.ask_to_delete(id).await
     }
 
     async fn ask_to_delete(&self, id: &str) -> Result<bool> {
@@ -206,7 +211,10 @@ impl Runtime {
     /// Settles what ended unseen; returns the others.
     pub(crate) async fn settle_all(&self) -> Result<Vec<ContainerState>> {
         let mut open = Vec::new();
-        for (record, task) in self.records().await? {
+        let records = self.records().await?;
+        let present: HashSet<&str> = records.iter().map(|(record, _)| record.id.as_str()).collect();
+        self.inner.announced.lock().retain(|id| present.contains(id.as_str()));
+        for (record, task) in records {
             let has_task = task.is_some();
             let state = self.state(record, task);
             match &state.status {
@@ -290,6 +298,11 @@ impl Runtime {
         }
     }
 
+    /// The end that is written on the container.
+    pub(crate) fn written_exit(&self, record: &Container) -> Option<Exit> {
+        labels::read_exit(&record.labels, time(record.created_at))
+    }
+
     /// The end of a container whose task is still there, so that its cgroup tells about memory.
     pub(crate) fn exit(&self, record: &Container, code: u32, at: Option<prost_types::Timestamp>) -> Exit {
         let cgroup = record.labels.get(labels::CGROUP);
@@ -331,8 +344,7 @@ impl Runtime {
         match self.wait_task(id).await {
             Ok((code, at)) => {
                 let record = self.container_record(id).await?;
-                let written = labels::read_exit(&record.labels, time(record.created_at));
-                Ok(written.unwrap_or_else(|| self.exit(&record, code, at)))
+                Ok(self.written_exit(&record).unwrap_or_else(|| self.exit(&record, code, at)))
             }
             // Its task is settled already: the end is on the container.
             Err(Error::NotFound(_)) => match self.container(id).await? {

@@ -123,10 +123,11 @@ fn watch_process(runtime: &Runtime, id: &str, pid: u32) {
         tokio::time::sleep(limits::END_UNTOLD).await;
         let Some(inner) = weak.upgrade() else { return };
         let runtime = Runtime { inner };
-        // Removed meanwhile, or its end is known.
-        let Ok(record) = runtime.container_record(&id).await else { return };
-        if record.labels.contains_key(labels::EXIT) {
-            return;
+        match runtime.container_record(&id).await {
+            Ok(record) if record.labels.contains_key(labels::EXIT) => return,
+            // Removed meanwhile.
+            Err(Error::NotFound(_)) => return,
+            Ok(_) | Err(_) => {}
         }
         tracing::warn!(container = id, "a shim does not tell of its container's end");
         match sys::exit_code(pid, process.get_ref()) {
@@ -143,9 +144,10 @@ fn handle(runtime: Runtime, envelope: Envelope) {
             .ok()
             .map(|event| Event::Started { id: event.container_id, pid: event.pid }),
         "/tasks/oom" => TaskOom::decode(any.value.as_slice()).ok().map(|event| Event::Oom { id: event.container_id }),
-        "/containers/delete" => {
-            ContainerDelete::decode(any.value.as_slice()).ok().map(|event| Event::Removed { id: event.id })
-        }
+        "/containers/delete" => ContainerDelete::decode(any.value.as_slice()).ok().map(|event| {
+            runtime.inner.announced.lock().remove(&event.id);
+            Event::Removed { id: event.id }
+        }),
         "/tasks/exit" => {
             // Of an exec'd process its own waiter knows.
             if let Ok(event) = TaskExit::decode(any.value.as_slice())
@@ -166,8 +168,8 @@ fn handle(runtime: Runtime, envelope: Envelope) {
 }
 
 /// Writes the end of a container down, lets its task go, and announces it. In this order, because the shim holds the
-/// logger's pipes until the task is deleted and answers that only after the logger's end: then the log is whole. Done once
-/// per container, whoever tells of its end first.
+/// logger's pipes until the task is deleted and answers that only after the logger's end: then the log is whole. Each of
+/// these runtimes announces it once, whoever tells of it first; an end that another daemon has written down counts.
 pub(crate) async fn ended(runtime: &Runtime, id: &str, code: u32, at: Option<prost_types::Timestamp>) {
     let _once = runtime.inner.turns.take(&format!("end of {id}")).await;
     let mut pause = limits::SETTLE_FIRST;
@@ -187,19 +189,30 @@ pub(crate) async fn ended(runtime: &Runtime, id: &str, code: u32, at: Option<pro
 }
 
 async fn settle(runtime: &Runtime, id: &str, code: u32, at: Option<prost_types::Timestamp>) -> Result<()> {
-    let record = runtime.container_record(id).await?;
-    // Not ours; or containerd tells a second, made-up end when a shim goes after its task.
-    if !record.labels.contains_key(labels::ATTEMPT) || record.labels.contains_key(labels::EXIT) {
+    // Told twice, by an event and by our own waiter; or made up by containerd when a shim goes after its task.
+    if runtime.inner.announced.lock().contains(id) {
         return Ok(());
     }
-    let exit = runtime.exit(&record, code, at);
-    runtime.write_exit(id, &exit).await?;
+    let record = runtime.container_record(id).await?;
+    // Not ours.
+    if !record.labels.contains_key(labels::ATTEMPT) {
+        return Ok(());
+    }
+    let exit = match runtime.written_exit(&record) {
+        Some(exit) => exit,
+        None => {
+            let exit = runtime.exit(&record, code, at);
+            runtime.write_exit(id, &exit).await?;
+            exit
+        }
+    };
     // A task that is not let go, for whatever reason, must not hide the container's end.
     match tokio::time::timeout(limits::TASK_DELETED, runtime.delete_task(id)).await {
         Ok(Ok(_)) => {}
         Ok(Err(error)) => tracing::warn!(container = id, %error, "an ended container keeps its task"),
         Err(_) => tracing::warn!(container = id, "an ended container's task is not deleted yet"),
     }
+    runtime.inner.announced.lock().insert(id.to_owned());
     // Nobody listening is fine.
     let _ = runtime.inner.events.send(Event::Exited { id: id.to_owned(), exit });
     Ok(())

@@ -14,9 +14,8 @@ pub const LOG_FILE: u64 = 10 * 1024 * 1024;
 pub const LOG_FILES: usize = 5;
 /// Events held for a receiver that is slow; more and it is told to resync.
 pub const EVENTS: usize = 1024;
-/// Longest a call to containerd may take, but for those that unpack or wait. Seen on loaded machines: an answer that never
-/// comes, while containerd answers everybody else; whoever asked asks again then.
-pub const CALL: Duration = Duration::from_secs(30);
+/// Longest a call to containerd may take, but for those that unpack or wait. Upstream's kubelet waits as long.
+pub const CALL: Duration = Duration::from_secs(120);
 /// Longest to wait for a private containerd to answer.
 pub const DAEMON_START: Duration = Duration::from_secs(30);
 /// A private containerd that has its socket but does not answer is asked again so often.

@@ -1,12 +1,13 @@
 //! The node's connection to containerd: everything the agent calls, and the one task that listens to events.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use containerd_client::services::v1::snapshots::StatSnapshotRequest;
 use containerd_client::services::v1::{CreateNamespaceRequest, Namespace};
+use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
 use crate::cgroup::Cgroups;
@@ -34,6 +35,8 @@ pub(crate) struct Inner {
     pub(crate) cgroups: Cgroups,
     pub(crate) host: Host,
     pub(crate) events: broadcast::Sender<Event>,
+    /// Containers whose end was announced, until they are removed.
+    pub(crate) announced: Mutex<HashSet<String>>,
 }
 
 /// Events in order. After a lag or a restart of containerd comes [`Event::Resync`]; the stream never ends.
@@ -69,7 +72,8 @@ impl Runtime {
         let cgroups = Cgroups::new(&config.cgroup_prefix);
         let (events, _) = broadcast::channel(crate::limits::EVENTS);
         let turns = Turns::default();
-        let inner = Inner { config, client, images, turns, cgroups, host: Host::detect(), events };
+        let announced = Mutex::default();
+        let inner = Inner { config, client, images, turns, cgroups, host: Host::detect(), events, announced };
         let runtime = Self { inner: Arc::new(inner) };
         events::listen(&runtime).await?;
         Ok(runtime)

@@ -11,7 +11,7 @@ use common::{World, eventually, log};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sluice_runtime::daemon::Containerd;
-use sluice_runtime::{ContainerSpec, Event, Status};
+use sluice_runtime::{ContainerSpec, Event, Events, Exit, Status};
 use tokio_util::sync::CancellationToken;
 
 fn parent(pid: u32) -> i32 {
@@ -153,18 +153,44 @@ async fn a_container_whose_shim_is_killed_has_ended() {
         panic!()
     };
     kill(Pid::from_raw(parent(pid)), Signal::SIGKILL).unwrap();
-    let ended = async {
-        loop {
-            if let Event::Exited { id, exit } = events.next().await {
-                return (id, exit);
-            }
-        }
-    };
-    let (id, exit) = tokio::time::timeout(Duration::from_secs(20), ended).await.unwrap();
-    assert_eq!((id, exit.code), (spec.id.clone(), 137));
+    assert_eq!(ended(&mut events, &spec.id).await.code, 137);
     world.runtime.remove(&spec.id).await.unwrap();
     assert!(world.runtime.containers().await.unwrap().is_empty());
     world.end().await;
+}
+
+/// Two daemons on one containerd, as when one takes over from the other: the one that comes to an end second, when the other
+/// has settled it, announces it all the same.
+#[test]
+fn every_daemon_announces_an_end() {
+    let threads = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    // What one of them does not run stands still.
+    let (first, second) = (threads(), threads());
+    let mut world = first.block_on(World::start("two"));
+    first.block_on(world.import());
+    let other = second.block_on(world.reconnect());
+    let (mut ours, mut theirs) = (world.runtime.events(), other.events());
+    let spec = first.block_on(world.run("exit 3"));
+    assert_eq!(first.block_on(ended(&mut ours, &spec.id)).code, 3);
+    assert_eq!(second.block_on(ended(&mut theirs, &spec.id)).code, 3);
+    first.block_on(world.runtime.remove(&spec.id)).unwrap();
+    // By an event, and by a waiter of its own; announced once.
+    let next = first.block_on(ours.next());
+    assert_eq!(next, Event::Removed { id: spec.id });
+    first.block_on(world.end());
+}
+
+/// How the container ended, from the events.
+async fn ended(events: &mut Events, container: &str) -> Exit {
+    let ended = async {
+        loop {
+            if let Event::Exited { id, exit } = events.next().await {
+                assert_eq!(id, container);
+                return exit;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), ended).await.expect("its end is announced")
 }
 
 /// A runc that hangs once where it deletes a container, as a shim sometimes does for reasons of its own.
@@ -205,12 +231,7 @@ async fn child_whose_task_is_not_let_go() {
     let mut events = world.runtime.events();
     let spec = world.run("echo words; exit 5").await;
     // Its end is told while its task still hangs.
-    let exit = loop {
-        if let Event::Exited { id, exit } = events.next().await {
-            assert_eq!(id, spec.id);
-            break exit;
-        }
-    };
+    let exit = ended(&mut events, &spec.id).await;
     assert_eq!((exit.code, log(&spec).as_str()), (5, "stdout F words\n"));
     let hang = std::env::var("HANG").unwrap();
     let hanging = fs::read_to_string(format!("{hang}/pid")).unwrap();
@@ -233,12 +254,7 @@ async fn an_end_that_the_shim_does_not_tell() {
     eventually("it listens", || log(&spec).contains("up")).await;
     kill(Pid::from_raw(parent(pid)), Signal::SIGSTOP).unwrap();
     kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM).unwrap();
-    let exit = loop {
-        if let Event::Exited { id, exit } = events.next().await {
-            assert_eq!(id, spec.id);
-            break exit;
-        }
-    };
+    let exit = ended(&mut events, &spec.id).await;
     assert_eq!(exit.code, 5);
     world.runtime.remove(&spec.id).await.unwrap();
     assert!(world.runtime.containers().await.unwrap().is_empty());
