@@ -72,6 +72,8 @@ impl Flow {
     pub const RST: u16 = 2;
     /// The backend is on another node: the source must become this node on the way out.
     pub const NEEDS_SOURCE: u16 = 4;
+    /// Both ends of the packets change, into the other direction's key turned round; on the way out: from such a connection.
+    pub const FUSED: u16 = 8;
     /// Service id of a plain masquerade.
     pub const NO_SERVICE: u32 = u32::MAX;
 }

@@ -65,7 +65,7 @@ pub mod limits {
     pub const EXTENSIONS: u32 = 2;
     /// Datagrams in fragments whose ports are remembered at a time; the least recently used give way.
     pub const FRAGMENTS: u32 = 8_192;
-    /// Entries of the flow map, two per translated connection.
+    /// Entries of the flow map, two for each translation of a connection; two for both when the driver's program makes them.
     pub const FLOWS: u32 = 4_194_304;
     /// Local addresses and links of the node.
     pub const LOCALS: u32 = 4_096;

@@ -52,6 +52,10 @@ pub struct Scratch {
     pub flow: Flow,
     /// The packet that an ICMP error quotes.
     pub quote: Header,
+    /// An end that is kept meanwhile.
+    pub address: Address,
+    /// Its port.
+    pub port: u16,
 }
 
 /// A packet's bytes, from its Ethernet header on. Every function returns `None` where the packet ends too early or the kernel
@@ -125,8 +129,8 @@ pub trait Maps {
     fn flow<R>(&self, key: &FlowKey, change: impl FnOnce(&mut Flow) -> R) -> Option<R>;
     /// Adds a flow entry if its key is free.
     fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError>;
-    /// Removes a flow entry.
-    fn remove_flow(&self, key: &FlowKey);
+    /// Removes a flow entry; false if there was none.
+    fn remove_flow(&self, key: &FlowKey) -> bool;
     /// The ports of a datagram that comes in fragments.
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;
     /// Remembers the ports of a datagram that comes in fragments.

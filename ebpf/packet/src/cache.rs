@@ -7,7 +7,7 @@
 use sluice_ebpf_common::cache::{Bucket, Bucket4, Bucket6, Record, action};
 use sluice_ebpf_common::{Address, Settings, protocol};
 
-use crate::header::{ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, FIN, Header, Kind, RST, SYN};
+use crate::header::{ACK, ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, FIN, Header, Kind, RST, SYN};
 use crate::shortcut::{Desk, Route, decide};
 use crate::{Bytes, Maps};
 
@@ -54,7 +54,8 @@ pub fn uplink<P: Bytes, M: Fast>(packet: &mut P, maps: &M) -> Way {
     let v4 = hide(ethertype.into()) == u32::from(ETHERTYPE_IPV4);
     let mut way = look(packet, maps, v4, FIRST);
     if way == UNKNOWN {
-        way = look(packet, maps, v4, hide(if decide(maps) { DECIDED } else { FORGET }));
+        let decided = hide(decide(maps));
+        way = if decided == NOTHING { STACK } else { look(packet, maps, v4, decided) };
     }
     match way {
         STACK | UNKNOWN => Way::Stack,
@@ -77,10 +78,13 @@ const STACK: u32 = 0;
 const DROP: u32 = u32::MAX;
 const UNKNOWN: u32 = u32::MAX - 1;
 
-/// Why the cache is looked at: it may know; a decision is on the desk; it was decided to know nothing about this packet.
+/// Why the cache is looked at: it may know; a decision is on the desk; one about a connection of which nothing was known; it
+/// was decided to know nothing about this packet. Or it is not, as it knows nothing already.
 const FIRST: u32 = 0;
-const DECIDED: u32 = 1;
-const FORGET: u32 = 2;
+pub(crate) const DECIDED: u32 = 1;
+pub(crate) const BEGUN: u32 = 2;
+pub(crate) const FORGET: u32 = 3;
+pub(crate) const NOTHING: u32 = 4;
 
 #[inline(always)]
 fn look<P: Bytes, M: Fast>(packet: &mut P, maps: &M, v4: bool, look: u32) -> u32 {
@@ -321,19 +325,18 @@ const BYTES: u32 = 1 << 31;
 fn run<F: Family, P: Bytes, M: Fast>(packet: &mut P, maps: &M, look: u32) -> u32 {
     let Some(plain) = F::parse(packet) else { return STACK };
     let Some(settings) = maps.settings() else { return STACK };
-    let mask = settings.cache_mask >> F::SHARE;
-    let index = maps.processor().wrapping_mul(mask.wrapping_add(1)).wrapping_add(hash::<F>(&plain) & mask);
     let tick = (maps.jiffies() >> (settings.tick_shift & 15)) as u16;
+    // What opens a connection has no record, and the next packet makes one: a flood displaces nobody's.
+    let opens = plain.tcp_flags & (SYN | ACK) == SYN && (look == FIRST || look == BEGUN);
+    let mask = (settings.cache_mask >> F::SHARE) & hide(opens.into()).wrapping_sub(1);
+    let base = maps.processor().wrapping_mul((settings.cache_mask >> F::SHARE).wrapping_add(1));
+    let place = hide(place::<F, M>(maps, &plain, tick, base, mask));
     let way = F::bucket(
         maps,
-        index,
+        place >> 1,
         #[inline(always)]
-        |bucket| {
-            let [first, second] = bucket;
-            // A record that is not this connection's: the one that was written longer ago gives way.
-            let second_is_older = tick.wrapping_sub(second.tick) >= tick.wrapping_sub(first.tick);
-            let take_first = matches::<F>(first, &plain) || !matches::<F>(second, &plain) && !second_is_older;
-            let record = if take_first { first } else { second };
+        |[first, second]| {
+            let record = if place & 1 == 0 { first } else { second };
             if look == FIRST {
                 if !holds::<F, M>(maps, settings, &plain, record, tick) {
                     ask::<F, M>(maps, &plain, record);
@@ -350,6 +353,55 @@ fn run<F: Family, P: Bytes, M: Fast>(packet: &mut P, maps: &M, look: u32) -> u32
     );
     way.unwrap_or(STACK)
 }
+
+/// Where the connection's record is or would be, as bucket times two and which of it: two hashes lead to two records each, so
+/// that as many connections find room as half of all records. The one that was written longest ago gives way. With a mask of
+/// 0 all share one bucket.
+#[inline(always)]
+fn place<F: Family, M: Fast>(maps: &M, plain: &Plain<F::Address>, tick: u16, base: u32, mask: u32) -> u32 {
+    let hash = hash::<F>(plain);
+    let one = base.wrapping_add(hash & mask);
+    let (age, way) = look_into::<F, M>(maps, one, plain, tick);
+    if age == FOUND {
+        return one << 1 | way;
+    }
+    let other = base.wrapping_add(hash.wrapping_mul(0x9e37_79b1) >> 8 & mask);
+    let (other_age, other_way) = look_into::<F, M>(maps, other, plain, tick);
+    if other_age > age { other << 1 | other_way } else { one << 1 | way }
+}
+
+/// More than any age.
+const FOUND: u32 = u32::MAX;
+
+/// The connection's record in a bucket, or the older one and its age.
+#[inline(always)]
+fn look_into<F: Family, M: Fast>(maps: &M, index: u32, plain: &Plain<F::Address>, tick: u16) -> (u32, u32) {
+    let found = F::bucket(
+        maps,
+        index,
+        #[inline(always)]
+        |[first, second]| {
+            if matches::<F>(first, plain) {
+                return (FOUND, 0);
+            }
+            if matches::<F>(second, plain) {
+                return (FOUND, 1);
+            }
+            let ages = [age(tick, first.tick, first.protocol), age(tick, second.tick, second.protocol)];
+            if ages[1] > ages[0] { (ages[1], 1) } else { (ages[0], 0) }
+        },
+    );
+    found.unwrap_or((0, 0))
+}
+
+/// Ticks since a record was written, as far as it matters: one that holds no more, or is not in use, is as good as none.
+#[inline(always)]
+fn age(now: u16, written: u16, protocol: u8) -> u32 {
+    if protocol == 0 { HOLDS_NO_MORE } else { u32::from(now.wrapping_sub(written)).min(HOLDS_NO_MORE) }
+}
+
+/// The tick before may have ended just now.
+const HOLDS_NO_MORE: u32 = 2;
 
 #[inline(always)]
 fn matches<F: Family>(record: &Record<F::Address, F::Spare>, plain: &Plain<F::Address>) -> bool {
@@ -414,6 +466,7 @@ fn ask<F: Family, M: Fast>(maps: &M, plain: &Plain<F::Address>, record: &mut Rec
                 v4: F::TRANSPORT == V4::TRANSPORT,
                 ..Header::default()
             };
+            desk.recorded = matches::<F>(record, plain);
             desk.length = plain.length;
             desk.packets = u64::from(record.packets);
             desk.bytes = u64::from(record.bytes);

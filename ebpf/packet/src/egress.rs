@@ -3,7 +3,7 @@
 use sluice_ebpf_common::{Address, Flow, FlowKey, FlowKind, RangeKey, Reason, Settings, limits};
 
 use crate::header::{End, Header, Kind, parse, rewrite};
-use crate::{InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Verdict, error, flow, fragment, nat};
+use crate::{InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Verdict, error, flow, fragment, fused, nat};
 
 /// A packet on its way to a pod: answers of a backend get the service address back as their source; what a pod sent to
 /// itself through a service arrives from the node.
@@ -133,9 +133,9 @@ pub(crate) struct Source {
     pub(crate) port: u16,
 }
 
-/// The source that a packet leaves with on a link: what its connection has, or a port that is free. A function of its own in
-/// the kernel, where the stack is small.
-#[inline(never)]
+/// The source that a packet leaves with on a link: what its connection has, or a port that is free. Each step is a function of
+/// its own in the kernel, where the stack is small.
+#[inline(always)]
 pub(crate) fn source<M: Maps>(
     maps: &M,
     header: &Header,
@@ -143,16 +143,39 @@ pub(crate) fn source<M: Maps>(
     bytes: u32,
     from: &mut Source,
 ) -> Result<(), Reason> {
+    if keeps(maps, header, bytes, from) { Ok(()) } else { find(maps, header, link, bytes, from) }
+}
+
+/// The source that a packet's connection has.
+#[inline(always)]
+pub(crate) fn keeps<M: Maps>(maps: &M, header: &Header, bytes: u32, from: &mut Source) -> bool {
+    match recorded(maps, header, bytes, from) {
+        UNKNOWN => false,
+        DIVIDED => fused::stands(maps, header, from),
+        _ => true,
+    }
+}
+
+/// Whether a connection's source is recorded, and if it was divided from an entry that may be gone.
+const UNKNOWN: u32 = 0;
+const DIVIDED: u32 = 1;
+const RECORDED: u32 = 2;
+
+#[inline(never)]
+fn recorded<M: Maps>(maps: &M, header: &Header, bytes: u32, from: &mut Source) -> u32 {
     let now = maps.now();
     let found = maps.flow(&flow::key(header, FlowKind::Masquerade), |flow| {
         flow::touch(flow, header, now, bytes);
         *from = Source { address: flow.address, port: flow.port };
+        if flow.flags & Flow::FUSED == 0 { RECORDED } else { DIVIDED }
     });
-    if found.is_some() {
-        return Ok(());
-    }
+    found.unwrap_or(UNKNOWN)
+}
+
+#[inline(never)]
+fn find<M: Maps>(maps: &M, header: &Header, link: u32, bytes: u32, from: &mut Source) -> Result<(), Reason> {
     let settings = maps.settings().ok_or(Reason::FlowsFull)?;
-    from.address = maps.source_address(link, header.v4).unwrap_or(settings.family(header.v4).node);
+    from.address = own_address(maps, settings, link, header.v4);
     let allocated = maps.scratch(
         #[inline(always)]
         |scratch| allocate(maps, settings, header, scratch, &from.address, bytes),
@@ -160,6 +183,30 @@ pub(crate) fn source<M: Maps>(
     let (address, port) = allocated.ok_or(Reason::FlowsFull)??;
     *from = Source { address, port };
     Ok(())
+}
+
+/// The node's address on a link.
+#[inline(always)]
+pub(crate) fn own_address<M: Maps>(maps: &M, settings: &Settings, link: u32, v4: bool) -> Address {
+    maps.source_address(link, v4).unwrap_or(settings.family(v4).node)
+}
+
+/// Takes a port that is free towards the remote end of a reply, and records that direction.
+#[inline(always)]
+pub(crate) fn claim<M: Maps>(maps: &M, settings: &Settings, reply: &mut FlowKey, flow: &Flow) -> Result<(), Reason> {
+    for _ in 0..limits::PORT_PROBES {
+        nat::take(maps, settings, reply).ok_or(Reason::PortsExhausted)?;
+        match maps.insert_flow(reply, flow) {
+            Ok(()) => return Ok(()),
+            // Left over from before; its port is taken now.
+            Err(InsertError::Exists) => {}
+            Err(InsertError::Full) => {
+                nat::give(maps, settings, reply);
+                return Err(Reason::FlowsFull);
+            }
+        }
+    }
+    Err(Reason::PortsExhausted)
 }
 
 /// Finds a port of the node that is free towards this destination and records both directions.
@@ -198,25 +245,7 @@ fn allocate<M: Maps>(
         kind: FlowKind::MasqueradeReply as u8,
         reserved: 0,
     };
-    let mut free = false;
-    for _ in 0..limits::PORT_PROBES {
-        nat::take(maps, settings, reply).ok_or(Reason::PortsExhausted)?;
-        match maps.insert_flow(reply, flow) {
-            Ok(()) => {
-                free = true;
-                break;
-            }
-            // Left over from before; its port is taken now.
-            Err(InsertError::Exists) => {}
-            Err(InsertError::Full) => {
-                nat::give(maps, settings, reply);
-                return Err(Reason::FlowsFull);
-            }
-        }
-    }
-    if !free {
-        return Err(Reason::PortsExhausted);
-    }
+    claim(maps, settings, reply, flow)?;
     flow.other = *reply;
     flow.address = address;
     flow.port = reply.destination_port;

@@ -39,7 +39,9 @@ pub(crate) fn complete<M: Maps>(maps: &M, key: &FlowKey, flow: &Flow) -> Result<
     let inserted = maps.insert_flow(key, flow);
     match inserted {
         Ok(()) => maps.flow_created(),
-        Err(_) => maps.remove_flow(&flow.other),
+        Err(_) => {
+            maps.remove_flow(&flow.other);
+        }
     }
     inserted
 }

@@ -26,7 +26,7 @@ const ICMP_QUOTE: u32 = 8;
 pub(crate) const FIN: u8 = 0x01;
 pub(crate) const SYN: u8 = 0x02;
 pub(crate) const RST: u8 = 0x04;
-const ACK: u8 = 0x10;
+pub(crate) const ACK: u8 = 0x10;
 
 /// What the transport part allows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

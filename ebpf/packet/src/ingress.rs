@@ -3,7 +3,7 @@
 use sluice_ebpf_common::{Address, AffinityKey, Backend, Flow, FlowKey, FlowKind, Frontend, Reason, Scope, Settings};
 
 use crate::header::{End, Header, Kind, parse, parse_quote, rewrite, rewrite_error};
-use crate::{InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Verdict, flow, fragment, service};
+use crate::{InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Verdict, flow, fragment, fused, nat, service};
 
 /// The destination that a packet of a service goes to.
 #[derive(Clone, Copy, Debug, Default)]
@@ -11,6 +11,8 @@ pub(crate) struct Target {
     pub(crate) address: Address,
     pub(crate) port: u16,
     pub(crate) needs_source: bool,
+    /// Its connection says both ends.
+    pub(crate) fused: bool,
     pub(crate) service: u32,
     pub(crate) backend: u32,
 }
@@ -22,6 +24,7 @@ impl Target {
             address: flow.address,
             port: flow.port,
             needs_source: flow.flags & Flow::NEEDS_SOURCE != 0,
+            fused: flow.flags & Flow::FUSED != 0,
             service: flow.service,
             backend: flow.backend,
         }
@@ -80,9 +83,12 @@ fn unmasquerade<P: Packet, M: Maps>(
     let (now, bytes) = (maps.now(), packet.length());
     let found = maps.flow(&flow::key(header, FlowKind::MasqueradeReply), |flow| {
         flow::touch(flow, header, now, bytes);
-        (flow.address, flow.port)
+        (flow.address, flow.port, flow.flags & Flow::FUSED != 0)
     });
-    let Some((address, port)) = found else { return Ok(false) };
+    let Some((address, port, fused)) = found else { return Ok(false) };
+    if fused {
+        fused::divide(maps, header, FlowKind::MasqueradeReply)?;
+    }
     rewrite(packet, header, End::Destination, &address, port)?;
     Ok(true)
 }
@@ -92,11 +98,11 @@ fn unmasquerade<P: Packet, M: Maps>(
 /// function of its own in the kernel, where the stack is small.
 #[inline(never)]
 fn deliver_error<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Header) -> Result<(), Reason> {
-    maps.scratch(
+    let fused = maps.scratch(
         #[inline(always)]
         |scratch| deliver_quoted(packet, maps, header, scratch),
-    )
-    .unwrap_or(Ok(()))
+    );
+    if fused.unwrap_or(Ok(false))? { fused::divide_known(maps) } else { Ok(()) }
 }
 
 #[inline(always)]
@@ -105,10 +111,10 @@ fn deliver_quoted<P: Packet, M: Maps>(
     maps: &M,
     header: &Header,
     scratch: &mut Scratch,
-) -> Result<(), Reason> {
+) -> Result<bool, Reason> {
     let Scratch { key, quote, .. } = scratch;
     if parse_quote(packet, header, quote).is_none() || quote.kind != Kind::Ports {
-        return Ok(());
+        return Ok(false);
     }
     // The quoted packet went out, so the connection's incoming direction has its ends swapped.
     *key = FlowKey {
@@ -120,13 +126,14 @@ fn deliver_quoted<P: Packet, M: Maps>(
         kind: FlowKind::MasqueradeReply as u8,
         reserved: 0,
     };
-    let mut target = maps.flow(key, |flow| (flow.address, flow.port));
+    let mut target = maps.flow(key, |flow| (flow.address, flow.port, flow.flags));
     if target.is_none() {
         key.kind = FlowKind::Service as u8;
-        target = maps.flow(key, |flow| (flow.address, flow.port));
+        target = maps.flow(key, |flow| (flow.address, flow.port, flow.flags));
     }
-    let Some(sender) = target else { return Ok(()) };
-    rewrite_error(packet, header, quote, End::Destination, &sender).ok_or(Reason::Rewrite)
+    let Some((address, port, flags)) = target else { return Ok(false) };
+    rewrite_error(packet, header, quote, End::Destination, &(address, port)).ok_or(Reason::Rewrite)?;
+    Ok(flags & Flow::FUSED != 0)
 }
 
 #[inline(always)]
@@ -145,6 +152,7 @@ fn to_service<P: Packet, M: Maps>(
         address: header.destination,
         port: header.destination_port,
         needs_source: false,
+        fused: false,
         service: Flow::NO_SERVICE,
         backend: 0,
     };
@@ -158,6 +166,9 @@ fn to_service<P: Packet, M: Maps>(
         new(maps, header, &frontend, &mut target, packet.length()).inspect_err(|_| {
             maps.count_service(frontend.service, |counters| counters.refused += 1);
         })?;
+    }
+    if target.fused {
+        fused::divide(maps, header, FlowKind::Service)?;
     }
     let bytes = u64::from(packet.length());
     maps.count_service(target.service, |counters| {
@@ -177,13 +188,26 @@ fn to_service<P: Packet, M: Maps>(
 /// Finds the target of a connection that is under way, unless it must be picked again: a new connection from the same port
 /// (the old one was closed, or its backend is gone), or datagrams for a backend that is gone.
 #[inline(never)]
-pub(crate) fn known<M: Maps>(maps: &M, header: &Header, target: &mut Target, bytes: u32) -> bool {
+fn known<M: Maps>(maps: &M, header: &Header, target: &mut Target, bytes: u32) -> bool {
+    resume(maps, header, target, bytes, |_| {})
+}
+
+/// The same; `also` sees the connection's entry.
+#[inline(always)]
+pub(crate) fn resume<M: Maps>(
+    maps: &M,
+    header: &Header,
+    target: &mut Target,
+    bytes: u32,
+    also: impl FnOnce(&Flow),
+) -> bool {
     let now = maps.now();
     let key = flow::key(header, FlowKind::Service);
     let found = maps.flow(&key, |flow| {
         let closed = flow.flags & (Flow::FIN | Flow::RST) != 0;
         flow::touch(flow, header, now, bytes);
         *target = Target::of(flow);
+        also(flow);
         closed
     });
     let Some(closed) = found else { return false };
@@ -196,30 +220,37 @@ pub(crate) fn known<M: Maps>(maps: &M, header: &Header, target: &mut Target, byt
     if alive && !(closed && header.opens()) {
         return true;
     }
-    if let Some(other) = maps.flow(&key, |flow| flow.other) {
-        maps.remove_flow(&other);
-    }
-    maps.remove_flow(&key);
+    forget(maps, &key);
+    target.fused = false;
     false
+}
+
+/// Removes a connection, and gives its port back if it has one. A function of its own in the kernel, where the stack is
+/// small.
+#[inline(never)]
+fn forget<M: Maps>(maps: &M, key: &FlowKey) {
+    let Some(other) = maps.flow(key, |flow| flow.other) else { return };
+    let removed = maps.remove_flow(&other);
+    maps.remove_flow(key);
+    if removed
+        && other.kind == FlowKind::MasqueradeReply as u8
+        && let Some(settings) = maps.settings()
+    {
+        nat::give(maps, settings, &other);
+    }
 }
 
 /// Picks a backend for a new connection and records it. The target's `needs_source` says whether a backend elsewhere has to
 /// answer through this node. Two functions of their own in the kernel, one after the other, where the stack is small: older
 /// kernels count what each function in a chain of calls uses in steps of 32 bytes.
 #[inline(always)]
-pub(crate) fn new<M: Maps>(
-    maps: &M,
-    header: &Header,
-    frontend: &Frontend,
-    target: &mut Target,
-    bytes: u32,
-) -> Result<(), Reason> {
+fn new<M: Maps>(maps: &M, header: &Header, frontend: &Frontend, target: &mut Target, bytes: u32) -> Result<(), Reason> {
     aim(maps, header, frontend, target)?;
     enter(maps, header, target, bytes)
 }
 
 #[inline(never)]
-fn aim<M: Maps>(maps: &M, header: &Header, frontend: &Frontend, target: &mut Target) -> Result<(), Reason> {
+pub(crate) fn aim<M: Maps>(maps: &M, header: &Header, frontend: &Frontend, target: &mut Target) -> Result<(), Reason> {
     let (id, backend) = choose(maps, header, frontend)?;
     target.address = backend.address;
     target.port = backend.port;
@@ -232,7 +263,7 @@ fn aim<M: Maps>(maps: &M, header: &Header, frontend: &Frontend, target: &mut Tar
 }
 
 #[inline(never)]
-fn enter<M: Maps>(maps: &M, header: &Header, target: &mut Target, bytes: u32) -> Result<(), Reason> {
+pub(crate) fn enter<M: Maps>(maps: &M, header: &Header, target: &mut Target, bytes: u32) -> Result<(), Reason> {
     let recorded = maps
         .scratch(
             #[inline(always)]

@@ -16,6 +16,7 @@ mod egress;
 mod error;
 mod flow;
 mod fragment;
+mod fused;
 mod header;
 mod ingress;
 mod nat;

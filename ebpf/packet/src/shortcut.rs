@@ -6,11 +6,11 @@
 
 use sluice_ebpf_common::{Address, Flow, FlowKind, Scope};
 
-use crate::cache::Fast;
+use crate::cache::{BEGUN, DECIDED, FORGET, Fast, NOTHING};
 use crate::egress::{self, Source};
 use crate::header::Header;
-use crate::ingress::{Target, known, new};
-use crate::{flow, service};
+use crate::ingress::{self, Target};
+use crate::{Maps, flow, fused, service};
 
 /// The way out to a neighbour.
 #[repr(C)]
@@ -59,6 +59,10 @@ pub struct Desk {
     onward: Header,
     /// Where a client's packet goes.
     target: Target,
+    /// How far its connection is recorded.
+    record: u32,
+    /// The cache has a record for it.
+    pub(crate) recorded: bool,
     /// What it leaves with.
     source: Source,
     /// Length of the IP packet.
@@ -71,20 +75,40 @@ pub struct Desk {
     pub(crate) path: Path,
 }
 
-/// Decides about the connection of the packet on the desk; false leaves the packet to the kernel's stack as it is. Each step
-/// is called from here, so that what one needs of the stack is free again for the next.
+/// Decides about the connection of the packet on the desk, and what the cache has to know of it: nothing where the packet is
+/// left to the kernel's stack as it is. Each step is called from here, so that what one needs of the stack is free again for
+/// the next.
 #[inline(always)]
-pub(crate) fn decide<M: Fast>(maps: &M) -> bool {
+pub(crate) fn decide<M: Fast>(maps: &M) -> u32 {
     let decided = maps.desk(
         #[inline(always)]
         |desk| match begin(maps, desk) {
-            ANSWER => true,
-            REQUEST => backend(maps, desk) && finish(maps, desk),
-            _ => false,
+            ANSWER => DECIDED,
+            REQUEST if backend(maps, desk) && finish(maps, desk) => {
+                if desk.record == BEGINS {
+                    BEGUN
+                } else {
+                    DECIDED
+                }
+            }
+            _ => {
+                if desk.recorded || desk.record != BEGINS {
+                    FORGET
+                } else {
+                    NOTHING
+                }
+            }
         },
     );
-    decided.unwrap_or(false)
+    decided.unwrap_or(NOTHING)
 }
+
+/// A connection of which nothing was recorded; one that takes an ended one's place; one whose record says where it goes; one
+/// whose record says what it leaves with, too.
+const BEGINS: u32 = 0;
+const AGAIN: u32 = 1;
+const AIMED: u32 = 2;
+const WHOLE: u32 = 3;
 
 /// What a packet turned out to be.
 const STRANGER: u32 = 0;
@@ -106,6 +130,7 @@ fn begin<M: Fast>(maps: &M, desk: &mut Desk) -> u32 {
         route: Route::default(),
     };
     desk.onward = desk.header;
+    desk.record = BEGINS;
     let port = u16::from_be(desk.header.destination_port);
     if port < settings.source_port_first || port > settings.source_port_last {
         return REQUEST;
@@ -140,35 +165,63 @@ fn settle<M: Fast>(maps: &M, desk: &Desk) {
 fn back<M: Fast>(maps: &M, desk: &mut Desk) -> Option<bool> {
     let Desk { header, onward, length, path, .. } = desk;
     let (now, bytes) = (maps.now(), u32::from(*length));
-    maps.flow(&flow::key(header, FlowKind::MasqueradeReply), |flow| {
+    let mut of_service = maps.flow(&flow::key(header, FlowKind::MasqueradeReply), |flow| {
         flow::touch(flow, header, now, bytes);
         (onward.destination, onward.destination_port) = (flow.address, flow.port);
+        if flow.flags & Flow::FUSED == 0 {
+            return false;
+        }
+        (path.source, path.source_port) = (flow.other.destination, flow.other.destination_port);
+        (path.service, path.backend) = (flow.service, flow.backend);
+        true
     })?;
     (path.destination, path.destination_port) = (onward.destination, onward.destination_port);
-    let found = maps.flow(&flow::key(onward, FlowKind::ServiceReply), |flow| {
-        flow::touch(flow, header, now, bytes);
-        (path.source, path.source_port) = (flow.address, flow.port);
-        (path.service, path.backend) = (flow.service, flow.backend);
-    });
-    Some(found.is_none() || maps.route(onward, *length, &mut path.route))
+    if !of_service {
+        let found = maps.flow(&flow::key(onward, FlowKind::ServiceReply), |flow| {
+            flow::touch(flow, header, now, bytes);
+            (path.source, path.source_port) = (flow.address, flow.port);
+            (path.service, path.backend) = (flow.service, flow.backend);
+        });
+        of_service = found.is_some();
+    }
+    Some(!of_service || maps.route(onward, *length, &mut path.route))
 }
 
 /// Finds the backend that a client's connection to a service has, or picks one.
 #[inline(never)]
 fn backend<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
-    let Desk { header, length, target, .. } = desk;
     let Some(settings) = maps.settings() else { return false };
-    let (address, port) = (&header.destination, header.destination_port);
-    let frontend = service::find(maps, settings, address, port, header.protocol, Scope::External);
+    let (address, port) = (&desk.header.destination, desk.header.destination_port);
+    let frontend = service::find(maps, settings, address, port, desk.header.protocol, Scope::External);
     if frontend.is_none() && !service::is_node_port(maps, settings, address, port) {
         return false;
     }
-    if known(maps, header, target, u32::from(*length)) {
+    if connection(maps, desk) {
         return true;
     }
+    let Desk { header, length, target, record, .. } = desk;
+    *record = if *record == BEGINS { BEGINS } else { AGAIN };
     target.needs_source = true;
     // A refusal is the stack's to tell.
-    frontend.is_some_and(|frontend| new(maps, header, &frontend, target, u32::from(*length)).is_ok())
+    let Some(frontend) = frontend else { return false };
+    if ingress::aim(maps, header, &frontend, target).is_err() {
+        return false;
+    }
+    // What leaves the node is recorded when it is known by which link.
+    target.needs_source || ingress::enter(maps, header, target, u32::from(*length)).is_ok()
+}
+
+/// Finds a client's connection that is under way.
+#[inline(never)]
+fn connection<M: Maps>(maps: &M, desk: &mut Desk) -> bool {
+    let Desk { header, length, target, source, record, .. } = desk;
+    ingress::resume(maps, header, target, u32::from(*length), |flow| {
+        *record = AIMED;
+        if flow.flags & Flow::FUSED != 0 {
+            *source = Source { address: flow.other.destination, port: flow.other.destination_port };
+            *record = WHOLE;
+        }
+    })
 }
 
 /// Makes both translations, or none.
@@ -184,10 +237,18 @@ fn finish<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
 /// Gives the packet the source that it leaves with.
 #[inline(always)]
 fn leave<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
-    let Desk { onward, length, path, source, .. } = desk;
-    if egress::source(maps, onward, path.route.device, u32::from(*length), source).is_err() {
-        return false;
-    }
+    let Desk { header, onward, length, path, target, source, record, .. } = desk;
+    let (link, length) = (path.route.device, u32::from(*length));
+    let known = match *record {
+        WHOLE => true,
+        // The stack finds a port for what it began.
+        AIMED => egress::keeps(maps, onward, length, source),
+        _ => {
+            let Some(settings) = maps.settings() else { return false };
+            source.address = egress::own_address(maps, settings, link, header.v4);
+            fused::make(maps, header, target, source, length)
+        }
+    };
     (path.source, path.source_port) = (source.address, source.port);
-    true
+    known
 }

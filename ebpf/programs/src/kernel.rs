@@ -167,12 +167,9 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
-    fn remove_flow(&self, key: &FlowKey) {
-        // A missing entry is what was wanted.
-        let _ = maps::FLOWS.remove(key);
-        if maps::beside() {
-            let _ = maps::FLOWS_BESIDE.remove(key);
-        }
+    fn remove_flow(&self, key: &FlowKey) -> bool {
+        let removed = maps::FLOWS.remove(key).is_ok();
+        maps::beside() && maps::FLOWS_BESIDE.remove(key).is_ok() || removed
     }
 
     #[inline(always)]

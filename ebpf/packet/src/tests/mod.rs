@@ -5,6 +5,7 @@ mod checksums;
 mod errors;
 mod fragments;
 mod frame;
+mod fused;
 mod maglev;
 mod masquerade;
 mod sctp;

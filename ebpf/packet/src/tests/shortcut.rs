@@ -39,8 +39,8 @@ fn there_and_back(client: &str, service: &str, node: &str, backend: &str) {
         assert_eq!(ends(&answer), (service.to_string(), client.to_string()));
         assert!(answer.valid());
     }
-    assert_eq!(world.flows.borrow().len(), 4);
-    assert_eq!(world.routed.get(), 2, "the first packet each way");
+    assert_eq!(world.flows.borrow().len(), 2);
+    assert!(world.routed.get() <= 3, "the first packet each way, and the first one that does not open a connection");
 }
 
 #[test]
@@ -160,6 +160,21 @@ fn a_full_flow_table_is_told_by_the_stack() {
     assert_eq!(frame, original);
     assert_ne!(ingress(&mut frame, &world, Scope::External), crate::Verdict::Pass);
     assert_eq!(world.reasons.borrow()[..], [Reason::FlowsFull]);
+}
+
+#[test]
+fn half_as_many_connections_as_records_find_room() {
+    let mut world = shop();
+    world.random = (0..64).map(|part| part << 26).collect();
+    let pass = || {
+        let before = world.routed.get();
+        for port in 1000..1016 {
+            let mut frame = Frame::udp(&std::format!("192.0.2.9:{port}"), "10.1.0.1:30053", b"?");
+            assert_eq!(uplink(&mut frame, &world), Way::Out(INWARD));
+        }
+        world.routed.get() - before
+    };
+    assert_eq!((pass(), pass()), (16, 0));
 }
 
 #[test]

@@ -228,8 +228,8 @@ impl Maps for World {
         Ok(())
     }
 
-    fn remove_flow(&self, key: &FlowKey) {
-        self.flows.borrow_mut().remove(key);
+    fn remove_flow(&self, key: &FlowKey) -> bool {
+        self.flows.borrow_mut().remove(key).is_some()
     }
 
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {

@@ -1,0 +1,166 @@
+//! Connections that the driver's program made and the stack's programs go on with, and the other way round.
+
+use std::collections::BTreeMap;
+use std::string::{String, ToString};
+use std::{format, vec};
+
+use sluice_ebpf_common::{Flow, FlowKind, Scope, protocol};
+
+use super::frame::{ACK, FIN, Frame, SYN};
+use super::world::World;
+use crate::{Verdict, Way, egress_uplink, ingress, uplink};
+
+const SERVICE: &str = "10.1.0.1:30090";
+const BACKEND: &str = "10.244.9.9:80";
+const CLIENT: &str = "192.0.2.9:5000";
+
+fn shop() -> World {
+    let mut world = World::new();
+    world.serve(protocol::TCP, Scope::External, "*:30090", &["~10.244.9.9:80"]);
+    world
+}
+
+/// Through this node, by the driver or by the stack; its ends afterwards.
+fn through(world: &World, mut frame: Frame, driver: bool) -> (String, String) {
+    let sent = driver && matches!(uplink(&mut frame, world), Way::Out(_));
+    if !sent {
+        assert_eq!(ingress(&mut frame, world, Scope::External), Verdict::Pass);
+        assert_eq!(egress_uplink(&mut frame, world), Verdict::Pass);
+    }
+    assert!(frame.valid());
+    frame.ends().split_once(" > ").map(|(from, to)| (from.to_string(), to.to_string())).unwrap()
+}
+
+/// A client's packet; what it leaves with.
+fn send(world: &World, client: &str, flags: u8, driver: bool) -> String {
+    let (source, destination) = through(world, Frame::tcp(client, SERVICE, flags, b"?"), driver);
+    assert_eq!(destination, BACKEND);
+    source
+}
+
+/// The backend's answer to what left with a source; whom it reaches.
+fn answer(world: &World, source: &str, flags: u8, driver: bool) -> String {
+    let (source, client) = through(world, Frame::tcp(BACKEND, source, flags, b"!"), driver);
+    assert_eq!(source, SERVICE);
+    client
+}
+
+fn taken(world: &World) -> u32 {
+    let row = |word: &u32| word % sluice_ebpf_common::ports::ROW == 0;
+    world.ports.borrow().iter().filter(|(word, _)| !row(word)).map(|(_, bits)| bits.count_ones()).sum()
+}
+
+#[test]
+fn two_entries_say_everything_until_the_stack_needs_four() {
+    for driver in [true, false] {
+        let world = shop();
+        let source = send(&world, CLIENT, SYN, true);
+        assert_eq!(world.flows.borrow().len(), 2);
+        assert_eq!(answer(&world, &source, SYN | ACK, driver), CLIENT);
+        assert_eq!(send(&world, CLIENT, ACK, driver), source);
+        assert_eq!(world.flows.borrow().len(), if driver { 2 } else { 4 });
+        assert_eq!(taken(&world), 1);
+        // Back to the driver.
+        assert_eq!(send(&world, CLIENT, ACK, true), source);
+        assert_eq!(answer(&world, &source, ACK, true), CLIENT);
+    }
+}
+
+#[test]
+fn what_the_stack_began_the_driver_goes_on_with() {
+    let world = shop();
+    let source = send(&world, CLIENT, SYN, false);
+    assert_eq!(send(&world, CLIENT, ACK, true), source);
+    assert_eq!(answer(&world, &source, ACK, true), CLIENT);
+    assert_eq!(world.flows.borrow().len(), 4);
+}
+
+#[test]
+fn an_error_on_the_way_to_the_backend_is_about_what_the_client_sent() {
+    let world = shop();
+    let mut sent = Frame::tcp(CLIENT, SERVICE, SYN, b"");
+    let original = sent.clone();
+    assert!(matches!(uplink(&mut sent, &world), Way::Out(_)));
+    let mut error = Frame::error("10.1.0.7", "10.1.0.1", &sent);
+    assert_eq!(uplink(&mut error, &world), Way::Stack);
+    assert_eq!(ingress(&mut error, &world, Scope::External), Verdict::Pass);
+    assert_eq!(egress_uplink(&mut error, &world), Verdict::Pass);
+    assert!(error.valid() && error.ends().contains("> 192.0.2.9"), "{}", error.ends());
+    // Addresses, ports and sequence number; the hop is counted.
+    assert_eq!(&error.bytes[42 + 12..42 + 28], &original.bytes[14 + 12..14 + 28]);
+}
+
+#[test]
+fn a_connection_from_the_same_port_gets_a_port_of_its_own() {
+    for (first, then, last) in [(true, true, true), (true, false, false), (true, false, true), (false, true, true)] {
+        let mut world = shop();
+        let source = send(&world, CLIENT, SYN, first);
+        answer(&world, &source, SYN | ACK, then);
+        send(&world, CLIENT, ACK | FIN, then);
+        answer(&world, &source, ACK | FIN, then);
+        // The driver's record of the old one ends with its tick when another way takes the new one.
+        world.jiffies += 256;
+        let again = send(&world, CLIENT, SYN, last);
+        assert_eq!(answer(&world, &again, SYN | ACK, last), CLIENT, "{first} {then} {last}");
+        assert_eq!(answer(&world, &again, ACK, !last), CLIENT);
+        assert_eq!(send(&world, CLIENT, ACK, !last), again, "{first} {then} {last}");
+    }
+}
+
+/// The port of a connection that was divided is another client's by the time that its own client comes again.
+#[test]
+fn what_a_divided_connection_left_behind_misleads_nobody() {
+    let mut world = shop();
+    (world.settings.source_port_first, world.settings.source_port_last) = (61000, 61001);
+    let source = send(&world, CLIENT, SYN, true);
+    send(&world, CLIENT, ACK, false);
+    // The sweep took the pair, and gave the port back.
+    let pair = |kind: u8| kind == FlowKind::Service as u8 || kind == FlowKind::MasqueradeReply as u8;
+    world.flows.borrow_mut().retain(|key, _| !pair(key.kind));
+    world.ports.borrow_mut().clear();
+    let others: vec::Vec<String> = ["192.0.2.7:1", "192.0.2.7:2"].map(|client| send(&world, client, SYN, true)).into();
+    assert!(others.contains(&source));
+    let mut frame = Frame::tcp(CLIENT, SERVICE, SYN, b"?");
+    assert_eq!(ingress(&mut frame, &world, Scope::External), Verdict::Pass);
+    assert!(matches!(egress_uplink(&mut frame, &world), Verdict::Drop(_)), "no port is left");
+}
+
+/// A few clients whose packets go by the driver or by the stack as it happens, in connections one after the other.
+#[test]
+fn by_whatever_way_packets_go_connections_hold() {
+    let mut world = shop();
+    world.flow_limit = 1000;
+    world.random = (0..97).map(|at: u32| at.wrapping_mul(0x9e37_79b9)).collect();
+    let mut state = 7_u32;
+    let mut next = |limit: u32| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 16) % limit
+    };
+    let mut open: BTreeMap<String, String> = BTreeMap::new();
+    for _ in 0..4000 {
+        let client = format!("192.0.2.{}:{}", 1 + next(3), 5000 + next(3));
+        let driver = next(2) == 0;
+        // A new tick, so that the cache's records are not all there is.
+        world.jiffies += u64::from(next(64));
+        let Some(source) = open.get(&client).cloned() else {
+            let source = send(&world, &client, SYN, driver);
+            assert!(!open.values().any(|other| *other == source), "{source} is another's");
+            open.insert(client, source);
+            continue;
+        };
+        match next(8) {
+            0 => {
+                assert_eq!(send(&world, &client, ACK | FIN, driver), source);
+                assert_eq!(answer(&world, &source, ACK | FIN, next(2) == 0), client);
+                open.remove(&client);
+                world.jiffies += 256;
+            }
+            1..4 => assert_eq!(answer(&world, &source, ACK, driver), client),
+            _ => assert_eq!(send(&world, &client, ACK, driver), source),
+        }
+        let flows = world.flows.borrow();
+        let ports = flows.keys().filter(|key| key.kind == FlowKind::MasqueradeReply as u8).count();
+        assert_eq!(taken(&world) as usize, ports, "a port for each");
+        assert!(flows.values().filter(|flow| flow.flags & Flow::FUSED != 0).count() > 0);
+    }
+}
