@@ -96,6 +96,11 @@ pub(crate) struct Options {
     /// nowhere, `always` on veth links, too, whose other ends must then finish checksums [default: auto]
     #[arg(long, value_name = "auto|off|always")]
     pub xdp: Option<Xdp>,
+    /// How packets from outside reach services' backends on other nodes: `snat` with this node's address, so that answers
+    /// come back through it; `dsr` as they are, inside packets of its own, so that backends' nodes answer clients
+    /// themselves. Services choose with the annotation sluice.dev/forwarding-mode [default: snat]
+    #[arg(long, value_name = "snat|dsr")]
+    pub load_balancer_mode: Option<LoadBalancerMode>,
 }
 
 /// See [`Options::socket_hooks`].
@@ -125,6 +130,15 @@ pub(crate) enum Xdp {
     Auto,
     Off,
     Always,
+}
+
+/// See [`Options::load_balancer_mode`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LoadBalancerMode {
+    #[default]
+    Snat,
+    Dsr,
 }
 
 /// See [`Options::containerd`].
@@ -161,6 +175,7 @@ pub(crate) struct Config {
     pub socket_hooks: SocketHooks,
     pub overlay: Overlay,
     pub xdp: Xdp,
+    pub load_balancer_mode: LoadBalancerMode,
 }
 
 impl Options {
@@ -212,6 +227,7 @@ impl Options {
             socket_hooks: all.socket_hooks.unwrap_or_default(),
             overlay: all.overlay.unwrap_or_default(),
             xdp: all.xdp.unwrap_or_default(),
+            load_balancer_mode: all.load_balancer_mode.unwrap_or_default(),
         })
     }
 
@@ -239,6 +255,7 @@ impl Options {
             socket_hooks: self.socket_hooks.or(file.socket_hooks),
             overlay: self.overlay.or(file.overlay),
             xdp: self.xdp.or(file.xdp),
+            load_balancer_mode: self.load_balancer_mode.or(file.load_balancer_mode),
         }
     }
 }

@@ -226,5 +226,9 @@ fn dataplane_config(config: &Config) -> Result<sluice_dataplane::Config> {
             config::Xdp::Off => sluice_dataplane::Xdp::Off,
             config::Xdp::Always => sluice_dataplane::Xdp::Always,
         },
+        forwarding: match config.load_balancer_mode {
+            config::LoadBalancerMode::Snat => sluice_dataplane::model::Forwarding::Snat,
+            config::LoadBalancerMode::Dsr => sluice_dataplane::model::Forwarding::Dsr,
+        },
     })
 }

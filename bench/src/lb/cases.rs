@@ -12,7 +12,7 @@
 //! | the same of 64k flows, NAT | 0.3 × Cilium's 1,225 tuned to 1,310 | 368 to 393 | 14 |
 //! | new flow, DSR | 0.8 × Katran's 460 | 368 | 13 |
 //! | new flow, SNAT | 0.3 × Cilium's 2,220 | 666 | 24 |
-//! | flood from random sources | 1.2 × Katran's guarded 165 to 190 | 198 to 228 | 8 |
+//! | flood from random sources, DSR | 1.2 × Katran's guarded 165 to 190 | 198 to 228 | 8 |
 //! | no port is left | 2 × our own new flow | | |
 
 use super::frame::{ACK, Frame, SYN};
@@ -48,6 +48,8 @@ pub(super) enum Makes {
     Source([u8; 4]),
     /// Both.
     Both([u8; 4], [u8; 2]),
+    /// It goes inside another packet with this source, to an address that begins so.
+    Inside([u8; 4], [u8; 2]),
     Drop,
 }
 
@@ -82,6 +84,8 @@ const NEAR: Frame = Frame { client: OUTSIDE, destination: NODE, port: super::pac
 const FAR: Frame = Frame { client: OUTSIDE, destination: NODE, port: super::packets::FAR_PORT };
 /// A node port with one backend on another node, so that its ports run out.
 const ONE: Frame = Frame { client: OUTSIDE, destination: NODE, port: super::packets::ONE_PORT };
+/// A load balancer's address with 64 backends on other nodes, in 10.245, that answer by themselves.
+const DIRECT: Frame = Frame { client: OUTSIDE, destination: super::packets::DIRECT, port: 80 };
 /// A port of the node that no service has.
 const NOBODY: Frame = Frame { client: OUTSIDE, destination: NODE, port: 22 };
 /// A cluster address, from a pod.
@@ -93,6 +97,7 @@ const HERE: Makes = Makes::Destination([10, 244]);
 const THERE: Makes = Makes::Destination([10, 245]);
 const MASQUERADED: Makes = Makes::Source(NODE);
 const TRANSLATED: Makes = Makes::Both(NODE, [10, 245]);
+const CARRIED: Makes = Makes::Inside(NODE, [10, 245]);
 
 const fn tc(program: &'static str, name: &'static str, frame: Frame, flows: Flows, makes: Makes) -> Case {
     Case { name, kind: Kind::Tc, program, frame, flows, makes }
@@ -125,6 +130,11 @@ pub(super) const CASES: &[Case] = &[
     xdp("uplink_xdp: NAT, new flow", FAR, Flows::New, TRANSLATED),
     xdp("uplink_xdp: NAT, flood", FAR, Flows::Flood, TRANSLATED),
     xdp("uplink_xdp: NAT, no port is left", ONE, Flows::After(1 << 15), Makes::Nothing),
+    xdp("uplink_xdp: DSR, 1 flow", DIRECT, Flows::Known(1), CARRIED),
+    xdp("uplink_xdp: DSR, 1k flows", DIRECT, Flows::Known(1 << 10), CARRIED),
+    xdp("uplink_xdp: DSR, 64k flows", DIRECT, Flows::Known(1 << 16), CARRIED),
+    xdp("uplink_xdp: DSR, new flow", DIRECT, Flows::New, CARRIED),
+    xdp("uplink_xdp: DSR, flood", DIRECT, Flows::Flood, CARRIED),
 ];
 
 pub(super) const PROMISES: &[Promise] = &[
@@ -134,7 +144,7 @@ pub(super) const PROMISES: &[Promise] = &[
     promise("established, NAT, 64k flows", "uplink_xdp: NAT, 64k flows", 14.0),
     promise("new flow, DSR", "uplink_xdp: DSR, new flow", 13.0),
     promise("new flow, SNAT", NEW, 24.0),
-    promise("flood", "uplink_xdp: NAT, flood", 8.0),
+    promise("flood", "uplink_xdp: DSR, flood", 8.0),
 ];
 
 /// When ports end, a packet costs at most so many times what a new flow costs.

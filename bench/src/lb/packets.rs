@@ -10,9 +10,9 @@ use anyhow::{Context, Result, bail};
 use aya::programs::ProgramFd;
 use sluice_dataplane::{
     Dataplane,
-    model::{Endpoint, Protocol, Service, ServicePort, Slice, SlicePort, Snapshot},
+    model::{Endpoint, Forwarding, Protocol, Service, ServicePort, Slice, SlicePort, Snapshot},
 };
-use sluice_ebpf_common::bench::Round;
+use sluice_ebpf_common::{bench::Round, protocol};
 
 use super::cases::{CASES, Case, EXHAUSTED, EXHAUSTED_TIMES, Flows, Kind, Makes, NEW, PROMISES};
 use super::floor::{Bench, Floors};
@@ -27,6 +27,8 @@ use crate::{
 pub(super) const NEAR_PORT: u16 = 30_001;
 pub(super) const FAR_PORT: u16 = 30_002;
 pub(super) const ONE_PORT: u16 = 30_003;
+/// A load balancer's address.
+pub(super) const DIRECT: [u8; 4] = [198, 51, 100, 7];
 
 const DROPPED_TC: u32 = 2;
 const DROPPED_XDP: u32 = 1;
@@ -176,6 +178,10 @@ fn check(bench: &mut Bench, case: &Case, program: &ProgramFd, frame: &[u8]) -> R
         Makes::Destination(net) => !dropped && destination.starts_with(&net),
         Makes::Source(address) => !dropped && source == address,
         Makes::Both(address, net) => !dropped && source == address && destination.starts_with(&net),
+        Makes::Inside(address, net) => {
+            let inside = run.frame.len() == frame.len() + 20 && run.frame.get(23) == Some(&protocol::IPV4);
+            !dropped && inside && source == address && destination.starts_with(&net)
+        }
         Makes::Drop => dropped,
     };
     if !right {
@@ -217,6 +223,11 @@ fn services() -> Snapshot {
     add(&mut snapshot, "near", [10, 96, 0, 1], NEAR_PORT, vec![([10, 244, 0, 5], "here")]);
     add(&mut snapshot, "far", [10, 96, 0, 2], FAR_PORT, far(64));
     add(&mut snapshot, "one", [10, 96, 0, 3], ONE_PORT, far(1));
+    add(&mut snapshot, "direct", [10, 96, 0, 4], 0, far(64));
+    if let Some(service) = snapshot.services.get_mut(&("bench".into(), "direct".into())) {
+        service.external = vec![IpAddr::from(DIRECT)];
+        service.forwarding = Some(Forwarding::Dsr);
+    }
     for number in 0..limits::PACKET_SERVICES {
         let [_, _, high, low] = number.to_be_bytes();
         let backends = [1, 2].map(|net| ([10, 245, net + high, low], "there")).to_vec();

@@ -12,7 +12,7 @@ use nix::{
     sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unshare},
     unistd::Pid,
 };
-use sluice_dataplane::{Config, Dataplane, Uplinks, Xdp};
+use sluice_dataplane::{Config, Dataplane, Uplinks, Xdp, model::Forwarding};
 use sluice_e2e::run;
 
 use crate::lab::Interrupts;
@@ -90,6 +90,7 @@ pub(super) fn config(cgroup: &Path) -> Result<Config> {
         cluster_range: Some("10.244.0.0/15".parse().map_err(anyhow::Error::msg)?),
         uplinks: Uplinks::Named(vec![UPLINK.into()]),
         xdp: Xdp::Always,
+        forwarding: Forwarding::Snat,
     })
 }
 

@@ -57,6 +57,7 @@ fn all(place: &Place) -> Result<Measured> {
         node_addresses: vec![Ipv4Addr::new(10, 244, 1, 1).into()],
         uplinks: sluice_dataplane::Uplinks::Named(vec![]),
         xdp: sluice_dataplane::Xdp::Auto,
+        forwarding: sluice_dataplane::model::Forwarding::Snat,
         ..place.config()?
     };
     let pins = config.pin_dir.clone();

@@ -54,6 +54,9 @@ pub mod action {
     pub const PASS: u8 = 0;
     /// Rewrite, and send the packet out by the record's link.
     pub const SEND: u8 = 1;
+    /// Put the packet as it is into another one, between the record's new ends, and send that out by the record's link. The
+    /// second of the new ports is the backend's, which travels in the outer header.
+    pub const ENCAPSULATE: u8 = 2;
 }
 
 /// IPv4: one cache line.

@@ -28,16 +28,20 @@ pub use service::{
 pub use socket::{SOCKET_TRANSLATIONS, SocketState, Translation};
 
 /// Version of everything in this crate that is visible in a pinned map.
-pub const SCHEMA: u32 = 3;
+pub const SCHEMA: u32 = 4;
 
 /// IP protocol numbers.
 pub mod protocol {
     /// ICMP for IPv4.
     pub const ICMP: u8 = 1;
+    /// IPv4 inside an IP packet.
+    pub const IPV4: u8 = 4;
     /// TCP.
     pub const TCP: u8 = 6;
     /// UDP.
     pub const UDP: u8 = 17;
+    /// IPv6 inside an IP packet.
+    pub const IPV6: u8 = 41;
     /// ICMP for IPv6.
     pub const ICMP6: u8 = 58;
     /// SCTP.
@@ -81,6 +85,11 @@ pub mod limits {
     pub const EVENTS: u32 = 65_536;
     /// Looks for a free port for a masqueraded connection: the first one finds it, unless another processor takes it.
     pub const PORT_PROBES: u32 = 2;
+    /// Connections that one processor of a load balancer remembers in a second; what comes faster is a flood, and goes by the
+    /// table of backends alone. As Katran has it (`MAX_CONN_RATE` in its `balancer_consts.h`).
+    pub const NEW_FLOWS: u32 = 125_000;
+    /// Backends elsewhere to which a processor keeps the way, for a tick at most; a power of two. More share these places.
+    pub const TRAILS: u32 = 256;
 }
 
 /// Sizes that growing maps begin with: enough for a small cluster.

@@ -2,7 +2,7 @@
 
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])* $name:ident = $number:literal, $text:literal;)*) => {
-        /// Why a packet or a connection was refused. Each has a counter.
+        /// Why a packet or a connection was refused, or not served as it should be. Each has a counter.
         #[repr(u32)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Reason { $($(#[doc = $doc])* $name = $number,)* }
@@ -42,11 +42,22 @@ reasons! {
     NodePortTaken = 9, "the port belongs to a service as its node port";
     /// The port of a fragmented SCTP packet would have to change: its checksum covers what is in the other fragments.
     SctpFragment = 10, "the ports of fragmented SCTP packets cannot be translated";
+    /// Not refused: new connections came faster than they are remembered, or the flow map was full. Their packets go to a
+    /// backend by the table alone.
+    Unremembered = 11, "a connection was not remembered (too many at once, or the flow map is full); it goes by the table";
+    /// An encapsulated packet for a service came from an address that is no node's.
+    Stranger = 12, "an encapsulated packet for a service came from an address that is no node's";
+    /// A node encapsulated a packet for a pod of this node, and no service here has its destination.
+    NotServed = 13, "an encapsulated packet was for no service that this node knows";
+    /// The kernel has no route to the backend that an encapsulated packet is for.
+    NoWay = 14, "the kernel has no route to the backend's node";
+    /// Not lost: a packet was too long together with an outer header, and its sender was told.
+    TooBig = 15, "a packet was too long to be encapsulated; its sender was told the right length";
 }
 
 impl Reason {
     /// Number of reasons, the size of the counter array.
-    pub const COUNT: u32 = 11;
+    pub const COUNT: u32 = 16;
 }
 
 const _: () = assert!(Reason::ALL.len() == Reason::COUNT as usize);

@@ -65,6 +65,8 @@ impl Frontend {
     /// There are endpoints on other nodes: while the list is empty, packets are dropped and not refused, as the client may
     /// be sent to another node when it tries again.
     pub const ELSEWHERE: u32 = 4;
+    /// Backends on other nodes get the client's packets inside others and answer the client themselves.
+    pub const DIRECT: u32 = 8;
 }
 
 /// A place where a service is answered. Slots are immutable while any list names them.

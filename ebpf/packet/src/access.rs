@@ -5,7 +5,7 @@ use sluice_ebpf_common::{
     FrontendKey, RangeKey, Reason, Settings,
 };
 
-use crate::Header;
+use crate::{Carried, Header, Rate};
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +18,12 @@ pub enum Verdict {
     Answer,
     /// Is dropped; the reason was counted.
     Drop(Reason),
+    /// Is too long to go inside another packet, so [`crate::refuse`] has to tell the length that fits; it was counted.
+    TooBig(u32),
+    /// Goes to the backend's node inside another packet: [`crate::encapsulate`] has to put it there.
+    Encapsulate,
+    /// Leaves at once by the link with this index, to the neighbour that the kernel knows for it.
+    Onward(u32),
 }
 
 /// How a checksum covers an address.
@@ -40,7 +46,7 @@ pub enum InsertError {
     Full,
 }
 
-/// A new flow while it is made, or a quoted packet. The kernel's stack is too small for it.
+/// A new flow while it is made, a quoted packet, a carried one. The kernel's stack is too small for it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Scratch {
@@ -52,6 +58,10 @@ pub struct Scratch {
     pub flow: Flow,
     /// The packet that an ICMP error quotes.
     pub quote: Header,
+    /// A packet that travels inside another one.
+    pub carried: Carried,
+    /// Stays from packet to packet.
+    pub rate: Rate,
     /// An end that is kept meanwhile.
     pub address: Address,
     /// Its port.
@@ -71,6 +81,12 @@ pub trait Bytes {
     fn write<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()>;
     /// Writes `N` words as they are to stand in the packet; checksums are not touched.
     fn write_words<const N: usize>(&mut self, offset: u32, words: [u32; N]) -> Option<()>;
+}
+
+/// A packet as a driver received it.
+pub trait Raw: Bytes {
+    /// Makes room before the frame; its content is undefined, and offsets count from there on.
+    fn prepend(&mut self, bytes: u32) -> Option<()>;
 }
 
 /// A packet that the kernel's stack keeps account of: what a checksum covers, and a mark.

@@ -9,7 +9,7 @@ use sluice_ebpf_common::{Address, Settings, protocol};
 
 use crate::header::{ACK, ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, FIN, Header, Kind, RST, SYN};
 use crate::shortcut::{Desk, Route, decide};
-use crate::{Bytes, Maps};
+use crate::{Bytes, Maps, Raw, Trail, encap};
 
 /// The maps and clocks that the fast path needs besides.
 pub trait Fast: Maps {
@@ -19,6 +19,8 @@ pub trait Fast: Maps {
     fn bucket6<R>(&self, index: u32, with: impl FnOnce(&mut Bucket6) -> R) -> Option<R>;
     /// Lends the place where decisions are made, which is this processor's own and holds anything.
     fn desk<R>(&self, with: impl FnOnce(&mut Desk) -> R) -> Option<R>;
+    /// Lends the way to a backend, one of a few that are kept: this processor's own, and of any backend.
+    fn trail<R>(&self, backend: u32, with: impl FnOnce(&mut Trail) -> R) -> Option<R>;
     /// Number of this processor.
     fn processor(&self) -> u32;
     /// The kernel's timer ticks.
@@ -46,7 +48,7 @@ pub enum Way {
 /// Handles a packet from outside before the kernel's stack sees it. What is not changed here is left to the programs on the
 /// link, which do all of this, too.
 #[inline(always)]
-pub fn uplink<P: Bytes, M: Fast>(packet: &mut P, maps: &M) -> Way {
+pub fn uplink<P: Raw, M: Fast>(packet: &mut P, maps: &M) -> Way {
     let ethertype = packet.ethertype();
     if ethertype != ETHERTYPE_IPV4 && ethertype != ETHERTYPE_IPV6 {
         return Way::Stack;
@@ -87,18 +89,18 @@ pub(crate) const FORGET: u32 = 3;
 pub(crate) const NOTHING: u32 = 4;
 
 #[inline(always)]
-fn look<P: Bytes, M: Fast>(packet: &mut P, maps: &M, v4: bool, look: u32) -> u32 {
+fn look<P: Raw, M: Fast>(packet: &mut P, maps: &M, v4: bool, look: u32) -> u32 {
     if v4 { look_v4(packet, maps, look) } else { look_v6(packet, maps, look) }
 }
 
 /// Functions of their own in the kernel: what they need of the stack is free again when a decision is made.
 #[inline(never)]
-fn look_v4<P: Bytes, M: Fast>(packet: &mut P, maps: &M, look: u32) -> u32 {
+fn look_v4<P: Raw, M: Fast>(packet: &mut P, maps: &M, look: u32) -> u32 {
     run::<V4, P, M>(packet, maps, look)
 }
 
 #[inline(never)]
-fn look_v6<P: Bytes, M: Fast>(packet: &mut P, maps: &M, look: u32) -> u32 {
+fn look_v6<P: Raw, M: Fast>(packet: &mut P, maps: &M, look: u32) -> u32 {
     run::<V6, P, M>(packet, maps, look)
 }
 
@@ -112,8 +114,10 @@ pub(crate) struct Plain<A> {
     pub(crate) tcp_flags: u8,
     /// Length of the IP packet.
     pub(crate) length: u16,
+    /// The first word of the IP header.
+    pub(crate) start: u32,
     /// The word that holds the time to live.
-    life: u32,
+    pub(crate) life: u32,
 }
 
 /// What differs between IPv4 and IPv6.
@@ -144,6 +148,12 @@ pub(crate) trait Family {
         plain: &Plain<Self::Address>,
         record: &Record<Self::Address, Self::Spare>,
         hop: bool,
+    ) -> Option<()>;
+    /// Takes one hop off and puts the packet into another one.
+    fn encapsulate<P: Raw>(
+        packet: &mut P,
+        plain: &Plain<Self::Address>,
+        record: &Record<Self::Address, Self::Spare>,
     ) -> Option<()>;
 }
 
@@ -178,7 +188,7 @@ impl Family for V4 {
         }
         let tcp_flags = flags::<V4, P>(packet, protocol)?;
         let length = u32::from_be(start) as u16;
-        Some(Plain { source, destination, ports, protocol, tcp_flags, length, life })
+        Some(Plain { source, destination, ports, protocol, tcp_flags, length, start, life })
     }
 
     #[inline(always)]
@@ -225,6 +235,11 @@ impl Family for V4 {
         let word = u32::from_ne_bytes([life, protocol, high, low]);
         packet.write_words(IP + 8, [word, record.new_source, record.new_destination, record.new_ports])
     }
+
+    #[inline(always)]
+    fn encapsulate<P: Raw>(packet: &mut P, plain: &Plain<u32>, record: &Record<u32, [u32; 0]>) -> Option<()> {
+        encap::carry_v4(packet, plain, record)
+    }
 }
 
 impl Family for V6 {
@@ -253,6 +268,7 @@ impl Family for V6 {
             protocol,
             tcp_flags,
             length: u16::from_be_bytes([length_high, length_low]).saturating_add(40),
+            start: words[0],
             life: words[1],
         })
     }
@@ -306,6 +322,11 @@ impl Family for V6 {
             [word, from[0], from[1], from[2], from[3], to[0], to[1], to[2], to[3], record.new_ports],
         )
     }
+
+    #[inline(always)]
+    fn encapsulate<P: Raw>(packet: &mut P, plain: &Plain<[u32; 4]>, record: &Record<[u32; 4], [u32; 4]>) -> Option<()> {
+        encap::carry_v6(packet, plain, record)
+    }
 }
 
 /// TCP flags, 0 for UDP, `None` for anything else.
@@ -322,7 +343,7 @@ fn flags<F: Family, P: Bytes>(packet: &P, number: u8) -> Option<u8> {
 const BYTES: u32 = 1 << 31;
 
 #[inline(always)]
-fn run<F: Family, P: Bytes, M: Fast>(packet: &mut P, maps: &M, look: u32) -> u32 {
+fn run<F: Family, P: Raw, M: Fast>(packet: &mut P, maps: &M, look: u32) -> u32 {
     let Some(plain) = F::parse(packet) else { return STACK };
     let Some(settings) = maps.settings() else { return STACK };
     let tick = (maps.jiffies() >> (settings.tick_shift & 15)) as u16;
@@ -500,7 +521,11 @@ fn write<F: Family, M: Fast>(
             record.destination = plain.destination;
             record.ports = plain.ports;
             record.protocol = plain.protocol;
-            record.action = if path.route.link != 0 { action::SEND } else { action::PASS };
+            record.action = match path.route.link {
+                0 => action::PASS,
+                _ if path.encapsulate => action::ENCAPSULATE,
+                _ => action::SEND,
+            };
             record.mtu = path.route.mtu;
             record.new_ports = ports;
             record.delta = fold(delta);
@@ -517,18 +542,23 @@ fn write<F: Family, M: Fast>(
 
 /// Changes the packet as its record says.
 #[inline(always)]
-fn apply<F: Family, P: Bytes>(
+fn apply<F: Family, P: Raw>(
     packet: &mut P,
     plain: &Plain<F::Address>,
     record: &mut Record<F::Address, F::Spare>,
 ) -> u32 {
-    let send = record.action == action::SEND;
+    let send = record.action != action::PASS;
     if send && (F::life(plain.life) <= 1 || plain.length > record.mtu) {
         return STACK;
     }
     record.packets = record.packets.wrapping_add(1);
     record.bytes = record.bytes.wrapping_add(ETHERNET + u32::from(plain.length));
-    match change::<F, P>(packet, plain, record, send) {
+    let changed = if record.action == action::ENCAPSULATE {
+        F::encapsulate(packet, plain, record)
+    } else {
+        change::<F, P>(packet, plain, record, send)
+    };
+    match changed {
         None => DROP,
         Some(()) if send => record.link.into(),
         Some(()) => STACK,
@@ -560,7 +590,7 @@ fn change<F: Family, P: Bytes>(
 
 /// Folds a sum of words into the 16 bits that checksums are made of.
 #[inline(always)]
-fn fold(total: u64) -> u16 {
+pub(crate) fn fold(total: u64) -> u16 {
     let total = (total & 0xffff_ffff) + (total >> 32);
     let total = (total & 0xffff) + (total >> 16);
     let total = (total & 0xffff) + (total >> 16);

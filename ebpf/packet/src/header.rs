@@ -140,12 +140,20 @@ impl Header {
         self.protocol == protocol::ICMP || self.protocol == protocol::ICMP6
     }
 
-    /// The FIN and RST bits as flow flags.
+    /// Does it carry another IP packet of its own family?
+    #[inline(always)]
+    pub(crate) fn is_carrier(&self) -> bool {
+        let number = if self.v4 { protocol::IPV4 } else { protocol::IPV6 };
+        self.protocol == number && self.part == Part(0)
+    }
+
+    /// The FIN, RST and ACK bits as flow flags.
     #[inline(always)]
     pub(crate) fn closes(&self) -> u16 {
         let fin = if self.tcp_flags & FIN != 0 { sluice_ebpf_common::Flow::FIN } else { 0 };
         let rst = if self.tcp_flags & RST != 0 { sluice_ebpf_common::Flow::RST } else { 0 };
-        fin | rst
+        let answers = self.tcp_flags & (SYN | ACK) == ACK;
+        fin | rst | if answers { sluice_ebpf_common::Flow::ACKNOWLEDGED } else { 0 }
     }
 }
 
@@ -168,13 +176,40 @@ pub(crate) fn is_v4<P: Packet>(packet: &P) -> bool {
     packet.ethertype() == ETHERTYPE_IPV4
 }
 
-/// Reads the packet quoted by an ICMP error: the addresses and ports are those of the packet as it left. Rare, and so a
-/// function of its own in the kernel, where the stack is small.
-#[inline(never)]
+/// Reads the packet quoted by an ICMP error: the addresses and ports are those of the packet as it left.
+#[inline(always)]
 pub(crate) fn parse_quote<P: Packet>(packet: &P, error: &Header, quote: &mut Header) -> Option<()> {
-    let ip = u32::from(error.transport) + ICMP_QUOTE;
-    let start = if error.v4 { start_v4(packet, ip)? } else { start_v6(packet, ip)? };
-    *quote = rest(packet, start)?;
+    parse_inner(packet, error.v4, u32::from(error.transport) + ICMP_QUOTE, quote)
+}
+
+/// Reads the packet of that family that starts at an offset inside another one, without its TCP flags. Rare, and so in
+/// functions of their own in the kernel, where the stack is small.
+#[inline(always)]
+pub(crate) fn parse_inner<P: Packet>(packet: &P, v4: bool, ip: u32, inner: &mut Header) -> Option<()> {
+    *inner = Header::default();
+    inner_start(packet, v4, ip, inner)?;
+    inner_rest(packet, inner)
+}
+
+#[inline(never)]
+fn inner_start<P: Packet>(packet: &P, v4: bool, ip: u32, inner: &mut Header) -> Option<()> {
+    let start = if v4 { start_v4(packet, ip)? } else { start_v6(packet, ip)? };
+    (inner.source, inner.destination) = (start.source, start.destination);
+    (inner.ip, inner.transport) = (start.ip as u16, start.transport as u16);
+    (inner.protocol, inner.v4) = (start.protocol, v4);
+    (inner.identification, inner.part) = (start.identification, start.part);
+    Some(())
+}
+
+#[inline(never)]
+fn inner_rest<P: Packet>(packet: &P, inner: &mut Header) -> Option<()> {
+    if inner.part.is_later() {
+        inner.kind = Kind::Fragment;
+        return Some(());
+    }
+    let ports = read_ports(packet, inner.protocol, inner.v4, inner.ip.into(), inner.transport.into())?;
+    (inner.kind, inner.tcp_flags) = (ports.kind, ports.tcp_flags);
+    (inner.source_port, inner.destination_port) = (ports.source, ports.destination);
     Some(())
 }
 

@@ -3,16 +3,18 @@
 use sluice_ebpf_common::{Address, AffinityKey, Backend, Flow, FlowKey, FlowKind, Frontend, Reason, Scope, Settings};
 
 use crate::header::{End, Header, Kind, parse, parse_quote, rewrite, rewrite_error};
-use crate::{InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Verdict, flow, fragment, fused, nat, service};
+use crate::{
+    InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Tunnel, Verdict, decap, encap, flow, fragment, fused, hide,
+    nat, service,
+};
 
 /// The destination that a packet of a service goes to.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Target {
     pub(crate) address: Address,
     pub(crate) port: u16,
-    pub(crate) needs_source: bool,
-    /// Its connection says both ends.
-    pub(crate) fused: bool,
+    /// As its connection's.
+    pub(crate) flags: u16,
     pub(crate) service: u32,
     pub(crate) backend: u32,
 }
@@ -23,19 +25,28 @@ impl Target {
         Target {
             address: flow.address,
             port: flow.port,
-            needs_source: flow.flags & Flow::NEEDS_SOURCE != 0,
-            fused: flow.flags & Flow::FUSED != 0,
+            flags: flow.flags,
             service: flow.service,
             backend: flow.backend,
         }
     }
+
+    /// Is one of these bits set?
+    #[inline(always)]
+    pub(crate) fn has(&self, bits: u16) -> bool {
+        self.flags & bits != 0
+    }
 }
 
 /// Handles a packet that comes in. Replies to masqueraded connections find their pod again; packets for service
-/// addresses find a backend. Anything else passes untouched.
+/// addresses find a backend, and those that another node sent inside a packet of its own their pod. Anything else passes
+/// untouched.
 #[inline(always)]
-pub fn ingress<P: Packet, M: Maps>(packet: &mut P, maps: &M, scope: Scope) -> Verdict {
+pub fn ingress<P: Tunnel, M: Maps>(packet: &mut P, maps: &M, scope: Scope) -> Verdict {
     let Some(mut header) = parse(packet) else { return Verdict::Pass };
+    if scope == Scope::External && header.is_carrier() {
+        return decap::deliver(packet, maps, &mut header);
+    }
     if header.is_fragment() {
         fragment::complete(maps, &mut header);
     }
@@ -43,18 +54,19 @@ pub fn ingress<P: Packet, M: Maps>(packet: &mut P, maps: &M, scope: Scope) -> Ve
     let result = match header.kind {
         Kind::Fragment => {
             maps.count_reason(Reason::Fragment);
-            Ok(())
+            Ok(false)
         }
-        Kind::Other => Ok(()),
-        Kind::IcmpError => deliver_error(packet, maps, &header),
-        Kind::EchoReply => unmasquerade(packet, maps, settings, &header).map(|_| ()),
+        Kind::Other => Ok(false),
+        Kind::IcmpError => deliver_error(packet, maps, &header).map(|()| false),
+        Kind::EchoReply => unmasquerade(packet, maps, settings, &header).map(|_| false),
         Kind::Ports => match unmasquerade(packet, maps, settings, &header) {
             Ok(false) => to_service(packet, maps, settings, &header, scope),
-            other => other.map(|_| ()),
+            other => other.map(|_| false),
         },
     };
     match result {
-        Ok(()) => Verdict::Pass,
+        Ok(false) => Verdict::Pass,
+        Ok(true) => Verdict::Encapsulate,
         Err(reason) => {
             maps.count_reason(reason);
             if reason != Reason::NoEndpoint {
@@ -136,6 +148,7 @@ fn deliver_quoted<P: Packet, M: Maps>(
     Ok(flags & Flow::FUSED != 0)
 }
 
+/// Sends a client's packet on to a backend; true if it has to be put into another one for that.
 #[inline(always)]
 fn to_service<P: Packet, M: Maps>(
     packet: &mut P,
@@ -143,34 +156,47 @@ fn to_service<P: Packet, M: Maps>(
     settings: &Settings,
     header: &Header,
     scope: Scope,
-) -> Result<(), Reason> {
+) -> Result<bool, Reason> {
     if header.is_echo() {
-        return Ok(());
+        return Ok(false);
     }
     let frontend = service::find(maps, settings, &header.destination, header.destination_port, header.protocol, scope);
     let mut target = Target {
         address: header.destination,
         port: header.destination_port,
-        needs_source: false,
-        fused: false,
+        flags: 0,
         service: Flow::NO_SERVICE,
         backend: 0,
     };
     // The port of a service that was deleted: its open connections go on.
     if frontend.is_none() && !service::is_node_port(maps, settings, &header.destination, header.destination_port) {
-        return Ok(());
+        return Ok(false);
     }
     if !known(maps, header, &mut target, packet.length()) {
-        let Some(frontend) = frontend else { return Ok(()) };
-        target.needs_source = scope == Scope::External;
+        let Some(frontend) = frontend else { return Ok(false) };
+        target.flags = if scope == Scope::External { Flow::NEEDS_SOURCE } else { 0 };
         new(maps, header, &frontend, &mut target, packet.length()).inspect_err(|_| {
             maps.count_service(frontend.service, |counters| counters.refused += 1);
         })?;
     }
-    if target.fused {
+    if target.has(Flow::FUSED) {
         fused::divide(maps, header, FlowKind::Service)?;
     }
-    let bytes = u64::from(packet.length());
+    count(maps, &target, packet.length());
+    if scope == Scope::External && target.has(Flow::ENCAPSULATED) {
+        encap::note(maps, header, &target);
+        return Ok(true);
+    }
+    if target.has(Flow::NEEDS_SOURCE) {
+        packet.set_mark(packet.mark() | MARK_NEEDS_SOURCE);
+    }
+    rewrite(packet, header, End::Destination, &target.address, target.port).map(|()| false)
+}
+
+/// Counts a packet for its service and backend.
+#[inline(always)]
+pub(crate) fn count<M: Maps>(maps: &M, target: &Target, bytes: u32) {
+    let bytes = u64::from(bytes);
     maps.count_service(target.service, |counters| {
         counters.packets += 1;
         counters.bytes += bytes;
@@ -179,10 +205,6 @@ fn to_service<P: Packet, M: Maps>(
         counters.packets += 1;
         counters.bytes += bytes;
     });
-    if target.needs_source {
-        packet.set_mark(packet.mark() | MARK_NEEDS_SOURCE);
-    }
-    rewrite(packet, header, End::Destination, &target.address, target.port)
 }
 
 /// Finds the target of a connection that is under way, unless it must be picked again: a new connection from the same port
@@ -221,7 +243,7 @@ pub(crate) fn resume<M: Maps>(
         return true;
     }
     forget(maps, &key);
-    target.fused = false;
+    target.flags = 0;
     false
 }
 
@@ -240,12 +262,17 @@ fn forget<M: Maps>(maps: &M, key: &FlowKey) {
     }
 }
 
-/// Picks a backend for a new connection and records it. The target's `needs_source` says whether a backend elsewhere has to
+/// Picks a backend for a new connection and records it. The target's flag `NEEDS_SOURCE` says whether a backend elsewhere has to
 /// answer through this node. Two functions of their own in the kernel, one after the other, where the stack is small: older
 /// kernels count what each function in a chain of calls uses in steps of 32 bytes.
 #[inline(always)]
 fn new<M: Maps>(maps: &M, header: &Header, frontend: &Frontend, target: &mut Target, bytes: u32) -> Result<(), Reason> {
+    let outside = target.has(Flow::NEEDS_SOURCE);
     aim(maps, header, frontend, target)?;
+    if outside && encap::applies(maps, header, frontend, target) {
+        encap::remember(maps, header, target, bytes);
+        return Ok(());
+    }
     enter(maps, header, target, bytes)
 }
 
@@ -257,8 +284,9 @@ pub(crate) fn aim<M: Maps>(maps: &M, header: &Header, frontend: &Frontend, targe
     target.service = frontend.service;
     target.backend = id;
     // A pod that reached itself would not answer itself.
-    let elsewhere = target.needs_source && backend.flags & Backend::LOCAL == 0;
-    target.needs_source = elsewhere || backend.address.same(&header.source);
+    let elsewhere = target.has(Flow::NEEDS_SOURCE) && backend.flags & Backend::LOCAL == 0;
+    let needed = elsewhere || backend.address.same(&header.source);
+    target.flags = hide(if needed { Flow::NEEDS_SOURCE.into() } else { 0 }) as u16;
     Ok(())
 }
 
@@ -319,7 +347,7 @@ fn record<M: Maps>(
     flow.other = *reply;
     flow.address = target.address;
     flow.port = target.port;
-    flow.flags = if target.needs_source { Flow::NEEDS_SOURCE } else { 0 };
+    flow.flags = target.flags & Flow::NEEDS_SOURCE;
     flow.packets = 1;
     flow.bytes = u64::from(bytes);
     match flow::complete(maps, key, flow) {

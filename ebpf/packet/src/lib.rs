@@ -12,7 +12,9 @@ extern crate std;
 
 mod access;
 mod cache;
+mod decap;
 mod egress;
+mod encap;
 mod error;
 mod flow;
 mod fragment;
@@ -28,9 +30,10 @@ mod socket;
 #[cfg(test)]
 mod tests;
 
-pub use access::{Bytes, Covered, InsertError, Maps, Packet, Scratch, Verdict};
+pub use access::{Bytes, Covered, InsertError, Maps, Packet, Raw, Scratch, Verdict};
 pub use cache::{Fast, Way, hide, uplink};
 pub use egress::{egress_pod, egress_uplink};
+pub use encap::{Carried, Hop, Rate, Trail, Tunnel, encapsulate};
 pub use header::{ETHERNET, Header, Kind, Part};
 pub use ingress::ingress;
 pub use reject::refuse;

@@ -1,11 +1,12 @@
 //! Answering a packet that nobody will: the packet becomes an ICMP "port unreachable" about itself, which makes a TCP
-//! connect fail at once, as with upstream's proxy. An SCTP client would go on trying after such an error and is refused
+//! connect fail at once, as with upstream's proxy; or "fragmentation needed" and "packet too big", when it does not fit into
+//! another one. An SCTP client would go on trying after such an error and is refused
 //! by an ABORT, as a node without that port would do (RFC 9260, section 8.4).
 
 use sluice_ebpf_common::{Reason, protocol};
 
 use crate::header::{ETHERNET, is_v4};
-use crate::{Maps, Packet, Verdict, sctp};
+use crate::{Maps, Packet, Verdict, hide, sctp};
 
 const IP4: u32 = 20;
 const IP6: u32 = 40;
@@ -16,11 +17,12 @@ const QUOTED_TCP: u32 = 20;
 const QUOTED_UDP: u32 = 8;
 const TTL: u8 = 64;
 
-/// Turns a packet into the error about it. In the kernel this is a function of its own, with its own part of the
-/// small stack.
+/// Turns a packet into the error about it: that nobody is there (`mtu` 0), or how long it may be. In the kernel the parts are
+/// functions of their own, with their own part of the small stack.
 #[inline(always)]
-pub fn refuse<P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
-    let answered = if is_v4(packet) { reject_v4(packet) } else { reject_v6(packet) };
+pub fn refuse<P: Packet, M: Maps>(packet: &mut P, maps: &M, mtu: u32) -> Verdict {
+    let mtu = hide(mtu);
+    let answered = if is_v4(packet) { reject_v4(packet, mtu) } else { reject_v6(packet, mtu) };
     match answered {
         Some(()) => Verdict::Answer,
         None => {
@@ -30,20 +32,35 @@ pub fn refuse<P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     }
 }
 
-/// As the other family's, a function of its own in the kernel, where the stack is small.
+#[inline(always)]
+fn reject_v4<P: Packet>(packet: &mut P, mtu: u32) -> Option<()> {
+    let words = packet.read_words::<5>(ETHERNET)?;
+    let [start, ..] = words[0].to_ne_bytes();
+    let [_, number, ..] = words[2].to_ne_bytes();
+    if mtu == 0 && number == protocol::SCTP && start & 0x0f == 5 {
+        return abort_v4(packet, words[4], words[3]);
+    }
+    // Type 3, code 3 or code 4 (RFC 1191).
+    error_v4(packet, if mtu == 0 { 0x0303 } else { 0x0304 }, mtu)
+}
+
 #[inline(never)]
-fn reject_v4<P: Packet>(packet: &mut P) -> Option<()> {
+fn abort_v4<P: Packet>(packet: &mut P, source: u32, destination: u32) -> Option<()> {
+    sctp::abort(packet, ETHERNET + IP4)?;
+    packet.truncate(ETHERNET + IP4 + sctp::ABORT)?;
+    header_v4(packet, IP4 + sctp::ABORT, protocol::SCTP, source, destination)?;
+    turn(packet)
+}
+
+/// Makes an error of this type and code; what follows is the length that is said to fit. As the other family's, a function of
+/// its own in the kernel, where the stack is small.
+#[inline(never)]
+fn error_v4<P: Packet>(packet: &mut P, kind: u32, mtu: u32) -> Option<()> {
     let words = packet.read_words::<5>(ETHERNET)?;
     let [start, ..] = words[0].to_ne_bytes();
     let [_, number, ..] = words[2].to_ne_bytes();
     let (source, destination) = (words[3], words[4]);
     let ip = u32::from(start & 0x0f) * 4;
-    if number == protocol::SCTP && ip == IP4 {
-        sctp::abort(packet, ETHERNET + IP4)?;
-        packet.truncate(ETHERNET + IP4 + sctp::ABORT)?;
-        header_v4(packet, IP4 + sctp::ABORT, protocol::SCTP, destination, source)?;
-        return turn(packet);
-    }
     let tcp = number == protocol::TCP;
     let quoted = if tcp { QUOTED_TCP } else { QUOTED_UDP };
     let quote = ip + quoted;
@@ -52,9 +69,9 @@ fn reject_v4<P: Packet>(packet: &mut P) -> Option<()> {
     packet.truncate(ETHERNET + IP4 + ICMP + quote)?;
     let length = IP4 + ICMP + quote;
     header_v4(packet, length, protocol::ICMP, destination, source)?;
-    // Type 3, code 3. The quoted IP header is valid, so it adds nothing to a checksum.
-    packet.write(ETHERNET + IP4, word(0x0303_0000 | u32::from(fold(0x0303 + start))))?;
-    packet.write(ETHERNET + IP4 + 4, word(0))?;
+    // The quoted IP header is valid, so it adds nothing to a checksum.
+    packet.write(ETHERNET + IP4, word(kind << 16 | u32::from(fold(kind + mtu + start))))?;
+    packet.write(ETHERNET + IP4 + 4, word(mtu))?;
     turn(packet)
 }
 
@@ -83,35 +100,50 @@ fn header_v6<P: Packet>(packet: &mut P, length: u32, number: u8, words: &[u32; 1
     Some(())
 }
 
-#[inline(never)]
-fn reject_v6<P: Packet>(packet: &mut P) -> Option<()> {
-    let words = packet.read_words::<10>(ETHERNET)?;
-    let [_, _, number, _] = words[1].to_ne_bytes();
-    if number == protocol::SCTP {
-        sctp::abort(packet, ETHERNET + IP6)?;
-        packet.truncate(ETHERNET + IP6 + sctp::ABORT)?;
-        header_v6(packet, sctp::ABORT, protocol::SCTP, &words)?;
-        return turn(packet);
+#[inline(always)]
+fn reject_v6<P: Packet>(packet: &mut P, mtu: u32) -> Option<()> {
+    let [number] = packet.read::<1>(ETHERNET + 6)?;
+    if mtu == 0 && number == protocol::SCTP {
+        return abort_v6(packet);
     }
-    let tcp = number == protocol::TCP;
-    let quoted = if tcp { QUOTED_TCP } else { QUOTED_UDP };
     // Not worth the trouble behind extension headers.
-    if !tcp && number != protocol::UDP {
+    if mtu == 0 && number != protocol::TCP && number != protocol::UDP {
         return None;
     }
+    // Type 1, code 4; type 2, code 0 (RFC 8201).
+    error_v6(packet, if mtu == 0 { 0x0104 } else { 0x0200 }, mtu)
+}
+
+#[inline(never)]
+fn abort_v6<P: Packet>(packet: &mut P) -> Option<()> {
+    let words = packet.read_words::<10>(ETHERNET)?;
+    sctp::abort(packet, ETHERNET + IP6)?;
+    packet.truncate(ETHERNET + IP6 + sctp::ABORT)?;
+    header_v6(packet, sctp::ABORT, protocol::SCTP, &words)?;
+    turn(packet)
+}
+
+#[inline(never)]
+fn error_v6<P: Packet>(packet: &mut P, kind: u32, mtu: u32) -> Option<()> {
+    let words = packet.read_words::<10>(ETHERNET)?;
+    let [_, _, number, _] = words[1].to_ne_bytes();
+    let tcp = number == protocol::TCP;
+    // Of an extension header no less than of a datagram's.
+    let quoted = if tcp { QUOTED_TCP } else { QUOTED_UDP };
     let start = halves(words[0]) + halves(words[1]) + sum_transport(packet, ETHERNET + IP6, tcp)?;
     packet.insert(IP6 + ICMP)?;
     packet.truncate(ETHERNET + IP6 + ICMP + IP6 + quoted)?;
     let length = ICMP + IP6 + quoted;
     header_v6(packet, length, protocol::ICMP6, &words)?;
-    // Type 1, code 4. Both addresses count twice: in the pseudo header and in the quote.
+    // Both addresses count twice: in the pseudo header and in the quote.
     let mut addresses = 0;
     for word in &words[2..] {
         addresses += halves(*word);
     }
     let pseudo = addresses + length + u32::from(protocol::ICMP6);
-    packet.write(ETHERNET + IP6, word(0x0104_0000 | u32::from(fold(0x0104 + pseudo + addresses + start))))?;
-    packet.write(ETHERNET + IP6 + 4, word(0))?;
+    let total = kind + mtu + pseudo + addresses + start;
+    packet.write(ETHERNET + IP6, word(kind << 16 | u32::from(fold(total))))?;
+    packet.write(ETHERNET + IP6 + 4, word(mtu))?;
     turn(packet)
 }
 

@@ -8,7 +8,7 @@ use sluice_ebpf_common::{
     Address, Affinity, AffinityKey, Backend, Frontend, FrontendKey, RangeKey, Reason, Scope, Settings, limits,
 };
 
-use crate::{Header, Maps};
+use crate::{Header, Maps, hide};
 
 /// The frontend for an address and port (network order): an exact one, else the port on any local address.
 #[inline(always)]
@@ -88,14 +88,19 @@ pub(crate) fn any<M: Maps>(maps: &M, frontend: &Frontend) -> u32 {
     scale(maps.random(), frontend.count)
 }
 
-/// The place in the list that the table has for a packet; any without a table. A function of its own in the kernel, so that
-/// the verifier walks what comes after it once.
+/// The place in the list that the table has for a packet. Without a table it is any place; the same one for all packets of a
+/// connection where it may not be remembered. A function of its own in the kernel, so that the verifier walks what comes
+/// after it once.
 #[inline(never)]
 pub(crate) fn planned<M: Maps>(maps: &M, frontend: &Frontend, header: &Header) -> u32 {
-    if frontend.table == 0 {
+    if frontend.table == 0 && frontend.flags & Frontend::DIRECT == 0 {
         return any(maps, frontend);
     }
-    let at = scale(hash(header, frontend.affinity != 0), frontend.table);
+    let places = if frontend.table == 0 { frontend.count } else { frontend.table };
+    let at = scale(hide(hash(header, frontend.affinity != 0)), places);
+    if frontend.table == 0 {
+        return at;
+    }
     let word = maps.slot(frontend.table_base().wrapping_add(at / 2)).unwrap_or(0);
     word >> (at % 2 * 16) & 0xffff
 }

@@ -10,7 +10,7 @@ use crate::cache::{BEGUN, DECIDED, FORGET, Fast, NOTHING};
 use crate::egress::{self, Source};
 use crate::header::Header;
 use crate::ingress::{self, Target};
-use crate::{Maps, flow, fused, service};
+use crate::{Maps, encap, flow, fused, service};
 
 /// The way out to a neighbour.
 #[repr(C)]
@@ -36,6 +36,8 @@ pub(crate) struct Path {
     pub(crate) destination_port: u16,
     pub(crate) service: u32,
     pub(crate) backend: u32,
+    /// The packets go inside others between these ends.
+    pub(crate) encapsulate: bool,
     pub(crate) route: Route,
 }
 
@@ -56,9 +58,9 @@ pub struct Desk {
     /// The packet, of which only its ends matter.
     pub(crate) header: Header,
     /// The same after the destination was translated: what is routed.
-    onward: Header,
+    pub(crate) onward: Header,
     /// Where a client's packet goes.
-    target: Target,
+    pub(crate) target: Target,
     /// How far its connection is recorded.
     record: u32,
     /// The cache has a record for it.
@@ -84,7 +86,7 @@ pub(crate) fn decide<M: Fast>(maps: &M) -> u32 {
         #[inline(always)]
         |desk| match begin(maps, desk) {
             ANSWER => DECIDED,
-            REQUEST if backend(maps, desk) && finish(maps, desk) => {
+            REQUEST if backend(maps, desk) && reach(maps, desk) => {
                 if desk.record == BEGINS {
                     BEGUN
                 } else {
@@ -127,6 +129,7 @@ fn begin<M: Fast>(maps: &M, desk: &mut Desk) -> u32 {
         destination_port: desk.header.destination_port,
         service: Flow::NO_SERVICE,
         backend: 0,
+        encapsulate: false,
         route: Route::default(),
     };
     desk.onward = desk.header;
@@ -201,14 +204,18 @@ fn backend<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
     }
     let Desk { header, length, target, record, .. } = desk;
     *record = if *record == BEGINS { BEGINS } else { AGAIN };
-    target.needs_source = true;
+    target.flags = Flow::NEEDS_SOURCE;
     // A refusal is the stack's to tell.
     let Some(frontend) = frontend else { return false };
     if ingress::aim(maps, header, &frontend, target).is_err() {
         return false;
     }
+    if encap::applies(maps, header, &frontend, target) {
+        encap::remember(maps, header, target, u32::from(*length));
+        return true;
+    }
     // What leaves the node is recorded when it is known by which link.
-    target.needs_source || ingress::enter(maps, header, target, u32::from(*length)).is_ok()
+    target.has(Flow::NEEDS_SOURCE) || ingress::enter(maps, header, target, u32::from(*length)).is_ok()
 }
 
 /// Finds a client's connection that is under way.
@@ -224,6 +231,12 @@ fn connection<M: Maps>(maps: &M, desk: &mut Desk) -> bool {
     })
 }
 
+/// Finds the way to the backend: inside other packets, or with both translations.
+#[inline(always)]
+fn reach<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
+    if desk.target.has(Flow::ENCAPSULATED) { encap::finish(maps, desk) } else { finish(maps, desk) }
+}
+
 /// Makes both translations, or none.
 #[inline(always)]
 fn finish<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
@@ -231,7 +244,7 @@ fn finish<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
     (path.destination, path.destination_port) = (target.address, target.port);
     (path.service, path.backend) = (target.service, target.backend);
     (onward.destination, onward.destination_port) = (target.address, target.port);
-    !target.needs_source || maps.route(onward, *length, &mut path.route) && leave(maps, desk)
+    !target.has(Flow::NEEDS_SOURCE) || maps.route(onward, *length, &mut path.route) && leave(maps, desk)
 }
 
 /// Gives the packet the source that it leaves with.

@@ -4,16 +4,19 @@
 use core::arch::asm;
 use core::ptr::{addr_of, read_volatile};
 
-use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_SUCCESS, BPF_NOEXIST, bpf_fib_lookup, xdp_md};
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_NOEXIST,
+    bpf_fib_lookup, xdp_md,
+};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::bpf_fib_lookup as fib_lookup;
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use sluice_ebpf_common::cache::{Bucket4, Bucket6, Uplink};
 use sluice_ebpf_common::{
     Address, Affinity, AffinityKey, Backend, Counters, Event, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, RangeKey, Reason, SLAB_LINE, Settings, SourceKey,
+    FrontendKey, RangeKey, Reason, SLAB_LINE, Settings, SourceKey, limits, protocol,
 };
-use sluice_packet::{Desk, Fast, Header, InsertError, Maps, Route, Scratch};
+use sluice_packet::{Desk, Fast, Header, Hop, InsertError, Maps, Route, Scratch, Trail};
 
 use crate::maps;
 
@@ -309,6 +312,13 @@ impl Fast for Kernel {
     }
 
     #[inline(always)]
+    fn trail<R>(&self, backend: u32, with: impl FnOnce(&mut Trail) -> R) -> Option<R> {
+        let trail = maps::TRAILS.get_ptr_mut(backend % limits::TRAILS)?;
+        // SAFETY: as above.
+        Some(with(unsafe { &mut *trail }))
+    }
+
+    #[inline(always)]
     fn route(&self, header: &Header, length: u16, route: &mut Route) -> bool {
         let Kernel::Wire(wire) = self else { return false };
         way_out(wire, header, length, route)
@@ -352,6 +362,38 @@ fn way_out(wire: &Wire, header: &Header, length: u16, route: &mut Route) -> bool
     route.link = parent as u16;
     route.device = ask.ifindex;
     true
+}
+
+/// Asks the kernel's routes about a packet of this node's own that comes to be on a link. A neighbour that is not known yet is
+/// asked for when the packet is sent.
+#[inline(never)]
+pub fn hop(skb: *mut __sk_buff, source: &Address, destination: &Address, length: u32, to: &mut Hop) {
+    // SAFETY: all zeroes is a valid request.
+    let mut ask: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    let v4 = destination.is_v4();
+    ask.family = if v4 { AF_INET } else { AF_INET6 };
+    ask.l4_protocol = if v4 { protocol::IPV4 } else { protocol::IPV6 };
+    // SAFETY: the context is valid for the whole program.
+    ask.ifindex = unsafe { (*skb).ifindex };
+    ask.__bindgen_anon_1.tot_len = if length > u32::from(u16::MAX) { u16::MAX } else { length as u16 };
+    if v4 {
+        ask.__bindgen_anon_3.ipv4_src = source.last();
+        ask.__bindgen_anon_4.ipv4_dst = destination.last();
+    } else {
+        ask.__bindgen_anon_3.ipv6_src = source.words;
+        ask.__bindgen_anon_4.ipv6_dst = destination.words;
+    }
+    // SAFETY: as above.
+    let result = unsafe { fib_lookup(skb.cast(), &raw mut ask, size_of::<bpf_fib_lookup>() as i32, 0) };
+    const SUCCESS: i64 = BPF_FIB_LKUP_RET_SUCCESS as i64;
+    const NO_NEIGHBOUR: i64 = BPF_FIB_LKUP_RET_NO_NEIGH as i64;
+    const TOO_LONG: i64 = BPF_FIB_LKUP_RET_FRAG_NEEDED as i64;
+    match result {
+        SUCCESS | NO_NEIGHBOUR => to.link = ask.ifindex,
+        // SAFETY: the kernel filled it in.
+        TOO_LONG => to.mtu = unsafe { ask.__bindgen_anon_1.mtu_result }.into(),
+        _ => {}
+    }
 }
 
 /// Where this processor counts for an id.

@@ -10,7 +10,7 @@ use sluice_ebpf_common::{
     Address, Affinity, AffinityKey, Backend, Counters, Event, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
     FrontendKey, RangeKey, Reason, SLAB_LINE, ServiceName, Settings, SocketState, SourceKey, limits, ports,
 };
-use sluice_packet::{Desk, Scratch};
+use sluice_packet::{Desk, Scratch, Trail};
 
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 const MAPPED: usize = BPF_F_MMAPABLE as usize;
@@ -112,6 +112,10 @@ pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 /// As the scratch.
 #[btf_map(name = "desk")]
 pub static DESK: PerCpuArray<Desk, 1> = PerCpuArray::new();
+
+/// As the desk.
+#[btf_map(name = "trails")]
+pub static TRAILS: PerCpuArray<Trail, { limits::TRAILS as usize }> = PerCpuArray::new();
 
 #[btf_map(name = "reasons")]
 pub static REASONS: PerCpuArray<u64, { Reason::COUNT as usize }> = PerCpuArray::new();

@@ -4,18 +4,21 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_FIXED_GSO,
+    BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
 };
 use aya_ebpf::helpers::{
-    bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail,
-    bpf_skb_load_bytes, bpf_skb_store_bytes,
+    bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room,
+    bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use sluice_ebpf_common::{Address, Scope};
-use sluice_packet::{Bytes, Covered, Packet, Verdict, egress_pod, egress_uplink, ingress, refuse};
+use sluice_packet::{
+    Bytes, Covered, Hop, Packet, Tunnel, Verdict, egress_pod, egress_uplink, encapsulate, ingress, refuse,
+};
 
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, hop};
 
 /// From the outside.
 #[classifier]
@@ -60,12 +63,23 @@ fn open(context: &TcContext) -> (Buffer, Kernel) {
 /// Passing means "the next program decides": others' programs on the same link stay in effect.
 #[inline(always)]
 fn close(packet: &mut Buffer, maps: &Kernel, verdict: Verdict) -> i32 {
-    let verdict = if let Verdict::Refuse(_) = verdict { refuse(packet, maps) } else { verdict };
+    let verdict = match verdict {
+        Verdict::Encapsulate => encapsulate(packet, maps),
+        verdict => verdict,
+    };
+    let fits = if let Verdict::TooBig(mtu) = verdict { mtu } else { 0 };
+    let verdict = match verdict {
+        Verdict::Refuse(_) | Verdict::TooBig(_) => refuse(packet, maps, fits),
+        verdict => verdict,
+    };
     match verdict {
         Verdict::Pass => TC_ACT_UNSPEC,
-        Verdict::Drop(_) | Verdict::Refuse(_) => TC_ACT_SHOT as i32,
+        Verdict::Drop(_) | Verdict::Refuse(_) | Verdict::TooBig(_) | Verdict::Encapsulate => TC_ACT_SHOT as i32,
         // SAFETY: the context is valid for the whole program.
         Verdict::Answer => unsafe { bpf_redirect((*packet.skb).ifindex, 0) as i32 },
+        // Not through the kernel's stack, which takes a packet from outside with an own source for a forged one.
+        // SAFETY: without a neighbour of its own the helper asks the kernel's routes.
+        Verdict::Onward(link) => unsafe { bpf_redirect_neigh(link, core::ptr::null_mut(), 0, 0) as i32 },
     }
 }
 
@@ -193,5 +207,35 @@ impl Packet for Buffer {
     fn set_mark(&mut self, mark: u32) {
         // SAFETY: see above.
         unsafe { (*self.skb).mark = mark }
+    }
+}
+
+// SAFETY of all blocks: as above.
+impl Tunnel for Buffer {
+    #[inline(always)]
+    fn segment(&self) -> u32 {
+        // SAFETY: see above.
+        unsafe { (*self.skb).gso_size }
+    }
+
+    #[inline(always)]
+    fn way(&self, source: &Address, destination: &Address, length: u32, to: &mut Hop) {
+        hop(self.skb, source, destination, length, to);
+    }
+
+    #[inline(always)]
+    fn encapsulate(&mut self, v4: bool, shrink: bool) -> Option<()> {
+        let (bytes, family) = if v4 { (20, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4) } else { (40, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6) };
+        let segments = if shrink { 0 } else { BPF_F_ADJ_ROOM_FIXED_GSO };
+        // SAFETY: see above.
+        done(unsafe { bpf_skb_adjust_room(self.skb, bytes, BPF_ADJ_ROOM_MAC, u64::from(family | segments)) })
+    }
+
+    #[inline(always)]
+    fn decapsulate(&mut self, v4: bool) -> Option<()> {
+        let bytes = if v4 { 20 } else { 40 };
+        // What was cut before it was put into another one is as long as it was.
+        // SAFETY: see above.
+        done(unsafe { bpf_skb_adjust_room(self.skb, -bytes, BPF_ADJ_ROOM_MAC, u64::from(BPF_F_ADJ_ROOM_FIXED_GSO)) })
     }
 }

@@ -7,7 +7,7 @@ use aya_ebpf::helpers::{bpf_redirect, bpf_xdp_adjust_head};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use sluice_ebpf_common::cache::Uplink;
-use sluice_packet::{Bytes, Way, hide, uplink};
+use sluice_packet::{Bytes, Raw, Way, hide, uplink};
 
 use crate::kernel::{Kernel, Wire};
 
@@ -146,5 +146,13 @@ impl Bytes for Buffer {
         // SAFETY: see above.
         unsafe { (at as *mut [u32; N]).write(words) };
         Some(())
+    }
+}
+
+impl Raw for Buffer {
+    #[inline(always)]
+    fn prepend(&mut self, bytes: u32) -> Option<()> {
+        // SAFETY: the context is valid for the whole program.
+        if unsafe { bpf_xdp_adjust_head(self.context, -(bytes as i32)) } == 0 { Some(()) } else { None }
     }
 }

@@ -8,7 +8,7 @@ use sluice_ebpf_common::{Address, Backend, Frontend, FrontendKey, Scope};
 use crate::Range;
 pub use crate::endpoints::Here;
 use crate::endpoints::{Answering, Choice, local_ready};
-use crate::model::{ObjectName, Pod, Protocol, Service, ServicePort, Slice, Snapshot};
+use crate::model::{Forwarding, ObjectName, Pod, Protocol, Service, ServicePort, Slice, Snapshot};
 use crate::range::wire;
 
 /// The frontends of somebody who wants some.
@@ -52,7 +52,7 @@ pub enum Owner {
 impl Snapshot {
     /// Where this node is.
     pub fn here(&self) -> Here<'_> {
-        Here { node: &self.node, zone: self.zone.as_deref() }
+        Here { node: &self.node, zone: self.zone.as_deref(), forwarding: self.forwarding }
     }
 
     /// What everybody wants.
@@ -98,7 +98,8 @@ pub fn compile_service(here: Here<'_>, name: &ObjectName, service: &Service, sli
         for v4 in [true, false] {
             if service.cluster.iter().any(|address| address.is_ipv4() == v4) {
                 let lists = Lists::new(here, service, port, slices, v4);
-                let family = Family { service, port, v4, lists, label: &label, ranges: &ranges };
+                let direct = service.forwarding.unwrap_or(here.forwarding) == Forwarding::Dsr;
+                let family = Family { service, port, v4, direct, lists, label: &label, ranges: &ranges };
                 family.compile(&mut frontends);
             }
         }
@@ -130,6 +131,8 @@ struct Family<'a> {
     service: &'a Service,
     port: &'a ServicePort,
     v4: bool,
+    /// Backends on other nodes answer by themselves.
+    direct: bool,
     lists: Lists,
     label: &'a Arc<str>,
     ranges: &'a Arc<BTreeSet<Range>>,
@@ -163,7 +166,11 @@ impl Family<'_> {
         let key =
             FrontendKey { address, port: number.to_be(), protocol: self.port.protocol.number(), scope: scope as u8 };
         let elsewhere = local && self.lists.here.backends.is_empty() && self.lists.anywhere;
-        let local_only = if local { Frontend::LOCAL_ONLY } else { 0 };
+        let reach = match (local, scope) {
+            (true, _) => Frontend::LOCAL_ONLY,
+            (false, Scope::External) if self.direct => Frontend::DIRECT,
+            _ => 0,
+        };
         let answering = if local { &self.lists.here } else { &self.lists.everywhere };
         // Sockets are translated once for all, on one node.
         let planned = scope == Scope::External && answering.backends.len() > 1;
@@ -172,7 +179,7 @@ impl Family<'_> {
             backends: answering.backends.clone(),
             draining: answering.draining.clone(),
             weights: planned.then(|| answering.weights.clone()),
-            flags: flags | local_only | if elsewhere { Frontend::ELSEWHERE } else { 0 },
+            flags: flags | reach | if elsewhere { Frontend::ELSEWHERE } else { 0 },
             affinity: self.service.affinity,
             ranges: if flags & Frontend::RANGES != 0 { self.ranges.clone() } else { Arc::default() },
         });

@@ -280,3 +280,34 @@ fn host_ports() {
     ];
     assert_eq!(rows, expected.map(String::from).into());
 }
+
+#[test]
+fn who_answers_clients_directly() {
+    use Forwarding::{Dsr, Snat};
+    // What the node says, what the service says, the external policy, whether external frontends lead there.
+    let cases = [
+        (Snat, None, false, false),
+        (Dsr, None, false, true),
+        (Snat, Some(Dsr), false, true),
+        (Dsr, Some(Snat), false, false),
+        (Dsr, Some(Dsr), true, false),
+    ];
+    for (node, own, external_local, expected) in cases {
+        let service = Service {
+            external: vec![Ipv4Addr::new(192, 0, 2, 7).into()],
+            balancers: vec![Ipv4Addr::new(192, 0, 2, 8).into()],
+            forwarding: own,
+            external_local,
+            ..web()
+        };
+        let mut snapshot = snapshot(service, vec![endpoint(1, "ready", "a"), endpoint(2, "ready", "b")]);
+        snapshot.forwarding = node;
+        let desired = compile(&snapshot);
+        assert_eq!(desired.frontends.len(), 7);
+        for (key, frontend) in &desired.frontends {
+            let direct = frontend.flags & Frontend::DIRECT != 0;
+            let external = key.scope == Scope::External as u8;
+            assert_eq!(direct, expected && external, "{node:?} {own:?} {external_local} {key:?}");
+        }
+    }
+}

@@ -18,7 +18,7 @@ use crate::attach::{self, Link, Traffic, UPLINK_PROGRAMS};
 use crate::compile::{Frontends, Owner};
 use crate::limits::{KEEP, PROBLEMS, SOURCE_PORTS};
 use crate::migrate::{self, BUILD, Build};
-use crate::model::Snapshot;
+use crate::model::{Forwarding, Snapshot};
 use crate::object::Mode;
 use crate::pins::{self, Pins};
 use crate::plan::{Capacity, Tables};
@@ -51,6 +51,8 @@ pub struct Config {
     pub uplinks: Uplinks,
     /// Which of them get the XDP program.
     pub xdp: Xdp,
+    /// How services of the API that do not say so reach backends on other nodes.
+    pub forwarding: Forwarding,
 }
 
 /// Links that packets from outside arrive on.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use sluice_ebpf_common::Backend;
 
-use crate::model::{Endpoint, Prefer, ServicePort, Slice};
+use crate::model::{Endpoint, Forwarding, Prefer, ServicePort, Slice};
 use crate::range::wire;
 
 /// Where this node is.
@@ -19,6 +19,8 @@ pub struct Here<'a> {
     pub node: &'a str,
     /// Its zone.
     pub zone: Option<&'a str>,
+    /// How services that do not say so reach backends on other nodes.
+    pub forwarding: Forwarding,
 }
 
 impl Here<'_> {

@@ -23,6 +23,29 @@ pub struct Snapshot {
     pub node: String,
     /// This node's zone (label `topology.kubernetes.io/zone`).
     pub zone: Option<String>,
+    /// How services that do not say so reach backends on other nodes.
+    pub forwarding: Forwarding,
+}
+
+/// How packets from outside get from the node that they come to to a backend on another one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Forwarding {
+    /// With that node's address as their source: answers come back through it.
+    #[default]
+    Snat,
+    /// As they are, inside packets of that node's own: the backend's node answers the client itself (direct server return).
+    Dsr,
+}
+
+impl Forwarding {
+    /// From the words `snat` and `dsr`; `None` for anything else.
+    pub fn from_word(word: &str) -> Option<Forwarding> {
+        match word.trim() {
+            "snat" => Some(Forwarding::Snat),
+            "dsr" => Some(Forwarding::Dsr),
+            _ => None,
+        }
+    }
 }
 
 /// Transport protocols that services have here.
@@ -78,6 +101,8 @@ pub struct Service {
     pub prefer: Prefer,
     /// Seconds for which a client keeps its backend, 0 without affinity.
     pub affinity: u32,
+    /// How its external addresses reach backends on other nodes; the node's own way if it does not say.
+    pub forwarding: Option<Forwarding>,
     /// Port that says whether this node has endpoints, 0 for none.
     pub health_check_port: u16,
 }

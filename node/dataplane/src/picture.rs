@@ -9,7 +9,7 @@ use kube::runtime::watcher::Event;
 
 use crate::compile::{Frontends, Here, Owner, compile_pod, compile_service, health};
 use crate::health::{Answers, Check};
-use crate::model::{ObjectName, Pod, Service, Slice};
+use crate::model::{Forwarding, ObjectName, Pod, Service, Slice};
 use crate::views::{NodeView, PodView, ServiceView, SliceView};
 
 /// The label of a node's zone.
@@ -91,6 +91,7 @@ fn name<V: Resource>(view: &V) -> ObjectName {
 pub(crate) struct Picture {
     node: String,
     zone: Option<String>,
+    forwarding: Forwarding,
     services: Mirror<Service>,
     slices: Mirror<Slice>,
     pods: Mirror<Pod>,
@@ -102,10 +103,11 @@ pub(crate) struct Picture {
 }
 
 impl Picture {
-    pub(crate) fn new(node: String) -> Picture {
+    pub(crate) fn new(node: String, forwarding: Forwarding) -> Picture {
         Picture {
             node,
             zone: None,
+            forwarding,
             services: Mirror::new(),
             slices: Mirror::new(),
             pods: Mirror::new(),
@@ -187,7 +189,7 @@ impl Picture {
         let frontends = match &owner {
             Owner::Pod(name) => self.pods.objects.get(name).map(|pod| compile_pod(name, pod)).unwrap_or_default(),
             Owner::Service(name) => {
-                let here = Here { node: &self.node, zone: self.zone.as_deref() };
+                let here = Here { node: &self.node, zone: self.zone.as_deref(), forwarding: self.forwarding };
                 let names = self.of_service.get(name).into_iter().flatten();
                 let slices: Vec<&Slice> = names.filter_map(|name| self.slices.objects.get(name)).collect();
                 self.answers.checks.retain(|_, check| check.service != *name);
@@ -243,7 +245,7 @@ mod tests {
 
     #[test]
     fn only_what_changed_is_compiled() {
-        let mut picture = Picture::new("here".into());
+        let mut picture = Picture::new("here".into(), Forwarding::Snat);
         for _ in 0..2 {
             picture.service(Event::Init);
             picture.service(Event::InitApply(service("a", 80)));
@@ -284,7 +286,7 @@ mod tests {
 
     #[test]
     fn a_new_list_replaces_everything_at_once() {
-        let mut picture = Picture::new("here".into());
+        let mut picture = Picture::new("here".into(), Forwarding::Snat);
         picture.service(Event::Init);
         picture.service(Event::InitApply(service("a", 80)));
         picture.service(Event::InitDone);
@@ -298,7 +300,7 @@ mod tests {
 
     #[test]
     fn health_checks_follow_the_endpoints_here() {
-        let mut picture = Picture::new("here".into());
+        let mut picture = Picture::new("here".into(), Forwarding::Snat);
         picture.service(Event::Apply(service("a", 80)));
         picture.slice(Event::Apply(slice("a-1", "a", "10.244.0.1")));
         picture.changes();

@@ -50,8 +50,8 @@ pub enum Outcome {
     Passed,
     /// It was dropped.
     Dropped,
-    /// It became an answer that goes back where the packet came from.
-    Answered,
+    /// It leaves at once: as an answer back where it came from, or inside another packet to another node.
+    Redirected,
     /// It leaves at once by a link.
     Sent,
 }
@@ -89,7 +89,7 @@ impl Dataplane {
             (Hook::Wire, XDP_TX | XDP_REDIRECT) => Outcome::Sent,
             (Hook::Wire, XDP_PASS) => Outcome::Passed,
             (Hook::Wire, _) | (_, DROPPED) => Outcome::Dropped,
-            (_, REDIRECTED) => Outcome::Answered,
+            (_, REDIRECTED) => Outcome::Redirected,
             _ => Outcome::Passed,
         };
         Ok(Probe { outcome, frame: out, time: result.duration })

@@ -138,6 +138,9 @@ fn over(key: &FlowKey, flow: &Flow, other: Option<&Flow>, now: u32) -> bool {
         // Half a flow: being made just now, or left over.
         return quiet > idle::OTHER;
     };
+    if flow.other == *key {
+        return quiet > alone(key.protocol, flow);
+    }
     let flags = flow.flags | other.flags;
     let both = |bit: u16| flow.flags & other.flags & bit != 0;
     let answered = flow.packets > 0 && other.packets > 0;
@@ -151,6 +154,21 @@ fn over(key: &FlowKey, flow: &Flow, other: Option<&Flow>, now: u32) -> bool {
     };
     quiet > limit
 }
+
+/// Seconds after which a connection has ended that is seen in one direction only.
+fn alone(number: u8, flow: &Flow) -> u32 {
+    match number {
+        protocol::TCP | protocol::SCTP if flow.flags & (Flow::RST | Flow::FIN) != 0 => idle::TCP_CLOSED,
+        protocol::TCP if flow.flags & Flow::ACKNOWLEDGED != 0 => idle::TCP,
+        protocol::TCP => idle::TCP_OPENING,
+        protocol::SCTP if flow.packets > ALONE => idle::SCTP,
+        protocol::UDP if flow.packets > ALONE => idle::UDP,
+        _ => idle::OTHER,
+    }
+}
+
+/// Packets that a client sends without ever being answered, more or less.
+const ALONE: u64 = 2;
 
 /// A connection's two entries, as many as there are flows in the map.
 pub(crate) fn count(pins: &Pins) -> Result<usize, Error> {
@@ -212,6 +230,29 @@ mod tests {
             [(0, 10, SWEEP), (0, 60, SWEEP_BUSY), (60, 70, SWEEP), (60, 111, SWEEP_BUSY), (300, 201, SWEEP_BUSY)];
         for (before, left, expected) in cases {
             assert_eq!(pause(before, left, 1000), expected, "{before} {left}");
+        }
+    }
+
+    #[test]
+    fn connections_seen_in_one_direction_end_by_what_the_client_sent() {
+        let (fin, rst, answers) = (Flow::FIN, Flow::RST, Flow::ACKNOWLEDGED);
+        let cases = [
+            (protocol::TCP, 0, 9, idle::TCP_OPENING),
+            (protocol::TCP, answers, 2, idle::TCP),
+            (protocol::TCP, answers | fin, 9, idle::TCP_CLOSED),
+            (protocol::TCP, rst, 2, idle::TCP_CLOSED),
+            (protocol::UDP, 0, 1, idle::OTHER),
+            (protocol::UDP, 0, 9, idle::UDP),
+            (protocol::SCTP, 0, 1, idle::OTHER),
+            (protocol::SCTP, 0, 9, idle::SCTP),
+            (protocol::SCTP, fin, 9, idle::TCP_CLOSED),
+        ];
+        for (number, flags, packets, limit) in cases {
+            let key = FlowKey { protocol: number, source_port: 1, ..FlowKey::default() };
+            let flags = flags | Flow::ENCAPSULATED;
+            let flow = Flow { other: key, flags, packets, seen: 1000, ..Flow::default() };
+            assert!(!over(&key, &flow, Some(&flow), 1000 + limit), "{number} {flags} {packets}");
+            assert!(over(&key, &flow, Some(&flow), 1001 + limit), "{number} {flags} {packets}");
         }
     }
 

@@ -9,8 +9,10 @@ use kube::Resource;
 use serde::Deserialize;
 
 use crate::limits;
-use crate::model::{Endpoint, HostPort, Pod, Prefer, Protocol, Service, ServicePort, Slice, SlicePort};
+use crate::model::{Endpoint, Forwarding, HostPort, Pod, Prefer, Protocol, Service, ServicePort, Slice, SlicePort};
 
+/// Annotation of a Service: `dsr` or `snat`; anything else is as none.
+const FORWARDING: &str = "sluice.dev/forwarding-mode";
 /// Annotation of a slice: the weight of its endpoints for external connections, 0 to 1,000.
 const WEIGHT: &str = "sluice.dev/weight";
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -261,6 +263,7 @@ impl From<ServiceView> for Option<Service> {
             })
         });
         let timeout = spec.session_affinity_config.and_then(|config| config.client_ip?.timeout_seconds);
+        let forwarding = view.metadata.annotations.as_ref().and_then(|annotations| annotations.get(FORWARDING));
         let affine = spec.session_affinity.as_deref() == Some("ClientIP");
         Some(Service {
             cluster: addresses(&cluster),
@@ -276,6 +279,7 @@ impl From<ServiceView> for Option<Service> {
                 _ => Prefer::Nothing,
             },
             affinity: if affine { timeout.unwrap_or(AFFINITY_SECONDS) } else { 0 },
+            forwarding: forwarding.and_then(|word| Forwarding::from_word(word)),
             health_check_port: spec.health_check_node_port.unwrap_or(0),
         })
     }
@@ -367,7 +371,7 @@ mod tests {
     #[test]
     fn services_as_the_api_writes_them() {
         let full = service(json!({
-            "metadata": {"name": "web", "namespace": "shop"},
+            "metadata": {"name": "web", "namespace": "shop", "annotations": {FORWARDING: "dsr"}},
             "spec": {
                 "type": "LoadBalancer", "clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9", "fd00::9"],
                 "externalIPs": ["192.0.2.7"], "externalTrafficPolicy": "Local", "internalTrafficPolicy": "Cluster",
@@ -387,6 +391,7 @@ mod tests {
         assert_eq!(full.ranges, ["198.51.100.0/24".parse().unwrap()]);
         assert_eq!((full.affinity, full.health_check_port), (10_800, 30_009));
         assert_eq!(full.prefer, Prefer::Zone);
+        assert_eq!(full.forwarding, Some(Forwarding::Dsr));
         let protocols: Vec<_> = full.ports.iter().map(|port| port.protocol).collect();
         assert_eq!(protocols, [Protocol::Tcp, Protocol::Sctp]);
         assert_eq!((full.ports[0].port, full.ports[0].node_port), (80, 30001));

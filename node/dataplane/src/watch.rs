@@ -45,7 +45,7 @@ impl Dataplane {
         let mut slices = pin!(events::<SliceView>(&client, None));
         let mut pods = pin!(events::<PodView>(&client, Some(format!("spec.nodeName={node}"))));
         let mut nodes = pin!(events::<NodeView>(&client, Some(format!("metadata.name={node}"))));
-        let mut picture = Picture::new(node);
+        let mut picture = Picture::new(node, self.inner.config.forwarding);
         // When the change that waits came, and when to act on it.
         let mut waiting: Option<(Instant, Instant)> = None;
         loop {

@@ -143,7 +143,7 @@ fn no_packet_goes_astray_while_everything_changes() {
                         let has = |host: &u32| backend(number, *host) == target;
                         (1, possible.iter().flatten().any(|hosts| hosts.iter().any(has)))
                     }
-                    Outcome::Dropped | Outcome::Answered => (2, possible.iter().flatten().any(BTreeSet::is_empty)),
+                    Outcome::Dropped | Outcome::Redirected => (2, possible.iter().flatten().any(BTreeSet::is_empty)),
                 };
                 assert!(right, "{:?}: {target}, though the service was {possible:?}", result.outcome);
                 seen[kind] += 1;

@@ -15,8 +15,10 @@ use sluice_dataplane::wanted::{Changes, Wanted};
 use sluice_ebpf_common::{Address, Backend, Frontend, FrontendKey, Reason, Scope, SocketState};
 
 // What the packets' tests need at the crate's root.
-use sluice_packet::{Bytes, Covered, Desk, ETHERNET, Fast, Header, InsertError, Maps, Packet, Route, Scratch};
-use sluice_packet::{SocketVerdict, Verdict, connect, ingress, send};
+use sluice_packet::{
+    Bytes, Covered, Desk, ETHERNET, Fast, Header, Hop, InsertError, Maps, Packet, Rate, Raw, Route, Scratch,
+};
+use sluice_packet::{SocketVerdict, Trail, Tunnel, Verdict, connect, ingress, send};
 
 #[path = "../../../ebpf/packet/src/tests/frame.rs"]
 #[allow(dead_code, clippy::unwrap_used)]
@@ -163,7 +165,7 @@ fn by_packet(world: &World, shop: &Shop, number: usize, to: &str, scope: Scope) 
         match ingress(&mut frame, world, scope) {
             Verdict::Pass => {}
             Verdict::Refuse(reason) | Verdict::Drop(reason) => return Err(reason),
-            Verdict::Answer => unreachable!("answers are made of refusals"),
+            verdict => unreachable!("{verdict:?}: nothing was answered or sent on yet"),
         }
         assert!(frame.valid());
         let bytes = &frame.bytes[30..34];

@@ -12,12 +12,12 @@ mod world;
 
 use common::{Place, isolated, run};
 use frame::{ACK, FIN, Frame, SYN};
-use sluice_dataplane::model::{Protocol, Service, ServicePort, Slice, SlicePort, Snapshot};
+use sluice_dataplane::model::{Forwarding, Protocol, Service, ServicePort, Slice, SlicePort, Snapshot};
 use sluice_dataplane::{Config, Dataplane, Hook, Outcome, Uplinks, Xdp};
-use sluice_ebpf_common::{Scope, protocol};
+use sluice_ebpf_common::{Frontend, Scope, protocol};
 use sluice_packet::{
-    Bytes, Covered, Desk, ETHERNET, Fast, Header, InsertError, Maps, Packet, Route, Scratch, Verdict, Way, egress_pod,
-    egress_uplink, ingress, refuse, uplink,
+    Bytes, Covered, Desk, ETHERNET, Fast, Header, Hop, InsertError, Maps, Packet, Rate, Raw, Route, Scratch, Trail,
+    Tunnel, Verdict, Way, egress_pod, egress_uplink, encapsulate, ingress, refuse, uplink,
 };
 use world::World;
 
@@ -51,11 +51,14 @@ fn both(place: &Place) -> (Dataplane, World) {
         cgroup: Some(place.elsewhere.clone()),
         pod_range: Some("10.244.0.0/24".parse().unwrap()),
         cluster_range: Some("10.244.0.0/16".parse().unwrap()),
+        node_addresses: ["10.1.0.1", "fd01::1"].map(|address| address.parse().unwrap()).to_vec(),
         ..place.config()
     };
     let start = std::time::Instant::now();
     let dataplane = Dataplane::load(config).unwrap();
     println!("loaded and attached in {:?}", start.elapsed());
+    dataplane.set_pod_ranges("fd44:0:0:1::/64".parse().unwrap(), "fd44::/48".parse().unwrap()).unwrap();
+    dataplane.set_nodes(["10.1.0.3", "fd01::3"].map(|node| node.parse::<std::net::IpAddr>().unwrap())).unwrap();
     let mut snapshot = Snapshot { node: "here".into(), ..Snapshot::default() };
     let mut world = World::new();
     let services = [
@@ -87,9 +90,31 @@ fn both(place: &Place) -> (Dataplane, World) {
             snapshot.slices.insert(("n".into(), name.into()), Slice { service: name.into(), ..slice });
         }
     }
+    for (name, kind, cluster, external, backend) in DIRECT {
+        world.serve(kind.number(), Scope::External, external, &[backend]);
+        world.change(external, |frontend| frontend.flags |= Frontend::DIRECT);
+        let one = common::service(kind, cluster, 0, &[backend]);
+        let mut service = one.services.into_values().next().unwrap();
+        service.external = vec![external.parse::<std::net::SocketAddr>().unwrap().ip()];
+        service.forwarding = Some(Forwarding::Dsr);
+        snapshot.services.insert(("n".into(), name.into()), service);
+        for slice in one.slices.into_values() {
+            snapshot.slices.insert(("n".into(), name.into()), Slice { service: name.into(), ..slice });
+        }
+    }
     assert_eq!(dataplane.apply(&snapshot).unwrap(), Vec::<String>::new());
     (dataplane, world)
 }
+
+/// Services whose backends elsewhere answer by themselves, and such with a backend here.
+const DIRECT: [(&str, Protocol, &str, &str, &str); 6] = [
+    ("direct", Protocol::Tcp, "10.96.0.20:80", "198.51.100.7:80", "~10.244.9.9:8080"),
+    ("direct-dns", Protocol::Udp, "10.96.0.21:53", "198.51.100.8:53", "~10.244.9.9:53"),
+    ("direct6", Protocol::Tcp, "[fd96::20]:80", "[fd07::7]:80", "~[fd44:0:0:2::5]:8080"),
+    ("near", Protocol::Tcp, "10.96.0.22:80", "198.51.100.9:80", "10.244.0.5:8080"),
+    ("near-dns", Protocol::Udp, "10.96.0.23:53", "198.51.100.10:53", "10.244.0.5:53"),
+    ("near6", Protocol::Tcp, "[fd96::22]:80", "[fd07::9]:80", "[fd44:0:0:1::5]:8080"),
+];
 
 fn host(world: &World, hook: Hook, frame: &mut Frame) -> Outcome {
     let verdict = match hook {
@@ -105,11 +130,19 @@ fn host(world: &World, hook: Hook, frame: &mut Frame) -> Outcome {
         Hook::PodIn => ingress(frame, world, Scope::Internal),
         Hook::PodOut => egress_pod(frame, world),
     };
-    let verdict = if let Verdict::Refuse(_) = verdict { refuse(frame, world) } else { verdict };
+    let verdict = match verdict {
+        Verdict::Encapsulate => encapsulate(frame, world),
+        verdict => verdict,
+    };
+    let fits = if let Verdict::TooBig(mtu) = verdict { mtu } else { 0 };
+    let verdict = match verdict {
+        Verdict::Refuse(_) | Verdict::TooBig(_) => refuse(frame, world, fits),
+        verdict => verdict,
+    };
     match verdict {
         Verdict::Pass => Outcome::Passed,
-        Verdict::Answer => Outcome::Answered,
-        Verdict::Drop(_) | Verdict::Refuse(_) => Outcome::Dropped,
+        Verdict::Answer | Verdict::Onward(_) => Outcome::Redirected,
+        Verdict::Drop(_) | Verdict::Refuse(_) | Verdict::TooBig(_) | Verdict::Encapsulate => Outcome::Dropped,
     }
 }
 
@@ -341,6 +374,68 @@ fn host_and_driver_agree() {
         let status = dataplane.status().unwrap();
         let uplinks: Vec<_> = status.uplinks.iter().map(|row| (row.link.as_str(), row.xdp)).collect();
         assert_eq!(uplinks, [("up0", "native")]);
+    });
+}
+
+#[test]
+fn direct_server_return_in_the_kernel() {
+    isolated("direct_server_return_in_the_kernel", |place| {
+        let (dataplane, world) = both(place);
+        const CLIENT6: &str = "[fd02::9]:5000";
+        let near = Frame::tcp(CLIENT, "198.51.100.9:80", SYN, b"");
+        let near6 = Frame::tcp(CLIENT6, "[fd07::9]:80", SYN, b"six");
+        let [first, second] = Frame::udp(CLIENT, "198.51.100.10:53", &[5; 200]).fragments(64);
+        let carried = |inner: &Frame, port| Frame::carrying("10.1.0.3", "10.244.0.5", port, inner);
+        let carried6 = |inner: &Frame| Frame::carrying("fd01::3", "fd44:0:0:1::5", 8080, inner);
+        let mut congested = carried(&near, 8080);
+        (congested.bytes[15], congested.bytes[35]) = (3, 2);
+        congested.fix_ip_header();
+        congested.bytes[44..46].fill(0);
+        let header = frame::sum(&congested.bytes[34..54], 0);
+        congested.bytes[44..46].copy_from_slice(&header.to_be_bytes());
+        let packets = [
+            // To a backend elsewhere, by the link's program and by the driver's.
+            (Hook::UplinkIn, Frame::tcp(CLIENT, "198.51.100.7:80", SYN, b"odd")),
+            (Hook::UplinkIn, Frame::tcp(CLIENT, "198.51.100.7:80", ACK, b"")),
+            (Hook::UplinkIn, Frame::udp(CLIENT, "198.51.100.8:53", b"?")),
+            (Hook::UplinkIn, Frame::tcp(CLIENT6, "[fd07::7]:80", SYN, b"six")),
+            (Hook::UplinkIn, Frame::udp(CLIENT, "198.51.100.8:53", &[0; 1452])),
+            (Hook::UplinkIn, Frame::udp(CLIENT, "198.51.100.8:53", &[0; 1453])),
+            (Hook::UplinkIn, Frame::tcp(CLIENT, "198.51.100.7:80", ACK, &[9; 1460])),
+            (Hook::UplinkIn, Frame::tcp(CLIENT6, "[fd07::7]:80", ACK, &[9; 1401])),
+            (Hook::Wire, Frame::tcp("192.0.2.9:5001", "198.51.100.7:80", SYN, b"odd")),
+            (Hook::Wire, Frame::tcp("192.0.2.9:5001", "198.51.100.7:80", ACK, b"")),
+            (Hook::Wire, Frame::tcp("192.0.2.9:5001", "198.51.100.7:80", ACK | FIN, b"x")),
+            (Hook::Wire, Frame::udp("192.0.2.9:5001", "198.51.100.8:53", b"?")),
+            (Hook::Wire, Frame::tcp("[fd02::9]:5001", "[fd07::7]:80", SYN, b"six")),
+            (Hook::Wire, Frame::tcp("[fd02::9]:5001", "[fd07::7]:80", ACK, &[6; 77])),
+            (Hook::Wire, Frame::udp("192.0.2.9:5001", "198.51.100.8:53", &[0; 1453])),
+            // From a load balancer to a backend here, and back.
+            (Hook::UplinkIn, carried(&near, 8080)),
+            (Hook::UplinkOut, Frame::tcp("10.244.0.5:8080", CLIENT, SYN | ACK, b"odd")),
+            (Hook::UplinkIn, carried(&Frame::tcp(CLIENT, "198.51.100.9:80", ACK, b"odd"), 8080)),
+            (Hook::UplinkIn, congested),
+            (Hook::UplinkIn, carried6(&near6)),
+            (Hook::UplinkOut, Frame::tcp("[fd44:0:0:1::5]:8080", CLIENT6, SYN | ACK, b"odd")),
+            (Hook::UplinkIn, carried(&second, 53)),
+            (Hook::UplinkIn, carried(&first, 53)),
+            (Hook::UplinkIn, carried(&second, 53)),
+            (Hook::Wire, carried(&near, 8080)),
+            // Not from a node, not for a service, not for a pod of this node.
+            (Hook::UplinkIn, Frame::carrying("192.0.2.66", "10.244.0.5", 8080, &near)),
+            (Hook::UplinkIn, carried(&Frame::tcp(CLIENT, "198.51.100.99:80", SYN, b""), 8080)),
+            (Hook::UplinkIn, Frame::carrying("10.1.0.3", "10.244.7.5", 8080, &near)),
+            (Hook::PodIn, carried(&near, 8080)),
+        ];
+        for (number, (hook, frame)) in packets.into_iter().enumerate() {
+            let kernel = dataplane.probe(hook, &frame.bytes, 1).unwrap();
+            let mut ours = frame.clone();
+            let outcome = host(&world, hook, &mut ours);
+            assert_eq!(kernel.outcome, outcome, "packet {number}: {hook:?} {}", frame.ends());
+            assert_eq!(kernel.frame, ours.bytes, "packet {number}: {hook:?} {}", frame.ends());
+        }
+        let refused = dataplane.status().unwrap().refused;
+        assert_eq!(refused.values().sum::<u64>(), world.reasons.borrow().len() as u64, "{refused:?}");
     });
 }
 

@@ -33,6 +33,7 @@ const TESTS: &[(&str, &[&str])] = &[
             "the_same_through_a_tunnel",
         ],
     ),
+    ("direct", &["answers_go_straight_to_the_client", "a_datagram_that_is_too_long"]),
     ("devices", &["--include-ignored"]),
 ];
 

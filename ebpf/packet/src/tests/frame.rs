@@ -7,7 +7,7 @@ use std::vec::Vec;
 
 use sluice_ebpf_common::{Address, protocol};
 
-use crate::{Bytes, Covered, ETHERNET, Packet};
+use crate::{Bytes, Covered, ETHERNET, Hop, Packet, Raw, Tunnel};
 
 /// An address in the maps' form.
 pub(crate) fn wire(text: &str) -> Address {
@@ -185,6 +185,19 @@ impl Frame {
         let mut message = vec![kind[0], kind[1], 0, 0, 0, 0, 0, 0];
         message.extend(&about.bytes[14..about.transport() + 8]);
         Frame::icmp(&from, &to, message)
+    }
+
+    /// Another frame inside of one between nodes, with the backend's port where it belongs.
+    pub(crate) fn carrying(source: &str, destination: &str, port: u16, inner: &Frame) -> Frame {
+        let (from, to) = (wire(source), wire(destination));
+        let number = if from.is_v4() { protocol::IPV4 } else { protocol::IPV6 };
+        let mut frame = frame(ip(number, &from, &to, &inner.bytes[14..]));
+        let at = if frame.v4() { 18 } else { 16 };
+        frame.bytes[at..at + 2].copy_from_slice(&port.to_be_bytes());
+        if frame.v4() {
+            frame.fix_ip_header();
+        }
+        frame
     }
 
     /// Cuts an IP datagram into fragments, the first one with so many bytes of its payload.
@@ -395,5 +408,39 @@ impl Packet for Frame {
 
     fn set_mark(&mut self, mark: u32) {
         self.mark = mark;
+    }
+}
+
+impl Raw for Frame {
+    fn prepend(&mut self, bytes: u32) -> Option<()> {
+        self.bytes.splice(0..0, std::iter::repeat_n(0, bytes as usize));
+        Some(())
+    }
+}
+
+/// The link that leads to other nodes, and its longest packet. The last network of a family has no route.
+pub(crate) const ONWARD: (u32, u32) = (3, 1500);
+
+impl Tunnel for Frame {
+    fn segment(&self) -> u32 {
+        0
+    }
+
+    fn way(&self, _: &Address, destination: &Address, length: u32, hop: &mut Hop) {
+        let lost = ["10.244.8.8", "fd44:0:0:8::8"].iter().any(|pod| *destination == wire(pod));
+        if !lost {
+            let (link, mtu) = ONWARD;
+            *hop = if length > mtu { Hop { link: 0, mtu } } else { Hop { link, mtu: 0 } };
+        }
+    }
+
+    fn encapsulate(&mut self, v4: bool, _: bool) -> Option<()> {
+        self.insert(if v4 { 20 } else { 40 })
+    }
+
+    fn decapsulate(&mut self, v4: bool) -> Option<()> {
+        let at = ETHERNET as usize;
+        self.bytes.drain(at..at + if v4 { 20 } else { 40 });
+        Some(())
     }
 }

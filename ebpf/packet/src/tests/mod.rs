@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod checksums;
+mod direct;
 mod errors;
 mod fragments;
 mod frame;

@@ -137,7 +137,7 @@ fn nobody_answers_with_an_abort() {
         let original = Frame::sctp(client, service, chunk, &[1; 40]);
         let mut frame = original.clone();
         assert_eq!(ingress(&mut frame, &world, Scope::Internal), Verdict::Refuse(Reason::NoEndpoint));
-        assert_eq!(refuse(&mut frame, &world), Verdict::Answer);
+        assert_eq!(refuse(&mut frame, &world, 0), Verdict::Answer);
         assert!(frame.valid(), "{frame:?}");
         assert_eq!(frame.ends(), std::format!("{service} > {client}"));
         let packet = &frame.bytes[frame.transport()..];
@@ -146,7 +146,7 @@ fn nobody_answers_with_an_abort() {
     }
     let mut abort = Frame::sctp("10.244.0.9:7", "10.96.0.13:80", ABORT, b"");
     ingress(&mut abort, &world(), Scope::Internal);
-    assert!(matches!(refuse(&mut abort, &world()), Verdict::Drop(_)), "an ABORT is never answered");
+    assert!(matches!(refuse(&mut abort, &world(), 0), Verdict::Drop(_)), "an ABORT is never answered");
 }
 
 #[test]

@@ -188,7 +188,7 @@ fn nobody_answers_with_an_error_about_the_packet() {
         let mut frame = original.clone();
         assert_eq!(ingress(&mut frame, &world, Scope::Internal), Verdict::Refuse(Reason::NoEndpoint));
         assert_eq!(frame, original, "not touched yet");
-        assert_eq!(refuse(&mut frame, &world), Verdict::Answer);
+        assert_eq!(refuse(&mut frame, &world, 0), Verdict::Answer);
         assert!(frame.valid(), "{original:?}");
         let (from, to) = (original.ends(), frame.ends());
         let address =

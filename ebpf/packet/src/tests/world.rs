@@ -12,7 +12,7 @@ use sluice_ebpf_common::{
 };
 
 use super::frame::{end, mask, wire};
-use crate::{Desk, ETHERNET, Fast, Header, InsertError, Maps, Route, Scratch};
+use crate::{Desk, ETHERNET, Fast, Header, InsertError, Maps, Rate, Route, Scratch, Trail};
 
 /// The maps of a node 10.1.0.1 with pods in 10.244.0.0/24 of 10.244.0.0/16.
 pub(crate) struct World {
@@ -49,6 +49,7 @@ pub(crate) struct World {
     /// Every service's generation.
     pub(crate) generation: u32,
     desk: RefCell<Desk>,
+    trails: RefCell<BTreeMap<u32, Trail>>,
     /// How often the routes were asked.
     pub(crate) routed: Cell<usize>,
 }
@@ -106,6 +107,7 @@ impl World {
             jiffies: 0,
             generation: 1,
             desk: RefCell::default(),
+            trails: RefCell::default(),
             routed: Cell::new(0),
         }
     }
@@ -146,6 +148,11 @@ impl World {
                 change(found);
             },
         );
+    }
+
+    /// As if so many connections had been remembered in this second.
+    pub(crate) fn made(&self, number: u32) {
+        self.scratch.borrow_mut().rate = Rate::after(self.now, number);
     }
 
     /// Takes a backend out of service.
@@ -293,6 +300,10 @@ impl Fast for World {
 
     fn bucket6<R>(&self, index: u32, with: impl FnOnce(&mut Bucket6) -> R) -> Option<R> {
         Some(with(self.cache6.borrow_mut().entry(index).or_default()))
+    }
+
+    fn trail<R>(&self, backend: u32, with: impl FnOnce(&mut Trail) -> R) -> Option<R> {
+        Some(with(self.trails.borrow_mut().entry(backend % 4).or_default()))
     }
 
     fn processor(&self) -> u32 {

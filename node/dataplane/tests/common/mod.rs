@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use sluice_dataplane::model::{Endpoint, Protocol, Service, ServicePort, Slice, SlicePort, Snapshot};
+use sluice_dataplane::model::{Endpoint, Forwarding, Protocol, Service, ServicePort, Slice, SlicePort, Snapshot};
 use sluice_dataplane::{Config, Dataplane, Uplinks, Xdp};
 
 const INNER: &str = "SLUICE_TEST_INNER";
@@ -55,7 +55,9 @@ pub fn isolated(name: &str, story: fn(&Place)) {
     }
     let status = command.status().unwrap();
     // Filters of kernels without TCX go with the namespace that the process took along.
-    Dataplane::remove_all(&place.pins).unwrap();
+    for pins in pins(&place.name) {
+        Dataplane::remove_all(&pins).unwrap();
+    }
     for cgroup in [&place.cgroup, &place.elsewhere] {
         std::fs::remove_dir(cgroup).unwrap();
     }
@@ -82,6 +84,14 @@ fn cgroup_root() -> PathBuf {
     line.split(' ').nth(1).unwrap().into()
 }
 
+/// Where the nodes of a test pin: the test's own one, and others whose names begin alike.
+fn pins(prefix: &str) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir("/sys/fs/bpf").into_iter().flatten().flatten();
+    let paths =
+        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix)).map(|entry| entry.path());
+    paths.chain([Path::new("/sys/fs/bpf").join(prefix)]).collect()
+}
+
 fn namespaces(prefix: &str) -> Vec<String> {
     let entries = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| name.starts_with(prefix)).collect()
@@ -105,6 +115,7 @@ impl Place {
             cluster_range: None,
             uplinks: Uplinks::Named(vec![]),
             xdp: Xdp::Auto,
+            forwarding: Forwarding::Snat,
         }
     }
 
