@@ -101,6 +101,10 @@ pub(crate) struct Options {
     /// themselves. Services choose with the annotation sluice.dev/forwarding-mode [default: snat]
     #[arg(long, value_name = "snat|dsr")]
     pub load_balancer_mode: Option<LoadBalancerMode>,
+    /// Whether packets between this node's pods go straight from pod to pod: `off` sends them through the node's stack, for
+    /// firewalls and other programs that have to see them there [default: on]
+    #[arg(long, value_name = "on|off")]
+    pub pod_redirect: Option<PodRedirect>,
 }
 
 /// See [`Options::socket_hooks`].
@@ -141,6 +145,15 @@ pub(crate) enum LoadBalancerMode {
     Dsr,
 }
 
+/// See [`Options::pod_redirect`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum PodRedirect {
+    #[default]
+    On,
+    Off,
+}
+
 /// See [`Options::containerd`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Containerd {
@@ -176,6 +189,7 @@ pub(crate) struct Config {
     pub overlay: Overlay,
     pub xdp: Xdp,
     pub load_balancer_mode: LoadBalancerMode,
+    pub pod_redirect: PodRedirect,
 }
 
 impl Options {
@@ -228,6 +242,7 @@ impl Options {
             overlay: all.overlay.unwrap_or_default(),
             xdp: all.xdp.unwrap_or_default(),
             load_balancer_mode: all.load_balancer_mode.unwrap_or_default(),
+            pod_redirect: all.pod_redirect.unwrap_or_default(),
         })
     }
 
@@ -256,6 +271,7 @@ impl Options {
             overlay: self.overlay.or(file.overlay),
             xdp: self.xdp.or(file.xdp),
             load_balancer_mode: self.load_balancer_mode.or(file.load_balancer_mode),
+            pod_redirect: self.pod_redirect.or(file.pod_redirect),
         }
     }
 }

@@ -230,5 +230,9 @@ fn dataplane_config(config: &Config) -> Result<sluice_dataplane::Config> {
             config::LoadBalancerMode::Snat => sluice_dataplane::model::Forwarding::Snat,
             config::LoadBalancerMode::Dsr => sluice_dataplane::model::Forwarding::Dsr,
         },
+        redirect: match config.pod_redirect {
+            config::PodRedirect::On => sluice_dataplane::Redirect::On,
+            config::PodRedirect::Off => sluice_dataplane::Redirect::Off,
+        },
     })
 }

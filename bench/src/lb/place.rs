@@ -12,7 +12,7 @@ use nix::{
     sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unshare},
     unistd::Pid,
 };
-use sluice_dataplane::{Config, Dataplane, Uplinks, Xdp, model::Forwarding};
+use sluice_dataplane::{Config, Dataplane, Redirect, Uplinks, Xdp, model::Forwarding};
 use sluice_e2e::run;
 
 use crate::lab::Interrupts;
@@ -91,6 +91,7 @@ pub(super) fn config(cgroup: &Path) -> Result<Config> {
         uplinks: Uplinks::Named(vec![UPLINK.into()]),
         xdp: Xdp::Always,
         forwarding: Forwarding::Snat,
+        redirect: Redirect::On,
     })
 }
 

@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use sluice_dataplane::{
-    Dataplane, PodInfo,
+    Dataplane, Neighbour, PodInfo,
     model::{Endpoint, Protocol, ServicePort, Slice, SlicePort, Snapshot},
 };
 use sluice_e2e::run as sh;
@@ -72,9 +72,15 @@ fn all(place: &Place) -> Result<Measured> {
 
 fn measure(place: &Place, own: &Node, dataplane: &Dataplane) -> Result<Measured> {
     own.within(|| {
-        for link in [CLIENT_LINK, SERVER_LINK] {
+        for (link, net, hosts) in PODS {
             let index = nix::net::if_::if_nametoindex(link)?;
-            let pod = PodInfo { namespace: "bench".into(), name: link.into(), services: Default::default() };
+            let addresses = hosts.map(|host| Ipv4Addr::new(10, 244, net, host).into()).to_vec();
+            let pod = PodInfo {
+                namespace: "bench".into(),
+                name: link.into(),
+                services: Default::default(),
+                neighbour: Some(Neighbour { addresses, mac: mac(net) }),
+            };
             let netns = if link == CLIENT_LINK { own.client() } else { own.server() };
             dataplane.add_pod(index, &netns, &pod)?;
         }
@@ -247,6 +253,13 @@ fn snapshot(services: &[Service]) -> Snapshot {
 
 const CLIENT_LINK: &str = "cl0";
 const SERVER_LINK: &str = "sv0";
+/// Both pods: link, third byte of its network, last bytes of its addresses.
+const PODS: [(&str, u8, [u8; 2]); 2] = [(CLIENT_LINK, 1, [2, 3]), (SERVER_LINK, 2, [10, 11])];
+
+/// Ethernet address of the pod in that network.
+fn mac(net: u8) -> [u8; 6] {
+    [2, 0, 0, 0, net, 1]
+}
 
 /// A node with two pods, each a network namespace that goes with the bench.
 struct Node {
@@ -258,10 +271,11 @@ impl Node {
         let node = Node { name: name.to_owned() };
         sh(&format!("ip netns add {name}"))?;
         sh(&format!("ip -n {name} link set lo up"))?;
-        for (link, net, hosts) in [(CLIENT_LINK, 1, [2, 3]), (SERVER_LINK, 2, [10, 11])] {
+        for (link, net, hosts) in PODS {
             let pod = format!("{name}-{link}");
             sh(&format!("ip netns add {pod}"))?;
-            sh(&format!("ip -n {name} link add {link} type veth peer name eth0 netns {pod}"))?;
+            let mac = mac(net).map(|byte| format!("{byte:02x}")).join(":");
+            sh(&format!("ip -n {name} link add {link} type veth peer name eth0 address {mac} netns {pod}"))?;
             sh(&format!("ip -n {name} address add 10.244.{net}.1/24 dev {link}"))?;
             sh(&format!("ip -n {name} link set {link} up"))?;
             sh(&format!("ip -n {pod} link set lo up"))?;

@@ -79,7 +79,7 @@ pub struct Uplink {
     pub flags: u32,
     /// Why it is not: 0, or one of the `Uplink::WHY_*` numbers, or a number of the kernel's errors.
     pub reason: u32,
-    /// The link whose driver sends the packets: itself, or what a VLAN's link is on.
+    /// The link whose driver sends the packets: itself, what a VLAN's link is on, or the bond that it is a slave of.
     pub parent: u32,
     /// The VLAN that its packets are tagged with there, as [`Uplink::vlan`] makes it; 0 for none.
     pub vlan: u32,
@@ -96,6 +96,13 @@ impl Uplink {
     pub const WHY_VIRTUAL: u32 = 0x1_0002;
     /// The kernel does not take the program.
     pub const WHY_REFUSED: u32 = 0x1_0003;
+    /// The bond that it is a slave of has it.
+    pub const WHY_BOND: u32 = 0x1_0004;
+
+    /// Is the program attached to this link itself?
+    pub const fn runs(&self) -> bool {
+        self.flags & Uplink::NATIVE != 0 && self.reason == 0
+    }
 
     /// Adds a VLAN tag inside those that are there already.
     #[inline(always)]

@@ -13,6 +13,7 @@ mod address;
 pub mod bench;
 pub mod cache;
 mod flow;
+mod pod;
 pub mod ports;
 mod reason;
 mod service;
@@ -20,6 +21,7 @@ mod socket;
 
 pub use address::Address;
 pub use flow::{Flow, FlowKey, FlowKind, FragmentKey, FragmentPorts};
+pub use pod::PodLink;
 pub use reason::Reason;
 pub use service::{
     Affinity, AffinityKey, Backend, Counters, Family, Frontend, FrontendKey, RangeKey, SLAB_LINE, Scope, ServiceName,
@@ -81,6 +83,8 @@ pub mod limits {
     pub const CACHE_BUCKETS_EACH: u32 = 65_536;
     /// Pods of the node.
     pub const PODS: u32 = 4_096;
+    /// Addresses of the node's pods that packets go straight into.
+    pub const POD_ADDRESSES: u32 = 2 * PODS;
     /// Bytes of the event ring.
     pub const EVENTS: u32 = 65_536;
     /// Looks for a free port for a masqueraded connection: the first one finds it, unless another processor takes it.
@@ -138,6 +142,8 @@ pub mod maps {
     pub const SOURCES: &str = "sources";
     /// Cookies of the pods' network namespaces, with the index of the node's side of their link.
     pub const NAMESPACES: &str = "namespaces";
+    /// Addresses of pods that other pods of the node reach without its stack, with their `PodLink`.
+    pub const PODS: &str = "pods";
     /// Flow cache for IPv4: buckets of records, each processor's in a row.
     pub const CACHE4: &str = "cache4";
     /// Flow cache for IPv6.
@@ -174,7 +180,7 @@ pub mod maps {
         1
     }
     /// Every pinned map.
-    pub const ALL: [&str; 24] = [
+    pub const ALL: [&str; 25] = [
         FRONTENDS,
         BACKENDS,
         SLAB,
@@ -188,6 +194,7 @@ pub mod maps {
         NODES,
         SOURCES,
         NAMESPACES,
+        PODS,
         CACHE4,
         CACHE6,
         GENERATIONS,
@@ -238,7 +245,7 @@ mod user {
     use super::cache::{Record, Uplink};
     use super::{
         Address, Affinity, AffinityKey, Backend, Counters, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
-        FrontendKey, RangeKey, ServiceName, Settings, SocketState, SourceKey,
+        FrontendKey, PodLink, RangeKey, ServiceName, Settings, SocketState, SourceKey,
     };
 
     macro_rules! plain_old_data {
@@ -261,6 +268,7 @@ mod user {
         FragmentPorts,
         Frontend,
         FrontendKey,
+        PodLink,
         RangeKey,
         Round,
         ServiceName,

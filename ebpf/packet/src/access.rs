@@ -2,7 +2,7 @@
 
 use sluice_ebpf_common::{
     Address, Affinity, AffinityKey, Backend, Counters, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, RangeKey, Reason, Settings,
+    FrontendKey, PodLink, RangeKey, Reason, Settings,
 };
 
 use crate::{Carried, Header, Rate};
@@ -16,6 +16,8 @@ pub enum Verdict {
     Refuse(Reason),
     /// Became an answer that goes back where the packet came from.
     Answer,
+    /// Is put into the pod behind the link with this index.
+    Into(u32),
     /// Is dropped; the reason was counted.
     Drop(Reason),
     /// Is too long to go inside another packet, so [`crate::refuse`] has to tell the length that fits; it was counted.
@@ -105,6 +107,10 @@ pub trait Packet: Bytes {
     fn insert(&mut self, bytes: u32) -> Option<()>;
     /// Cuts the packet to a length.
     fn truncate(&mut self, length: u32) -> Option<()>;
+    /// Writes a word of the IP header as it is to stand in the packet; a sum that the network card made is kept right.
+    fn write_counted(&mut self, offset: u32, word: u32) -> Option<()>;
+    /// Are the packets that it is cut into on a link (one, mostly) short enough for that link?
+    fn fits(&self, link: u32) -> bool;
     /// The mark that goes with the packet through the kernel.
     fn mark(&self) -> u32;
     /// Changes the mark.
@@ -123,6 +129,8 @@ pub trait Maps {
     fn backend(&self, id: u32) -> Option<Backend>;
     /// Is this one of the node's own addresses (loopback included for the node's own sockets)?
     fn is_local(&self, address: &Address) -> bool;
+    /// The link of this node's pod with this address, if packets may go straight into it.
+    fn pod(&self, address: &Address) -> Option<PodLink>;
     /// Is this another node's address?
     fn is_node(&self, address: &Address) -> bool;
     /// Are this socket's addresses translated? Those of namespaces that are no pod's may lead anywhere.

@@ -10,7 +10,7 @@ use sluice_ebpf_common::{Address, Flow, FlowKey, FlowKind, Frontend, FrontendKey
 use crate::encap::{Carried, OUTER_V4, OUTER_V6, Tunnel};
 use crate::header::{ETHERNET, End, Header, Kind, parse_inner, rewrite};
 use crate::ingress::{self, Target, enter};
-use crate::{Maps, Scratch, Verdict, flow, fragment, sctp, service};
+use crate::{Maps, Scratch, flow, fragment, sctp, service};
 
 /// What a packet that carries another one turned out to be, or a [`Reason`] to drop it, above these.
 const FOREIGN: u32 = 0;
@@ -25,20 +25,20 @@ const fn no(reason: Reason) -> u32 {
 /// Takes the inner packet out of one that another node sent for a service, and sends it to its pod. The header is the inner
 /// packet's then. What each step needs of the kernel's small stack is free again for the next.
 #[inline(always)]
-pub(crate) fn deliver<P: Tunnel, M: Maps>(packet: &mut P, maps: &M, header: &mut Header) -> Verdict {
+pub(crate) fn deliver<P: Tunnel, M: Maps>(packet: &mut P, maps: &M, header: &mut Header) -> Result<(), Reason> {
     if read(packet, maps, header) != OURS {
-        return Verdict::Pass;
+        return Ok(());
     }
     let reason = match look(maps, header) {
-        FOREIGN => return Verdict::Pass,
+        FOREIGN => return Ok(()),
         OURS => match to_pod(packet, maps, header) {
-            Ok(()) => return Verdict::Pass,
+            Ok(()) => return Ok(()),
             Err(reason) => reason,
         },
         told => reason(told),
     };
     maps.count_reason(reason);
-    Verdict::Drop(reason)
+    Err(reason)
 }
 
 #[inline(always)]

@@ -99,7 +99,14 @@ fn from_service<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Header) -
         (flow.address, flow.port, flow.service, flow.backend)
     });
     let Some((address, port, service, backend)) = found else { return Ok(false) };
-    let bytes = u64::from(bytes);
+    count(maps, service, backend, bytes.into());
+    rewrite(packet, header, End::Source, &address, port)?;
+    Ok(true)
+}
+
+/// Counts a packet for a service and its backend.
+#[inline(always)]
+pub(crate) fn count<M: Maps>(maps: &M, service: u32, backend: u32, bytes: u64) {
     maps.count_service(service, |counters| {
         counters.packets += 1;
         counters.bytes += bytes;
@@ -108,8 +115,6 @@ fn from_service<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Header) -
         counters.packets += 1;
         counters.bytes += bytes;
     });
-    rewrite(packet, header, End::Source, &address, port)?;
-    Ok(true)
 }
 
 #[inline(always)]

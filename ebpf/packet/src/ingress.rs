@@ -3,6 +3,7 @@
 use sluice_ebpf_common::{Address, AffinityKey, Backend, Flow, FlowKey, FlowKind, Frontend, Reason, Scope, Settings};
 
 use crate::header::{End, Header, Kind, parse, parse_quote, rewrite, rewrite_error};
+use crate::neighbour::neighbour;
 use crate::{
     InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Tunnel, Verdict, decap, encap, flow, fragment, fused, hide,
     nat, service,
@@ -38,47 +39,115 @@ impl Target {
     }
 }
 
+/// Handles a packet that a pod sends: what is for another pod of this node is put into it, everything else is as with
+/// [`ingress`].
+#[inline(always)]
+pub fn from_pod<P: Tunnel, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
+    if let Some(verdict) = neighbour(packet, maps) {
+        return verdict;
+    }
+    match by_itself(packet, maps, Scope::Internal) {
+        TRANSLATED => neighbour(packet, maps).unwrap_or(Verdict::Pass),
+        code => verdict(code),
+    }
+}
+
 /// Handles a packet that comes in. Replies to masqueraded connections find their pod again; packets for service
 /// addresses find a backend, and those that another node sent inside a packet of its own their pod. Anything else passes
 /// untouched.
 #[inline(always)]
 pub fn ingress<P: Tunnel, M: Maps>(packet: &mut P, maps: &M, scope: Scope) -> Verdict {
-    let Some(mut header) = parse(packet) else { return Verdict::Pass };
+    verdict(by_itself(packet, maps, scope))
+}
+
+/// What [`translate`] says, as one word; a reason stands above the last two.
+const PASSED: u32 = 0;
+const TRANSLATED: u32 = 1;
+const REFUSED: u32 = 2;
+const DROPPED: u32 = 3;
+const CARRIED: u32 = 4;
+const REASON: u32 = 8;
+
+#[inline(always)]
+fn verdict(code: u32) -> Verdict {
+    let reason = || Reason::ALL.get((code >> REASON) as usize).copied().unwrap_or(Reason::Rewrite);
+    match code & ((1 << REASON) - 1) {
+        REFUSED => Verdict::Refuse(reason()),
+        DROPPED => Verdict::Drop(reason()),
+        CARRIED => Verdict::Encapsulate,
+        _ => Verdict::Pass,
+    }
+}
+
+/// A function of its own in the kernel, so that what follows has the small stack for itself. It says its result in one word:
+/// the verifier forgets all that led to it before it walks what follows.
+#[inline(never)]
+fn by_itself<P: Tunnel, M: Maps>(packet: &mut P, maps: &M, scope: Scope) -> u32 {
+    translate(packet, maps, scope)
+}
+
+/// [`TRANSLATED`] for a packet that goes to a backend now, [`CARRIED`] for one that has to be put into another for that.
+#[inline(always)]
+fn translate<P: Tunnel, M: Maps>(packet: &mut P, maps: &M, scope: Scope) -> u32 {
+    let mut header = Header::default();
+    if !read(packet, &mut header) {
+        return PASSED;
+    }
     if scope == Scope::External && header.is_carrier() {
-        return decap::deliver(packet, maps, &mut header);
+        return match decap::deliver(packet, maps, &mut header) {
+            Ok(()) => PASSED,
+            Err(reason) => DROPPED | (reason as u32) << REASON,
+        };
     }
     if header.is_fragment() {
         fragment::complete(maps, &mut header);
     }
-    let Some(settings) = maps.settings() else { return Verdict::Pass };
+    let Some(settings) = maps.settings() else { return PASSED };
+    let mut done = PASSED;
+    let mut target = Target {
+        address: header.destination,
+        port: header.destination_port,
+        flags: 0,
+        service: Flow::NO_SERVICE,
+        backend: 0,
+    };
     let result = match header.kind {
         Kind::Fragment => {
             maps.count_reason(Reason::Fragment);
-            Ok(false)
+            Ok(())
         }
-        Kind::Other => Ok(false),
-        Kind::IcmpError => deliver_error(packet, maps, &header).map(|()| false),
-        Kind::EchoReply => unmasquerade(packet, maps, settings, &header).map(|_| false),
-        Kind::Ports => match unmasquerade(packet, maps, settings, &header) {
-            Ok(false) => to_service(packet, maps, settings, &header, scope),
-            other => other.map(|_| false),
+        Kind::Other => Ok(()),
+        Kind::IcmpError => deliver_error(packet, maps, &header),
+        Kind::EchoReply => unmasquerade(packet, maps, settings, &header, &mut target).map(|_| ()),
+        Kind::Ports => match unmasquerade(packet, maps, settings, &header, &mut target) {
+            Ok(false) => to_service(packet, maps, settings, &header, scope, &mut target, &mut done),
+            other => other.map(|_| ()),
         },
     };
     match result {
-        Ok(false) => Verdict::Pass,
-        Ok(true) => Verdict::Encapsulate,
+        Ok(()) => done,
         Err(reason) => {
             maps.count_reason(reason);
             if reason != Reason::NoEndpoint {
-                Verdict::Drop(reason)
+                DROPPED | (reason as u32) << REASON
             } else if maps.is_local(&header.destination) {
                 // The kernel answers for its own addresses as for any closed port.
-                Verdict::Pass
+                PASSED
             } else {
-                Verdict::Refuse(reason)
+                REFUSED | (reason as u32) << REASON
             }
         }
     }
+}
+
+/// Reads the headers. A function of its own in the kernel, where the stack is small.
+#[inline(never)]
+fn read<P: Packet>(packet: &P, header: &mut Header) -> bool {
+    let parsed = parse(packet);
+    if let Some(parsed) = parsed {
+        *header = parsed;
+    }
+    parsed.is_some()
 }
 
 #[inline(always)]
@@ -87,22 +156,31 @@ fn unmasquerade<P: Packet, M: Maps>(
     maps: &M,
     settings: &Settings,
     header: &Header,
+    target: &mut Target,
 ) -> Result<bool, Reason> {
     let number = u16::from_be(header.destination_port);
     if number < settings.source_port_first || number > settings.source_port_last {
         return Ok(false);
     }
-    let (now, bytes) = (maps.now(), packet.length());
-    let found = maps.flow(&flow::key(header, FlowKind::MasqueradeReply), |flow| {
-        flow::touch(flow, header, now, bytes);
-        (flow.address, flow.port, flow.flags & Flow::FUSED != 0)
-    });
-    let Some((address, port, fused)) = found else { return Ok(false) };
-    if fused {
+    if !masqueraded(maps, header, target, packet.length()) {
+        return Ok(false);
+    }
+    if target.has(Flow::FUSED) {
         fused::divide(maps, header, FlowKind::MasqueradeReply)?;
     }
-    rewrite(packet, header, End::Destination, &address, port)?;
+    rewrite(packet, header, End::Destination, &target.address, target.port)?;
     Ok(true)
+}
+
+/// Finds who sent what a packet answers. A function of its own in the kernel, where the stack is small.
+#[inline(never)]
+fn masqueraded<M: Maps>(maps: &M, header: &Header, target: &mut Target, bytes: u32) -> bool {
+    let now = maps.now();
+    let found = maps.flow(&flow::key(header, FlowKind::MasqueradeReply), |flow| {
+        flow::touch(flow, header, now, bytes);
+        *target = Target::of(flow);
+    });
+    found.is_some()
 }
 
 /// An ICMP error (a smaller path MTU, most of all) about a packet that left with this node's address goes on to who sent
@@ -148,7 +226,6 @@ fn deliver_quoted<P: Packet, M: Maps>(
     Ok(flags & Flow::FUSED != 0)
 }
 
-/// Sends a client's packet on to a backend; true if it has to be put into another one for that.
 #[inline(always)]
 fn to_service<P: Packet, M: Maps>(
     packet: &mut P,
@@ -156,41 +233,41 @@ fn to_service<P: Packet, M: Maps>(
     settings: &Settings,
     header: &Header,
     scope: Scope,
-) -> Result<bool, Reason> {
+    target: &mut Target,
+    done: &mut u32,
+) -> Result<(), Reason> {
     if header.is_echo() {
-        return Ok(false);
+        return Ok(());
     }
-    let frontend = service::find(maps, settings, &header.destination, header.destination_port, header.protocol, scope);
-    let mut target = Target {
-        address: header.destination,
-        port: header.destination_port,
-        flags: 0,
-        service: Flow::NO_SERVICE,
-        backend: 0,
-    };
+    let mut frontend = Frontend::default();
+    let served = serves(maps, settings, header, scope, &mut frontend);
     // The port of a service that was deleted: its open connections go on.
-    if frontend.is_none() && !service::is_node_port(maps, settings, &header.destination, header.destination_port) {
-        return Ok(false);
+    if !served && !service::is_node_port(maps, settings, &header.destination, header.destination_port) {
+        return Ok(());
     }
-    if !known(maps, header, &mut target, packet.length()) {
-        let Some(frontend) = frontend else { return Ok(false) };
+    if !known(maps, header, target, packet.length()) {
+        if !served {
+            return Ok(());
+        }
         target.flags = if scope == Scope::External { Flow::NEEDS_SOURCE } else { 0 };
-        new(maps, header, &frontend, &mut target, packet.length()).inspect_err(|_| {
+        new(maps, header, &frontend, target, packet.length()).inspect_err(|_| {
             maps.count_service(frontend.service, |counters| counters.refused += 1);
         })?;
     }
     if target.has(Flow::FUSED) {
         fused::divide(maps, header, FlowKind::Service)?;
     }
-    count(maps, &target, packet.length());
+    count(maps, target, packet.length());
     if scope == Scope::External && target.has(Flow::ENCAPSULATED) {
-        encap::note(maps, header, &target);
-        return Ok(true);
+        encap::note(maps, header, target);
+        *done = CARRIED;
+        return Ok(());
     }
     if target.has(Flow::NEEDS_SOURCE) {
         packet.set_mark(packet.mark() | MARK_NEEDS_SOURCE);
     }
-    rewrite(packet, header, End::Destination, &target.address, target.port).map(|()| false)
+    *done = TRANSLATED;
+    rewrite(packet, header, End::Destination, &target.address, target.port)
 }
 
 /// Counts a packet for its service and backend.
@@ -205,6 +282,16 @@ pub(crate) fn count<M: Maps>(maps: &M, target: &Target, bytes: u32) {
         counters.packets += 1;
         counters.bytes += bytes;
     });
+}
+
+/// Finds the frontend that a packet is for. A function of its own in the kernel, where the stack is small.
+#[inline(never)]
+fn serves<M: Maps>(maps: &M, settings: &Settings, header: &Header, scope: Scope, frontend: &mut Frontend) -> bool {
+    let found = service::find(maps, settings, &header.destination, header.destination_port, header.protocol, scope);
+    if let Some(found) = found {
+        *frontend = found;
+    }
+    found.is_some()
 }
 
 /// Finds the target of a connection that is under way, unless it must be picked again: a new connection from the same port

@@ -14,7 +14,7 @@ use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_jiffi
 use sluice_ebpf_common::cache::{Bucket4, Bucket6, Uplink};
 use sluice_ebpf_common::{
     Address, Affinity, AffinityKey, Backend, Counters, Event, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, RangeKey, Reason, SLAB_LINE, Settings, SourceKey, limits, protocol,
+    FrontendKey, PodLink, RangeKey, Reason, SLAB_LINE, Settings, SourceKey, limits, protocol,
 };
 use sluice_packet::{Desk, Fast, Header, Hop, InsertError, Maps, Route, Scratch, Trail};
 
@@ -83,6 +83,14 @@ impl Maps for Kernel {
             return maps::SETTINGS.get(0).is_some_and(|settings| settings.host_cookie == *cookie);
         }
         maps::LOCALS.get_ptr(address).is_some()
+    }
+
+    #[inline(always)]
+    fn pod(&self, address: &Address) -> Option<PodLink> {
+        let pod = maps::PODS.get_ptr(address)?;
+        // SAFETY: the map returned a pointer to a whole value. When the pod goes at this very moment, what stands there may
+        // be another one's, which takes no packet for this address.
+        Some(unsafe { read_volatile(pod) })
     }
 
     #[inline(always)]
@@ -334,7 +342,7 @@ fn way_out(wire: &Wire, header: &Header, length: u16, route: &mut Route) -> bool
     ask.l4_protocol = header.protocol;
     ask.sport = header.source_port;
     ask.dport = header.destination_port;
-    ask.ifindex = wire.link;
+    ask.ifindex = comes_by(wire.link);
     ask.__bindgen_anon_1.tot_len = length;
     if header.v4 {
         ask.__bindgen_anon_3.ipv4_src = header.source.last();
@@ -394,6 +402,15 @@ pub fn hop(skb: *mut __sk_buff, source: &Address, destination: &Address, length:
         TOO_LONG => to.mtu = unsafe { ask.__bindgen_anon_1.mtu_result }.into(),
         _ => {}
     }
+}
+
+/// The link that routes know a packet's link by: a bond's slave has no addresses and forwards nothing.
+#[inline(always)]
+fn comes_by(link: u32) -> u32 {
+    let Some(uplink) = maps::UPLINKS.get_ptr(link) else { return link };
+    // SAFETY: the map returned a pointer to a whole value.
+    let parent = unsafe { read_volatile(addr_of!((*uplink).parent)) };
+    if parent == 0 { link } else { parent }
 }
 
 /// Where this processor counts for an id.

@@ -8,7 +8,7 @@ use sluice_ebpf_common::cache::{Bucket4, Bucket6, Uplink};
 use sluice_ebpf_common::maps::mode;
 use sluice_ebpf_common::{
     Address, Affinity, AffinityKey, Backend, Counters, Event, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, RangeKey, Reason, SLAB_LINE, ServiceName, Settings, SocketState, SourceKey, limits, ports,
+    FrontendKey, PodLink, RangeKey, Reason, SLAB_LINE, ServiceName, Settings, SocketState, SourceKey, limits, ports,
 };
 use sluice_packet::{Desk, Scratch, Trail};
 
@@ -78,6 +78,9 @@ pub static SOURCES: HashMap<SourceKey, Address, { limits::LOCALS as usize }, ON_
 
 #[btf_map(name = "namespaces")]
 pub static NAMESPACES: HashMap<u64, u32, { limits::PODS as usize }, ON_DEMAND> = HashMap::new();
+
+#[btf_map(name = "pods")]
+pub static PODS: HashMap<Address, PodLink, { limits::POD_ADDRESSES as usize }, ON_DEMAND> = HashMap::new();
 
 /// The loader makes it as large as the processors need; the mapping puts records on cache lines.
 #[btf_map(name = "cache4")]

@@ -5,17 +5,18 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{
     __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_FIXED_GSO,
-    BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_SHOT, TC_ACT_UNSPEC,
+    bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_check_mtu_flags::BPF_MTU_CHK_SEGS,
 };
 use aya_ebpf::helpers::{
-    bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room,
-    bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
+    bpf_check_mtu, bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
+    bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use sluice_ebpf_common::{Address, Scope};
 use sluice_packet::{
-    Bytes, Covered, Hop, Packet, Tunnel, Verdict, egress_pod, egress_uplink, encapsulate, ingress, refuse,
+    Bytes, Covered, Hop, Packet, Tunnel, Verdict, egress_pod, egress_uplink, encapsulate, from_pod, ingress, refuse,
 };
 
 use crate::kernel::{Kernel, hop};
@@ -40,7 +41,7 @@ pub fn uplink_out(context: TcContext) -> i32 {
 #[classifier]
 pub fn pod_in(context: TcContext) -> i32 {
     let (mut packet, maps) = open(&context);
-    let verdict = ingress(&mut packet, &maps, Scope::Internal);
+    let verdict = from_pod(&mut packet, &maps);
     close(&mut packet, &maps, verdict)
 }
 
@@ -80,6 +81,8 @@ fn close(packet: &mut Buffer, maps: &Kernel, verdict: Verdict) -> i32 {
         // Not through the kernel's stack, which takes a packet from outside with an own source for a forged one.
         // SAFETY: without a neighbour of its own the helper asks the kernel's routes.
         Verdict::Onward(link) => unsafe { bpf_redirect_neigh(link, core::ptr::null_mut(), 0, 0) as i32 },
+        // SAFETY: the helper has no preconditions.
+        Verdict::Into(link) => unsafe { bpf_redirect_peer(link, 0) as i32 },
     }
 }
 
@@ -195,6 +198,20 @@ impl Packet for Buffer {
     fn truncate(&mut self, length: u32) -> Option<()> {
         // SAFETY: see above.
         done(unsafe { bpf_skb_change_tail(self.skb, length, 0) })
+    }
+
+    #[inline(always)]
+    fn write_counted(&mut self, offset: u32, word: u32) -> Option<()> {
+        let (from, flags) = ((&raw const word).cast(), u64::from(BPF_F_RECOMPUTE_CSUM));
+        // SAFETY: see above.
+        done(unsafe { bpf_skb_store_bytes(self.skb, offset, from, size_of::<u32>() as u32, flags) })
+    }
+
+    #[inline(always)]
+    fn fits(&self, link: u32) -> bool {
+        let mut mtu = 0_u32;
+        // SAFETY: see above; the helper writes the link's MTU.
+        unsafe { bpf_check_mtu(self.skb.cast(), link, &raw mut mtu, 0, BPF_MTU_CHK_SEGS.into()) == 0 }
     }
 
     #[inline(always)]

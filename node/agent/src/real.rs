@@ -11,7 +11,7 @@ use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Client, Error};
 use serde_json::{Value, json};
-use sluice_dataplane::{Dataplane, PodInfo, ServicePath};
+use sluice_dataplane::{Dataplane, Neighbour, PodInfo, ServicePath};
 use sluice_network::{Bandwidth, Network};
 use sluice_runtime::cgroup::Qos;
 use sluice_runtime::{
@@ -123,14 +123,17 @@ pub(crate) struct RealNetwork {
 
 #[async_trait]
 impl PodNetwork for RealNetwork {
-    async fn create(&self, pod: &PodName, services: ServicePath) -> Result<PodAddress, String> {
+    async fn create(&self, pod: &PodName, services: ServicePath, limits: Bandwidth) -> Result<PodAddress, String> {
         // A sender that is gone means shutdown: nobody reads the answer then.
         if self.ready.clone().wait_for(|r| *r).await.is_err() {
             return Err("the node is shutting down".to_owned());
         }
         let net = self.network.create_pod(&pod.uid).await.map_err(|e| e.to_string())?;
         if let Some(dataplane) = self.dataplane.clone() {
-            let info = PodInfo { namespace: pod.namespace.clone(), name: pod.name.clone(), services };
+            // What a pod sends is limited on its own side of the link, what it receives on the node's.
+            let straight = limits.ingress.is_none() && !net.queued;
+            let neighbour = straight.then(|| Neighbour { addresses: net.ips.clone(), mac: net.mac });
+            let info = PodInfo { namespace: pod.namespace.clone(), name: pod.name.clone(), services, neighbour };
             let (index, netns) = (net.host_ifindex, net.netns.clone());
             let added = tokio::task::spawn_blocking(move || dataplane.add_pod(index, &netns, &info)).await;
             added.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
@@ -143,11 +146,20 @@ impl PodNetwork for RealNetwork {
     }
 
     async fn delete(&self, uid: &str) -> Result<(), String> {
+        if let Some(dataplane) = &self.dataplane {
+            let gone = self.network.addresses(uid).await.map_err(|e| e.to_string())?;
+            dataplane.forget_addresses(gone).map_err(|e| e.to_string())?;
+        }
         // The link goes, and the programs on it with it.
         self.network.delete_pod(uid).await.map_err(|e| e.to_string())
     }
 
     async fn retain(&self, uids: &HashSet<String>) -> Result<(), String> {
+        for pod in self.network.pods().await.map_err(|e| e.to_string())? {
+            if !uids.contains(&pod.uid) {
+                self.delete(&pod.uid).await?;
+            }
+        }
         self.network.retain(uids).await.map_err(|e| e.to_string())
     }
 }

@@ -67,8 +67,8 @@ pub struct PodAddress {
 /// Pods' namespaces, links and addresses, and their place in the data plane.
 #[async_trait]
 pub trait PodNetwork: Send + Sync + 'static {
-    /// Makes the pod's network, or finds it.
-    async fn create(&self, pod: &PodName, services: ServicePath) -> Result<PodAddress, String>;
+    /// Makes the pod's network, or finds it. A pod that is to be limited is told so now: its packets must not go past the limit.
+    async fn create(&self, pod: &PodName, services: ServicePath, limits: Bandwidth) -> Result<PodAddress, String>;
     /// Limits the traffic of a pod that has its network.
     async fn limit(&self, uid: &str, bandwidth: Bandwidth) -> Result<(), String>;
     async fn delete(&self, uid: &str) -> Result<(), String>;

@@ -302,7 +302,7 @@ struct SimNetwork {
 
 #[async_trait]
 impl PodNetwork for SimNetwork {
-    async fn create(&self, _: &PodName, _: ServicePath) -> Result<PodAddress, String> {
+    async fn create(&self, _: &PodName, _: ServicePath, _: Bandwidth) -> Result<PodAddress, String> {
         self.journal.add("network");
         Ok(PodAddress { netns: "/sim/netns".into(), ips: vec!["127.0.0.1".parse().unwrap()] })
     }

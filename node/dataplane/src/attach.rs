@@ -3,7 +3,7 @@
 //!
 //! Pods' links get filters of the clsact qdisc on every kernel: attaching or ending a TCX link waits for an RCU grace
 //! period while it holds the lock of all links (16 ms each on a machine with a 250 Hz tick; a filter takes 0.1 ms). A pin
-//! of the program, named after the link's index, says that the filters are there.
+//! of the program, named after the link's index, says that the filters are there; uplinks without TCX have such pins, too.
 
 use std::fs::File;
 use std::io;
@@ -158,7 +158,10 @@ pub(crate) fn attach_traffic(
                 let attached: FdLink = attached.try_into().map_err(|error| Error::ebpf(what(), error))?;
                 attached.pin(&pin).map_err(|error| Error::ebpf(what(), error))?;
             }
-            Traffic::Clsact => attach_filter(program, link, side).map_err(|error| Error::ebpf(what(), error))?,
+            Traffic::Clsact => {
+                attach_filter(program, link, side).map_err(|error| Error::ebpf(what(), error))?;
+                mark(program, name, &pins.uplink_filter(name, link.index))?;
+            }
         }
     }
     Ok(())
@@ -170,13 +173,16 @@ pub(crate) fn attach_pod(ebpf: &mut Ebpf, pins: &Pins, link: &Link, sides: &[TcA
         let program = traffic_program(ebpf, name)?;
         attach_filter(program, link, side)
             .map_err(|error| Error::ebpf(format!("attach {name} to the link {}", link.name), error))?;
-        let marker = pins.filter(name, link.index);
-        unpin(&marker)?;
-        let program = program.fd().map_err(|error| Error::ebpf(format!("pin {name}"), error))?;
-        sys::pin(program.as_fd(), &marker)
-            .map_err(|error| Error::system(format!("pin {}", marker.display()), error))?;
+        mark(program, name, &pins.filter(name, link.index))?;
     }
     Ok(())
+}
+
+/// Pins the program that a link has as a filter.
+fn mark(program: &SchedClassifier, name: &str, marker: &Path) -> Result<(), Error> {
+    unpin(marker)?;
+    let program = program.fd().map_err(|error| Error::ebpf(format!("pin {name}"), error))?;
+    sys::pin(program.as_fd(), marker).map_err(|error| Error::system(format!("pin {}", marker.display()), error))
 }
 
 /// Takes the pod programs off a link. A link that is gone took its filters with it.
@@ -234,9 +240,14 @@ pub(crate) fn detach_traffic(
         Traffic::Tcx => programs.iter().try_for_each(|(name, _)| unpin(&pins.link(&format!("{name}-{}", link.index)))),
         Traffic::Clsact => {
             detach_filters(programs, link);
-            Ok(())
+            forget_filters(pins, link.index)
         }
     }
+}
+
+/// Forgets the filters of an uplink that is gone.
+pub(crate) fn forget_filters(pins: &Pins, index: u32) -> Result<(), Error> {
+    UPLINK_PROGRAMS.iter().try_for_each(|(name, _)| unpin(&pins.uplink_filter(name, index)))
 }
 
 /// Puts this process's programs in the place of an earlier one's on uplinks and pods' links, for these directions, and
@@ -246,6 +257,12 @@ pub(crate) fn take_over(ebpf: &mut Ebpf, pins: &Pins, sides: &[TcAttachType]) ->
         match Link::by_index(index) {
             Ok(link) => attach_pod(ebpf, pins, &link, sides)?,
             Err(_) => detach_pod(pins, index)?,
+        }
+    }
+    for index in pins.uplink_filters() {
+        match Link::by_index(index) {
+            Ok(link) => attach_traffic(ebpf, pins, Traffic::Clsact, UPLINK_PROGRAMS, &link, sides)?,
+            Err(_) => forget_filters(pins, index)?,
         }
     }
     for name in pins.link_names() {

@@ -16,9 +16,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::attach::{self, Link, Traffic, UPLINK_PROGRAMS};
 use crate::compile::{Frontends, Owner};
+use crate::datagrams::Datagrams;
 use crate::limits::{KEEP, PROBLEMS, SOURCE_PORTS};
 use crate::migrate::{self, BUILD, Build};
 use crate::model::{Forwarding, Snapshot};
+use crate::neighbours::{Neighbour, Neighbours, Redirect};
 use crate::object::Mode;
 use crate::pins::{self, Pins};
 use crate::plan::{Capacity, Tables};
@@ -53,6 +55,8 @@ pub struct Config {
     pub xdp: Xdp,
     /// How services of the API that do not say so reach backends on other nodes.
     pub forwarding: Forwarding,
+    /// Whether packets between this node's pods pass through its stack.
+    pub redirect: Redirect,
 }
 
 /// Links that packets from outside arrive on.
@@ -77,6 +81,9 @@ pub struct PodInfo {
     pub name: String,
     /// How it reaches services.
     pub services: ServicePath,
+    /// How other pods of this node reach it without the node's stack; `None` when what comes to it has to pass there, as with
+    /// a limit of its traffic.
+    pub neighbour: Option<Neighbour>,
 }
 
 /// Where a pod's connections to services are translated.
@@ -111,6 +118,8 @@ pub(crate) struct Inner {
     pub(crate) sweeping: Mutex<()>,
     build: Build,
     namespaces: Mutex<HashMap<MapData, u64, u32>>,
+    pub(crate) neighbours: Mutex<Neighbours>,
+    pub(crate) datagrams: Datagrams,
     settings: Mutex<(Settings, Array<MapData, Settings>)>,
     pub(crate) table: Mutex<Table>,
     started: Instant,
@@ -120,7 +129,7 @@ pub(crate) struct Table {
     pub(crate) store: Store,
     pub(crate) tables: Tables,
     pub(crate) sizes: Sizes,
-    wanted: Wanted,
+    pub(crate) wanted: Wanted,
     /// The kernel may hold frontends that nobody wants: those of an earlier process, or after a failed write.
     unsure: bool,
     problems: Vec<String>,
@@ -192,6 +201,8 @@ impl Dataplane {
             locals: Mutex::new(typed(&pins, maps::LOCALS)?),
             nodes: Mutex::new(typed(&pins, maps::NODES)?),
             namespaces: Mutex::new(typed(&pins, maps::NAMESPACES)?),
+            datagrams: Datagrams::default(),
+            neighbours: Mutex::new(Neighbours::open(&pins, config.redirect)?),
             sources: Mutex::new(typed(&pins, maps::SOURCES)?),
             uplinks: Mutex::default(),
             sweeping: Mutex::default(),
@@ -256,6 +267,7 @@ impl Dataplane {
             health::serve(wanted, &shutdown),
             self.follow_links(&shutdown),
             sweep::run(self, &shutdown),
+            self.follow_datagrams(&shutdown),
             self.keep_for_rollback(&shutdown),
         )?;
         Ok(())
@@ -301,8 +313,8 @@ impl Dataplane {
         let link = Link::by_index(index)?;
         tracing::debug!(link = link.name, namespace = pod.namespace, pod = pod.name, "attach the pod's link");
         let inner = &self.inner;
-        let mut ebpf = inner.ebpf.lock();
-        attach::attach_pod(&mut ebpf, &inner.pins, &link, attach::BOTH)
+        attach::attach_pod(&mut inner.ebpf.lock(), &inner.pins, &link, attach::BOTH)?;
+        inner.neighbours.lock().set(&link, pod.neighbour.as_ref())
     }
 
     /// All that a new pod needs: [`Self::attach_pod`] and, unless its packets are translated, [`Self::know_namespace`]. It has to be done before the pod's first
@@ -333,6 +345,7 @@ impl Dataplane {
             .map_err(|error| Error::system(format!("look into the namespace {}", netns.display()), error))?;
         let failed = |error| Error::ebpf("write the namespaces", error);
         self.inner.namespaces.lock().insert(cookie, index, 0).map_err(failed)?;
+        self.inner.datagrams.know(index, netns);
         self.change_settings(|settings| settings.known_only = 1)
     }
 
@@ -349,6 +362,7 @@ impl Dataplane {
     }
 
     fn forget_namespace(&self, index: u32) -> Result<(), Error> {
+        self.inner.datagrams.forget(index);
         let failed = |error| Error::ebpf("write the namespaces", error);
         let mut namespaces = self.inner.namespaces.lock();
         let gone: Vec<u64> = namespaces
@@ -365,6 +379,7 @@ impl Dataplane {
 
     /// Takes the pod programs off a link; a link that is gone is success.
     pub fn detach_pod(&self, index: u32) -> Result<(), Error> {
+        self.inner.neighbours.lock().forget_link(index)?;
         self.forget_namespace(index)?;
         attach::detach_pod(&self.inner.pins, index)
     }
@@ -374,6 +389,7 @@ impl Dataplane {
         self.detach_pod(index)?;
         let gone = Link { index, name: String::new() };
         attach::detach_traffic(&self.inner.pins, Traffic::Tcx, UPLINK_PROGRAMS, &gone)?;
+        attach::forget_filters(&self.inner.pins, index)?;
         wire::detach(&self.inner.pins, index)
     }
 
@@ -409,6 +425,7 @@ impl Dataplane {
         let mut guard = self.inner.table.lock();
         let table = &mut *guard;
         let mut changes = Changes::new();
+        let all = matches!(update, Update::All(_));
         match update {
             Update::All(all) => table.wanted.replace(all, &mut changes),
             Update::Some(some) => {
@@ -439,6 +456,7 @@ impl Dataplane {
             return Err(error);
         }
         table.unsure = false;
+        self.inner.datagrams.notice(all, &changes);
         self.change_settings(|settings| settings.host_ports = host_ports)?;
         if plan.problems.len() > PROBLEMS {
             let more = plan.problems.len() - PROBLEMS;

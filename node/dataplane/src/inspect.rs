@@ -10,13 +10,13 @@ use aya::maps::{MapData, MapInfo, PerCpuArray};
 use serde::Serialize;
 use sluice_ebpf_common::{Backend, Frontend, Reason, SCHEMA, Scope, limits, maps, protocol};
 
-use crate::attach::{GUARD_PROGRAMS, Link, POD_PROGRAMS, SOCKET_PROGRAMS};
+use crate::attach::{GUARD_PROGRAMS, Link, POD_PROGRAMS, SOCKET_PROGRAMS, UPLINK_PROGRAMS};
 use crate::pending::{self, Pending};
 use crate::pins::{Pins, cgroup_root};
 use crate::range::unwire;
 use crate::store::{Store, typed};
 use crate::wire::{self, UplinkRow};
-use crate::{Dataplane, Error, sweep, sys};
+use crate::{Dataplane, Error, datagrams, neighbours, sweep, sys};
 
 /// How deep the cgroup tree is searched for the cgroup that programs are attached to.
 const CGROUP_DEPTH: usize = 8;
@@ -139,6 +139,7 @@ pub struct MapRow {
 fn row(name: &'static str, used: usize, limit: u32, bound: u32) -> MapRow {
     let advice = match name {
         maps::FLOWS => "new connections by packet are refused: end idle ones, or spread the load over more nodes",
+        maps::PODS => "packets to further pods of this node pass through its stack",
         _ => "new services are refused: remove services or endpoints that nobody needs",
     };
     MapRow { name, used, limit, bound, advice }
@@ -231,6 +232,7 @@ fn status_in(pins: &Pins) -> Result<Status, Error> {
         row(maps::NAMES, tables.names.len(), capacity.services, limits::SERVICES),
         row(maps::RANGES, tables.ranges.values().map(BTreeSet::len).sum(), capacity.ranges, limits::RANGES),
         row(maps::FLOWS, flows * 2, flow_limit, limits::FLOWS),
+        row(maps::PODS, neighbours::count(pins)?, limits::POD_ADDRESSES, limits::POD_ADDRESSES),
     ];
     // A map below its bound grows by itself.
     for map in maps.iter().filter(|map| map.used * 10 > map.limit as usize * 9 && map.limit >= map.bound) {
@@ -239,6 +241,7 @@ fn status_in(pins: &Pins) -> Result<Status, Error> {
             map.name, map.used, map.limit, map.advice
         ));
     }
+    problems.extend(datagrams::problem());
     Ok(Status { programs, uplinks: wire::rows(pins)?, maps, flows, refused: refused(pins)?, problems })
 }
 
@@ -286,20 +289,21 @@ fn programs(pins: &Pins, problems: &mut Vec<String>) -> Result<Vec<ProgramRow>, 
         let verified_instructions = verified.get(&target.program).copied().unwrap_or(0);
         rows.push(ProgramRow { name: program, attached, id: target.program, verified_instructions });
     }
-    pods(pins, &verified, &mut rows)?;
+    filters(pins, &verified, &mut rows)?;
     Ok(rows)
 }
 
-/// The programs on pods' links.
-fn pods(pins: &Pins, verified: &BTreeMap<u32, u32>, rows: &mut Vec<ProgramRow>) -> Result<(), Error> {
-    for index in pins.filters() {
-        for (name, _) in POD_PROGRAMS {
-            let path = pins.filter(name, index);
-            let failed = |error| Error::system(format!("read {}", path.display()), error);
-            let id = sys::open_pinned(&path).and_then(|program| sys::program_id(program.as_fd())).map_err(failed)?;
-            let verified_instructions = verified.get(&id).copied().unwrap_or(0);
-            rows.push(ProgramRow { name: name.into(), attached: Link::name_of(index), id, verified_instructions });
-        }
+/// The programs that links have as filters.
+fn filters(pins: &Pins, verified: &BTreeMap<u32, u32>, rows: &mut Vec<ProgramRow>) -> Result<(), Error> {
+    let pods = pins.filters().into_iter().flat_map(|index| POD_PROGRAMS.map(|(name, _)| (name, index)));
+    let uplinks = pins.uplink_filters().into_iter().flat_map(|index| UPLINK_PROGRAMS.map(|(name, _)| (name, index)));
+    let pinned = pods.map(|(name, index)| (name, index, pins.filter(name, index)));
+    for (name, index, path) in pinned.chain(uplinks.map(|(name, index)| (name, index, pins.uplink_filter(name, index))))
+    {
+        let failed = |error| Error::system(format!("read {}", path.display()), error);
+        let id = sys::open_pinned(&path).and_then(|program| sys::program_id(program.as_fd())).map_err(failed)?;
+        let verified_instructions = verified.get(&id).copied().unwrap_or(0);
+        rows.push(ProgramRow { name: name.into(), attached: Link::name_of(index), id, verified_instructions });
     }
     Ok(())
 }

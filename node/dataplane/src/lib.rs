@@ -3,14 +3,16 @@
 //!
 //! Invariants: the compiler ([`compile`]) and the planner ([`plan`]) are pure; the kernel's maps are the only state, so a
 //! restarted process takes over what it finds; programs and maps are pinned and work on while no process runs; nothing
-//! but service addresses and pods' traffic to the outside is ever touched.
+//! but service addresses, pods' traffic to the outside and the way between pods of one node is ever touched.
 
 #[cfg(test)]
 extern crate self as sluice_dataplane;
 
 mod attach;
 pub mod compile;
+mod datagrams;
 mod dataplane;
+mod diag;
 mod endpoints;
 mod error;
 mod health;
@@ -21,6 +23,7 @@ mod maglev;
 mod masquerade;
 pub mod migrate;
 pub mod model;
+mod neighbours;
 mod object;
 mod pending;
 mod picture;
@@ -43,6 +46,7 @@ pub use dataplane::{Config, Dataplane, PodInfo, ServicePath, Uplinks};
 pub use error::Error;
 pub use inspect::{BackendRow, FrontendRow, MapRow, ProgramRow, ServiceRow, Status, services, status};
 pub use limits::UNMASQUERADED;
+pub use neighbours::{Neighbour, Redirect};
 pub use probe::{Hook, Outcome, Probe};
 pub use range::Range;
 pub use resize::Sizes;

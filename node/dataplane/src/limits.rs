@@ -18,6 +18,9 @@ pub(crate) const SWEEP: Duration = Duration::from_secs(10);
 /// The same while it fills.
 pub(crate) const SWEEP_BUSY: Duration = Duration::from_secs(1);
 
+/// Time between two looks for datagram sockets whose backend is gone, at least.
+pub(crate) const DATAGRAMS: Duration = Duration::from_millis(200);
+
 /// How long the maps of an earlier build are kept for a rollback.
 pub(crate) const KEEP: Duration = Duration::from_secs(600);
 

@@ -1,8 +1,8 @@
 //! Where maps and links live between processes, in the BPF file system:
 //!
 //! `<pin dir>/v<schema>/<map>` are sets of maps, one for each schema, and `<pin dir>/current` names the one that the programs
-//! work on. `<pin dir>/links` and `filters` say where programs are attached; they belong to no schema, as any build may put
-//! its programs there. While a map is replaced, the new one is pinned beside the old one as `next-<map>`.
+//! work on. `<pin dir>/links`, `filters` and `uplinks` say where programs are attached; they belong to no schema, as any build
+//! may put its programs there. While a map is replaced, the new one is pinned beside the old one as `next-<map>`.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -69,7 +69,22 @@ impl Pins {
 
     /// Indices of the pods' links that have our filters.
     pub(crate) fn filters(&self) -> BTreeSet<u32> {
-        names(&self.filter_dir()).iter().filter_map(|name| name.rsplit_once('-')?.1.parse().ok()).collect()
+        indices(&self.filter_dir())
+    }
+
+    fn uplink_dir(&self) -> PathBuf {
+        self.root.join("uplinks")
+    }
+
+    /// The pin of a program that says that an uplink has it as a filter. Apart from those of pods' links, which are read by
+    /// their indices alone.
+    pub(crate) fn uplink_filter(&self, program: &str, index: u32) -> PathBuf {
+        self.uplink_dir().join(format!("{program}-{index}"))
+    }
+
+    /// Indices of the uplinks that have our filters.
+    pub(crate) fn uplink_filters(&self) -> BTreeSet<u32> {
+        indices(&self.uplink_dir())
     }
 
     /// Has an earlier process left something here?
@@ -148,7 +163,7 @@ impl Pins {
                 }
             })?;
         }
-        for dir in [self.links(), self.filter_dir(), self.set()] {
+        for dir in [self.links(), self.filter_dir(), self.uplink_dir(), self.set()] {
             std::fs::create_dir_all(&dir).map_err(|error| Error::system(format!("create {}", dir.display()), error))?;
         }
         for schema in self.schemas() {
@@ -204,6 +219,11 @@ impl Pins {
         }
         remove(&self.root)
     }
+}
+
+/// The numbers at the ends of the names in a folder.
+fn indices(dir: &Path) -> BTreeSet<u32> {
+    names(dir).iter().filter_map(|name| name.rsplit_once('-')?.1.parse().ok()).collect()
 }
 
 fn names(dir: &Path) -> Vec<String> {

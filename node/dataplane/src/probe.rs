@@ -52,7 +52,7 @@ pub enum Outcome {
     Dropped,
     /// It leaves at once: as an answer back where it came from, or inside another packet to another node.
     Redirected,
-    /// It leaves at once by a link.
+    /// It leaves at once by a link, or is put into a pod.
     Sent,
 }
 
@@ -89,6 +89,8 @@ impl Dataplane {
             (Hook::Wire, XDP_TX | XDP_REDIRECT) => Outcome::Sent,
             (Hook::Wire, XDP_PASS) => Outcome::Passed,
             (Hook::Wire, _) | (_, DROPPED) => Outcome::Dropped,
+            // An answer goes back to where the packet came from; another pod's link has its own address.
+            (Hook::PodIn, REDIRECTED) if frame.get(..6) != out.get(6..12) => Outcome::Sent,
             (_, REDIRECTED) => Outcome::Redirected,
             _ => Outcome::Passed,
         };

@@ -25,6 +25,7 @@ const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_ITER_CREATE: libc::c_long = 33;
 const BPF_LINK_DETACH: libc::c_long = 34;
 const SO_NETNS_COOKIE: libc::c_int = 71;
 /// Room for any command's attributes; the kernel ignores zeroes past those it knows.
@@ -342,17 +343,41 @@ pub(crate) fn netns_cookie() -> io::Result<u64> {
 
 /// Cookie of another network namespace, pinned at a path.
 pub(crate) fn netns_cookie_of(path: &Path) -> io::Result<u64> {
+    inside(path, netns_cookie)
+}
+
+/// Does something in another network namespace, pinned at a path.
+pub(crate) fn inside<T: Send>(path: &Path, act: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     let file = std::fs::File::open(path)?;
     // Entering is for a thread of its own, which ends with it.
-    let visit = std::thread::Builder::new().name("netns".into()).spawn(move || {
-        nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
-        netns_cookie()
-    })?;
-    visit.join().map_err(|_| io::Error::other("the visit failed"))?
+    std::thread::scope(|scope| {
+        let visit = std::thread::Builder::new().name("netns".into()).spawn_scoped(scope, || {
+            nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
+            act()
+        })?;
+        visit.join().map_err(|_| io::Error::other("the visit failed"))?
+    })
+}
+
+/// What an iterator's program says, for reading; of sockets, those of the calling thread's network namespace.
+pub(crate) fn iterate(program: BorrowedFd<'_>) -> io::Result<std::fs::File> {
+    const BPF_TRACE_ITER: u64 = 28;
+    let mut attributes = Attributes([0; ATTRIBUTES]);
+    attributes.0[0] = program.as_raw_fd() as u64;
+    attributes.0[1] = BPF_TRACE_ITER;
+    let link = bpf(BPF_LINK_CREATE, &mut attributes)?;
+    // SAFETY: the kernel just returned this descriptor to us alone.
+    let link = unsafe { OwnedFd::from_raw_fd(link) };
+    let mut attributes = Attributes([0; ATTRIBUTES]);
+    attributes.0[0] = link.as_raw_fd() as u64;
+    let file = bpf(BPF_ITER_CREATE, &mut attributes)?;
+    // SAFETY: as above.
+    Ok(unsafe { std::fs::File::from_raw_fd(file) })
 }
 
 /// What drivers call themselves.
 pub(crate) const VETH_DRIVER: &str = "veth";
+pub(crate) const BOND_DRIVER: &str = "bonding";
 pub(crate) const VLAN_DRIVER: &str = "802.1Q VLAN Support";
 
 /// The name of a link's driver.
@@ -362,11 +387,7 @@ pub(crate) fn driver(name: &str) -> io::Result<String> {
     const DRIVER: std::ops::Range<usize> = 4..36;
     let mut info = [0_u8; 196];
     info[..4].copy_from_slice(&COMMAND.to_ne_bytes());
-    // SAFETY: all zeroes is a valid request.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
-        *to = from as libc::c_char;
-    }
+    let mut request = named(name);
     request.ifr_ifru.ifru_data = info.as_mut_ptr().cast();
     let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
     // SAFETY: the request names a buffer of the length that this command fills.
@@ -425,6 +446,34 @@ fn vlan_ioctl(command: libc::c_int, name: &str) -> Option<[u8; 24]> {
     (result >= 0).then_some(request.answer)
 }
 
+/// The bond that has this link as a slave.
+pub(crate) fn bond_of(name: &str) -> Option<u32> {
+    let links = nix::net::if_::if_nameindex().ok()?;
+    links.iter().find_map(|link| {
+        let bond = link.name().to_str().ok()?;
+        let slaves = if driver(bond).is_ok_and(|driver| driver == BOND_DRIVER) { slaves(bond) } else { Vec::new() };
+        slaves.iter().any(|slave| slave == name).then_some(link.index())
+    })
+}
+
+/// Names of a bond's slaves.
+fn slaves(bond: &str) -> Vec<String> {
+    const SIOCBONDSLAVEINFOQUERY: libc::c_ulong = 0x8993;
+    // struct ifslave: number, name, state.
+    const NAME: std::ops::Range<usize> = 4..20;
+    let slave = |number: u32| {
+        let mut about = [0_u8; 28];
+        about[..4].copy_from_slice(&number.to_ne_bytes());
+        let mut request = named(bond);
+        request.ifr_ifru.ifru_data = about.as_mut_ptr().cast();
+        let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+        // SAFETY: the request names a buffer of the length that this command fills.
+        let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCBONDSLAVEINFOQUERY as _, &raw mut request) };
+        (result >= 0).then(|| text(&about[NAME]))
+    };
+    (0..).map_while(slave).collect()
+}
+
 /// Attaches an XDP program to a link, in its driver.
 pub(crate) fn attach_native_xdp(program: BorrowedFd<'_>, index: u32) -> io::Result<OwnedFd> {
     const BPF_XDP: u64 = 37;
@@ -435,6 +484,40 @@ pub(crate) fn attach_native_xdp(program: BorrowedFd<'_>, index: u32) -> io::Resu
     let fd = bpf(BPF_LINK_CREATE, &mut attributes)?;
     // SAFETY: the kernel just returned this descriptor to us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A link's Ethernet address.
+pub(crate) fn hardware_address(name: &str) -> io::Result<[u8; 6]> {
+    let request = ask(name, libc::SIOCGIFHWADDR)?;
+    // SAFETY: this command fills in an address.
+    let [a, b, c, d, e, f, ..] = unsafe { request.ifr_ifru.ifru_hwaddr }.sa_data.map(|byte| byte as u8);
+    Ok([a, b, c, d, e, f])
+}
+
+/// The longest IP packet on a link.
+pub(crate) fn mtu(name: &str) -> io::Result<u32> {
+    let request = ask(name, libc::SIOCGIFMTU)?;
+    // SAFETY: this command fills in a number.
+    Ok(unsafe { request.ifr_ifru.ifru_mtu } as u32)
+}
+
+/// A request about a link.
+fn named(name: &str) -> libc::ifreq {
+    // SAFETY: all zeroes is a valid request.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request
+}
+
+/// Asks one of the short questions about a link.
+fn ask(name: &str, command: libc::c_ulong) -> io::Result<libc::ifreq> {
+    let mut request = named(name);
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    // SAFETY: these commands read the name and fill in the rest of the request.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), command as _, &raw mut request) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(request) }
 }
 
 /// How often a second the kernel's timer ticks.

@@ -2,6 +2,7 @@
 //! programs on the link do all of its work, too. What became of each uplink stands in the map that also tells the programs
 //! where packets may be sent out at once.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::AsFd;
 
@@ -64,9 +65,11 @@ pub(crate) fn program(ebpf: &mut Ebpf) -> Option<&mut Program> {
 
 /// Attaches the program to a link if it should and can be, and notes what became of it.
 pub(crate) fn attach(ebpf: &mut Ebpf, pins: &Pins, xdp: Xdp, link: &Link) -> Result<(), Error> {
-    let (parent, vlan) = sys::vlan_parent(&link.name).map_or((link.index, 0), |(parent, vlan)| (parent, vlan));
+    let bond = sys::bond_of(&link.name);
+    let own = (bond.unwrap_or(link.index), 0);
+    let (parent, vlan) = sys::vlan_parent(&link.name).unwrap_or(own);
     let note = |reason: u32| Uplink { flags: if reason == 0 { Uplink::NATIVE } else { 0 }, reason, parent, vlan };
-    let mut uplink = note(attempt(ebpf, pins, xdp, link)?);
+    let mut uplink = note(attempt(ebpf, pins, xdp, link, bond.is_some())?);
     if vlan != 0 && pin(pins, parent).exists() {
         uplink.flags = Uplink::NATIVE;
     }
@@ -79,9 +82,11 @@ fn pin(pins: &Pins, index: u32) -> std::path::PathBuf {
 }
 
 /// 0, or why the driver does not run the program.
-fn attempt(ebpf: &mut Ebpf, pins: &Pins, xdp: Xdp, link: &Link) -> Result<u32, Error> {
+fn attempt(ebpf: &mut Ebpf, pins: &Pins, xdp: Xdp, link: &Link, is_slave: bool) -> Result<u32, Error> {
     let pin = pin(pins, link.index);
-    if let Some(reason) = unwanted(xdp, &link.name) {
+    // The kernel gives a bond's program to all slaves, and takes none for a slave beside it.
+    let bonded = (is_slave && xdp != Xdp::Off).then_some(Uplink::WHY_BOND);
+    if let Some(reason) = bonded.or_else(|| unwanted(xdp, &link.name)) {
         unpin(&pin)?;
         return Ok(reason);
     }
@@ -117,8 +122,12 @@ pub(crate) fn rows(pins: &Pins) -> Result<Vec<UplinkRow>, Error> {
     let map: HashMap<MapData, u32, Uplink> = typed(pins, maps::UPLINKS)?;
     let mut uplinks: Vec<_> = map.iter().filter_map(Result::ok).collect();
     uplinks.sort_unstable_by_key(|(index, _)| *index);
-    let row = |(index, uplink): (u32, Uplink)| {
-        let native = uplink.flags & Uplink::NATIVE != 0 && uplink.reason == 0;
+    let runs: BTreeSet<u32> = uplinks.iter().filter(|(_, uplink)| uplink.runs()).map(|(index, _)| *index).collect();
+    let row = |(index, mut uplink): (u32, Uplink)| {
+        if uplink.reason == Uplink::WHY_BOND && runs.contains(&uplink.parent) {
+            (uplink.reason, uplink.flags) = (0, Uplink::NATIVE);
+        }
+        let native = uplink.runs();
         let reason = (!native).then(|| reason(uplink));
         UplinkRow { link: Link::name_of(index), xdp: if native { "native" } else { "tc" }, reason }
     };
@@ -131,10 +140,11 @@ fn reason(uplink: Uplink) -> String {
         Uplink::WHY_VETH => "a veth link's packets come with unfinished checksums".into(),
         Uplink::WHY_VIRTUAL if uplink.flags & Uplink::NATIVE != 0 => "the link below it has the program".into(),
         Uplink::WHY_VIRTUAL => "no wire is behind it".into(),
+        Uplink::WHY_BOND => "the bond above it does not have the program".into(),
         Uplink::WHY_REFUSED => "the kernel refused the program".into(),
         number => match i32::try_from(number) {
             Ok(libc::EOPNOTSUPP) => "the driver has no native XDP".into(),
-            Ok(libc::EBUSY | libc::EEXIST) => "another XDP program is there, or the bond above it has this one".into(),
+            Ok(libc::EBUSY | libc::EEXIST) => "another XDP program is there".into(),
             Ok(number) => format!("the driver refused: {}", io::Error::from_raw_os_error(number)),
             Err(_) => format!("unknown reason {number}"),
         },

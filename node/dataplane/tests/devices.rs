@@ -4,9 +4,9 @@
 
 mod common;
 
-use common::{Place, connect, isolated, run, service, tcp_server};
+use common::{Place, act_as_card, connect, isolated, run, service, tcp_server};
 use sluice_dataplane::model::Protocol;
-use sluice_dataplane::{Config, Dataplane, Uplinks};
+use sluice_dataplane::{Config, Dataplane, PodInfo, Uplinks, Xdp};
 
 const NODE_PORT: &str = "10.1.0.1:30080";
 
@@ -54,6 +54,129 @@ fn node_port_answers(place: &Place, via: &str) {
     assert!(client.alive());
 }
 
+/// The same, with the work done in the driver of the links below: a backend elsewhere is reached without the stack.
+fn driver_sends_on(place: &Place, outside: &common::Namespace, here: &str, expected: &[(&str, &str)]) {
+    std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+    let dataplane = Dataplane::load(Config { xdp: Xdp::Always, ..node(place) }).unwrap();
+    let rows: Vec<_> = dataplane.status().unwrap().uplinks.into_iter().map(|row| (row.link, row.xdp)).collect();
+    for (link, way) in expected {
+        assert!(rows.contains(&((*link).to_owned(), *way)), "{link} by {way}: {rows:?}");
+    }
+    // Another machine behind the same wire.
+    let name = outside.path.file_name().unwrap().to_str().unwrap();
+    run("ip", &["-n", name, "address", "add", "10.1.0.3/24", "dev", here]);
+    outside.within(|| tcp_server("10.1.0.3:8080"));
+    dataplane.apply(&service(Protocol::Tcp, "10.96.0.10:80", 30080, &["~10.1.0.3:8080"])).unwrap();
+    let reach = || {
+        outside.within(|| {
+            let mut client = connect(NODE_PORT).unwrap();
+            assert_eq!(client.seen_as.ip().to_string(), "10.1.0.1");
+            (0..20).for_each(|_| assert!(client.alive()));
+        });
+    };
+    // Neighbours are known afterwards.
+    reach();
+    let before = forwarded();
+    reach();
+    assert_eq!(forwarded(), before, "nothing passed through the stack");
+    let row = dataplane.services().unwrap().remove(0);
+    assert!(row.connections == 2 && row.packets > 80, "{row:?}");
+}
+
+/// Packets that the kernel's stack forwarded.
+fn forwarded() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap();
+    let mut lines = text.lines().filter(|line| line.starts_with("Ip:")).map(|line| line.split(' '));
+    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+    names.zip(values).find(|(name, _)| *name == "ForwDatagrams").unwrap().1.parse().unwrap()
+}
+
+#[test]
+#[ignore = "needs bonds: runs under cargo xtask kernel"]
+fn the_driver_of_a_bonds_slave_sends_a_services_packets_on() {
+    isolated("the_driver_of_a_bonds_slave_sends_a_services_packets_on", |place| {
+        let outside = bonded(place, "bond0");
+        outside.within(|| act_as_card("eth0"));
+        driver_sends_on(place, &outside, "eth0", &[("bond0", "native"), ("slave0", "native")]);
+    });
+}
+
+#[test]
+#[ignore = "needs VLANs: runs under cargo xtask kernel"]
+fn the_driver_below_a_vlan_sends_a_services_packets_on() {
+    isolated("the_driver_below_a_vlan_sends_a_services_packets_on", |place| {
+        let outside = place.neighbour("outside", "up0", None, "10.9.0.2/24", None);
+        let namespace = outside.path.file_name().unwrap().to_str().unwrap().to_owned();
+        outside.within(|| {
+            act_as_card("eth0");
+            common::tag_in_frames("eth0");
+        });
+        run("ip", &["link", "add", "link", "up0", "name", "up0.7", "type", "vlan", "id", "7"]);
+        run("ip", &["link", "set", "up0.7", "up"]);
+        run("ip", &["address", "add", "10.1.0.1/24", "dev", "up0.7"]);
+        for arguments in [
+            &["link", "add", "link", "eth0", "name", "eth0.7", "type", "vlan", "id", "7"][..],
+            &["link", "set", "eth0.7", "up"],
+            &["address", "add", "10.1.0.2/24", "dev", "eth0.7"],
+        ] {
+            run("ip", &[&["-n", &namespace], arguments].concat());
+        }
+        driver_sends_on(place, &outside, "eth0.7", &[("up0", "native"), ("up0.7", "tc")]);
+    });
+}
+
+/// An SCTP association is a stream of bytes here, as a TCP connection is.
+mod sctp {
+    use super::*;
+    use nix::sys::socket::{
+        AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrIn, bind, connect, listen, socket,
+    };
+    use std::io::{Read, Write};
+    use std::net::{SocketAddrV4, TcpListener, TcpStream};
+    use std::os::fd::{AsRawFd, OwnedFd};
+
+    /// With one address alone: others would stand in the packets.
+    fn at(address: &str) -> OwnedFd {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let socket = socket(AddressFamily::Inet, SockType::Stream, flags, SockProtocol::Sctp).unwrap();
+        bind(socket.as_raw_fd(), &SockaddrIn::from(address.parse::<SocketAddrV4>().unwrap())).unwrap();
+        socket
+    }
+
+    /// Answers every message with the ends of its association.
+    pub(super) fn server(address: &str) {
+        let socket = at(address);
+        listen(&socket, Backlog::new(8).unwrap()).unwrap();
+        let listener = TcpListener::from(socket);
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                std::thread::spawn(move || {
+                    let text = format!("{} {}", stream.local_addr().unwrap(), stream.peer_addr().unwrap());
+                    while let Ok(1..) = stream.read(&mut [0; 64]) {
+                        stream.write_all(text.as_bytes()).unwrap();
+                    }
+                });
+            }
+        });
+    }
+
+    /// Asks some times, and says which ends the server saw, and which peer this end.
+    pub(super) fn ask(own: &str, to: &str) -> std::io::Result<(String, String)> {
+        let socket = at(own);
+        connect(socket.as_raw_fd(), &SockaddrIn::from(to.parse::<SocketAddrV4>().unwrap()))?;
+        let mut stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(common::PATIENCE))?;
+        let mut buffer = [0; 128];
+        let mut length = 0;
+        for size in [1, 30, 60] {
+            stream.write_all(&vec![7; size])?;
+            length = stream.read(&mut buffer)?;
+        }
+        let said = String::from_utf8(buffer[..length].to_vec()).unwrap();
+        Ok((said, stream.peer_addr()?.to_string()))
+    }
+}
+
 #[test]
 #[ignore = "needs bonds and VLANs: runs under cargo xtask kernel"]
 fn a_service_is_reached_through_a_bond() {
@@ -78,5 +201,50 @@ fn a_service_is_reached_through_a_fair_queue() {
         let mut client = outside.within(|| connect(NODE_PORT).unwrap());
         assert_eq!(client.server, server);
         assert!(client.alive());
+    });
+}
+
+#[test]
+#[ignore = "needs SCTP sockets: runs under cargo xtask kernel"]
+fn associations_reach_a_service_from_outside_and_from_a_pod() {
+    isolated("associations_reach_a_service_from_outside_and_from_a_pod", |place| {
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+        let outside = place.neighbour("outside", "up0", Some("10.1.0.1/24"), "10.1.0.2/24", None);
+        let pods = ["10.244.0.5", "10.244.0.6"].map(|address| {
+            let link = format!("slc{}", &address[9..]);
+            let there = format!("{address}/32");
+            let pod = place.neighbour(&link, &link, Some("169.254.1.1/32"), &there, Some("169.254.1.1"));
+            run("ip", &["route", "add", address, "dev", &link]);
+            pod
+        });
+        let range = Some("10.244.0.0/24".parse().unwrap());
+        let config = Config { pod_range: range, cluster_range: range, ..node(place) };
+        let dataplane = Dataplane::load(config).unwrap();
+        for link in ["slc5", "slc6"] {
+            let pod =
+                PodInfo { namespace: "n".into(), name: link.into(), services: Default::default(), neighbour: None };
+            dataplane.attach_pod(nix::net::if_::if_nametoindex(link).unwrap(), &pod).unwrap();
+        }
+        pods[0].within(|| sctp::server("10.244.0.5:36412"));
+        outside.within(|| sctp::server("10.1.0.2:36412"));
+        let served = |endpoints: &[&str]| {
+            dataplane.apply(&service(Protocol::Sctp, "10.96.0.14:3868", 30063, endpoints)).unwrap()
+        };
+        assert_eq!(served(&["10.244.0.5:36412"]), Vec::<String>::new());
+        let (said, peer) = outside.within(|| sctp::ask("10.1.0.2:5000", "10.1.0.1:30063").unwrap());
+        assert_eq!((said.as_str(), peer.as_str()), ("10.244.0.5:36412 10.1.0.2:5000", "10.1.0.1:30063"));
+        let (said, peer) = pods[1].within(|| sctp::ask("10.244.0.6:5000", "10.96.0.14:3868").unwrap());
+        assert_eq!((said.as_str(), peer.as_str()), ("10.244.0.5:36412 10.244.0.6:5000", "10.96.0.14:3868"));
+        // A pod that reaches itself, and the outside.
+        let (said, _) = pods[0].within(|| sctp::ask("10.244.0.5:5000", "10.96.0.14:3868").unwrap());
+        assert!(said.starts_with("10.244.0.5:36412 10.1.0.1:"), "{said}");
+        let (said, _) = pods[0].within(|| sctp::ask("10.244.0.5:5001", "10.1.0.2:36412").unwrap());
+        assert!(said.starts_with("10.1.0.2:36412 10.1.0.1:"), "{said}");
+        // Nobody answers: an ABORT, at once.
+        served(&[]);
+        let refused = pods[1].within(|| sctp::ask("10.244.0.6:5001", "10.96.0.14:3868").err().unwrap().kind());
+        assert_eq!(refused, std::io::ErrorKind::ConnectionRefused);
+        let row = dataplane.services().unwrap().remove(0);
+        assert_eq!((row.connections, row.refused), (3, 1), "{row:?}");
     });
 }

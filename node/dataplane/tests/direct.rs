@@ -102,7 +102,8 @@ fn world_with(place: &Place, xdp: Xdp, prepare: impl FnOnce()) -> World {
     backend.set_pod_ranges("fd44:0:0:9::/64".parse().unwrap(), "fd44::/48".parse().unwrap()).unwrap();
     backend_node.within(|| {
         let index = nix::net::if_::if_nametoindex("slc5").unwrap();
-        let pod = PodInfo { namespace: "shop".into(), name: "slc5".into(), services: ServicePath::Sockets };
+        let pod =
+            PodInfo { namespace: "shop".into(), name: "slc5".into(), services: ServicePath::Sockets, neighbour: None };
         backend.attach_pod(index, &pod).unwrap();
     });
     // The load balancer has another address on the link between both.

@@ -59,10 +59,13 @@ fn world(place: &Place, traffic: Traffic) -> World {
 fn attach_pods(dataplane: &Dataplane) {
     for link in ["slc5", "slc6"] {
         let index = nix::net::if_::if_nametoindex(link).unwrap();
-        dataplane
-            .attach_pod(index, &PodInfo { namespace: "shop".into(), name: link.into(), services: ServicePath::Sockets })
-            .unwrap();
+        dataplane.attach_pod(index, &pod(link, ServicePath::Sockets)).unwrap();
     }
+}
+
+/// A pod all of whose packets pass through the stack.
+fn pod(name: &str, services: ServicePath) -> PodInfo {
+    PodInfo { namespace: "shop".into(), name: name.into(), services, neighbour: None }
 }
 
 fn tcp(endpoints: &[&str]) -> Snapshot {
@@ -439,8 +442,7 @@ fn a_pod_may_choose_the_packet_path() {
         world.dataplane = Dataplane::load(Config { cgroup: Some(place.cgroup.clone()), ..config(place) }).unwrap();
         let add = |services: ServicePath| {
             let index = nix::net::if_::if_nametoindex("slc5").unwrap();
-            let pod = PodInfo { namespace: "shop".into(), name: "vm".into(), services };
-            world.dataplane.add_pod(index, &world.pods[0].path, &pod).unwrap();
+            world.dataplane.add_pod(index, &world.pods[0].path, &pod("vm", services)).unwrap();
         };
         world.pods[1].within(|| tcp_server(OTHER_POD));
         world.dataplane.apply(&tcp(&[OTHER_POD])).unwrap();
@@ -460,7 +462,7 @@ fn pods_links_have_filters_that_come_and_go() {
     isolated("pods_links_have_filters_that_come_and_go", |place| {
         let world = world(place, Traffic::best());
         let index = nix::net::if_::if_nametoindex("slc5").unwrap();
-        let pod = PodInfo { namespace: "shop".into(), name: "a".into(), services: ServicePath::Sockets };
+        let pod = pod("a", ServicePath::Sockets);
         let filters = |side: &str| {
             let shown =
                 std::process::Command::new("tc").args(["filter", "show", "dev", "slc5", side]).output().unwrap();

@@ -169,6 +169,24 @@ fn under_load(outside: &Namespace, story: impl FnOnce(&dyn Fn(&str))) {
     });
 }
 
+/// Looks after the maps meanwhile, as the daemon does: they fill at the clients' pace, not at the story's.
+fn tended(dataplane: &Dataplane, story: impl FnOnce()) {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                dataplane.tend().unwrap();
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        });
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(story));
+        done.store(true, Ordering::Relaxed);
+        if let Err(panic) = result {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
 fn load(place: &Place, build: Build) -> Dataplane {
     Dataplane::load_build(config(place), Traffic::best(), build).unwrap()
 }
@@ -280,23 +298,25 @@ fn maps_grow_while_connections_run_and_say_when_they_may_not() {
             dataplane.status().unwrap().maps.iter().find(|map| map.name == name).map(|map| map.limit).unwrap()
         };
         let before = limit("flows");
-        under_load(&outside, |step| {
-            for others in [5, 20, 60] {
-                assert_eq!(dataplane.apply(&table(others)).unwrap(), Vec::<String>::new());
-                step("grown");
+        tended(&dataplane, || {
+            under_load(&outside, |step| {
+                for others in [5, 20, 60] {
+                    assert_eq!(dataplane.apply(&table(others)).unwrap(), Vec::<String>::new());
+                    step("grown");
+                    dataplane.tend().unwrap();
+                }
+                let problems = dataplane.apply(&table(200)).unwrap();
+                assert!(problems[0].contains("shop/other-") && problems[0].contains("(128)"), "{problems:?}");
+                assert!(problems.last().unwrap().starts_with("and "), "{problems:?}");
                 dataplane.tend().unwrap();
-            }
-            let problems = dataplane.apply(&table(200)).unwrap();
-            assert!(problems[0].contains("shop/other-") && problems[0].contains("(128)"), "{problems:?}");
-            assert!(problems.last().unwrap().starts_with("and "), "{problems:?}");
-            dataplane.tend().unwrap();
-            step("full");
-            assert_eq!(dataplane.services().unwrap().len(), 127, "those that fit are served");
-            assert_eq!(dataplane.apply(&table(60)).unwrap(), Vec::<String>::new());
-            while limit("flows") == before {
-                dataplane.tend().unwrap();
-                step("flows come");
-            }
+                step("full");
+                assert_eq!(dataplane.services().unwrap().len(), 127, "those that fit are served");
+                assert_eq!(dataplane.apply(&table(60)).unwrap(), Vec::<String>::new());
+                while limit("flows") == before {
+                    dataplane.tend().unwrap();
+                    step("flows come");
+                }
+            })
         });
         assert_eq!((limit("frontends"), limit("names")), (256, 128));
         // A later process goes on with what it finds.

@@ -13,11 +13,11 @@ mod world;
 use common::{Place, isolated, run};
 use frame::{ACK, FIN, Frame, SYN};
 use sluice_dataplane::model::{Forwarding, Protocol, Service, ServicePort, Slice, SlicePort, Snapshot};
-use sluice_dataplane::{Config, Dataplane, Hook, Outcome, Uplinks, Xdp};
-use sluice_ebpf_common::{Frontend, Scope, protocol};
+use sluice_dataplane::{Config, Dataplane, Hook, Neighbour, Outcome, PodInfo, Uplinks, Xdp};
+use sluice_ebpf_common::{Frontend, PodLink, Scope, protocol};
 use sluice_packet::{
     Bytes, Covered, Desk, ETHERNET, Fast, Header, Hop, InsertError, Maps, Packet, Rate, Raw, Route, Scratch, Trail,
-    Tunnel, Verdict, Way, egress_pod, egress_uplink, encapsulate, ingress, refuse, uplink,
+    Tunnel, Verdict, Way, egress_pod, egress_uplink, encapsulate, from_pod, ingress, refuse, uplink,
 };
 use world::World;
 
@@ -127,7 +127,7 @@ fn host(world: &World, hook: Hook, frame: &mut Frame) -> Outcome {
         }
         Hook::UplinkIn => ingress(frame, world, Scope::External),
         Hook::UplinkOut => egress_uplink(frame, world),
-        Hook::PodIn => ingress(frame, world, Scope::Internal),
+        Hook::PodIn => from_pod(frame, world),
         Hook::PodOut => egress_pod(frame, world),
     };
     let verdict = match verdict {
@@ -142,6 +142,7 @@ fn host(world: &World, hook: Hook, frame: &mut Frame) -> Outcome {
     match verdict {
         Verdict::Pass => Outcome::Passed,
         Verdict::Answer | Verdict::Onward(_) => Outcome::Redirected,
+        Verdict::Into(_) => Outcome::Sent,
         Verdict::Drop(_) | Verdict::Refuse(_) | Verdict::TooBig(_) | Verdict::Encapsulate => Outcome::Dropped,
     }
 }
@@ -250,6 +251,60 @@ fn host_and_kernel_agree() {
             let outcome = host(&world, hook, &mut ours);
             assert_eq!(kernel.outcome, outcome, "packet {number}: {hook:?} {}", frame.ends());
             assert_eq!(kernel.frame, ours.bytes, "packet {number}: {hook:?} {}", frame.ends());
+        }
+    });
+}
+
+/// Packets of tests come in by the loopback link, which plays the sender's.
+#[test]
+fn host_and_kernel_agree_about_neighbours() {
+    isolated("host_and_kernel_agree_about_neighbours", |place| {
+        let (dataplane, mut world) = both(place);
+        run("ip", &["link", "set", "slc0", "address", "06:00:00:00:00:02"]);
+        for (link, number, addresses) in [("lo", 1, ["10.244.0.9", "fd44::9"]), ("slc0", 2, ["10.244.0.5", "fd44::5"])]
+        {
+            let index = nix::net::if_::if_nametoindex(link).unwrap();
+            let (mac, own) = ([4, 0, 0, 0, 0, number], if number == 2 { [6, 0, 0, 0, 0, 2] } else { [0; 6] });
+            for address in addresses {
+                world.pods.insert(frame::wire(address), PodLink::new(index, 1500, mac, own));
+            }
+            let neighbour = Neighbour { addresses: addresses.map(|text| text.parse().unwrap()).to_vec(), mac };
+            let pod = PodInfo {
+                namespace: "n".into(),
+                name: link.into(),
+                services: Default::default(),
+                neighbour: Some(neighbour),
+            };
+            dataplane.attach_pod(index, &pod).unwrap();
+        }
+        let mut dying = Frame::udp("10.244.0.9:7", "10.244.0.5:53", b"x");
+        dying.bytes[22] = 1;
+        dying.fix_ip_header();
+        let [first, second] = Frame::udp("10.244.0.9:70", "10.244.0.5:53", &[5; 200]).fragments(64);
+        let packets = [
+            (Frame::tcp("10.244.0.9:7", "10.244.0.5:9000", SYN, b""), Outcome::Sent),
+            (Frame::tcp("[fd44::9]:7", "[fd44::5]:9000", SYN, b"six"), Outcome::Sent),
+            (Frame::udp("10.244.0.9:7", "10.244.0.5:53", b"odd"), Outcome::Sent),
+            (Frame::sctp("[fd44::9]:7", "[fd44::5]:53", 1, b""), Outcome::Passed),
+            // By a service, the second one of a connection, too.
+            (Frame::tcp("10.244.0.9:7", "10.96.0.10:80", SYN, b""), Outcome::Sent),
+            (Frame::tcp("10.244.0.9:7", "10.96.0.10:80", ACK, b"odd"), Outcome::Sent),
+            (Frame::tcp("[fd44::9]:7", "[fd96::10]:80", SYN, b"six"), Outcome::Sent),
+            (Frame::udp("10.244.0.9:7", "10.96.0.11:53", b"?"), Outcome::Passed),
+            (Frame::udp("10.244.0.9:7", "10.244.0.5:53", &[0; 1473]), Outcome::Passed),
+            (Frame::tcp("10.244.0.5:7", "10.244.0.9:9000", SYN, b""), Outcome::Passed),
+            (Frame::echo("10.244.0.9", "10.244.0.5", 8, 1), Outcome::Passed),
+            (Frame::tcp("10.244.0.9:7", "10.96.0.13:80", SYN, b""), Outcome::Redirected),
+            (dying, Outcome::Passed),
+            (first, Outcome::Passed),
+            (second, Outcome::Passed),
+        ];
+        for (number, (frame, expected)) in packets.into_iter().enumerate() {
+            let kernel = dataplane.probe(Hook::PodIn, &frame.bytes, 1).unwrap();
+            let mut ours = frame.clone();
+            let outcome = host(&world, Hook::PodIn, &mut ours);
+            assert_eq!((kernel.outcome, outcome), (expected, expected), "packet {number}: {}", frame.ends());
+            assert_eq!(kernel.frame, ours.bytes, "packet {number}: {}", frame.ends());
         }
     });
 }
@@ -490,7 +545,7 @@ fn the_verifier_stays_far_from_its_limit() {
         println!("driver, not IP: {:?}", best(Hook::Wire, &Frame { bytes: vec![0; 60], mark: 0 }));
         println!("not IP: {:?}", best(Hook::UplinkIn, &Frame { bytes: vec![0; 60], mark: 0 }));
         let index = nix::net::if_::if_nametoindex("slc0").unwrap();
-        let pod = sluice_dataplane::PodInfo { namespace: "n".into(), name: "p".into(), services: Default::default() };
+        let pod = PodInfo { namespace: "n".into(), name: "p".into(), services: Default::default(), neighbour: None };
         dataplane.attach_pod(index, &pod).unwrap();
         let programs = dataplane.status().unwrap().programs;
         for row in &programs {

@@ -69,6 +69,8 @@ pub struct PodNet {
     pub host_mac: [u8; 6],
     /// Link address of the pod's `eth0`.
     pub mac: [u8; 6],
+    /// What comes to it waits in a queue on the node's side, by a limit of its traffic.
+    pub queued: bool,
 }
 
 /// Another node.

@@ -28,13 +28,15 @@ pub(crate) struct Netlink {
     listing: Arc<Mutex<()>>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Link {
     pub(crate) index: u32,
     pub(crate) name: String,
     pub(crate) alias: String,
     pub(crate) mac: Mac,
     pub(crate) mtu: u32,
+    /// Packets wait in a queue of its own.
+    pub(crate) queued: bool,
 }
 
 /// A route of ours.
@@ -278,14 +280,14 @@ impl Route {
 }
 
 pub(crate) fn link(message: &LinkMessage) -> Link {
-    let mut link =
-        Link { index: message.header.index, name: String::new(), alias: String::new(), mac: Mac::default(), mtu: 0 };
+    let mut link = Link { index: message.header.index, ..Link::default() };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::IfAlias(alias) => link.alias.clone_from(alias),
             LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().unwrap_or_default(),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Qdisc(queue) => link.queued = !matches!(queue.as_str(), "noqueue" | "noop"),
             _ => {}
         }
     }

@@ -60,6 +60,12 @@ impl Network {
         made
     }
 
+    /// The pod's addresses; none of a pod without a network.
+    pub async fn addresses(&self, uid: &str) -> Result<HashSet<IpAddr>, Error> {
+        self.load_addresses().await?;
+        Ok(self.inner.ipam.lock().of(uid))
+    }
+
     /// Removes the pod's routes and namespace, and lets its link go; nothing there is success.
     pub async fn delete_pod(&self, uid: &str) -> Result<(), Error> {
         check(uid)?;
@@ -147,6 +153,7 @@ impl Network {
             host_ifindex: link.index,
             host_mac: link.mac,
             mac: entries.first().map(|entry| entry.mac).unwrap_or_default(),
+            queued: link.queued,
         }
     }
 
@@ -224,6 +231,7 @@ impl Making {
             host_ifindex: link.index,
             host_mac,
             mac,
+            queued: false,
         })
     }
 

@@ -225,6 +225,11 @@ async fn a_pods_traffic_is_limited_at_both_ends() {
     let inside = in_a.tc("qdisc show dev eth0");
     assert!(inside.contains("tbf") && inside.contains("rate 40Gbit "), "{inside}");
     assert!(!node.namespace.tc(&format!("qdisc show dev {}", b.host_ifname)).contains("tbf"));
+    // A daemon that starts again finds out, so that nothing goes past the queue.
+    let mut node = node;
+    node.reopen();
+    assert!(node.network.create_pod("a").await.unwrap().queued);
+    assert!(!node.network.create_pod("b").await.unwrap().queued);
     assert_eq!(in_a.asks(&in_b, b.ips[0]).unwrap(), a.ips[0]);
     assert_eq!(in_b.asks(&in_a, a.ips[0]).unwrap(), b.ips[0]);
     node.network.limit_pod("gone", limits).await.unwrap_err();

@@ -16,8 +16,20 @@ use crate::sh;
 pub(super) const ENDED: &str = "@@ ended ";
 
 /// Modules that the tests need, without those that they need themselves.
-const MODULES: &[&str] =
-    &["veth", "cls_bpf", "sch_ingress", "bonding", "8021q", "sctp", "sch_fq", "vxlan", "dummy", "ipip"];
+const MODULES: &[&str] = &[
+    "veth",
+    "cls_bpf",
+    "sch_ingress",
+    "bonding",
+    "8021q",
+    "sctp",
+    "sch_fq",
+    "vxlan",
+    "dummy",
+    "ipip",
+    "sch_tbf",
+    "udp_diag",
+];
 
 /// Programs that the tests run.
 const PROGRAMS: &[&str] = &["ip", "tc"];

@@ -31,10 +31,14 @@ const TESTS: &[(&str, &[&str])] = &[
             "pods_leave_with_the_nodes_address",
             "a_node_port_leads_to_pods_of_another_node",
             "the_same_through_a_tunnel",
+            "connections_live_through_a_restart",
+            "node_ports_answer_on_links_that_come_later",
         ],
     ),
-    ("direct", &["answers_go_straight_to_the_client", "a_datagram_that_is_too_long"]),
+    ("direct", &["answers_go_straight_to_the_client", "a_datagram_that_is_too_long", "the_driver_does_it_too"]),
     ("devices", &["--include-ignored"]),
+    ("neighbours", &[]),
+    ("datagrams", &[]),
 ];
 
 /// Longest that the guest may be silent, under emulation on a busy machine: every test says when it begins and ends.

@@ -259,7 +259,7 @@ impl Frame {
         self.bytes[24..26].copy_from_slice(&checksum.to_be_bytes());
     }
 
-    fn v4(&self) -> bool {
+    pub(crate) fn v4(&self) -> bool {
         self.bytes[12] == 8
     }
 
@@ -400,6 +400,14 @@ impl Packet for Frame {
     fn truncate(&mut self, length: u32) -> Option<()> {
         self.bytes.truncate(length as usize);
         Some(())
+    }
+
+    fn write_counted(&mut self, offset: u32, word: u32) -> Option<()> {
+        self.write_words(offset, [word])
+    }
+
+    fn fits(&self, _: u32) -> bool {
+        false
     }
 
     fn mark(&self) -> u32 {

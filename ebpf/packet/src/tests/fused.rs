@@ -46,7 +46,7 @@ fn answer(world: &World, source: &str, flags: u8, driver: bool) -> String {
 }
 
 fn taken(world: &World) -> u32 {
-    let row = |word: &u32| word % sluice_ebpf_common::ports::ROW == 0;
+    let row = |word: &u32| word.is_multiple_of(sluice_ebpf_common::ports::ROW);
     world.ports.borrow().iter().filter(|(word, _)| !row(word)).map(|(_, bits)| bits.count_ones()).sum()
 }
 

@@ -9,6 +9,7 @@ mod frame;
 mod fused;
 mod maglev;
 mod masquerade;
+mod neighbours;
 mod sctp;
 mod services;
 mod shortcut;

@@ -8,7 +8,7 @@ use std::vec::Vec;
 use sluice_ebpf_common::cache::{Bucket4, Bucket6};
 use sluice_ebpf_common::{
     Address, Affinity, AffinityKey, Backend, Counters, Family, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, RangeKey, Reason, Scope, Settings, ports,
+    FrontendKey, PodLink, RangeKey, Reason, Scope, Settings, ports,
 };
 
 use super::frame::{end, mask, wire};
@@ -50,6 +50,10 @@ pub(crate) struct World {
     pub(crate) generation: u32,
     desk: RefCell<Desk>,
     trails: RefCell<BTreeMap<u32, Trail>>,
+    /// Index of the link that packets use.
+    pub(crate) link: u32,
+    /// Pods that packets go straight into.
+    pub(crate) pods: BTreeMap<Address, PodLink>,
     /// How often the routes were asked.
     pub(crate) routed: Cell<usize>,
 }
@@ -108,6 +112,8 @@ impl World {
             generation: 1,
             desk: RefCell::default(),
             trails: RefCell::default(),
+            link: 1,
+            pods: BTreeMap::new(),
             routed: Cell::new(0),
         }
     }
@@ -182,6 +188,10 @@ impl Maps for World {
         ["10.1.0.1", "127.0.0.1", "fd01::1", "::1"].iter().any(|own| *address == wire(own))
     }
 
+    fn pod(&self, address: &Address) -> Option<PodLink> {
+        self.pods.get(address).copied()
+    }
+
     fn is_node(&self, address: &Address) -> bool {
         *address == wire("10.1.0.3") || *address == wire("fd01::3")
     }
@@ -195,7 +205,7 @@ impl Maps for World {
     }
 
     fn link(&self) -> u32 {
-        0
+        self.link
     }
 
     fn source_address(&self, _: u32, _: bool) -> Option<Address> {

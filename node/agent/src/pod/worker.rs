@@ -23,11 +23,11 @@ use super::spec::{ProbeKind, Spec};
 use super::start::Started;
 use super::state::{Ctr, Exit, Failure, PodState, Resize};
 use super::{messages, status};
-use crate::limits;
 use crate::model::{Pod, Resources};
 use crate::node_context::NodeContext;
 use crate::references::PodObjects;
 use crate::seams::{ApiError, PodAddress};
+use crate::{bandwidth, limits};
 
 /// What a worker is told.
 pub enum Message {
@@ -234,8 +234,10 @@ impl Worker {
             self.event(Event::Rejected(failure));
         } else if !found.is_empty() {
             // It ran before this daemon did: its network is there, and its status must not flicker.
+            let limits = bandwidth::of(&self.pod).unwrap_or_default();
+            let (name, services) = (pod_name(&self.pod), self.pod.service_path());
             if !self.pod.spec.host_network
-                && let Ok(address) = self.node.network.create(&pod_name(&self.pod), self.pod.service_path()).await
+                && let Ok(address) = self.node.network.create(&name, services, limits).await
             {
                 self.netns = Some(address.netns);
                 self.state.network = super::state::Step::Done;

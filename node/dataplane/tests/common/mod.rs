@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use sluice_dataplane::model::{Endpoint, Forwarding, Protocol, Service, ServicePort, Slice, SlicePort, Snapshot};
-use sluice_dataplane::{Config, Dataplane, Uplinks, Xdp};
+use sluice_dataplane::{Config, Dataplane, Redirect, Uplinks, Xdp};
 
 const INNER: &str = "SLUICE_TEST_INNER";
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -116,6 +116,7 @@ impl Place {
             uplinks: Uplinks::Named(vec![]),
             xdp: Xdp::Auto,
             forwarding: Forwarding::Snat,
+            redirect: Redirect::On,
         }
     }
 
@@ -168,8 +169,19 @@ impl Namespace {
 pub fn act_as_card(link: &str) {
     const SET_TX_CHECKSUMS: u32 = 0x17;
     const SET_GRO: u32 = 0x2c;
+    set_features(link, &[[SET_TX_CHECKSUMS, 0], [SET_GRO, 1]]);
+}
+
+/// Makes a link's VLAN tags stand in the frames, as on a wire.
+pub fn tag_in_frames(link: &str) {
+    const SET_FLAGS: u32 = 0x26;
+    set_features(link, &[[SET_FLAGS, 0]]);
+}
+
+fn set_features(link: &str, values: &[[u32; 2]]) {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
-    for mut value in [[SET_TX_CHECKSUMS, 0], [SET_GRO, 1]] {
+    for value in values {
+        let mut value = *value;
         // SAFETY: all zeroes is a valid request.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         request.ifr_name.iter_mut().zip(link.bytes()).for_each(|(to, from)| *to = from as libc::c_char);

@@ -66,7 +66,7 @@ impl Worker {
             let address = if pod.spec.host_network {
                 Ok(PodAddress { netns: PathBuf::new(), ips: node.identity.ips.clone() })
             } else {
-                node.network.create(&pod_name(&pod), pod.service_path()).await
+                node.network.create(&pod_name(&pod), pod.service_path(), bandwidth).await
             };
             let address = match address {
                 Ok(address) => address,

@@ -1,0 +1,160 @@
+//! Packets between pods of one node, which go straight from one to the other.
+
+use std::vec;
+
+use sluice_ebpf_common::{PodLink, Scope, protocol};
+
+use super::frame::{ACK, Frame, SYN, wire};
+use super::world::World;
+use crate::{Verdict, from_pod, ingress};
+
+const MTU: u32 = 1500;
+
+/// Two pods, of which the first one sends, and a service of the second one.
+fn world() -> World {
+    let mut world = World::new();
+    for (number, address) in [(1, "10.244.0.9"), (1, "fd44::9"), (2, "10.244.0.5"), (2, "fd44::5")] {
+        let ends = [[4, 0, 0, 0, 0, number], [6, 0, 0, 0, 0, number]];
+        world.pods.insert(wire(address), PodLink::new(number.into(), MTU, ends[0], ends[1]));
+    }
+    for (kind, address) in [(protocol::TCP, "10.96.0.10:80"), (protocol::UDP, "10.96.0.10:80")] {
+        world.serve(kind, Scope::Internal, address, &["10.244.0.5:8080"]);
+    }
+    world.serve(protocol::TCP, Scope::Internal, "[fd96::10]:80", &["[fd44::5]:8080"]);
+    world
+}
+
+/// What the stack would have made of it: a hop less, and the link's Ethernet addresses.
+fn routed(frame: &Frame) -> Frame {
+    let mut routed = frame.clone();
+    routed.bytes[..12].copy_from_slice(&[4, 0, 0, 0, 0, 2, 6, 0, 0, 0, 0, 2]);
+    if frame.v4() {
+        routed.bytes[22] -= 1;
+        routed.fix_ip_header();
+    } else {
+        routed.bytes[21] -= 1;
+    }
+    routed
+}
+
+#[test]
+fn a_pods_packets_go_straight_into_its_neighbour() {
+    for frame in [
+        Frame::tcp("10.244.0.9:7", "10.244.0.5:8080", SYN, b""),
+        Frame::tcp("10.244.0.9:7", "10.244.0.5:8080", ACK, b"odd"),
+        Frame::udp("10.244.0.9:7", "10.244.0.5:53", b"?"),
+        Frame::tcp("[fd44::9]:7", "[fd44::5]:8080", SYN, b""),
+        Frame::udp("[fd44::9]:7", "[fd44::5]:53", b"six"),
+    ] {
+        for hops in [2, 64, 255] {
+            let mut frame = frame.clone();
+            let at = if frame.v4() { 22 } else { 21 };
+            frame.bytes[at] = hops;
+            if frame.v4() {
+                frame.fix_ip_header();
+            }
+            let expected = routed(&frame);
+            assert_eq!(from_pod(&mut frame, &world()), Verdict::Into(2));
+            assert_eq!(frame.bytes, expected.bytes);
+            assert!(frame.valid());
+        }
+    }
+}
+
+/// Every sum that an IPv4 header may have.
+#[test]
+fn the_header_stays_valid_for_every_checksum() {
+    let world = world();
+    for identification in 0..=u16::MAX {
+        let mut frame = Frame::udp("10.244.0.9:7", "10.244.0.5:53", b"");
+        frame.bytes[18..20].copy_from_slice(&identification.to_be_bytes());
+        frame.fix_ip_header();
+        assert_eq!(from_pod(&mut frame, &world), Verdict::Into(2));
+        assert!(frame.valid(), "{identification}");
+    }
+}
+
+#[test]
+fn what_the_stack_has_to_see_is_left_to_it() {
+    let frame = || Frame::tcp("10.244.0.9:7", "10.244.0.5:8080", ACK, b"");
+    let mut dying = frame();
+    dying.bytes[22] = 1;
+    dying.fix_ip_header();
+    let mut options = Frame::tcp("10.244.0.9:7", "10.244.0.5:8080", ACK, &[0; 8]);
+    options.bytes[14] = 0x46;
+    let [first, second] = Frame::udp("10.244.0.9:70", "10.244.0.5:53", &[5; 200]).fragments(64);
+    let [first6, second6] = Frame::udp("[fd44::9]:70", "[fd44::5]:53", &[5; 200]).fragments(64);
+    let length = MTU as usize - 28;
+    let mut longest = Frame::udp("10.244.0.9:7", "10.244.0.5:53", &vec![0; length]);
+    assert_eq!(from_pod(&mut longest, &world()), Verdict::Into(2));
+    let mut marked = frame();
+    marked.mark = crate::MARK_NEEDS_SOURCE;
+    for frame in [
+        dying,
+        options,
+        first,
+        second,
+        first6,
+        second6,
+        marked,
+        Frame::udp("10.244.0.9:7", "10.244.0.5:53", &vec![0; length + 1]),
+        Frame::sctp("10.244.0.9:7", "10.244.0.5:53", 1, b""),
+        Frame::echo("10.244.0.9", "10.244.0.5", 8, 7),
+        Frame::error("10.244.0.9", "10.244.0.5", &Frame::udp("10.244.0.5:1", "10.244.0.9:2", b"x")),
+        // Nobody, the sender itself, another one's address.
+        Frame::tcp("10.244.0.9:7", "10.244.0.7:8080", SYN, b""),
+        Frame::tcp("10.244.0.9:7", "10.244.0.9:8080", SYN, b""),
+        Frame::tcp("10.244.0.5:7", "10.244.0.9:8080", SYN, b""),
+        Frame::tcp("10.244.0.7:7", "10.244.0.5:8080", SYN, b""),
+    ] {
+        let mut left = frame.clone();
+        assert_eq!(from_pod(&mut left, &world()), Verdict::Pass, "{}", frame.ends());
+        assert_eq!(left, frame);
+    }
+    // A pod whose traffic is limited is not among them: no packet to it or from it takes the short way.
+    for gone in ["10.244.0.5", "10.244.0.9"] {
+        let mut world = world();
+        world.pods.remove(&wire(gone));
+        assert_eq!(from_pod(&mut frame(), &world), Verdict::Pass);
+    }
+}
+
+#[test]
+fn a_services_packets_go_straight_there_and_back() {
+    let mut world = world();
+    for (mut sent, mut answer) in [
+        (
+            Frame::tcp("10.244.0.9:7", "10.96.0.10:80", SYN, b""),
+            Frame::tcp("10.244.0.5:8080", "10.244.0.9:7", SYN | ACK, b""),
+        ),
+        (Frame::udp("10.244.0.9:7", "10.96.0.10:80", b"odd"), Frame::udp("10.244.0.5:8080", "10.244.0.9:7", b"answer")),
+        (
+            Frame::tcp("[fd44::9]:7", "[fd96::10]:80", SYN, b"six"),
+            Frame::tcp("[fd44::5]:8080", "[fd44::9]:7", SYN | ACK, b"odd"),
+        ),
+    ] {
+        let (asked, answered) = (sent.ends(), answer.ends());
+        world.link = 1;
+        assert_eq!(from_pod(&mut sent, &world), Verdict::Into(2));
+        assert!(sent.valid() && sent.ends() != asked, "{}", sent.ends());
+        world.link = 2;
+        assert_eq!(from_pod(&mut answer, &world), Verdict::Into(1));
+        let (client, service) = asked.split_once(" > ").unwrap();
+        assert_eq!(answer.ends(), std::format!("{service} > {client}"));
+        assert!(answer.valid() && answered != answer.ends());
+    }
+    // Both directions were counted.
+    assert_eq!(world.services.borrow()[&1].packets, 6);
+}
+
+#[test]
+fn a_pod_that_reaches_itself_through_a_service_takes_the_way_of_the_stack() {
+    let mut world = world();
+    world.link = 2;
+    let mut frame = Frame::tcp("10.244.0.5:7", "10.96.0.10:80", SYN, b"");
+    assert_eq!(from_pod(&mut frame, &world), Verdict::Pass);
+    assert_eq!((frame.ends().as_str(), frame.mark), ("10.244.0.5:7 > 10.244.0.5:8080", crate::MARK_NEEDS_SOURCE));
+    // What comes from outside passes through the stack, whose firewall it may concern.
+    let mut frame = Frame::tcp("192.0.2.9:7", "10.244.0.5:8080", SYN, b"");
+    assert_eq!(ingress(&mut frame, &world, Scope::External), Verdict::Pass);
+}

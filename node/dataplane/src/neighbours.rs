@@ -1,0 +1,117 @@
+//! Pods that other pods of this node reach without its stack: their addresses, in the map that the pods' programs look at. The
+//! map is the only record: a process that starts takes over what it finds there, less the pods that have gone meanwhile.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use aya::maps::{HashMap, MapData};
+use sluice_ebpf_common::{Address, PodLink, maps};
+
+use crate::attach::Link;
+use crate::pins::Pins;
+use crate::range::wire;
+use crate::store::typed;
+use crate::{Dataplane, Error, sys};
+
+/// Whether packets between pods of this node pass through its stack.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Redirect {
+    /// They go straight from pod to pod where nothing of the stack is needed. The node's firewall (its FORWARD chain) and
+    /// what others attach to the receiving pod's link do not see them.
+    #[default]
+    On,
+    /// All of them do.
+    Off,
+}
+
+/// How other pods of this node reach a pod without the node's stack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    /// The pod's addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Ethernet address of its own side of the link.
+    pub mac: [u8; 6],
+}
+
+pub(crate) struct Neighbours {
+    redirect: Redirect,
+    map: HashMap<MapData, Address, PodLink>,
+    /// What the map holds.
+    known: BTreeMap<Address, PodLink>,
+}
+
+impl Neighbours {
+    pub(crate) fn open(pins: &Pins, redirect: Redirect) -> Result<Neighbours, Error> {
+        let map: HashMap<MapData, Address, PodLink> = typed(pins, maps::PODS)?;
+        let known = map.iter().collect::<Result<_, _>>().map_err(|error| Error::ebpf("read the pods", error))?;
+        let mut neighbours = Neighbours { redirect, map, known };
+        neighbours.keep(|pod| redirect == Redirect::On && is_there(pod))?;
+        Ok(neighbours)
+    }
+
+    /// The pod behind a link is reached so from now on, and no longer as it was before.
+    pub(crate) fn set(&mut self, link: &Link, neighbour: Option<&Neighbour>) -> Result<(), Error> {
+        let mut wanted = BTreeMap::new();
+        if self.redirect == Redirect::On
+            && let Some(Neighbour { addresses, mac }) = neighbour
+        {
+            let failed = |error| Error::system(format!("ask about the link {}", link.name), error);
+            let own = sys::hardware_address(&link.name).map_err(failed)?;
+            let pod = PodLink::new(link.index, sys::mtu(&link.name).map_err(failed)?, *mac, own);
+            wanted.extend(addresses.iter().map(|address| (wire(*address), pod)));
+        }
+        self.forget(|address, pod| pod.link == link.index && !wanted.contains_key(address))?;
+        for (address, pod) in wanted {
+            if self.known.insert(address, pod) != Some(pod) {
+                self.map.insert(address, pod, 0).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The pod behind a link has gone.
+    pub(crate) fn forget_link(&mut self, link: u32) -> Result<(), Error> {
+        self.keep(|pod| pod.link != link)
+    }
+
+    fn keep(&mut self, stays: impl Fn(&PodLink) -> bool) -> Result<(), Error> {
+        self.forget(|_, pod| !stays(pod))
+    }
+
+    fn forget(&mut self, goes: impl Fn(&Address, &PodLink) -> bool) -> Result<(), Error> {
+        let gone: Vec<Address> =
+            self.known.iter().filter(|(address, pod)| goes(address, pod)).map(|(address, _)| *address).collect();
+        for address in gone {
+            self.map.remove(&address).map_err(failed)?;
+            self.known.remove(&address);
+        }
+        Ok(())
+    }
+}
+
+/// Addresses that are reached past the stack.
+pub(crate) fn count(pins: &Pins) -> Result<usize, Error> {
+    let map: HashMap<MapData, Address, PodLink> = typed(pins, maps::PODS)?;
+    Ok(map.keys().filter_map(Result::ok).count())
+}
+
+fn failed(error: aya::maps::MapError) -> Error {
+    Error::ebpf("write the pods", error)
+}
+
+/// Is it still the same link? Its index may be another one's by now.
+fn is_there(pod: &PodLink) -> bool {
+    let own = Link::by_index(pod.link).and_then(|link| {
+        sys::hardware_address(&link.name).map_err(|error| Error::system("ask about a pod's link", error))
+    });
+    own.is_ok_and(|own| PodLink::new(pod.link, pod.mtu, [0; 6], own).same_node_side(pod))
+}
+
+impl Dataplane {
+    /// A pod is about to go: packets from other pods of this node pass through the stack again, which knows what to say about
+    /// an address that is nobody's. To be called before the pod's link goes; what nobody knows is success.
+    pub fn forget_addresses(&self, addresses: impl IntoIterator<Item = IpAddr>) -> Result<(), Error> {
+        let gone: Vec<Address> = addresses.into_iter().map(wire).collect();
+        self.inner.neighbours.lock().forget(|address, _| gone.contains(address))
+    }
+}
