@@ -82,3 +82,11 @@ pub(crate) const CONTROL_RESTARTS: u32 = 5;
 pub(crate) const CONTROL_SETTLE: Duration = Duration::from_secs(2);
 /// Longest until the kernel's map says what it should.
 pub(crate) const CONTROL_PATIENCE: Duration = Duration::from_secs(20);
+/// Services of a very large cluster, in table and backend addresses below 131,072.
+pub(crate) const SCALE_SERVICES: u32 = 100_000;
+/// Endpoints of each, below 16.
+pub(crate) const SCALE_EACH: u32 = 10;
+/// Changes of one service each while packets are sent.
+pub(crate) const SCALE_CHANGES: u32 = 10_000;
+/// Packets at most: the flow map holds those that have not ended.
+pub(crate) const SCALE_PACKETS: u32 = 24_000;

@@ -29,6 +29,10 @@ const FRESH: &str = "start with empty maps until complete";
 const RESTART: &str = "restart until complete";
 const MEMORY: &str = "memory of the data plane's process (PSS)";
 
+/// The C library's allocator as the daemon sets it (`src/allocator.rs`).
+const ALLOCATOR: [(&str, &str); 3] =
+    [("MALLOC_ARENA_MAX", "2"), ("MALLOC_TRIM_THRESHOLD_", "131072"), ("MALLOC_MMAP_THRESHOLD_", "131072")];
+
 /// What the process of the data plane is told.
 #[derive(Args)]
 pub(crate) struct Options {
@@ -166,6 +170,7 @@ impl Process {
     fn start(place: &Place, api: &Api) -> Result<Process> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["follow", "--api", &format!("http://{}", api.address), "--cgroup"]).arg(place.cgroup());
+        command.envs(ALLOCATOR);
         Ok(Process(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().context("start the data plane")?))
     }
 

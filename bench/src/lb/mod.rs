@@ -1,5 +1,6 @@
-//! `lb`: what the Service data plane costs. Three parts: a packet in each program (`packets`), connections over sockets beside
-//! direct ones and beside kube-proxy's rules (`sockets`), and changes, restart and memory of its user space (`control`).
+//! `lb`: what the Service data plane costs. Four parts: a packet in each program (`packets`), connections over sockets beside
+//! direct ones and beside kube-proxy's rules (`sockets`), changes, restart and memory of its user space (`control`), and the
+//! same for a very large table (`scale`).
 //!
 //! It needs no cluster: the data plane is fed by its own compiler and planner, in a private network and mount namespace that
 //! end with the process. Comparisons are ratios within one run.
@@ -13,6 +14,7 @@ mod frame;
 mod packets;
 mod place;
 mod rules;
+mod scale;
 mod sockets;
 
 use anyhow::Result;
@@ -38,16 +40,19 @@ enum Part {
     Sockets,
     /// Changes, restart and memory of the data plane's user space
     Control,
+    /// Load and changes of a table of 100,000 services with 1,000,000 endpoints
+    Scale,
 }
 
 impl Part {
-    const ALL: [Part; 3] = [Part::Packets, Part::Sockets, Part::Control];
+    const ALL: [Part; 4] = [Part::Packets, Part::Sockets, Part::Control, Part::Scale];
 
     fn measure(self, place: &place::Place) -> Result<Measured> {
         match self {
             Part::Packets => packets::run(place),
             Part::Sockets => sockets::run(place),
             Part::Control => control::run(place),
+            Part::Scale => scale::run(place),
         }
     }
 }

@@ -237,18 +237,18 @@ fn services() -> Snapshot {
 }
 
 fn add(snapshot: &mut Snapshot, name: &str, cluster: [u8; 4], node_port: u16, backends: Vec<([u8; 4], &str)>) {
-    let port = ServicePort { name: String::new(), protocol: Protocol::Tcp, port: 80, node_port };
+    let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port };
     let service = Service { cluster: vec![IpAddr::from(cluster)], ports: vec![port], ..Service::default() };
     let endpoint = |(address, node): ([u8; 4], &str)| Endpoint {
         address: Some(IpAddr::from(address)),
         ready: true,
         serving: true,
-        node: Some(node.to_owned()),
+        node: Some(node.into()),
         ..Endpoint::default()
     };
     let slice = Slice {
-        service: name.to_owned(),
-        ports: vec![SlicePort { name: String::new(), protocol: Protocol::Tcp, port: 8080 }],
+        service: name.into(),
+        ports: vec![SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],
         endpoints: backends.into_iter().map(endpoint).collect(),
     };
     snapshot.services.insert(("bench".into(), name.into()), service);

@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use sluice_dataplane::{
     Dataplane, Neighbour, PodInfo,
-    model::{Endpoint, Protocol, ServicePort, Slice, SlicePort, Snapshot},
+    model::{Endpoint, ObjectName, Protocol, ServicePort, Slice, SlicePort, Snapshot},
 };
 use sluice_e2e::run as sh;
 
@@ -226,8 +226,8 @@ fn services(count: u32) -> Vec<Service> {
 fn snapshot(services: &[Service]) -> Snapshot {
     let mut snapshot = Snapshot { node: "here".into(), ..Snapshot::default() };
     for service in services {
-        let name = ("bench".to_owned(), service.name.replace('/', "-"));
-        let port = ServicePort { name: String::new(), protocol: Protocol::Tcp, port: service.port, node_port: 0 };
+        let name: ObjectName = ("bench".into(), service.name.replace('/', "-").into());
+        let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: service.port, node_port: 0 };
         let endpoint = |(address, _): &(Ipv4Addr, u16)| Endpoint {
             address: Some(IpAddr::V4(*address)),
             ready: true,
@@ -237,7 +237,7 @@ fn snapshot(services: &[Service]) -> Snapshot {
         };
         let slice = Slice {
             service: name.1.clone(),
-            ports: vec![SlicePort { name: String::new(), protocol: Protocol::Tcp, port: ENDPOINT_PORT }],
+            ports: vec![SlicePort { name: "".into(), protocol: Protocol::Tcp, port: ENDPOINT_PORT }],
             endpoints: service.endpoints.iter().map(endpoint).collect(),
         };
         let service = sluice_dataplane::model::Service {

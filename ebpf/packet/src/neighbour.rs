@@ -34,6 +34,7 @@ pub(crate) fn neighbour<P: Packet, M: Maps>(packet: &mut P, maps: &M) -> Option<
         return None;
     }
     if way == BROKEN || way & ANSWER != 0 && !answer(packet, maps) {
+        maps.count_reason(Reason::Rewrite);
         return Some(Verdict::Drop(Reason::Rewrite));
     }
     Some(Verdict::Into(way as u32))

@@ -28,6 +28,7 @@ use crate::node_context::{Identity, NodeContext};
 use crate::pod::worker::Message;
 use crate::real::{RealApi, RealNetwork};
 use crate::references::{ApiSource, References};
+use crate::refused;
 
 /// Everything a node is told.
 #[derive(Clone, Debug)]
@@ -73,7 +74,7 @@ pub struct Agent {
     keeper: Keeper,
     workers: Workers,
     nodes: watch::Sender<NodesView>,
-    services: watch::Sender<Option<Arc<Vec<crate::env::ServiceLink>>>>,
+    services: watch::Sender<Option<crate::env::ServiceLinks>>,
     network_ready: watch::Sender<bool>,
     notes: mpsc::Receiver<Note>,
     images_changed: Arc<Notify>,
@@ -212,6 +213,8 @@ impl Agent {
         tasks.spawn(follow_runtime(self.runtime.clone(), self.node.clone(), self.images_changed, stop.clone()));
         if let Some(dataplane) = self.dataplane {
             let (client, stop) = (client.clone(), stop.clone());
+            let told = refused::tell(client.clone(), self.node.recorder.clone(), dataplane.refused());
+            tasks.spawn(until(stop.clone(), told));
             tasks.spawn(async move {
                 if let Err(error) = dataplane.run(client, stop).await {
                     tracing::error!(%error, "the data plane no longer follows the Services");

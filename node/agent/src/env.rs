@@ -33,6 +33,33 @@ pub struct ServiceLink {
     pub ports: Vec<(String, u16, String)>,
 }
 
+/// The cluster's Services by namespace and name.
+#[derive(Clone, Debug, Default)]
+pub struct ServiceLinks(BTreeMap<(String, String), ServiceLink>);
+
+impl ServiceLinks {
+    /// Adds a Service, or puts it in the place of what it was.
+    pub fn put(&mut self, service: ServiceLink) {
+        self.0.insert((service.namespace.clone(), service.name.clone()), service);
+    }
+
+    /// Forgets a Service.
+    pub fn remove(&mut self, namespace: &str, name: &str) {
+        self.0.remove(&(namespace.to_owned(), name.to_owned()));
+    }
+
+    /// What pods of a namespace may get variables for: its own Services and `default/kubernetes`, in order.
+    pub fn of(&self, namespace: &str) -> Vec<ServiceLink> {
+        let master = ("default".to_owned(), "kubernetes".to_owned());
+        let first = (namespace.to_owned(), String::new());
+        let own = self.0.range(first..).map(|(_, service)| service).take_while(|s| s.namespace == namespace);
+        let master = self.0.get(&master).filter(|_| namespace != "default");
+        let mut all: Vec<ServiceLink> = own.chain(master).cloned().collect();
+        all.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        all
+    }
+}
+
 /// The container's own environment (the image's comes before it), or the message of a
 /// `CreateContainerConfigError`.
 pub fn resolve(
@@ -337,7 +364,15 @@ mod tests {
             cluster_ip: "10.96.0.1".into(),
             ports: vec![("https".into(), 443, "TCP".into())],
         };
-        let services = [link("default", "kubernetes"), link("ns", "my-db"), link("other", "no")];
+        let mut links = ServiceLinks::default();
+        for (namespace, name) in [("other", "no"), ("ns", "my-db"), ("ns", "gone"), ("default", "kubernetes")] {
+            links.put(link(namespace, name));
+        }
+        links.remove("ns", "gone");
+        assert_eq!(links.of("default"), [link("default", "kubernetes")]);
+        let services = links.of("ns");
+        assert_eq!(services, [link("default", "kubernetes"), link("ns", "my-db")]);
+        assert_eq!(links.of("zoo"), [link("default", "kubernetes")]);
         for (enabled, count) in [(true, 16), (false, 8)] {
             let pod: Pod = serde_json::from_value(json!({
                 "metadata": {"namespace": "ns"}, "spec": {"enableServiceLinks": enabled},

@@ -77,6 +77,20 @@ impl Recorder {
         self.note(Note { about, warning, reason: reason.to_owned(), message: message.to_owned() });
     }
 
+    /// Records an event about a Service.
+    pub fn service(&self, meta: &ObjectMeta, warning: bool, reason: &str, message: &str) {
+        let about = ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Service".into()),
+            namespace: meta.namespace.clone(),
+            name: meta.name.clone(),
+            uid: meta.uid.clone(),
+            resource_version: meta.resource_version.clone(),
+            field_path: None,
+        };
+        self.note(Note { about, warning, reason: reason.to_owned(), message: message.to_owned() });
+    }
+
     /// Events lost because the queue was full.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)

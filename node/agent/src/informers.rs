@@ -4,7 +4,6 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -15,7 +14,7 @@ use sluice_network::{Cidr, Peer, PeerPath};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::env::ServiceLink;
+use crate::env::{ServiceLink, ServiceLinks};
 use crate::lenient::{Lenient, Sieve};
 
 /// A Node as far as routes need it.
@@ -153,7 +152,12 @@ pub async fn nodes(
 ) {
     let mut all: HashMap<String, Node> = HashMap::new();
     let stream = watcher(Api::<Lenient<Node>>::all(client), watcher::Config::default()).default_backoff();
-    follow(stream, &mut all, shutdown, |all| {
+    follow(stream, shutdown, |change| {
+        match change {
+            Change::All(nodes) => all = nodes.into_iter().map(|node| (key(&node.metadata).1, node)).collect(),
+            Change::Put(node) => drop(all.insert(key(&node.metadata).1, node)),
+            Change::Gone(meta) => drop(all.remove(&key(meta).1)),
+        }
         let me = all.get(&own);
         let mut peers: Vec<Peer> = all.iter().filter(|(n, _)| **n != own).filter_map(|(_, n)| n.peer(path)).collect();
         peers.sort_by(|a, b| a.node.cmp(&b.node));
@@ -173,13 +177,22 @@ pub async fn nodes(
 }
 
 /// Follows the Services until the shutdown.
-pub async fn services(client: Client, out: watch::Sender<Option<Arc<Vec<ServiceLink>>>>, shutdown: CancellationToken) {
-    let mut all: HashMap<String, Service> = HashMap::new();
+pub async fn services(client: Client, out: watch::Sender<Option<ServiceLinks>>, shutdown: CancellationToken) {
     let stream = watcher(Api::<Lenient<Service>>::all(client), watcher::Config::default()).default_backoff();
-    follow(stream, &mut all, shutdown, |all| {
-        let mut list: Vec<ServiceLink> = all.values().map(link).collect();
-        list.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
-        out.send_replace(Some(Arc::new(list)));
+    follow(stream, shutdown, |change| {
+        out.send_modify(|links| match (change, links) {
+            (Change::All(services), links) => {
+                let mut all = ServiceLinks::default();
+                services.iter().for_each(|service| all.put(link(service)));
+                *links = Some(all);
+            }
+            (Change::Put(service), Some(links)) => links.put(link(&service)),
+            (Change::Gone(meta), Some(links)) => {
+                let (namespace, name) = key(meta);
+                links.remove(&namespace, &name);
+            }
+            (_, None) => {}
+        });
     })
     .await;
 }
@@ -197,27 +210,33 @@ fn link(s: &Service) -> ServiceLink {
     }
 }
 
-/// Keeps `all` equal to the stream, less what cannot be read, and calls `changed` after the first list and each change.
+fn key(meta: &ObjectMeta) -> (String, String) {
+    (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
+}
+
+/// What became of the objects of a kind.
+enum Change<'a, K> {
+    /// These are all that there are.
+    All(Vec<K>),
+    Put(K),
+    Gone(&'a ObjectMeta),
+}
+
+/// Tells every change of the stream from the first whole list on. What cannot be read is not there.
 async fn follow<K: Resource<DynamicType = ()>>(
     stream: impl futures::Stream<Item = watcher::Result<watcher::Event<Lenient<K>>>>,
-    all: &mut HashMap<String, K>,
     shutdown: CancellationToken,
-    mut changed: impl FnMut(&HashMap<String, K>),
+    mut changed: impl FnMut(Change<'_, K>),
 ) {
     futures::pin_mut!(stream);
-    let key = |meta: &ObjectMeta| {
-        let name = meta.name.clone().unwrap_or_default();
-        meta.namespace.as_ref().map_or(name.clone(), |ns| format!("{ns}/{name}"))
-    };
     let mut sieve = Sieve::default();
-    let put = |sieve: &mut Sieve, map: &mut HashMap<String, K>, object: Lenient<K>| match sieve.pass(object) {
-        Ok(mut object) => {
+    let read = |sieve: &mut Sieve, object: Lenient<K>| {
+        sieve.pass(object).map(|mut object| {
             object.meta_mut().managed_fields = None;
-            map.insert(key(object.meta()), object);
-        }
-        Err(meta) => drop(map.remove(&key(&meta))),
+            object
+        })
     };
-    let mut fresh: HashMap<String, K> = HashMap::new();
+    let mut fresh = Vec::new();
     loop {
         let item = tokio::select! {
             () = shutdown.cancelled() => return,
@@ -225,25 +244,18 @@ async fn follow<K: Resource<DynamicType = ()>>(
         };
         match item {
             None => return,
-            Some(Err(error)) => {
-                tracing::debug!(%error, "watch");
-                continue;
-            }
-            Some(Ok(watcher::Event::Init)) => {
-                fresh.clear();
-                continue;
-            }
-            Some(Ok(watcher::Event::InitApply(object))) => {
-                put(&mut sieve, &mut fresh, object);
-                continue;
-            }
-            Some(Ok(watcher::Event::InitDone)) => *all = std::mem::take(&mut fresh),
-            Some(Ok(watcher::Event::Apply(object))) => put(&mut sieve, all, object),
+            Some(Err(error)) => tracing::debug!(%error, "watch"),
+            Some(Ok(watcher::Event::Init)) => fresh.clear(),
+            Some(Ok(watcher::Event::InitApply(object))) => fresh.extend(read(&mut sieve, object)),
+            Some(Ok(watcher::Event::InitDone)) => changed(Change::All(std::mem::take(&mut fresh))),
+            Some(Ok(watcher::Event::Apply(object))) => match read(&mut sieve, object) {
+                Ok(object) => changed(Change::Put(object)),
+                Err(meta) => changed(Change::Gone(&meta)),
+            },
             Some(Ok(watcher::Event::Delete(object))) => {
                 sieve.forget(object.meta());
-                all.remove(&key(object.meta()));
+                changed(Change::Gone(object.meta()));
             }
         }
-        changed(all);
     }
 }

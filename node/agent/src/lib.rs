@@ -29,6 +29,7 @@ pub mod probes;
 pub mod quantity;
 mod real;
 pub mod references;
+mod refused;
 pub mod seams;
 #[cfg(test)]
 mod sim;

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::allocations::Allocations;
-use crate::env::ServiceLink;
+use crate::env::ServiceLinks;
 use crate::etc::DnsSettings;
 use crate::events::Recorder;
 use crate::eviction::signals::Pressure;
@@ -46,7 +46,7 @@ pub struct NodeContext {
     pub recorder: Recorder,
     pub allocations: Allocations,
     /// Services for environment variables; none before the first list.
-    pub services: watch::Receiver<Option<Arc<Vec<ServiceLink>>>>,
+    pub services: watch::Receiver<Option<ServiceLinks>>,
     /// The node's conditions.
     pub pressure: watch::Sender<Pressure>,
     pub pulls: Semaphore,
@@ -63,7 +63,7 @@ impl NodeContext {
         api: Arc<dyn PodApi>,
         references: References,
         recorder: Recorder,
-        services: watch::Receiver<Option<Arc<Vec<ServiceLink>>>>,
+        services: watch::Receiver<Option<ServiceLinks>>,
     ) -> NodeContext {
         NodeContext {
             allocations: Allocations::new(&identity.allocatable),

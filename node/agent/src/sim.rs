@@ -21,7 +21,7 @@ use sluice_runtime::{
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
-use crate::env::KeyData;
+use crate::env::{KeyData, ServiceLinks};
 use crate::events::{Note, Recorder};
 use crate::model::Pod;
 use crate::node_context::{Identity, NodeContext};
@@ -102,7 +102,7 @@ impl Sim {
             ips: vec!["192.0.2.1".parse().unwrap()],
             ..Identity::default()
         };
-        let (_, services) = watch::channel(Some(Arc::new(Vec::new())));
+        let (_, services) = watch::channel(Some(ServiceLinks::default()));
         let network = Arc::new(SimNetwork { journal: journal.clone() });
         let references = References::new(ObjectsRef(objects.clone()));
         let node = Arc::new(NodeContext::new(identity, runtime.clone(), network, api, references, recorder, services));

@@ -1,18 +1,16 @@
 //! The service compiler: a Service with its slices, or a pod with host ports, to the frontends that it wants. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use sluice_ebpf_common::{Address, Backend, Frontend, FrontendKey, Scope};
 
 use crate::Range;
 pub use crate::endpoints::Here;
 use crate::endpoints::{Answering, Choice, local_ready};
+pub use crate::frontends::Frontends;
 use crate::model::{Forwarding, ObjectName, Pod, Protocol, Service, ServicePort, Slice, Snapshot};
 use crate::range::wire;
-
-/// The frontends of somebody who wants some.
-pub type Frontends = BTreeMap<FrontendKey, DesiredFrontend>;
 
 /// The table that the kernel should hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,11 +25,11 @@ pub struct DesiredFrontend {
     /// `namespace/name:port`, shared by all frontends of a service port.
     pub service: Arc<str>,
     /// Sorted, without duplicates.
-    pub backends: Arc<Vec<Backend>>,
+    pub backends: Arc<[Backend]>,
     /// Those that end and take no new connections, but may keep the flows they have. Sorted, none of the above.
-    pub draining: Arc<Vec<Backend>>,
+    pub draining: Arc<[Backend]>,
     /// The backends' weights (none: equal ones) where all nodes have to choose alike.
-    pub weights: Option<Arc<Vec<u16>>>,
+    pub weights: Option<Arc<[u16]>>,
     /// `Frontend::*` bits.
     pub flags: u32,
     /// Seconds for which a client keeps its backend, 0 without.
@@ -59,10 +57,10 @@ impl Snapshot {
     pub fn compile(&self) -> BTreeMap<Owner, Frontends> {
         let mut slices: BTreeMap<(&str, &str), Vec<&Slice>> = BTreeMap::new();
         for ((namespace, _), slice) in &self.slices {
-            slices.entry((namespace, &slice.service)).or_default().push(slice);
+            slices.entry((namespace.as_ref(), slice.service.as_ref())).or_default().push(slice);
         }
         let services = self.services.iter().map(|(name, service)| {
-            let slices = slices.get(&(name.0.as_str(), name.1.as_str())).map_or(&[][..], Vec::as_slice);
+            let slices = slices.get(&(name.0.as_ref(), name.1.as_ref())).map_or(&[][..], Vec::as_slice);
             (Owner::Service(name.clone()), compile_service(self.here(), name, service, slices))
         });
         let pods = self.pods.iter().map(|(name, pod)| (Owner::Pod(name.clone()), compile_pod(name, pod)));
@@ -77,8 +75,12 @@ pub(crate) fn health(here: Here<'_>, slices: &[&Slice]) -> usize {
 
 /// The name of a service port for people and for keeping its id over restarts.
 pub(crate) fn port_name(service: &ObjectName, port: &ServicePort) -> String {
-    let label = if port.name.is_empty() { port.port.to_string() } else { port.name.clone() };
-    format!("{}/{}:{label}{}", service.0, service.1, suffix(port.protocol))
+    let (namespace, name) = service;
+    let suffix = suffix(port.protocol);
+    match &*port.name {
+        "" => format!("{namespace}/{name}:{}{suffix}", port.port),
+        label => format!("{namespace}/{name}:{label}{suffix}"),
+    }
 }
 
 fn suffix(protocol: Protocol) -> &'static str {
@@ -92,7 +94,8 @@ fn suffix(protocol: Protocol) -> &'static str {
 /// Compiles a Service with all slices that belong to it.
 pub fn compile_service(here: Here<'_>, name: &ObjectName, service: &Service, slices: &[&Slice]) -> Frontends {
     let mut frontends = Frontends::new();
-    let ranges = Arc::new(service.ranges.iter().copied().collect());
+    let ranges =
+        if service.ranges.is_empty() { no_ranges() } else { Arc::new(service.ranges.iter().copied().collect()) };
     for port in &service.ports {
         let label: Arc<str> = port_name(name, port).into();
         for v4 in [true, false] {
@@ -174,15 +177,16 @@ impl Family<'_> {
         let answering = if local { &self.lists.here } else { &self.lists.everywhere };
         // Sockets are translated once for all, on one node.
         let planned = scope == Scope::External && answering.backends.len() > 1;
-        to.entry(key).or_insert_with(|| DesiredFrontend {
+        let frontend = DesiredFrontend {
             service: self.label.clone(),
             backends: answering.backends.clone(),
             draining: answering.draining.clone(),
             weights: planned.then(|| answering.weights.clone()),
             flags: flags | reach | if elsewhere { Frontend::ELSEWHERE } else { 0 },
             affinity: self.service.affinity,
-            ranges: if flags & Frontend::RANGES != 0 { self.ranges.clone() } else { Arc::default() },
-        });
+            ranges: if flags & Frontend::RANGES != 0 { self.ranges.clone() } else { no_ranges() },
+        };
+        to.insert_first(key, frontend);
     }
 }
 
@@ -198,23 +202,31 @@ pub fn compile_pod(name: &ObjectName, pod: &Pod) -> Frontends {
                 None => wire(*address).any(),
             };
             let flags = Backend::USED | Backend::LOCAL;
-            let backends = Arc::new(vec![Backend { address: wire(*address), port: port.port.to_be(), flags }]);
+            let backends: Arc<[Backend]> =
+                Arc::new([Backend { address: wire(*address), port: port.port.to_be(), flags }]);
             for scope in [Scope::Internal, Scope::External] {
                 let (number, protocol) = (port.host_port.to_be(), port.protocol.number());
                 let key = FrontendKey { address: own, port: number, protocol, scope: scope as u8 };
-                frontends.entry(key).or_insert_with(|| DesiredFrontend {
+                let frontend = DesiredFrontend {
                     service: label.clone(),
                     backends: backends.clone(),
                     draining: Arc::default(),
                     weights: None,
                     flags: Frontend::LOCAL_ONLY,
                     affinity: 0,
-                    ranges: Arc::default(),
-                });
+                    ranges: no_ranges(),
+                };
+                frontends.insert_first(key, frontend);
             }
         }
     }
     frontends
+}
+
+/// The same nothing for all: most services take every client.
+fn no_ranges() -> Arc<BTreeSet<Range>> {
+    static NONE: LazyLock<Arc<BTreeSet<Range>>> = LazyLock::new(Arc::default);
+    NONE.clone()
 }
 
 #[cfg(test)]

@@ -21,8 +21,8 @@ fn snapshot(service: Service, endpoints: Vec<Endpoint>) -> Snapshot {
     let ports = vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }];
     let slice = Slice { service: "web".into(), ports, endpoints };
     Snapshot {
-        services: [(("shop".to_owned(), "web".to_owned()), service)].into(),
-        slices: [(("shop".to_owned(), "web-x".to_owned()), slice)].into(),
+        services: [(("shop".into(), "web".into()), service)].into(),
+        slices: [(("shop".into(), "web-x".into()), slice)].into(),
         node: "a".into(),
         zone: Some("z".into()),
         ..Snapshot::default()
@@ -149,8 +149,8 @@ fn an_endpoint_in_two_slices_counts_once() {
 #[test]
 fn topology() {
     let hinted = |last: u8, nodes: &[&str], zones: &[&str]| Endpoint {
-        for_nodes: nodes.iter().map(|node| (*node).to_owned()).collect(),
-        for_zones: zones.iter().map(|zone| (*zone).to_owned()).collect(),
+        for_nodes: nodes.iter().map(|node| (*node).into()).collect(),
+        for_zones: zones.iter().map(|zone| (*zone).into()).collect(),
         ..endpoint(last, "ready", "b")
     };
     let zoned =
@@ -303,8 +303,8 @@ fn who_answers_clients_directly() {
         let mut snapshot = snapshot(service, vec![endpoint(1, "ready", "a"), endpoint(2, "ready", "b")]);
         snapshot.forwarding = node;
         let desired = compile(&snapshot);
-        assert_eq!(desired.frontends.len(), 7);
-        for (key, frontend) in &desired.frontends {
+        assert_eq!(desired.frontends.iter().count(), 7);
+        for (key, frontend) in desired.frontends.iter() {
             let direct = frontend.flags & Frontend::DIRECT != 0;
             let external = key.scope == Scope::External as u8;
             assert_eq!(direct, expected && external, "{node:?} {own:?} {external_local} {key:?}");

@@ -12,6 +12,7 @@ use aya::maps::{Array, HashMap, MapData};
 use aya::programs::TcAttachType;
 use parking_lot::Mutex;
 use sluice_ebpf_common::{Address, Settings, SourceKey, maps};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::attach::{self, Link, Traffic, UPLINK_PROGRAMS};
@@ -123,6 +124,8 @@ pub(crate) struct Inner {
     settings: Mutex<(Settings, Array<MapData, Settings>)>,
     pub(crate) table: Mutex<Table>,
     started: Instant,
+    /// Why services are not served, as people are told.
+    refused: watch::Sender<Vec<String>>,
 }
 
 pub(crate) struct Table {
@@ -132,6 +135,7 @@ pub(crate) struct Table {
     pub(crate) wanted: Wanted,
     /// The kernel may hold frontends that nobody wants: those of an earlier process, or after a failed write.
     unsure: bool,
+    /// Those of the last pass.
     problems: Vec<String>,
 }
 
@@ -220,6 +224,7 @@ impl Dataplane {
             build,
             config,
             started: Instant::now(),
+            refused: watch::Sender::default(),
         };
         let dataplane = Dataplane { inner: Arc::new(inner) };
         {
@@ -261,7 +266,7 @@ impl Dataplane {
 
     /// Follows the API's services, the kernel's links and the flows until the shutdown.
     pub async fn run(&self, client: kube::Client, shutdown: CancellationToken) -> Result<(), Error> {
-        let (checks, wanted) = tokio::sync::watch::channel(health::Answers::default());
+        let (checks, wanted) = watch::channel(health::Answers::default());
         tokio::try_join!(
             self.follow_services(client, checks, &shutdown),
             health::serve(wanted, &shutdown),
@@ -422,8 +427,23 @@ impl Dataplane {
 
     /// Takes in what somebody wants; the flag says that trying again a little later may place more.
     pub(crate) fn update(&self, update: Update) -> Result<(Vec<String>, bool), Error> {
-        let mut guard = self.inner.table.lock();
-        let table = &mut *guard;
+        let mut table = self.inner.table.lock();
+        let unsure = table.unsure;
+        let result = self.update_table(&mut table, update);
+        let refused = bounded(table.tables.unplaced());
+        self.inner.refused.send_if_modified(|known| {
+            let differs = *known != refused;
+            *known = refused;
+            differs
+        });
+        if unsure {
+            // Everything was compiled and planned a moment ago.
+            sys::give_memory_back();
+        }
+        result
+    }
+
+    fn update_table(&self, table: &mut Table, update: Update) -> Result<(Vec<String>, bool), Error> {
         let mut changes = Changes::new();
         let all = matches!(update, Update::All(_));
         match update {
@@ -448,7 +468,7 @@ impl Dataplane {
         {
             tracing::error!(%error, "the maps cannot grow");
         }
-        let mut plan = table.tables.plan(&changes, self.inner.started.elapsed());
+        let plan = table.tables.plan(&changes, self.inner.started.elapsed());
         if let Err(error) = table.store.apply(&plan.writes) {
             // What was written and what not is known to the kernel alone now.
             table.tables = Tables::new(table.store.read()?, table.store.capacity());
@@ -458,13 +478,8 @@ impl Dataplane {
         table.unsure = false;
         self.inner.datagrams.notice(all, &changes);
         self.change_settings(|settings| settings.host_ports = host_ports)?;
-        if plan.problems.len() > PROBLEMS {
-            let more = plan.problems.len() - PROBLEMS;
-            plan.problems.truncate(PROBLEMS);
-            plan.problems.push(format!("and {more} more like these"));
-        }
-        table.problems.clone_from(&plan.problems);
-        Ok((plan.problems, table.tables.may_fit_later()))
+        table.problems = bounded(plan.problems.iter().map(String::as_str));
+        Ok((table.problems.clone(), table.tables.may_fit_later()))
     }
 
     /// Grows the flow map when so many entries press it. It fills while it is replaced, so it counts twice.
@@ -487,9 +502,26 @@ impl Dataplane {
         if sizes == table.sizes { Ok(()) } else { self.resize(&mut table, sizes) }
     }
 
-    pub(crate) fn problems(&self) -> Vec<String> {
-        self.inner.table.lock().problems.clone()
+    /// Service ports that are not served for want of room: sentences that begin with `namespace/name:port: `, a few of them
+    /// when there are many.
+    pub fn refused(&self) -> watch::Receiver<Vec<String>> {
+        self.inner.refused.subscribe()
     }
+
+    pub(crate) fn problems(&self) -> Vec<String> {
+        let table = self.inner.table.lock();
+        bounded(table.tables.unplaced().chain(table.problems.iter().map(String::as_str)))
+    }
+}
+
+/// As many as people read, each once, and how many more there are.
+fn bounded<'a>(problems: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let all: BTreeSet<&str> = problems.collect();
+    let mut few: Vec<String> = all.iter().take(PROBLEMS).map(|problem| (*problem).to_owned()).collect();
+    if all.len() > PROBLEMS {
+        few.push(format!("and {} more like these", all.len() - PROBLEMS));
+    }
+    few
 }
 
 /// The settings by configuration; what the configuration does not know yet stays as an earlier process left it.

@@ -4,7 +4,7 @@
 //! both steps look at this node's endpoints only. Hints and `trafficDistribution` narrow the ready ones (KEP-2433,
 //! KEP-4444, KEP-3015), never the terminating ones. Who serves while it terminates and was not chosen keeps the flows it has.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use sluice_ebpf_common::Backend;
@@ -33,11 +33,11 @@ impl Here<'_> {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Answering {
     /// New connections, too. Sorted.
-    pub(crate) backends: Arc<Vec<Backend>>,
+    pub(crate) backends: Arc<[Backend]>,
     /// What they have. Sorted.
-    pub(crate) draining: Arc<Vec<Backend>>,
+    pub(crate) draining: Arc<[Backend]>,
     /// Weights of the former, none when all are equal.
-    pub(crate) weights: Arc<Vec<u16>>,
+    pub(crate) weights: Arc<[u16]>,
 }
 
 /// The endpoints of a service port in one address family.
@@ -87,27 +87,40 @@ impl<'a> Choice<'a> {
         if chosen.is_empty() {
             chosen = std::mem::take(&mut draining);
         }
-        draining.retain(|backend, _| !chosen.contains_key(backend));
+        draining.retain(|(backend, _)| chosen.binary_search_by(|(known, _)| known.cmp(backend)).is_err());
         // A weight of 0 says: no new connections, unless there is nobody else.
-        if chosen.values().any(|weight| *weight > 0) {
-            draining.extend(chosen.extract_if(.., |_, weight| *weight == 0));
+        if chosen.iter().any(|(_, weight)| *weight > 0) && chosen.iter().any(|(_, weight)| *weight == 0) {
+            draining.extend(chosen.extract_if(.., |(_, weight)| *weight == 0));
+            draining.sort_unstable();
         }
-        let mut weights: Vec<u16> = chosen.values().copied().collect();
-        if weights.iter().all(|weight| Some(weight) == weights.first()) {
-            weights.clear();
+        let weight = |(_, weight): &(Backend, u16)| *weight;
+        let alike = chosen.iter().map(weight).all(|weight| chosen.first().is_some_and(|(_, first)| weight == *first));
+        let list = |backends: Vec<(Backend, u16)>| backends.into_iter().map(|(backend, _)| backend).collect();
+        Answering {
+            weights: if alike { Arc::default() } else { chosen.iter().map(weight).collect() },
+            backends: list(chosen),
+            draining: list(draining),
         }
-        let list = |backends: BTreeMap<Backend, u16>| Arc::new(backends.into_keys().collect());
-        Answering { backends: list(chosen), draining: list(draining), weights: Arc::new(weights) }
     }
 
-    /// Backends with their weights.
-    fn collect(&self, wanted: impl Fn(&Endpoint) -> bool) -> BTreeMap<Backend, u16> {
+    /// Backends with their weights, sorted. Of those that are there twice the last one counts.
+    fn collect(&self, wanted: impl Fn(&Endpoint) -> bool) -> Vec<(Backend, u16)> {
         let backend = |(endpoint, port): &(&Endpoint, u16)| {
             let flags = Backend::USED | if self.here.has(endpoint) { Backend::LOCAL } else { 0 };
             let address = wire(endpoint.address?);
             Some((Backend { address, port: port.to_be(), flags }, endpoint.weight.unwrap_or(1)))
         };
-        self.endpoints.iter().filter(|(endpoint, _)| wanted(endpoint)).filter_map(backend).collect()
+        let mut all: Vec<_> = Vec::with_capacity(self.endpoints.len());
+        all.extend(self.endpoints.iter().filter(|(endpoint, _)| wanted(endpoint)).filter_map(backend));
+        all.sort_by_key(|(backend, _)| *backend);
+        all.dedup_by(|later, kept| {
+            let same = later.0 == kept.0;
+            if same {
+                kept.1 = later.1;
+            }
+            same
+        });
+        all
     }
 
     /// What narrows the ready endpoints. Hints count only when every ready endpoint has them and one of them is for this
@@ -142,8 +155,8 @@ impl<'a> Choice<'a> {
         let zone = self.here.zone;
         match topology {
             Topology::None => true,
-            Topology::NodeHint => endpoint.for_nodes.iter().any(|node| node == self.here.node),
-            Topology::ZoneHint => zone.is_some_and(|zone| endpoint.for_zones.iter().any(|known| known == zone)),
+            Topology::NodeHint => endpoint.for_nodes.iter().any(|node| **node == *self.here.node),
+            Topology::ZoneHint => zone.is_some_and(|zone| endpoint.for_zones.iter().any(|known| **known == *zone)),
             Topology::Node => self.here.has(endpoint),
             Topology::Zone => zone.is_some() && endpoint.zone.as_deref() == zone,
         }

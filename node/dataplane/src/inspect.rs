@@ -11,6 +11,7 @@ use serde::Serialize;
 use sluice_ebpf_common::{Backend, Frontend, Reason, SCHEMA, Scope, limits, maps, protocol};
 
 use crate::attach::{GUARD_PROGRAMS, Link, POD_PROGRAMS, SOCKET_PROGRAMS, UPLINK_PROGRAMS};
+use crate::counters::Counts;
 use crate::pending::{self, Pending};
 use crate::pins::{Pins, cgroup_root};
 use crate::range::unwire;
@@ -153,13 +154,14 @@ pub fn services(pin_dir: &Path) -> Result<Vec<ServiceRow>, Error> {
 fn services_in(pins: &Pins) -> Result<Vec<ServiceRow>, Error> {
     let store = Store::open(pins, false)?;
     let tables = store.read()?;
+    let (services, backends) = store.counts()?;
     let pending = pending::read(pins)?;
     let mut rows: BTreeMap<(u32, u8), ServiceRow> = BTreeMap::new();
     let mut answering: BTreeMap<(u32, u8), BTreeSet<u32>> = BTreeMap::new();
     for (key, frontend) in &tables.frontends {
         let id = (frontend.service, key.protocol);
         let row = rows.entry(id).or_insert_with(|| {
-            let counters = store.service_counters(frontend.service);
+            let counters = services.of(frontend.service);
             let (packets, bytes) = pending.services.get(&frontend.service).copied().unwrap_or_default();
             ServiceRow {
                 service: tables.names.get(&frontend.service).map_or_else(|| "?".into(), ToString::to_string),
@@ -191,15 +193,15 @@ fn services_in(pins: &Pins) -> Result<Vec<ServiceRow>, Error> {
     }
     for (id, row) in &mut rows {
         let ids = answering.get(id).into_iter().flatten();
-        row.backends = ids.filter_map(|id| Some(backend(&store, &pending, *id, tables.backends.get(id)?))).collect();
+        row.backends = ids.filter_map(|id| Some(backend(&backends, &pending, *id, tables.backends.get(id)?))).collect();
     }
     let mut rows: Vec<_> = rows.into_values().collect();
     rows.sort_by(|a, b| a.service.cmp(&b.service));
     Ok(rows)
 }
 
-fn backend(store: &Store, pending: &Pending, id: u32, backend: &Backend) -> BackendRow {
-    let counters = store.backend_counters(id);
+fn backend(counts: &Counts, pending: &Pending, id: u32, backend: &Backend) -> BackendRow {
+    let counters = counts.of(id);
     let (packets, bytes) = pending.backends.get(&id).copied().unwrap_or_default();
     BackendRow {
         address: unwire(backend.address),

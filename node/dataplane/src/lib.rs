@@ -10,13 +10,17 @@ extern crate self as sluice_dataplane;
 
 mod attach;
 pub mod compile;
+mod counters;
 mod datagrams;
 mod dataplane;
 mod diag;
 mod endpoints;
 mod error;
+mod frontends;
 mod health;
+mod held;
 mod inspect;
+mod intern;
 mod limits;
 mod links;
 mod maglev;

@@ -6,11 +6,12 @@ use std::time::Duration;
 /// microseconds.
 pub(crate) const QUARANTINE: Duration = Duration::from_secs(1);
 
-/// Changes that come within this time of each other are compiled together.
-pub(crate) const DEBOUNCE: Duration = Duration::from_millis(3);
+/// Frontends without room that one pass tries again at most.
+pub(crate) const RETRIES: usize = 256;
 
-/// A steady stream of changes is compiled at least this often.
-pub(crate) const DEBOUNCE_MOST: Duration = Duration::from_millis(50);
+/// Events that are taken in before a pass begins, as long as there are some: a steady stream of them does not keep it from
+/// beginning.
+pub(crate) const GATHERED: usize = 1_024;
 
 /// Time between two looks at the flow map while it is not empty.
 pub(crate) const SWEEP: Duration = Duration::from_secs(10);

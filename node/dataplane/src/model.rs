@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use sluice_ebpf_common::protocol;
 
 use crate::Range;
 
 /// `(namespace, name)`.
-pub type ObjectName = (String, String);
+pub type ObjectName = (Arc<str>, Arc<str>);
 
 /// Everything that decides the service table of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -123,7 +124,7 @@ pub enum Prefer {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {
     /// May be empty when it is the only one.
-    pub name: String,
+    pub name: Arc<str>,
     /// Protocol.
     pub protocol: Protocol,
     /// Port of the cluster and external addresses.
@@ -136,7 +137,7 @@ pub struct ServicePort {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Slice {
     /// Name of the Service in the same namespace.
-    pub service: String,
+    pub service: Arc<str>,
     /// Ports of every endpoint.
     pub ports: Vec<SlicePort>,
     /// Endpoints.
@@ -147,7 +148,7 @@ pub struct Slice {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlicePort {
     /// The Service port's name.
-    pub name: String,
+    pub name: Arc<str>,
     /// Protocol.
     pub protocol: Protocol,
     /// Port.
@@ -166,13 +167,13 @@ pub struct Endpoint {
     /// Is going away.
     pub terminating: bool,
     /// The node it is on.
-    pub node: Option<String>,
+    pub node: Option<Arc<str>>,
     /// The zone it is in.
-    pub zone: Option<String>,
+    pub zone: Option<Arc<str>>,
     /// Zones that should use it.
-    pub for_zones: Vec<String>,
+    pub for_zones: Box<[Arc<str>]>,
     /// Nodes that should use it.
-    pub for_nodes: Vec<String>,
+    pub for_nodes: Box<[Arc<str>]>,
     /// Its part of new external connections, beside the others' (1 by default); 0 for none.
     pub weight: Option<u16>,
 }

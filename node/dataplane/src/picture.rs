@@ -3,12 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
+use std::sync::Arc;
 
 use kube::Resource;
 use kube::runtime::watcher::Event;
 
 use crate::compile::{Frontends, Here, Owner, compile_pod, compile_service, health};
 use crate::health::{Answers, Check};
+use crate::intern::{Compact, Texts};
 use crate::model::{Forwarding, ObjectName, Pod, Service, Slice};
 use crate::views::{NodeView, PodView, ServiceView, SliceView};
 
@@ -29,21 +31,33 @@ struct Mirror<T> {
 /// An object that changed: its name, what it was, what it is.
 type Change<'a, T> = (&'a ObjectName, Option<&'a T>, Option<&'a T>);
 
-impl<T: PartialEq> Mirror<T> {
+impl<T: PartialEq + Compact> Mirror<T> {
     fn new() -> Self {
         Mirror { objects: BTreeMap::new(), fresh: None, listed: false }
     }
 
     /// Takes in an event and tells every object that changed by it; true if there was any, or if the first list is whole.
-    fn take<V: Resource + Into<Option<T>>>(&mut self, event: Event<V>, mut changed: impl FnMut(Change<'_, T>)) -> bool {
+    fn take<V: Resource + Into<Option<T>>>(
+        &mut self,
+        texts: &mut Texts,
+        event: Event<V>,
+        mut changed: impl FnMut(Change<'_, T>),
+    ) -> bool {
+        let mut read = |view: V| {
+            let mut name = name(&view);
+            texts.share_name(&mut name);
+            let mut object: Option<T> = view.into();
+            object.iter_mut().for_each(|object| object.compact(texts));
+            (name, object)
+        };
         match event {
             Event::Init => {
                 self.fresh = Some(BTreeMap::new());
                 false
             }
             Event::InitApply(view) => {
-                let name = name(&view);
-                if let (Some(fresh), Some(object)) = (&mut self.fresh, view.into()) {
+                let (name, object) = read(view);
+                if let (Some(fresh), Some(object)) = (&mut self.fresh, object) {
                     fresh.insert(name, object);
                 }
                 false
@@ -62,8 +76,8 @@ impl<T: PartialEq> Mirror<T> {
                 any
             }
             Event::Apply(view) => {
-                let name = name(&view);
-                self.put(&name, view.into(), changed)
+                let (name, object) = read(view);
+                self.put(&name, object, changed)
             }
             Event::Delete(view) => self.put(&name(&view), None, changed),
         }
@@ -84,7 +98,7 @@ impl<T: PartialEq> Mirror<T> {
 
 fn name<V: Resource>(view: &V) -> ObjectName {
     let meta = view.meta();
-    (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
+    (meta.namespace.as_deref().unwrap_or_default().into(), meta.name.as_deref().unwrap_or_default().into())
 }
 
 /// Everything that decides the service table of a node, with what has to be compiled anew.
@@ -95,10 +109,15 @@ pub(crate) struct Picture {
     services: Mirror<Service>,
     slices: Mirror<Slice>,
     pods: Mirror<Pod>,
-    /// Slices of each Service.
-    of_service: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
+    /// Slices of each Service: its name and theirs, and their namespace is its own.
+    of_service: BTreeSet<(ObjectName, Arc<str>)>,
+    texts: Texts,
     dirty: BTreeSet<Owner>,
     answers: Answers,
+    /// Ports of Services with a health check.
+    checked: BTreeMap<ObjectName, u16>,
+    /// The answers may differ from those that were last taken.
+    answered: bool,
     complete: bool,
 }
 
@@ -111,9 +130,12 @@ impl Picture {
             services: Mirror::new(),
             slices: Mirror::new(),
             pods: Mirror::new(),
-            of_service: BTreeMap::new(),
+            of_service: BTreeSet::new(),
+            texts: Texts::default(),
             dirty: BTreeSet::new(),
             answers: Answers::default(),
+            checked: BTreeMap::new(),
+            answered: false,
             complete: false,
         }
     }
@@ -125,26 +147,21 @@ impl Picture {
 
     pub(crate) fn service(&mut self, event: Event<ServiceView>) -> bool {
         let dirty = &mut self.dirty;
-        self.services.take(event, |(name, ..)| {
+        self.services.take(&mut self.texts, event, |(name, ..)| {
             dirty.insert(Owner::Service(name.clone()));
         })
     }
 
     pub(crate) fn slice(&mut self, event: Event<SliceView>) -> bool {
         let (dirty, of_service) = (&mut self.dirty, &mut self.of_service);
-        self.slices.take(event, |(name, before, after)| {
+        self.slices.take(&mut self.texts, event, |(name, before, after)| {
             let owner = |slice: &Slice| (name.0.clone(), slice.service.clone());
             if let Some(service) = before.map(owner) {
-                if let Some(slices) = of_service.get_mut(&service) {
-                    slices.remove(name);
-                    if slices.is_empty() {
-                        of_service.remove(&service);
-                    }
-                }
+                of_service.remove(&(service.clone(), name.1.clone()));
                 dirty.insert(Owner::Service(service));
             }
             if let Some(service) = after.map(owner) {
-                of_service.entry(service.clone()).or_default().insert(name.clone());
+                of_service.insert((service.clone(), name.1.clone()));
                 dirty.insert(Owner::Service(service));
             }
         })
@@ -152,7 +169,7 @@ impl Picture {
 
     pub(crate) fn pod(&mut self, event: Event<PodView>) -> bool {
         let dirty = &mut self.dirty;
-        self.pods.take(event, |(name, ..)| {
+        self.pods.take(&mut self.texts, event, |(name, ..)| {
             dirty.insert(Owner::Pod(name.clone()));
         })
     }
@@ -164,7 +181,8 @@ impl Picture {
             return false;
         }
         let leaving = view.metadata.deletion_timestamp.is_some() || view.spec.has_taint(TO_BE_DELETED);
-        let left = std::mem::replace(&mut self.answers.leaving, leaving) != leaving;
+        let left = mem::replace(&mut self.answers.leaving, leaving) != leaving;
+        self.answered |= left;
         if zone == self.zone {
             return left;
         }
@@ -180,9 +198,9 @@ impl Picture {
         (changes, !mem::replace(&mut self.complete, true))
     }
 
-    /// What load balancers are told.
-    pub(crate) fn answers(&self) -> &Answers {
-        &self.answers
+    /// What load balancers are told, if that may have changed since the last time.
+    pub(crate) fn answers(&mut self) -> Option<&Answers> {
+        mem::take(&mut self.answered).then_some(&self.answers)
     }
 
     fn compile(&mut self, owner: Owner) -> (Owner, Frontends) {
@@ -190,14 +208,21 @@ impl Picture {
             Owner::Pod(name) => self.pods.objects.get(name).map(|pod| compile_pod(name, pod)).unwrap_or_default(),
             Owner::Service(name) => {
                 let here = Here { node: &self.node, zone: self.zone.as_deref(), forwarding: self.forwarding };
-                let names = self.of_service.get(name).into_iter().flatten();
-                let slices: Vec<&Slice> = names.filter_map(|name| self.slices.objects.get(name)).collect();
-                self.answers.checks.retain(|_, check| check.service != *name);
+                let first = (name.clone(), Arc::default());
+                let names = self.of_service.range(first..).take_while(|(service, _)| service == name);
+                let slice = |(service, slice): &(ObjectName, Arc<str>)| (service.0.clone(), slice.clone());
+                let slices: Vec<&Slice> = names.filter_map(|pair| self.slices.objects.get(&slice(pair))).collect();
+                if let Some(port) = self.checked.remove(name) {
+                    self.answers.checks.remove(&port);
+                    self.answered = true;
+                }
                 match self.services.objects.get(name) {
                     Some(service) => {
                         if service.health_check_port != 0 {
                             let check = Check { service: name.clone(), endpoints: health(here, &slices) };
                             self.answers.checks.insert(service.health_check_port, check);
+                            self.checked.insert(name.clone(), service.health_check_port);
+                            self.answered = true;
                         }
                         compile_service(here, name, service, &slices)
                     }
@@ -237,7 +262,7 @@ mod tests {
     fn names(picture: &mut Picture) -> (Vec<String>, bool) {
         let (changes, all) = picture.changes();
         let name = |owner: &Owner| match owner {
-            Owner::Service((_, name)) | Owner::Pod((_, name)) => name.clone(),
+            Owner::Service((_, name)) | Owner::Pod((_, name)) => name.to_string(),
         };
         let lengths = |frontends: &Frontends| frontends.values().map(|frontend| frontend.backends.len()).sum::<usize>();
         (changes.iter().map(|(owner, frontends)| format!("{}:{}", name(owner), lengths(frontends))).collect(), all)
@@ -280,7 +305,8 @@ mod tests {
             "metadata": {"name": "here", "labels": {ZONE: "y"}}, "spec": {"taints": [{"key": TO_BE_DELETED}]}
         }))
         .unwrap();
-        assert!(!picture.answers().leaving && picture.node(Event::Apply(leaving)) && picture.answers().leaving);
+        assert!(picture.node(Event::Apply(leaving)));
+        assert!(picture.answers().unwrap().leaving);
         assert_eq!(names(&mut picture).0, [""; 0]);
     }
 
@@ -304,12 +330,12 @@ mod tests {
         picture.service(Event::Apply(service("a", 80)));
         picture.slice(Event::Apply(slice("a-1", "a", "10.244.0.1")));
         picture.changes();
-        assert_eq!(picture.answers().checks[&30009], Check { service: ("n".into(), "a".into()), endpoints: 1 });
+        assert_eq!(picture.answers.checks[&30009], Check { service: ("n".into(), "a".into()), endpoints: 1 });
         picture.slice(Event::Delete(slice("a-1", "a", "10.244.0.1")));
         picture.changes();
-        assert_eq!(picture.answers().checks[&30009].endpoints, 0);
+        assert_eq!(picture.answers.checks[&30009].endpoints, 0);
         picture.service(Event::Delete(service("a", 80)));
         picture.changes();
-        assert!(picture.answers().checks.is_empty());
+        assert!(picture.answers.checks.is_empty());
     }
 }

@@ -6,6 +6,7 @@
 //! the size of the table.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::Bound::{Excluded, Included, Unbounded};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,8 @@ use sluice_ebpf_common::{Backend, Frontend, FrontendKey};
 
 use crate::Range;
 use crate::compile::DesiredFrontend;
-use crate::limits::QUARANTINE;
+use crate::held::{Held, Lists};
+use crate::limits::{QUARANTINE, RETRIES};
 use crate::maglev;
 use crate::pool::{Ids, Runs};
 use crate::resize::presses;
@@ -55,9 +57,9 @@ pub struct Contents {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct List {
     /// Backend ids: those that take connections, then those that only keep their flows.
-    pub ids: Vec<u32>,
+    pub ids: Box<[u32]>,
     /// The packed table behind them; empty without one.
-    pub table: Vec<u32>,
+    pub table: Box<[u32]>,
 }
 
 impl List {
@@ -103,22 +105,22 @@ pub struct Plan {
 #[derive(Clone, Debug)]
 pub struct Tables {
     capacity: Capacity,
-    contents: Contents,
-    /// Users of each list, backend and name.
-    list_users: HashMap<u32, u32>,
-    backend_users: HashMap<u32, u32>,
-    name_users: HashMap<u32, u32>,
-    by_list: HashMap<Arc<List>, u32>,
-    by_backend: HashMap<Backend, u32>,
-    by_name: HashMap<Arc<str>, u32>,
-    ranges: u32,
+    frontends: hashbrown::HashMap<FrontendKey, Frontend>,
+    backends: Held<Backend>,
+    names: Held<Arc<str>>,
+    lists: Lists,
+    ranges: BTreeMap<u32, BTreeSet<Range>>,
+    range_count: u32,
+    generation: u32,
     backend_ids: Ids,
     name_ids: Ids,
     runs: Runs,
     /// Names that an earlier process left without a frontend.
     orphans: Vec<u32>,
     /// What found no room, to be tried again.
-    unplaced: BTreeMap<FrontendKey, DesiredFrontend>,
+    unplaced: BTreeMap<FrontendKey, Unplaced>,
+    /// How many of them have not been tried since something became free, and the last one that was.
+    untried: (usize, Option<FrontendKey>),
 }
 
 impl Tables {
@@ -126,42 +128,66 @@ impl Tables {
     pub fn new(contents: Contents, capacity: Capacity) -> Tables {
         let mut tables = Tables {
             capacity,
-            list_users: HashMap::new(),
-            backend_users: HashMap::new(),
-            name_users: HashMap::new(),
-            by_list: contents.lists.iter().map(|(base, list)| (list.clone(), *base)).collect(),
-            by_backend: contents.backends.iter().map(|(id, backend)| (*backend, *id)).collect(),
-            by_name: contents.names.iter().map(|(id, name)| (name.clone(), *id)).collect(),
-            ranges: contents.ranges.values().map(|ranges| ranges.len() as u32).sum(),
+            range_count: contents.ranges.values().map(|ranges| ranges.len() as u32).sum(),
             backend_ids: Ids::new(contents.backends.keys().copied()),
             name_ids: Ids::new(contents.names.keys().copied()),
             runs: Runs::new(capacity.slab, contents.lists.iter().map(|(base, list)| (*base, list.words()))),
+            frontends: contents.frontends.into_iter().collect(),
+            backends: Held::new(contents.backends),
+            names: Held::new(contents.names),
+            lists: Lists::default(),
+            ranges: contents.ranges,
+            generation: contents.generation,
             orphans: Vec::new(),
             unplaced: BTreeMap::new(),
-            contents,
+            untried: (0, None),
         };
-        for frontend in tables.contents.frontends.values() {
+        for (base, list) in contents.lists {
+            list.ids.iter().for_each(|id| tables.backends.add_user(*id));
+            tables.lists.insert(base, list);
+        }
+        for frontend in tables.frontends.values() {
             if frontend.count + frontend.draining > 0 {
-                *tables.list_users.entry(frontend.base).or_default() += 1;
+                tables.lists.add_user(frontend.base);
             }
-            *tables.name_users.entry(frontend.service).or_default() += 1;
+            tables.names.add_user(frontend.service);
         }
-        tables.orphans =
-            tables.contents.names.keys().filter(|id| !tables.name_users.contains_key(id)).copied().collect();
-        for id in tables.contents.lists.values().flat_map(|list| list.ids.iter()) {
-            *tables.backend_users.entry(*id).or_default() += 1;
-        }
+        tables.orphans = tables.names.iter().map(|(id, _)| id).filter(|id| !tables.names.is_used(*id)).collect();
         tables
     }
 
     /// What the kernel holds.
-    pub fn contents(&self) -> &Contents {
-        &self.contents
+    pub fn contents(&self) -> Contents {
+        Contents {
+            frontends: self.frontends().collect(),
+            lists: self.lists().map(|(base, list)| (base, list.clone())).collect(),
+            backends: self.backends().collect(),
+            names: self.names().map(|(id, name)| (id, name.clone())).collect(),
+            ranges: self.ranges.clone(),
+            generation: self.generation,
+        }
+    }
+
+    pub(crate) fn frontends(&self) -> impl Iterator<Item = (FrontendKey, Frontend)> {
+        self.frontends.iter().map(|(key, frontend)| (*key, *frontend))
+    }
+
+    pub(crate) fn backends(&self) -> impl Iterator<Item = (u32, Backend)> {
+        self.backends.iter().map(|(id, backend)| (id, *backend))
+    }
+
+    pub(crate) fn names(&self) -> impl Iterator<Item = (u32, &Arc<str>)> {
+        self.names.iter()
+    }
+
+    /// Lists by their first word.
+    pub(crate) fn lists(&self) -> impl Iterator<Item = (u32, &Arc<List>)> {
+        self.lists.iter()
     }
 
     /// What has to change for the kernel to hold exactly what is wanted, whatever it holds now.
     pub fn difference(&self, wanted: &Wanted) -> Changes {
-        let mut changes: Changes = self.contents.frontends.keys().map(|key| (*key, None)).collect();
+        let mut changes: Changes = self.frontends.keys().map(|key| (*key, None)).collect();
         changes.extend(wanted.all().frontends.into_iter().map(|(key, frontend)| (key, Some(frontend))));
         changes
     }
@@ -169,12 +195,11 @@ impl Tables {
     /// What the maps have to hold while these changes are made: the old and the new, and what rests. Never too little; exact
     /// only where a map would come under pressure.
     pub(crate) fn need(&self, changes: &Changes) -> Capacity {
-        let contents = &self.contents;
         let wanted = || changes.values().flatten();
-        let fresh = |key: &&FrontendKey| !contents.frontends.contains_key(key);
+        let fresh = |key: &&FrontendKey| !self.frontends.contains_key(*key);
         let placed = changes.iter().filter(|(_, wanted)| wanted.is_some()).map(|(key, _)| key);
         let names: HashSet<&str> =
-            wanted().map(|wanted| &*wanted.service).filter(|name| !self.by_name.contains_key(*name)).collect();
+            wanted().map(|wanted| &*wanted.service).filter(|name| self.names.find(*name).is_none()).collect();
         // Frontends of a service port share their lists.
         let pointers = |wanted: &DesiredFrontend| {
             (Arc::as_ptr(&wanted.backends), Arc::as_ptr(&wanted.draining), wanted.weights.as_ref().map(Arc::as_ptr))
@@ -183,9 +208,7 @@ impl Tables {
             .iter()
             .filter_map(|(key, wanted)| wanted.as_ref().map(|wanted| (pointers(wanted), (key, wanted))))
             .collect();
-        let used: u32 = contents.lists.values().map(|list| list.words()).sum();
-        let (backends, slab) =
-            (contents.backends.len() as u32 + self.backend_ids.resting(), used + self.runs.resting());
+        let (backends, slab) = (self.backends.len() + self.backend_ids.resting(), self.runs.taken());
         let most: u32 = lists.values().map(|(_, wanted)| words(wanted)).sum();
         let roomy = !presses(backends + most, self.capacity.backends) && !presses(slab + most, self.capacity.slab);
         let (more_backends, more_slab) = if roomy { (most, most) } else { self.exactly(lists.into_values()) };
@@ -197,11 +220,11 @@ impl Tables {
             distinct.values().sum()
         });
         Capacity {
-            frontends: (contents.frontends.len() + placed.filter(fresh).count()) as u32,
+            frontends: (self.frontends.len() + placed.filter(fresh).count()) as u32,
             backends: backends + more_backends,
             slab: slab + more_slab,
-            services: (contents.names.len() + names.len()) as u32 + self.name_ids.resting(),
-            ranges: self.ranges + ranges,
+            services: self.names.len() + names.len() as u32 + self.name_ids.resting(),
+            ranges: self.range_count + ranges,
         }
     }
 
@@ -210,17 +233,17 @@ impl Tables {
         let (mut fresh, mut slab) = (HashSet::<&Backend>::new(), 0);
         for (key, wanted) in lists {
             let all = || wanted.backends.iter().chain(wanted.draining.iter());
-            let known: Option<Vec<u32>> = all().map(|backend| self.by_backend.get(backend).copied()).collect();
-            let old = self.contents.frontends.get(key).and_then(|old| self.contents.lists.get(&old.base));
+            let known: Option<Vec<u32>> = all().map(|backend| self.backends.find(backend)).collect();
+            let old = self.frontends.get(key).and_then(|old| self.lists.get(old.base));
             let same = known.zip(old).is_some_and(|(mut ids, old)| {
                 let (taking, draining) = ids.split_at_mut(wanted.backends.len());
                 taking.sort_unstable();
                 draining.sort_unstable();
-                ids == old.ids
+                *ids == *old.ids
             });
             if !same {
                 slab += words(wanted);
-                fresh.extend(all().filter(|backend| !self.by_backend.contains_key(*backend)));
+                fresh.extend(all().filter(|backend| self.backends.find(*backend).is_none()));
             }
         }
         (fresh.len() as u32, slab)
@@ -230,39 +253,51 @@ impl Tables {
     pub(crate) fn resize(&mut self, capacity: Capacity) {
         self.runs.grow(self.capacity.slab, capacity.slab);
         self.capacity = capacity;
+        self.untried.0 = self.unplaced.len();
     }
 
     /// Plans the changes and leaves the tables as they will be. `now` is any steady clock.
     pub fn plan(&mut self, changes: &Changes, now: Duration) -> Plan {
-        self.backend_ids.wake(now);
-        self.name_ids.wake(now);
-        self.runs.wake(now);
-        let mut changes = changes.clone();
-        for (key, frontend) in std::mem::take(&mut self.unplaced) {
-            changes.entry(key).or_insert(Some(frontend));
+        let woken = [self.backend_ids.wake(now), self.name_ids.wake(now), self.runs.wake(now)];
+        changes.keys().for_each(|key| drop(self.unplaced.remove(key)));
+        // Where nothing became free there is no room for what waits either.
+        if woken.contains(&true) || changes.values().any(Option::is_none) {
+            self.untried.0 = self.unplaced.len();
         }
+        let waiting = self.waiting();
         let mut step = Step {
             tables: self,
             until: now + QUARANTINE,
-            before: Vec::new(),
-            flips: Vec::new(),
+            names: Vec::new(),
+            backends: Vec::new(),
+            lists: Vec::new(),
+            ranges: Vec::new(),
+            placed: Vec::new(),
+            removed: Vec::new(),
             problems: Vec::new(),
             planned: HashMap::new(),
         };
         let mut released = Vec::new();
         // What goes frees its entry before the new ones are counted.
         for key in changes.iter().filter(|(_, wanted)| wanted.is_none()).map(|(key, _)| key) {
-            if let Some(old) = step.tables.contents.frontends.remove(key) {
+            if let Some(old) = step.tables.frontends.remove(key) {
                 released.push(old);
-                step.flips.push(Write::RemoveFrontend(*key));
+                step.removed.push(Write::RemoveFrontend(*key));
             }
         }
-        for (key, wanted) in changes {
-            let Some(wanted) = wanted else { continue };
-            match step.place(&key, &wanted) {
-                Placed::Same => {}
-                Placed::New(old) => released.extend(old),
-                Placed::Full => drop(step.tables.unplaced.insert(key, wanted)),
+        for (key, wanted) in changes.iter().filter_map(|(key, wanted)| Some((key, wanted.as_ref()?))) {
+            match step.place(key, wanted) {
+                Ok(old) => released.extend(old),
+                Err(problem) => {
+                    step.problems.push(problem.clone());
+                    step.tables.unplaced.insert(*key, Unplaced { wanted: wanted.clone(), problem });
+                }
+            }
+        }
+        for (key, again) in waiting {
+            match step.place(&key, &again.wanted) {
+                Ok(old) => released.extend(old),
+                Err(problem) => drop(step.tables.unplaced.insert(key, Unplaced { problem, ..again })),
             }
         }
         let mut after = Vec::new();
@@ -270,30 +305,36 @@ impl Tables {
             step.release(old, &mut after);
         }
         for id in std::mem::take(&mut step.tables.orphans) {
-            if !step.tables.name_users.contains_key(&id) {
+            if !step.tables.names.is_used(id) {
                 step.remove_name(id, &mut after);
             }
         }
-        let Step { before, flips, problems, .. } = step;
-        let mut writes = before;
-        writes.sort_by_key(|write| match write {
-            Write::Name(..) => 0,
-            Write::Backend(..) => 1,
-            Write::List(..) => 2,
-            _ => 3,
-        });
+        let Step { mut names, backends, lists, ranges, placed, removed, problems, .. } = step;
         // New frontends before the removal of old ones: a moved address is never without one.
-        let (removed, placed): (Vec<_>, Vec<_>) =
-            flips.into_iter().partition(|write| matches!(write, Write::RemoveFrontend(_)));
-        writes.extend(placed);
-        writes.extend(removed);
-        writes.extend(after);
-        Plan { writes, problems }
+        [backends, lists, ranges, placed, removed, after].into_iter().for_each(|part| names.extend(part));
+        Plan { writes: names, problems }
+    }
+
+    /// Some of what found no room, in turn: as many as a pass has time for.
+    fn waiting(&mut self) -> Vec<(FrontendKey, Unplaced)> {
+        let (untried, last) = self.untried;
+        let untried = untried.min(self.unplaced.len());
+        let from = self.unplaced.range((last.map_or(Unbounded, Excluded), Unbounded));
+        let to = self.unplaced.range((Unbounded, last.map_or(Unbounded, Included)));
+        let keys: Vec<FrontendKey> = from.chain(to).map(|(key, _)| *key).take(untried.min(RETRIES)).collect();
+        self.untried = (untried - keys.len(), keys.last().copied().or(last));
+        keys.into_iter().filter_map(|key| self.unplaced.remove_entry(&key)).collect()
     }
 
     /// May what found no room find some when what rests now has rested?
     pub(crate) fn may_fit_later(&self) -> bool {
-        !self.unplaced.is_empty() && (self.backend_ids.rests() || self.name_ids.rests() || self.runs.rests())
+        let rests = self.backend_ids.rests() || self.name_ids.rests() || self.runs.rests();
+        !self.unplaced.is_empty() && (self.untried.0 > 0 || rests)
+    }
+
+    /// Sentences about what found no room so far.
+    pub(crate) fn unplaced(&self) -> impl Iterator<Item = &str> {
+        self.unplaced.values().map(|unplaced| unplaced.problem.as_str())
     }
 }
 
@@ -304,94 +345,89 @@ fn words(wanted: &DesiredFrontend) -> u32 {
     (taking + wanted.draining.len()) as u32 + table
 }
 
-enum Placed {
-    Same,
-    New(Option<Frontend>),
-    Full,
+/// What found no room, and a sentence about that.
+#[derive(Clone, Debug)]
+struct Unplaced {
+    wanted: DesiredFrontend,
+    problem: String,
 }
 
 struct Step<'a> {
     tables: &'a mut Tables,
     until: Duration,
-    before: Vec<Write>,
-    flips: Vec<Write>,
+    names: Vec<Write>,
+    backends: Vec<Write>,
+    lists: Vec<Write>,
+    ranges: Vec<Write>,
+    placed: Vec<Write>,
+    removed: Vec<Write>,
     problems: Vec<String>,
     /// Tables computed in this step, by their backends and weights: the addresses of a service port share one.
-    planned: HashMap<Weighed, Vec<u32>>,
+    planned: HashMap<Weighed, Box<[u32]>>,
 }
 
 /// Backend ids and their weights.
-type Weighed = (Vec<u32>, Arc<Vec<u16>>);
+type Weighed = (Box<[u32]>, Arc<[u16]>);
 
 impl Step<'_> {
-    fn place(&mut self, key: &FrontendKey, wanted: &DesiredFrontend) -> Placed {
-        let old = self.tables.contents.frontends.get(key).copied();
+    /// Returns what the frontend was if that is needed no more, or a sentence about why there is no room.
+    fn place(&mut self, key: &FrontendKey, wanted: &DesiredFrontend) -> Result<Option<Frontend>, String> {
+        let old = self.tables.frontends.get(key).copied();
         let limit = self.tables.capacity.frontends;
-        if old.is_none() && self.tables.contents.frontends.len() >= limit as usize {
-            self.problems.push(format!("{}: the frontend map is full ({limit})", wanted.service));
-            return Placed::Full;
+        if old.is_none() && self.tables.frontends.len() >= limit as usize {
+            return Err(format!("{}: the frontend map is full ({limit})", wanted.service));
         }
-        let Some(service) = self.name(&wanted.service) else { return Placed::Full };
-        if wanted.flags & Frontend::RANGES != 0 && !self.ranges(service, wanted) {
-            self.unused_name(service);
-            return Placed::Full;
-        }
-        let Some((base, table)) = self.list(wanted) else {
-            self.unused_name(service);
-            return Placed::Full;
-        };
+        let ranges = self.ranges.len();
+        let (service, made) = self.name(&wanted.service)?;
+        let list = self.ranges(service, wanted).and_then(|()| self.list(wanted));
+        let (base, table) = list.inspect_err(|_| {
+            if made {
+                // A name that was made for a frontend that found no room.
+                self.names.pop();
+                self.ranges.truncate(ranges);
+                self.forget_name(service);
+                self.tables.name_ids.untake(service);
+            }
+        })?;
         let (count, draining) = (wanted.backends.len() as u32, wanted.draining.len() as u32);
         let same = |old: Frontend| {
             (old.service, old.base, old.count, old.draining, old.table) == (service, base, count, draining, table)
                 && (old.flags, old.affinity) == (wanted.flags, wanted.affinity)
         };
         if old.is_some_and(same) {
-            return Placed::Same;
+            return Ok(None);
         }
         let tables = &mut *self.tables;
-        *tables.name_users.entry(service).or_default() += 1;
+        tables.names.add_user(service);
         if count + draining > 0 {
-            *tables.list_users.entry(base).or_default() += 1;
+            tables.lists.add_user(base);
         }
-        tables.contents.generation = tables.contents.generation.wrapping_add(1);
-        let (generation, flags, affinity) = (tables.contents.generation, wanted.flags, wanted.affinity);
+        tables.generation = tables.generation.wrapping_add(1);
+        let (generation, flags, affinity) = (tables.generation, wanted.flags, wanted.affinity);
         let frontend = Frontend { generation, service, base, count, flags, affinity, draining, table };
-        tables.contents.frontends.insert(*key, frontend);
-        self.flips.push(Write::Frontend(*key, frontend));
-        Placed::New(old)
+        tables.frontends.insert(*key, frontend);
+        self.placed.push(Write::Frontend(*key, frontend));
+        Ok(old)
     }
 
-    fn name(&mut self, name: &Arc<str>) -> Option<u32> {
-        if let Some(id) = self.tables.by_name.get(name) {
-            return Some(*id);
+    /// The id of a name, and whether it is a new one.
+    fn name(&mut self, name: &Arc<str>) -> Result<(u32, bool), String> {
+        if let Some(id) = self.tables.names.find(name) {
+            return Ok((id, false));
         }
         let limit = self.tables.capacity.services;
-        let Some(id) = self.tables.name_ids.take(limit) else {
-            self.problems.push(format!("{name}: no service id is free ({limit})"));
-            return None;
-        };
-        self.tables.by_name.insert(name.clone(), id);
-        self.tables.contents.names.insert(id, name.clone());
-        self.before.push(Write::Name(id, name.clone()));
-        Some(id)
-    }
-
-    /// Takes back a name that was made for a frontend that found no room.
-    fn unused_name(&mut self, id: u32) {
-        if !self.tables.name_users.contains_key(&id) {
-            self.before.retain(|write| !matches!(write, Write::Name(made, _) | Write::Range(made, _) if *made == id));
-            self.forget_name(id);
-            self.tables.name_ids.untake(id);
-        }
+        let no_room = || format!("{name}: no service id is free ({limit})");
+        let id = self.tables.name_ids.take(limit).ok_or_else(no_room)?;
+        self.tables.names.insert(id, name.clone());
+        self.names.push(Write::Name(id, name.clone()));
+        Ok((id, true))
     }
 
     /// Forgets a name, and returns its source ranges.
     fn forget_name(&mut self, id: u32) -> BTreeSet<Range> {
-        if let Some(name) = self.tables.contents.names.remove(&id) {
-            self.tables.by_name.remove(&name);
-        }
-        let ranges = self.tables.contents.ranges.remove(&id).unwrap_or_default();
-        self.tables.ranges -= ranges.len() as u32;
+        self.tables.names.remove(id);
+        let ranges = self.tables.ranges.remove(&id).unwrap_or_default();
+        self.tables.range_count -= ranges.len() as u32;
         ranges
     }
 
@@ -404,144 +440,123 @@ impl Step<'_> {
     }
 
     /// The first word of the list of a frontend's backends, in the order of their ids, and the slots of the table behind it.
-    fn list(&mut self, wanted: &DesiredFrontend) -> Option<(u32, u32)> {
+    fn list(&mut self, wanted: &DesiredFrontend) -> Result<(u32, u32), String> {
         let backends = || wanted.backends.iter().chain(wanted.draining.iter());
         if backends().next().is_none() {
-            return Some((0, 0));
+            return Ok((0, 0));
         }
         let mut ids = Vec::with_capacity(wanted.backends.len() + wanted.draining.len());
-        let mut made = Vec::new();
+        let before = self.backends.len();
         for backend in backends() {
-            let Some((id, new)) = self.backend(&wanted.service, *backend) else {
-                self.unused_backends(&made);
-                return None;
-            };
+            let id = self.backend(&wanted.service, *backend).inspect_err(|_| self.unused_backends(before))?;
             ids.push(id);
-            made.extend(new.then_some(id));
         }
         let (taking, draining) = ids.split_at_mut(wanted.backends.len());
         let (table, slots) = match &wanted.weights {
             Some(weights) => (self.table(&wanted.backends, taking, weights), maglev::slots(taking.len())),
-            None => (Vec::new(), 0),
+            None => (Box::default(), 0),
         };
         taking.sort_unstable();
         draining.sort_unstable();
+        let ids: Box<[u32]> = ids.into();
         let without = (slots > 0).then(|| ids.clone());
         let placed = self.run(List { ids, table }).map(|base| (base, slots)).or_else(|| {
-            let base = self.run(List { ids: without?, table: Vec::new() })?;
+            let base = self.run(List { ids: without?, table: Box::default() })?;
             self.problems.push(format!(
                 "{}: the slab has no room for a table of {slots} slots; connections that change nodes may change backends",
                 wanted.service
             ));
             Some((base, 0))
         });
-        if placed.is_none() {
+        placed.ok_or_else(|| {
+            self.unused_backends(before);
             let (size, count) = (self.tables.capacity.slab, backends().count());
-            self.problems.push(format!("{}: the slab has no room for {count} backends ({size})", wanted.service));
-            self.unused_backends(&made);
-        }
-        placed
+            format!("{}: the slab has no room for {count} backends ({size})", wanted.service)
+        })
     }
 
     /// The packed table of these backends, whose ids are in the same order.
-    fn table(&mut self, backends: &[Backend], ids: &[u32], weights: &Arc<Vec<u16>>) -> Vec<u32> {
-        let made = self.planned.entry((ids.to_vec(), weights.clone()));
-        made.or_insert_with(|| maglev::packed(backends, ids, weights)).clone()
+    fn table(&mut self, backends: &[Backend], ids: &[u32], weights: &Arc<[u16]>) -> Box<[u32]> {
+        let made = self.planned.entry((ids.into(), weights.clone()));
+        made.or_insert_with(|| maglev::packed(backends, ids, weights).into()).clone()
     }
 
     /// The first word of a list that is there, or is written now; `None` without room.
     fn run(&mut self, list: List) -> Option<u32> {
-        if let Some(base) = self.tables.by_list.get(&list) {
-            return Some(*base);
+        if let Some(base) = self.tables.lists.find(&list) {
+            return Some(base);
         }
         let base = self.tables.runs.take(list.words())?;
         for id in &list.ids {
-            *self.tables.backend_users.entry(*id).or_default() += 1;
+            self.tables.backends.add_user(*id);
         }
         let list = Arc::new(list);
-        self.tables.by_list.insert(list.clone(), base);
-        self.tables.contents.lists.insert(base, list.clone());
-        self.before.push(Write::List(base, list));
+        self.tables.lists.insert(base, list.clone());
+        self.lists.push(Write::List(base, list));
         Some(base)
     }
 
-    /// The id of a backend, and whether it is a new one.
-    fn backend(&mut self, service: &str, backend: Backend) -> Option<(u32, bool)> {
-        if let Some(id) = self.tables.by_backend.get(&backend) {
-            return Some((*id, false));
+    /// The id of a backend.
+    fn backend(&mut self, service: &str, backend: Backend) -> Result<u32, String> {
+        if let Some(id) = self.tables.backends.find(&backend) {
+            return Ok(id);
         }
         let limit = self.tables.capacity.backends;
-        let Some(id) = self.tables.backend_ids.take(limit) else {
-            self.problems.push(format!("{service}: no backend slot is free ({limit})"));
-            return None;
-        };
-        self.tables.by_backend.insert(backend, id);
-        self.tables.contents.backends.insert(id, backend);
-        self.before.push(Write::Backend(id, backend));
-        Some((id, true))
+        let no_room = || format!("{service}: no backend slot is free ({limit})");
+        let id = self.tables.backend_ids.take(limit).ok_or_else(no_room)?;
+        self.tables.backends.insert(id, backend);
+        self.backends.push(Write::Backend(id, backend));
+        Ok(id)
     }
 
-    /// Takes back backends that were made for a list that found no room.
-    fn unused_backends(&mut self, ids: &[u32]) {
-        for id in ids {
-            self.before.retain(|write| !matches!(write, Write::Backend(made, _) if made == id));
-            if let Some(backend) = self.tables.contents.backends.remove(id) {
-                self.tables.by_backend.remove(&backend);
+    /// Takes back backends that were made for a list that found no room: all after the first `kept` of this step.
+    fn unused_backends(&mut self, kept: usize) {
+        for write in self.backends.drain(kept..) {
+            if let Write::Backend(id, _) = write {
+                self.tables.backends.remove(id);
+                self.tables.backend_ids.untake(id);
             }
-            self.tables.backend_ids.untake(*id);
         }
     }
 
     /// Brings the source ranges of a service in line. New ones come before the flips; old ones may go at once, too, as the
     /// service says so.
-    fn ranges(&mut self, service: u32, wanted: &DesiredFrontend) -> bool {
-        let old = self.tables.contents.ranges.get(&service).cloned().unwrap_or_default();
+    fn ranges(&mut self, service: u32, wanted: &DesiredFrontend) -> Result<(), String> {
+        if wanted.flags & Frontend::RANGES == 0 {
+            return Ok(());
+        }
+        let old = self.tables.ranges.get(&service).cloned().unwrap_or_default();
         let (added, gone) =
             (wanted.ranges.difference(&old).count() as u32, old.difference(&wanted.ranges).count() as u32);
         let limit = self.tables.capacity.ranges;
-        if self.tables.ranges - gone + added > limit {
-            self.problems.push(format!("{}: the map of source ranges is full ({limit})", wanted.service));
-            return false;
+        if self.tables.range_count - gone + added > limit {
+            return Err(format!("{}: the map of source ranges is full ({limit})", wanted.service));
         }
-        self.tables.ranges = self.tables.ranges - gone + added;
-        self.before.extend(wanted.ranges.difference(&old).map(|range| Write::Range(service, *range)));
-        self.before.extend(old.difference(&wanted.ranges).map(|range| Write::RemoveRange(service, *range)));
-        self.tables.contents.ranges.insert(service, (*wanted.ranges).clone());
-        true
+        self.tables.range_count = self.tables.range_count - gone + added;
+        self.ranges.extend(wanted.ranges.difference(&old).map(|range| Write::Range(service, *range)));
+        self.ranges.extend(old.difference(&wanted.ranges).map(|range| Write::RemoveRange(service, *range)));
+        self.tables.ranges.insert(service, (*wanted.ranges).clone());
+        Ok(())
     }
 
     /// A frontend's old state is needed by nobody.
     fn release(&mut self, old: Frontend, after: &mut Vec<Write>) {
         if old.count + old.draining > 0
-            && less(&mut self.tables.list_users, old.base)
-            && let Some(list) = self.tables.contents.lists.remove(&old.base)
+            && let Some(list) = self.tables.lists.drop_user(old.base)
         {
-            self.tables.by_list.remove(&list);
             self.tables.runs.give_back(old.base, list.words(), self.until);
             for id in &list.ids {
-                if less(&mut self.tables.backend_users, *id)
-                    && let Some(backend) = self.tables.contents.backends.remove(id)
+                if self.tables.backends.drop_user(*id)
+                    && let Some(backend) = self.tables.backends.remove(*id)
                 {
-                    self.tables.by_backend.remove(&backend);
                     self.tables.backend_ids.give_back(*id, self.until);
                     after.push(Write::RetireBackend(*id, Backend { flags: backend.flags & !Backend::USED, ..backend }));
                 }
             }
         }
-        if less(&mut self.tables.name_users, old.service) {
+        if self.tables.names.drop_user(old.service) {
             self.remove_name(old.service, after);
         }
-    }
-}
-
-/// One user less; true if it was the last one.
-fn less(users: &mut HashMap<u32, u32>, id: u32) -> bool {
-    match users.get_mut(&id) {
-        Some(count) if *count > 1 => {
-            *count -= 1;
-            false
-        }
-        _ => users.remove(&id).is_some(),
     }
 }
 

@@ -66,7 +66,7 @@ impl Kernel {
             assert!(taking.is_sorted() && draining.is_sorted(), "most stay in place when one comes or goes");
             let table = words(frontend.table_base(), maglev::words(frontend.table));
             contents.backends.extend(ids.iter().map(|id| (*id, self.backends[id])));
-            contents.lists.insert(frontend.base, Arc::new(List { ids, table }));
+            contents.lists.insert(frontend.base, Arc::new(List { ids: ids.into(), table: table.into() }));
             contents.generation = contents.generation.max(frontend.generation);
         }
         contents.ranges.retain(|_, ranges| !ranges.is_empty());
@@ -88,7 +88,7 @@ fn frontend(service: &str, addresses: impl IntoIterator<Item = u32>) -> DesiredF
         .into_iter()
         .map(|address| Backend { address: Address::v4(address), port: 80, flags: Backend::USED })
         .collect();
-    let backends = Arc::new(backends.into_iter().collect());
+    let backends = backends.into_iter().collect();
     DesiredFrontend {
         service: service.into(),
         backends,
@@ -173,6 +173,28 @@ fn what_does_not_fit_is_said_and_placed_when_it_fits() {
 }
 
 #[test]
+fn what_waits_for_room_is_tried_in_turn_and_only_when_something_became_free() {
+    let mut tables = tables();
+    let many: Vec<u32> = (1..=20).collect();
+    let mut changes: Changes = (1..=8).map(|port| (key(port), Some(frontend("small", [1])))).collect();
+    changes.extend((9..400).map(|port| (key(port), Some(frontend("big", many.iter().copied())))));
+    changes.insert(key(400), Some(frontend("last", [1])));
+    let full = tables.plan(&changes, Duration::ZERO);
+    assert_eq!((full.problems.len(), tables.unplaced().count()), (392, 392));
+    assert!(!tables.may_fit_later(), "nothing rests and nothing became free");
+    // One goes: of those that wait the first ones need too much.
+    let plan = tables.plan(&[(key(1), None)].into(), Duration::from_secs(2));
+    assert_eq!((plan.writes.len(), plan.problems.len()), (1, 0), "what was said is not said again");
+    assert!(tables.may_fit_later());
+    tables.plan(&Changes::new(), Duration::from_secs(3));
+    assert_eq!(tables.contents().frontends[&key(400)].count, 1);
+    assert!(!tables.may_fit_later());
+    // One that is not wanted any more is not waited for.
+    tables.plan(&[(key(9), None)].into(), Duration::from_secs(4));
+    assert_eq!(tables.unplaced().count(), 390);
+}
+
+#[test]
 fn what_an_earlier_process_left_behind_is_removed() {
     let mut kernel = Kernel::default();
     let mut before = tables();
@@ -203,7 +225,7 @@ fn frontends(owner: u8, wish: &Wish) -> Frontends {
         wanted.affinity = *affinity;
         wanted.weights = (*affinity == 1 && backends.len() > 1).then(Arc::default);
         let ended = Backend { address: Address::v4(100 + u32::from(*port)), port: 80, flags: Backend::USED };
-        wanted.draining = Arc::new(if backends.contains(&1) { vec![ended] } else { vec![] });
+        wanted.draining = if backends.contains(&1) { [ended].into() } else { Arc::default() };
         wanted.flags = if ranges.is_empty() { 0 } else { Frontend::RANGES };
         wanted.ranges = Arc::new(ranges.iter().map(|net| format!("10.{net}.0.0/16").parse().unwrap()).collect());
         (key(*port), wanted)
@@ -255,7 +277,7 @@ proptest! {
         let mut wanted = Wanted::default();
         let mut owners: BTreeMap<Owner, Frontends> = BTreeMap::new();
         for (step, (number, wish)) in steps.iter().enumerate() {
-            let owner = Owner::Service(("n".into(), format!("s{number}")));
+            let owner = Owner::Service(("n".into(), format!("s{number}").into()));
             let before = wanted.all();
             let mut changes = Changes::new();
             wanted.set(&owner, frontends(*number, wish), &mut changes);
@@ -298,7 +320,7 @@ fn the_cost_of_a_change_is_its_own() {
     let service = |number: u32, changed: u32| {
         let key = FrontendKey { address: Address::v4(10_000 + number), port: 80, protocol: 6, scope: 0 };
         let wanted = frontend(&format!("n/s{number}:80"), (1..=3).map(|host| number * 3 + host + changed));
-        (Owner::Service(("n".into(), format!("s{number}"))), [(key, wanted)].into())
+        (Owner::Service(("n".into(), format!("s{number}").into())), [(key, wanted)].into())
     };
     let mut wanted = Wanted::default();
     let mut tables = Tables::new(Contents::default(), capacity);

@@ -41,11 +41,13 @@ impl Ids {
         self.resting.push_back((until, id));
     }
 
-    /// Lets rested ids go.
-    pub(crate) fn wake(&mut self, now: Duration) {
+    /// Lets rested ids go; true if there are any.
+    pub(crate) fn wake(&mut self, now: Duration) -> bool {
+        let before = self.free.len();
         while self.resting.front().is_some_and(|(until, _)| *until <= now) {
             self.free.extend(self.resting.pop_front().map(|(_, id)| id));
         }
+        self.free.len() > before
     }
 
     pub(crate) fn rests(&self) -> bool {
@@ -63,33 +65,38 @@ impl Ids {
 pub(crate) struct Runs {
     /// Free runs: first word, length. Neighbours are always joined.
     free: BTreeMap<u32, u32>,
+    /// The same as length, first word.
+    by_length: BTreeSet<(u32, u32)>,
     resting: VecDeque<(Duration, u32, u32)>,
+    /// Words that are not free.
+    taken: u32,
 }
 
 impl Runs {
     /// Of so many words, with these runs (in order) taken.
     pub(crate) fn new(size: u32, taken: impl Iterator<Item = (u32, u32)>) -> Runs {
-        let mut runs = Runs::default();
+        let mut runs = Runs { taken: size, ..Runs::default() };
         let mut at = 0;
         for (base, length) in taken {
             if base > at {
-                runs.free.insert(at, base - at);
+                runs.join(at, base - at);
             }
             at = at.max(base.saturating_add(length));
         }
         if size > at {
-            runs.free.insert(at, size - at);
+            runs.join(at, size - at);
         }
         runs
     }
 
-    /// The first free run that is long enough.
+    /// The shortest free run that is long enough, and of those the first.
     pub(crate) fn take(&mut self, length: u32) -> Option<u32> {
-        let (base, free) = self.free.iter().find(|(_, free)| **free >= length).map(|(base, free)| (*base, *free))?;
-        self.free.remove(&base);
+        let (free, base) = *self.by_length.range((length, 0)..).next()?;
+        self.remove(base, free);
         if free > length {
-            self.free.insert(base + length, free - length);
+            self.insert(base + length, free - length);
         }
+        self.taken += length;
         Some(base)
     }
 
@@ -97,39 +104,57 @@ impl Runs {
         self.resting.push_back((until, base, length));
     }
 
-    pub(crate) fn wake(&mut self, now: Duration) {
+    /// Lets rested runs go; true if there are any.
+    pub(crate) fn wake(&mut self, now: Duration) -> bool {
+        let mut any = false;
         while self.resting.front().is_some_and(|(until, ..)| *until <= now) {
             if let Some((_, base, length)) = self.resting.pop_front() {
                 self.join(base, length);
+                any = true;
             }
         }
+        any
     }
 
+    /// These words are free now.
     fn join(&mut self, mut base: u32, mut length: u32) {
+        self.taken -= length;
         if let Some((before, free)) = self.free.range(..base).next_back().map(|(before, free)| (*before, *free))
             && before + free == base
         {
-            self.free.remove(&before);
+            self.remove(before, free);
             (base, length) = (before, free + length);
         }
-        if let Some(free) = self.free.remove(&(base + length)) {
+        if let Some(free) = self.free.get(&(base + length)).copied() {
+            self.remove(base + length, free);
             length += free;
         }
+        self.insert(base, length);
+    }
+
+    fn insert(&mut self, base: u32, length: u32) {
         self.free.insert(base, length);
+        self.by_length.insert((length, base));
+    }
+
+    fn remove(&mut self, base: u32, length: u32) {
+        self.free.remove(&base);
+        self.by_length.remove(&(length, base));
     }
 
     pub(crate) fn rests(&self) -> bool {
         !self.resting.is_empty()
     }
 
-    /// How many words rest.
-    pub(crate) fn resting(&self) -> u32 {
-        self.resting.iter().map(|(.., length)| length).sum()
+    /// Words that are in use or rest.
+    pub(crate) fn taken(&self) -> u32 {
+        self.taken
     }
 
     /// There are more words at the end now.
     pub(crate) fn grow(&mut self, size: u32, new: u32) {
         if new > size {
+            self.taken += new - size;
             self.join(size, new - size);
         }
     }
@@ -162,11 +187,19 @@ mod tests {
         for (base, length) in [(4, 3), (0, 2), (2, 2)] {
             runs.give_back(base, length, LATER);
         }
-        runs.wake(NOW);
-        assert_eq!(runs.take(1), None);
-        runs.wake(LATER);
+        assert!(!runs.wake(NOW));
+        assert_eq!((runs.take(1), runs.taken()), (None, 10));
+        assert!(runs.wake(LATER));
         runs.grow(10, 14);
+        assert_eq!(runs.taken(), 3);
         assert_eq!(runs.take(7), Some(0), "three neighbours are one run again");
         assert_eq!(runs.take(4), Some(10), "what is new at the end");
+    }
+
+    #[test]
+    fn the_shortest_run_is_taken() {
+        let mut runs = Runs::new(20, [(8, 1), (12, 1)].into_iter());
+        assert_eq!([runs.take(3), runs.take(7), runs.take(7), runs.take(9)], [Some(9), Some(13), Some(0), None]);
+        assert_eq!(runs.taken(), 19);
     }
 }

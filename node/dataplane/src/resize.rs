@@ -241,7 +241,7 @@ impl Dataplane {
             false => programs(place, &sizes, Mode::Normal)?,
         };
         let mut store = Store::open_at(place, true)?;
-        store.fill(table.tables.contents(), &grown)?;
+        store.fill(&table.tables, &grown)?;
         for name in [maps::RANGES, maps::GENERATIONS].into_iter().filter(|name| grown.contains(name)) {
             Copy::ALL.between(&open(&pins.map(name))?, &open(&pins.next(name))?)?;
         }
@@ -250,7 +250,7 @@ impl Dataplane {
         if grows {
             inner.finish_flows(&sizes, place)?;
         }
-        store.take_counts(&table.store, &grown);
+        store.take_counts(&table.store, &grown)?;
         grown.iter().filter(|name| **name != maps::FLOWS).try_for_each(|name| pins.advance(name))?;
         if grows {
             first = programs(|name| pins.map(name), &sizes, Mode::Normal)?;

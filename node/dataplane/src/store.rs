@@ -7,17 +7,15 @@ use std::sync::Arc;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo};
-use sluice_ebpf_common::{Backend, Counters, Frontend, FrontendKey, RangeKey, SLAB_LINE, ServiceName, maps};
+use sluice_ebpf_common::{Backend, Frontend, FrontendKey, RangeKey, SLAB_LINE, ServiceName, maps};
 
+use crate::counters::{CounterMap, Counts};
 use crate::maglev;
 use crate::object::open;
 use crate::pins::Pins;
-use crate::plan::{Capacity, Contents, List, Write};
+use crate::plan::{Capacity, Contents, List, Tables, Write};
 use crate::range::wire_key;
 use crate::{Error, Range, sys};
-
-/// Words of one counter set.
-const COUNTER_WORDS: usize = size_of::<Counters>() / 4;
 
 /// Backends with their ids.
 type Numbered = Vec<(u32, Backend)>;
@@ -26,7 +24,6 @@ type Numbered = Vec<(u32, Backend)>;
 pub(crate) struct Store {
     frontends: HashMap<MapData, FrontendKey, Frontend>,
     frontends_fd: OwnedFd,
-    backends: Array<MapData, Backend>,
     backends_fd: OwnedFd,
     slab: sys::Words,
     names: HashMap<MapData, u32, ServiceName>,
@@ -34,10 +31,9 @@ pub(crate) struct Store {
     ranges: LpmTrie<MapData, RangeKey, u32>,
     generations: Array<MapData, u32>,
     generations_fd: OwnedFd,
-    service_counters: sys::Words,
-    backend_counters: sys::Words,
+    service_counters: CounterMap,
+    backend_counters: CounterMap,
     capacity: Capacity,
-    processors: usize,
 }
 
 /// A typed map, or a sentence about what is wrong with the pinned one.
@@ -61,7 +57,7 @@ fn size(path: &Path) -> Result<u32, Error> {
         .map_err(|error| Error::ebpf(format!("read the size of the map {}", path.display()), error))
 }
 
-fn descriptor(path: &Path) -> Result<OwnedFd, Error> {
+pub(crate) fn descriptor(path: &Path) -> Result<OwnedFd, Error> {
     sys::open_pinned(path).map_err(|error| Error::system(format!("open {}", path.display()), error))
 }
 
@@ -85,6 +81,7 @@ impl Store {
     pub(crate) fn open_at(place: impl Fn(&str) -> PathBuf, writable: bool) -> Result<Store, Error> {
         let at = |name| place(name);
         let _: Array<MapData, [u32; SLAB_LINE]> = typed_at(&at(maps::SLAB))?;
+        let _: Array<MapData, Backend> = typed_at(&at(maps::BACKENDS))?;
         let capacity = Capacity {
             frontends: size(&at(maps::FRONTENDS))?,
             backends: size(&at(maps::BACKENDS))?,
@@ -92,12 +89,9 @@ impl Store {
             services: size(&at(maps::NAMES))?,
             ranges: size(&at(maps::RANGES))?,
         };
-        let processors = processors()?;
-        let counters = |name, ids: u32| words(&at(name), ids as usize * processors * COUNTER_WORDS, writable);
         Ok(Store {
             frontends: typed_at(&at(maps::FRONTENDS))?,
             frontends_fd: descriptor(&at(maps::FRONTENDS))?,
-            backends: typed_at(&at(maps::BACKENDS))?,
             backends_fd: descriptor(&at(maps::BACKENDS))?,
             slab: words(&at(maps::SLAB), capacity.slab as usize, writable)?,
             names: typed_at(&at(maps::NAMES))?,
@@ -105,48 +99,39 @@ impl Store {
             ranges: typed_at(&at(maps::RANGES))?,
             generations: typed_at(&at(maps::GENERATIONS))?,
             generations_fd: descriptor(&at(maps::GENERATIONS))?,
-            service_counters: counters(maps::SERVICE_COUNTERS, capacity.services)?,
-            backend_counters: counters(maps::BACKEND_COUNTERS, capacity.backends)?,
+            service_counters: CounterMap::open(&at(maps::SERVICE_COUNTERS), capacity.services)?,
+            backend_counters: CounterMap::open(&at(maps::BACKEND_COUNTERS), capacity.backends)?,
             capacity,
-            processors,
         })
     }
 
     /// Writes what the kernel should hold into maps that are new; ranges and generations are copied by whoever makes them.
-    pub(crate) fn fill(&mut self, contents: &Contents, fresh: &BTreeSet<&str>) -> Result<(), Error> {
+    pub(crate) fn fill(&mut self, tables: &Tables, fresh: &BTreeSet<&str>) -> Result<(), Error> {
         let failed = |error| Error::system("write the service table", error);
         let is_fresh = |name: &str| fresh.contains(name);
         if is_fresh(maps::NAMES) {
-            let names = contents.names.iter().map(|(id, name)| (*id, encode_name(name)));
+            let names = tables.names().map(|(id, name)| (id, encode_name(name)));
             update(&self.names_fd, names).map_err(failed)?;
         }
         if is_fresh(maps::BACKENDS) {
-            let backends = contents.backends.iter().map(|(id, backend)| (*id, *backend));
-            update(&self.backends_fd, backends).map_err(failed)?;
+            update(&self.backends_fd, tables.backends()).map_err(failed)?;
         }
         if is_fresh(maps::SLAB) {
-            contents.lists.iter().for_each(|(base, list)| self.write_list(*base, list));
+            tables.lists().for_each(|(base, list)| self.write_list(base, list));
         }
         if is_fresh(maps::FRONTENDS) {
-            let frontends = contents.frontends.iter().map(|(key, frontend)| (*key, *frontend));
-            update(&self.frontends_fd, frontends).map_err(failed)?;
+            update(&self.frontends_fd, tables.frontends()).map_err(failed)?;
         }
         Ok(())
     }
 
     /// Adds what was counted in the maps that these ones replace.
-    pub(crate) fn take_counts(&self, old: &Store, fresh: &BTreeSet<&str>) {
+    pub(crate) fn take_counts(&self, old: &Store, fresh: &BTreeSet<&str>) -> Result<(), Error> {
         let pairs = [
             (maps::SERVICE_COUNTERS, &old.service_counters, &self.service_counters),
             (maps::BACKEND_COUNTERS, &old.backend_counters, &self.backend_counters),
         ];
-        for (_, from, to) in pairs.into_iter().filter(|(name, ..)| fresh.contains(name)) {
-            for at in (0..from.len()).step_by(2) {
-                if let Some(count @ 1..) = from.get_long(at) {
-                    to.add_long(at, count);
-                }
-            }
-        }
+        pairs.into_iter().filter(|(name, ..)| fresh.contains(name)).try_for_each(|(_, from, to)| to.add(from))
     }
 
     fn write_list(&self, base: u32, list: &List) {
@@ -164,26 +149,33 @@ impl Store {
     /// impossible one, and so is written anew or removed.
     pub(crate) fn read(&self) -> Result<Contents, Error> {
         let mut contents = Contents::default();
-        for entry in self.names.iter() {
-            let (id, name) = entry.map_err(|error| Error::ebpf("read the names", error))?;
+        let failed = |error| Error::system("read the service table", error);
+        sys::read_each(self.names_fd.as_fd(), |id: u32, name: ServiceName| {
             contents.names.insert(id, decode_name(&name).into());
-        }
+        })
+        .map_err(failed)?;
         for entry in self.ranges.keys() {
             let key = entry.map_err(|error| Error::ebpf("read the source ranges", error))?;
             let RangeKey { service, address } = key.data();
             let bits = key.prefix_len().saturating_sub(RangeKey::SERVICE_BITS);
             contents.ranges.entry(service).or_default().extend(Range::unwire(address, bits));
         }
-        for entry in self.frontends.iter() {
-            let (key, frontend) = entry.map_err(|error| Error::ebpf("read the frontends", error))?;
+        let mut frontends: Vec<(FrontendKey, Frontend)> = Vec::new();
+        sys::read_each(self.frontends_fd.as_fd(), |key, frontend| frontends.push((key, frontend))).map_err(failed)?;
+        let mut all: Vec<Backend> = Vec::new();
+        if !frontends.is_empty() {
+            // In the order of their ids.
+            sys::read_each(self.backends_fd.as_fd(), |_: u32, backend| all.push(backend)).map_err(failed)?;
+        }
+        for (key, frontend) in frontends {
             contents.generation = contents.generation.max(frontend.generation);
-            let Some((backends, table)) = self.resolve(&frontend) else {
+            let Some((backends, table)) = self.resolve(&frontend, &all) else {
                 contents.frontends.insert(key, Frontend { count: 0, draining: 0, base: u32::MAX, ..frontend });
                 continue;
             };
             if !backends.is_empty() {
                 let ids = backends.iter().map(|(id, _)| *id).collect();
-                contents.lists.insert(frontend.base, Arc::new(List { ids, table }));
+                contents.lists.insert(frontend.base, Arc::new(List { ids, table: table.into() }));
             }
             contents.backends.extend(backends);
             contents.frontends.insert(key, frontend);
@@ -192,12 +184,12 @@ impl Store {
     }
 
     /// The backends of a frontend and its packed table.
-    fn resolve(&self, frontend: &Frontend) -> Option<(Numbered, Vec<u32>)> {
+    fn resolve(&self, frontend: &Frontend, all: &[Backend]) -> Option<(Numbered, Vec<u32>)> {
         let mut backends = Vec::new();
         let end = frontend.base.checked_add(frontend.count)?.checked_add(frontend.draining)?;
         for at in frontend.base..end {
             let id = self.slab.get(at as usize)?;
-            let backend = self.backends.get(&id, 0).ok()?;
+            let backend = *all.get(id as usize)?;
             if backend.flags & Backend::USED == 0 {
                 return None;
             }
@@ -217,14 +209,13 @@ impl Store {
         let batch = match run {
             [Write::Name(..), ..] => {
                 let names: Vec<_> = run.iter().filter_map(name).collect();
-                names.iter().for_each(|(id, _)| clear(&self.service_counters, *id, self.processors));
-                update(&self.names_fd, names.into_iter())
+                let ids: Vec<u32> = names.iter().map(|(id, _)| *id).collect();
+                self.service_counters.clear(&ids).and_then(|()| update(&self.names_fd, names.into_iter()))
             }
             [Write::Backend(..) | Write::RetireBackend(..), ..] => {
-                for id in run.iter().filter_map(new_backend) {
-                    clear(&self.backend_counters, id, self.processors);
-                }
-                update(&self.backends_fd, run.iter().filter_map(backend))
+                let ids: Vec<u32> = run.iter().filter_map(new_backend).collect();
+                let written = self.backend_counters.clear(&ids);
+                written.and_then(|()| update(&self.backends_fd, run.iter().filter_map(backend)))
             }
             [Write::Frontend(..), ..] => {
                 update(&self.frontends_fd, run.iter().filter_map(frontend)).and_then(|()| {
@@ -261,14 +252,9 @@ impl Store {
         self.generations.set(gone.service, !gone.generation, 0)
     }
 
-    /// A service port's counters over all processors.
-    pub(crate) fn service_counters(&self, id: u32) -> Counters {
-        sum(&self.service_counters, id, self.processors)
-    }
-
-    /// A backend's counters over all processors.
-    pub(crate) fn backend_counters(&self, id: u32) -> Counters {
-        sum(&self.backend_counters, id, self.processors)
+    /// Counters of service ports and of backends.
+    pub(crate) fn counts(&self) -> Result<(Counts, Counts), Error> {
+        Ok((self.service_counters.counts()?, self.backend_counters.counts()?))
     }
 }
 
@@ -298,23 +284,6 @@ fn update<K: aya::Pod, V: aya::Pod>(map: &OwnedFd, entries: impl Iterator<Item =
 
 pub(crate) fn range_key(service: u32, range: Range) -> Key<RangeKey> {
     Key::new(RangeKey::SERVICE_BITS + range.bits(), RangeKey { service, address: wire_key(range) })
-}
-
-fn clear(counters: &sys::Words, id: u32, processors: usize) {
-    let first = id as usize * processors * COUNTER_WORDS;
-    (first..first + processors * COUNTER_WORDS).for_each(|word| counters.set(word, 0));
-}
-
-fn sum(counters: &sys::Words, id: u32, processors: usize) -> Counters {
-    let mut totals = [0_u64; COUNTER_WORDS / 2];
-    for processor in 0..processors {
-        let first = (id as usize * processors + processor) * COUNTER_WORDS;
-        for (at, total) in totals.iter_mut().enumerate() {
-            *total += counters.get_long(first + at * 2).unwrap_or(0);
-        }
-    }
-    let [connections, packets, bytes, refused] = totals;
-    Counters { connections, packets, bytes, refused }
 }
 
 fn encode_name(name: &str) -> ServiceName {

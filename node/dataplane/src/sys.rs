@@ -127,6 +127,19 @@ pub(crate) fn read_all(
     }
 }
 
+/// As [`read_all`], one element after the other.
+pub(crate) fn read_each<K: aya::Pod, V: aya::Pod>(map: BorrowedFd<'_>, mut take: impl FnMut(K, V)) -> io::Result<()> {
+    let (key, value) = (size_of::<K>(), size_of::<V>());
+    read_all(map, key, value, |keys, values| {
+        for (key, value) in keys.chunks_exact(key).zip(values.chunks_exact(value)) {
+            // SAFETY: the bytes are as many as the type has, and every bit pattern is one of its values.
+            let entry =
+                unsafe { (key.as_ptr().cast::<K>().read_unaligned(), value.as_ptr().cast::<V>().read_unaligned()) };
+            take(entry.0, entry.1);
+        }
+    })
+}
+
 /// Writes an element if its key is not there yet; says whether it was missing.
 pub(crate) fn insert_new(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<bool> {
     let mut attributes = Attributes([0; ATTRIBUTES]);

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope};
@@ -256,7 +257,7 @@ impl From<ServiceView> for Option<Service> {
         let balancers = balancers.filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"));
         let ports = spec.ports.into_iter().filter_map(|port| {
             Some(ServicePort {
-                name: port.name.unwrap_or_default(),
+                name: port.name.unwrap_or_default().into(),
                 protocol: Protocol::from_api(port.protocol.as_deref())?,
                 port: port.port?,
                 node_port: port.node_port.unwrap_or(0),
@@ -295,7 +296,7 @@ impl From<SliceView> for Option<Slice> {
         let weight = view.metadata.annotations.and_then(|annotations| weight(annotations.get(WEIGHT)?));
         let ports = view.ports.unwrap_or_default().into_iter().filter_map(|port| {
             Some(SlicePort {
-                name: port.name.unwrap_or_default(),
+                name: port.name.unwrap_or_default().into(),
                 protocol: Protocol::from_api(port.protocol.as_deref())?,
                 port: port.port?,
             })
@@ -309,14 +310,14 @@ impl From<SliceView> for Option<Slice> {
                 ready,
                 serving: endpoint.conditions.serving.unwrap_or(ready),
                 terminating: endpoint.conditions.terminating.unwrap_or(false),
-                node: endpoint.node_name,
-                zone: endpoint.zone,
+                node: endpoint.node_name.map(Into::into),
+                zone: endpoint.zone.map(Into::into),
                 for_zones: names(hints.for_zones),
                 for_nodes: names(hints.for_nodes),
                 weight,
             }
         });
-        Some(Slice { service, ports: ports.collect(), endpoints: endpoints.collect() })
+        Some(Slice { service: service.into(), ports: ports.collect(), endpoints: endpoints.collect() })
     }
 }
 
@@ -324,8 +325,8 @@ fn weight(text: &str) -> Option<u16> {
     text.trim().parse().ok().filter(|weight| *weight <= limits::WEIGHT)
 }
 
-fn names(views: Option<Vec<NamedView>>) -> Vec<String> {
-    views.into_iter().flatten().map(|view| view.name).collect()
+fn names(views: Option<Vec<NamedView>>) -> Box<[Arc<str>]> {
+    views.into_iter().flatten().map(|view| view.name.into()).collect()
 }
 
 impl From<PodView> for Option<Pod> {

@@ -2,7 +2,10 @@
 //! costs. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
+use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 use sluice_ebpf_common::FrontendKey;
 
 use crate::compile::{Desired, DesiredFrontend, Frontends, Owner};
@@ -13,33 +16,74 @@ pub type Changes = BTreeMap<FrontendKey, Option<DesiredFrontend>>;
 /// What everybody wants.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
-    owners: BTreeMap<Owner, Frontends>,
-    claims: BTreeMap<FrontendKey, BTreeSet<Owner>>,
+    owners: BTreeMap<Arc<Owner>, Frontends>,
+    claims: HashMap<FrontendKey, Claim>,
+}
+
+/// Who wants a frontend. Nearly always that is one.
+#[derive(Clone, Debug)]
+enum Claim {
+    One(Arc<Owner>),
+    Many(BTreeSet<Arc<Owner>>),
+}
+
+impl Claim {
+    /// The one who has it.
+    fn first(&self) -> Option<&Arc<Owner>> {
+        match self {
+            Claim::One(owner) => Some(owner),
+            Claim::Many(owners) => owners.first(),
+        }
+    }
+
+    fn add(&mut self, owner: Arc<Owner>) {
+        match self {
+            Claim::One(known) if *known == owner => {}
+            Claim::One(known) => *self = Claim::Many([known.clone(), owner].into()),
+            Claim::Many(owners) => drop(owners.insert(owner)),
+        }
+    }
+
+    /// True if nobody wants it any more.
+    fn remove(&mut self, owner: &Owner) -> bool {
+        match self {
+            Claim::One(known) => **known == *owner,
+            Claim::Many(owners) => {
+                owners.remove(owner);
+                owners.is_empty()
+            }
+        }
+    }
 }
 
 impl Wanted {
     /// Says what an owner wants now (nothing: it is gone) and adds what that changes.
-    pub fn set(&mut self, owner: &Owner, frontends: Frontends, changes: &mut Changes) {
-        let old = self.owners.remove(owner).unwrap_or_default();
-        for key in old.keys().filter(|key| !frontends.contains_key(key)) {
-            if let Some(claims) = self.claims.get_mut(key) {
-                claims.remove(owner);
-                if claims.is_empty() {
-                    self.claims.remove(key);
-                }
+    pub fn set(&mut self, owner: &Owner, mut frontends: Frontends, changes: &mut Changes) {
+        let (owner, old) =
+            self.owners.remove_entry(owner).unwrap_or_else(|| (Arc::new(owner.clone()), Frontends::new()));
+        let mut touched = Vec::new();
+        for (key, before) in &old {
+            let after = frontends.get(key);
+            if after != Some(before) {
+                touched.push(*key);
+            }
+            if after.is_none()
+                && let Entry::Occupied(mut claim) = self.claims.entry(*key)
+                && claim.get_mut().remove(&owner)
+            {
+                claim.remove();
             }
         }
         for key in frontends.keys().filter(|key| !old.contains_key(key)) {
-            self.claims.entry(*key).or_default().insert(owner.clone());
+            touched.push(*key);
+            match self.claims.entry(*key) {
+                Entry::Occupied(mut claim) => claim.get_mut().add(owner.clone()),
+                Entry::Vacant(free) => drop(free.insert(Claim::One(owner.clone()))),
+            }
         }
-        let touched: BTreeSet<FrontendKey> = old
-            .iter()
-            .filter(|(key, before)| frontends.get(key) != Some(before))
-            .map(|(key, _)| *key)
-            .chain(frontends.keys().filter(|key| !old.contains_key(key)).copied())
-            .collect();
         if !frontends.is_empty() {
-            self.owners.insert(owner.clone(), frontends);
+            frontends.shrink();
+            self.owners.insert(owner, frontends);
         }
         for key in touched {
             let wanted = self.get(&key).cloned();
@@ -49,7 +93,8 @@ impl Wanted {
 
     /// Makes these the only owners.
     pub fn replace(&mut self, all: BTreeMap<Owner, Frontends>, changes: &mut Changes) {
-        let gone: Vec<Owner> = self.owners.keys().filter(|owner| !all.contains_key(owner)).cloned().collect();
+        let gone: Vec<Arc<Owner>> =
+            self.owners.keys().filter(|owner| !all.contains_key(owner.as_ref())).cloned().collect();
         for owner in gone {
             self.set(&owner, Frontends::new(), changes);
         }
@@ -71,6 +116,6 @@ impl Wanted {
 
     /// Does a pod of this node have host ports?
     pub(crate) fn has_pods(&self) -> bool {
-        self.owners.keys().next_back().is_some_and(|owner| matches!(owner, Owner::Pod(_)))
+        self.owners.keys().next_back().is_some_and(|owner| matches!(**owner, Owner::Pod(_)))
     }
 }

@@ -1,22 +1,23 @@
-//! Services, EndpointSlices, pods and this node from the API into the kernel: watches, a short pause to gather changes, one
-//! pass of compiler, planner and writes for what changed.
+//! Services, EndpointSlices, pods and this node from the API into the kernel: watches, and one pass of compiler, planner
+//! and writes for what changed, at once. What changes during a pass is what the next one is for.
 
 use std::fmt::Debug;
 use std::pin::pin;
 
-use futures::{Stream, StreamExt};
+use futures::future::{BoxFuture, Fuse, FusedFuture};
+use futures::{FutureExt, Stream, StreamExt};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
-use tokio::time::{Duration, Instant};
+use tokio::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
 use crate::dataplane::{Dataplane, Update};
 use crate::health::Answers;
-use crate::limits::{DEBOUNCE, DEBOUNCE_MOST, QUARANTINE};
+use crate::limits::{GATHERED, QUARANTINE};
 use crate::picture::Picture;
 use crate::views::{NodeView, PodView, ServiceView, SliceView};
 
@@ -46,35 +47,46 @@ impl Dataplane {
         let mut pods = pin!(events::<PodView>(&client, Some(format!("spec.nodeName={node}"))));
         let mut nodes = pin!(events::<NodeView>(&client, Some(format!("metadata.name={node}"))));
         let mut picture = Picture::new(node, self.inner.config.forwarding);
-        // When the change that waits came, and when to act on it.
-        let mut waiting: Option<(Instant, Instant)> = None;
+        // Is there anything to do, and how many events came since the last pass began?
+        let (mut changed, mut gathered) = (false, 0);
+        let mut pass: Fuse<BoxFuture<'_, Option<Duration>>> = Fuse::terminated();
+        let mut again = pin!(Fuse::terminated());
         loop {
-            let due = waiting.map(|(_, due)| due).filter(|_| picture.listed());
-            let changed = tokio::select! {
+            // The first change is acted on at once; what comes while it is written waits for the next pass.
+            let ready = changed && picture.listed() && pass.is_terminated();
+            let event = tokio::select! {
+                biased;
                 () = shutdown.cancelled() => return Ok(()),
-                Some(event) = services.next() => taken(event, |event| picture.service(event)),
-                Some(event) = slices.next() => taken(event, |event| picture.slice(event)),
-                Some(event) = pods.next() => taken(event, |event| picture.pod(event)),
-                Some(event) = nodes.next() => taken(event, |event| picture.node(event)),
-                () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
-                    let (changes, all) = picture.changes();
-                    checks.send_if_modified(|known| {
-                        let differs = known != picture.answers();
-                        if differs {
-                            known.clone_from(picture.answers());
-                        }
-                        differs
-                    });
-                    let update = if all { Update::All(changes.into_iter().collect()) } else { Update::Some(changes) };
-                    waiting = self.pass(update).await.map(|later| (Instant::now(), Instant::now() + later));
-                    false
+                later = &mut pass => {
+                    again.set(later.map_or(Fuse::terminated(), |later| tokio::time::sleep(later).fuse()));
+                    continue;
                 }
+                () = &mut again => Some(true),
+                () = std::future::ready(()), if ready && gathered >= GATHERED => None,
+                Some(event) = services.next() => Some(taken(event, |event| picture.service(event))),
+                Some(event) = slices.next() => Some(taken(event, |event| picture.slice(event))),
+                Some(event) = pods.next() => Some(taken(event, |event| picture.pod(event))),
+                Some(event) = nodes.next() => Some(taken(event, |event| picture.node(event))),
+                () = std::future::ready(()), if ready => None,
             };
-            if changed {
-                let now = Instant::now();
-                let since = waiting.map_or(now, |(since, _)| since);
-                waiting = Some((since, (now + DEBOUNCE).min(since + DEBOUNCE_MOST)));
+            if let Some(event) = event {
+                changed |= event;
+                gathered += 1;
+                continue;
             }
+            (changed, gathered) = (false, 0);
+            let (changes, all) = picture.changes();
+            if let Some(answers) = picture.answers() {
+                checks.send_if_modified(|known| {
+                    let differs = known != answers;
+                    if differs {
+                        known.clone_from(answers);
+                    }
+                    differs
+                });
+            }
+            let update = if all { Update::All(changes.into_iter().collect()) } else { Update::Some(changes) };
+            pass = self.pass(update).boxed().fuse();
         }
     }
 

@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Instant;
 
-use common::isolated;
+use common::{destination, isolated, opening};
 use sluice_dataplane::migrate::{BUILD, Build};
 use sluice_dataplane::model::{Protocol, Snapshot};
 use sluice_dataplane::plan::Capacity;
@@ -45,23 +45,9 @@ fn address(number: u32) -> SocketAddrV4 {
     SocketAddrV4::new(Ipv4Addr::new(10, 98, 0, number as u8 + 1), 80)
 }
 
-/// A TCP packet that opens a connection. Checksums are changed by what changes, so they need not be right.
-fn opening(client: u32, port: u16, service: SocketAddrV4) -> Vec<u8> {
-    let mut frame = vec![0; 54];
-    frame[12..16].copy_from_slice(&[0x08, 0, 0x45, 0]);
-    frame[16..18].copy_from_slice(&40_u16.to_be_bytes());
-    (frame[22], frame[23]) = (64, 6);
-    frame[26..30].copy_from_slice(&client.to_be_bytes());
-    frame[30..34].copy_from_slice(&service.ip().octets());
-    frame[34..36].copy_from_slice(&port.to_be_bytes());
-    frame[36..38].copy_from_slice(&service.port().to_be_bytes());
-    (frame[46], frame[47]) = (0x50, 2);
-    frame
-}
-
-fn destination(frame: &[u8]) -> SocketAddrV4 {
-    let octets: [u8; 4] = frame[30..34].try_into().unwrap();
-    SocketAddrV4::new(octets.into(), u16::from_be_bytes([frame[36], frame[37]]))
+/// Another one for each packet.
+fn client(packet: u32) -> SocketAddrV4 {
+    SocketAddrV4::new(Ipv4Addr::from_bits(0x0af5_0001 + (packet >> 6)), 1024 + (packet & 63) as u16)
 }
 
 /// No two services have a backend in common.
@@ -72,7 +58,7 @@ fn backend(number: u32, host: u32) -> SocketAddrV4 {
 fn only(number: u32, hosts: Option<&BTreeSet<u32>>) -> Snapshot {
     let backends: Vec<String> = hosts.into_iter().flatten().map(|host| backend(number, *host).to_string()).collect();
     let backends: Vec<&str> = backends.iter().map(String::as_str).collect();
-    let name = format!("s{number}");
+    let name: std::sync::Arc<str> = format!("s{number}").into();
     let one = common::service(Protocol::Tcp, &address(number).to_string(), 0, &backends);
     let mut service = one.services.into_values().next().unwrap();
     if hosts.is_none() {
@@ -81,7 +67,7 @@ fn only(number: u32, hosts: Option<&BTreeSet<u32>>) -> Snapshot {
     let mut snapshot = Snapshot { node: "here".into(), ..Snapshot::default() };
     for (index, mut slice) in one.slices.into_values().enumerate() {
         slice.service.clone_from(&name);
-        snapshot.slices.insert(("shop".into(), format!("{name}-{index}")), slice);
+        snapshot.slices.insert(("shop".into(), format!("{name}-{index}").into()), slice);
     }
     snapshot.services.insert(("shop".into(), name), service);
     snapshot
@@ -131,7 +117,7 @@ fn no_packet_goes_astray_while_everything_changes() {
                     std::thread::yield_now();
                 }
                 let number = random.below(SERVICES);
-                let frame = opening(0x0af5_0001 + (packet >> 6), 1024 + (packet & 63) as u16, address(number));
+                let frame = opening(client(packet), address(number));
                 let first = services[number as usize].lock().unwrap().settled;
                 let result = dataplane.probe(Hook::PodIn, &frame, 1).unwrap();
                 let service = services[number as usize].lock().unwrap();

@@ -8,7 +8,7 @@ use std::net::UdpSocket;
 use std::time::Instant;
 
 use common::{Namespace, PATIENCE, Place, isolated, run, service, udp_server, words};
-use sluice_dataplane::model::{Protocol, Snapshot};
+use sluice_dataplane::model::{ObjectName, Protocol, Snapshot};
 use sluice_dataplane::{Dataplane, PodInfo, ServicePath};
 
 const CLUSTER: &str = "10.96.0.10:53";
@@ -132,7 +132,7 @@ fn pods_sockets_of_both_families_are_found_also_by_the_next_process() {
         let both = |endpoints: [&str; 2]| {
             let mut snapshot = service(Protocol::Udp, "10.96.0.10:53", 0, &endpoints[..1]);
             let six = service(Protocol::Udp, "[fd96::10]:53", 0, &endpoints[1..]);
-            let name = ("shop".to_owned(), "six".to_owned());
+            let name: ObjectName = ("shop".into(), "six".into());
             snapshot.services.insert(name.clone(), six.services.into_values().next().unwrap());
             for mut slice in six.slices.into_values() {
                 slice.service.clone_from(&name.1);
@@ -178,7 +178,7 @@ fn what_another_service_still_leads_to_stays() {
         udp_server(OLD);
         let mut both = udp(&[OLD]);
         let other = service(Protocol::Udp, "10.96.0.11:53", 0, &[OLD]);
-        let name = ("shop".to_owned(), "other".to_owned());
+        let name: ObjectName = ("shop".into(), "other".into());
         both.services.insert(name.clone(), other.services.into_values().next().unwrap());
         for mut slice in other.slices.into_values() {
             slice.service.clone_from(&name.1);

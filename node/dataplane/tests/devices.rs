@@ -102,6 +102,18 @@ fn the_driver_of_a_bonds_slave_sends_a_services_packets_on() {
 }
 
 #[test]
+fn the_driver_sends_a_services_packets_back_by_the_same_link() {
+    isolated("the_driver_sends_a_services_packets_back_by_the_same_link", |place| {
+        let outside = place.neighbour("outside", "up0", Some("10.1.0.1/24"), "10.1.0.2/24", None);
+        outside.within(|| {
+            act_as_card("eth0");
+            common::wake_for_frames("eth0");
+        });
+        driver_sends_on(place, &outside, "eth0", &[("up0", "native")]);
+    });
+}
+
+#[test]
 #[ignore = "needs VLANs: runs under cargo xtask kernel"]
 fn the_driver_below_a_vlan_sends_a_services_packets_on() {
     isolated("the_driver_below_a_vlan_sends_a_services_packets_on", |place| {
@@ -109,6 +121,7 @@ fn the_driver_below_a_vlan_sends_a_services_packets_on() {
         let namespace = outside.path.file_name().unwrap().to_str().unwrap().to_owned();
         outside.within(|| {
             act_as_card("eth0");
+            common::wake_for_frames("eth0");
             common::tag_in_frames("eth0");
         });
         run("ip", &["link", "add", "link", "up0", "name", "up0.7", "type", "vlan", "id", "7"]);

@@ -147,7 +147,7 @@ fn table(node: &str, forwarding: Forwarding) -> Snapshot {
         service.ports.push(udp);
         let mut slice = one.slices.into_values().next().unwrap();
         slice.ports.push(SlicePort { name: "udp".into(), protocol: Protocol::Udp, port: 8080 });
-        slice.service = format!("web-{at}");
+        slice.service = format!("web-{at}").into();
         snapshot.services.insert(("shop".into(), slice.service.clone()), service);
         snapshot.slices.insert(("shop".into(), slice.service.clone()), slice);
     }

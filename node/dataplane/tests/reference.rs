@@ -95,7 +95,7 @@ fn snapshot(shops: &[Shop]) -> Snapshot {
     let mut snapshot = Snapshot { node: NODES[0].into(), zone: Some(ZONES[0].into()), ..Snapshot::default() };
     for (number, shop) in shops.iter().enumerate() {
         let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp][shop.protocol];
-        let name = format!("s{number}");
+        let name: std::sync::Arc<str> = format!("s{number}").into();
         let service = Service {
             // Services of different protocols share an address and a port.
             cluster: vec![Ipv4Addr::new(10, 96, 0, 1 + number as u8 / 3).into()],
@@ -113,12 +113,12 @@ fn snapshot(shops: &[Shop]) -> Snapshot {
                 serving: place.serving,
                 terminating: place.terminating,
                 node: Some(NODES[place.node].into()),
-                for_zones: place.hint.iter().map(|zone| ZONES[*zone].to_owned()).collect(),
+                for_zones: place.hint.iter().map(|zone| ZONES[*zone].into()).collect(),
                 ..Endpoint::default()
             };
             let ports = vec![SlicePort { name: "p".into(), protocol, port: 8080 }];
             let slice = Slice { service: name.clone(), ports, endpoints: vec![endpoint] };
-            snapshot.slices.insert(("n".into(), format!("{name}-{at}")), slice);
+            snapshot.slices.insert(("n".into(), format!("{name}-{at}").into()), slice);
         }
     }
     snapshot

@@ -174,11 +174,11 @@ fn no_connection_goes_astray_while_everything_changes() {
                 let all = servers(net);
                 let some: Vec<&str> = (0..3).filter(|bit| mask >> bit & 1 == 1).map(|bit| all[bit].as_str()).collect();
                 let one = service(Protocol::Tcp, &format!("10.96.0.{net}:80"), 0, &some);
-                let name = ("shop".to_owned(), format!("web{net}"));
+                let name = ("shop".into(), format!("web{net}").into());
                 snapshot.services.insert(name.clone(), one.services.into_values().next().unwrap());
                 for (index, mut slice) in one.slices.into_values().enumerate() {
                     slice.service.clone_from(&name.1);
-                    snapshot.slices.insert(("shop".into(), format!("web{net}-{index}")), slice);
+                    snapshot.slices.insert(("shop".into(), format!("web{net}-{index}").into()), slice);
                 }
             }
             snapshot

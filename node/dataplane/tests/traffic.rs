@@ -552,7 +552,7 @@ fn host_ports_lead_to_their_pod_and_go_with_it() {
             .to_vec();
         let pod = Pod { addresses: vec![POD.parse::<SocketAddr>().unwrap().ip()], ports };
         let snapshot = Snapshot {
-            pods: [(("shop".to_owned(), "web".to_owned()), pod)].into(),
+            pods: [(("shop".into(), "web".into()), pod)].into(),
             node: "here".into(),
             ..Snapshot::default()
         };

@@ -31,12 +31,12 @@ fn config(place: &Place) -> Config {
 /// Two services with four backends each, and as many others as are asked for.
 fn table(others: u16) -> Snapshot {
     let mut snapshot = Snapshot { node: "here".into(), ..Snapshot::default() };
-    let mut add = |name: String, protocol, cluster: &str, node_port, endpoints: &[&str]| {
+    let mut add = |name: std::sync::Arc<str>, protocol, cluster: &str, node_port, endpoints: &[&str]| {
         let one = service(protocol, cluster, node_port, endpoints);
         snapshot.services.insert(("shop".into(), name.clone()), one.services.into_values().next().unwrap());
         for (index, mut slice) in one.slices.into_values().enumerate() {
             slice.service.clone_from(&name);
-            snapshot.slices.insert(("shop".into(), format!("{name}-{index}")), slice);
+            snapshot.slices.insert(("shop".into(), format!("{name}-{index}").into()), slice);
         }
     };
     let backends = ["10.1.0.1:8001", "10.1.0.1:8002", "10.1.0.1:8003", "10.1.0.1:8004"];
@@ -45,7 +45,7 @@ fn table(others: u16) -> Snapshot {
     for other in 0..others {
         let endpoint = format!("10.2.{}.{}:80", other >> 8, other & 255);
         add(
-            format!("other-{other}"),
+            format!("other-{other}").into(),
             Protocol::Tcp,
             &format!("10.97.{}.{}:80", other >> 8, other & 255),
             0,
@@ -309,9 +309,12 @@ fn maps_grow_while_connections_run_and_say_when_they_may_not() {
                 assert!(problems[0].contains("shop/other-") && problems[0].contains("(128)"), "{problems:?}");
                 assert!(problems.last().unwrap().starts_with("and "), "{problems:?}");
                 dataplane.tend().unwrap();
+                let refused = dataplane.refused();
+                assert!(refused.borrow()[0].starts_with("shop/other-"), "{refused:?}");
                 step("full");
                 assert_eq!(dataplane.services().unwrap().len(), 127, "those that fit are served");
                 assert_eq!(dataplane.apply(&table(60)).unwrap(), Vec::<String>::new());
+                assert!(refused.borrow().is_empty(), "{refused:?}");
                 while limit("flows") == before {
                     dataplane.tend().unwrap();
                     step("flows come");

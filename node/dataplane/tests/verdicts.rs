@@ -517,7 +517,7 @@ fn the_verifier_stays_far_from_its_limit() {
         let addresses = [[10, 97, 0, 1], [10, 97, 0, 2]].map(std::net::Ipv4Addr::from);
         let mut snapshot = Snapshot { node: "here".into(), ..Snapshot::default() };
         for at in 0..2 {
-            let port = ServicePort { name: String::new(), protocol: Protocol::Tcp, port: 80, node_port: 0 };
+            let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: 0 };
             let service = Service { cluster: vec![addresses[at].into()], ports: vec![port], ..Service::default() };
             snapshot.services.insert(("n".into(), names[at].into()), service);
             let endpoint = sluice_dataplane::model::Endpoint {
@@ -525,7 +525,7 @@ fn the_verifier_stays_far_from_its_limit() {
                 ready: true,
                 ..Default::default()
             };
-            let ports = vec![SlicePort { name: String::new(), protocol: Protocol::Tcp, port: 80 }];
+            let ports = vec![SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 80 }];
             let slice = Slice { service: names[at].into(), ports, endpoints: vec![endpoint] };
             snapshot.slices.insert(("n".into(), names[at].into()), slice);
         }

@@ -22,6 +22,8 @@ const MODULES: &[&str] = &[
     "sch_ingress",
     "bonding",
     "8021q",
+    // What sctp asks for by itself, and nobody in here would bring.
+    "crc32c_generic",
     "sctp",
     "sch_fq",
     "vxlan",

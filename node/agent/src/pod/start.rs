@@ -130,8 +130,8 @@ impl Start {
         let mut services = self.node.services.clone();
         // A sender that is gone means shutdown: the start is then of no consequence.
         let services = match services.wait_for(Option::is_some).await {
-            Ok(list) => list.clone().unwrap_or_default(),
-            Err(_) => Arc::default(),
+            Ok(links) => links.as_ref().map(|links| links.of(self.pod.namespace())).unwrap_or_default(),
+            Err(_) => Vec::new(),
         };
         let identity = &self.node.identity;
         let facts = Facts {

@@ -2,7 +2,7 @@
 #![allow(unsafe_code, dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -172,6 +172,28 @@ pub fn act_as_card(link: &str) {
     set_features(link, &[[SET_TX_CHECKSUMS, 0], [SET_GRO, 1]]);
 }
 
+/// Gives a veth link's end a program that lets everything in: only then the other end wakes it up for frames that its own
+/// program sends back.
+pub fn wake_for_frames(link: &str) {
+    const PROGRAM_LOAD: libc::c_long = 5;
+    const LINK_CREATE: libc::c_long = 28;
+    const PROGRAM_XDP: u64 = 6;
+    const ATTACH_XDP: u64 = 37;
+    // r0 = XDP_PASS; exit
+    let instructions = [0x2_0000_00b7_u64, 0x95];
+    let load = [PROGRAM_XDP | (instructions.len() as u64) << 32, instructions.as_ptr() as u64, c"GPL".as_ptr() as u64];
+    let call = |command: libc::c_long, attributes: &[u64]| {
+        // SAFETY: the attributes' pointers are to live locals.
+        let fd = unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), size_of_val(attributes)) };
+        assert!(fd >= 0, "{link}: {}", std::io::Error::last_os_error());
+        fd as u64
+    };
+    let program = call(PROGRAM_LOAD, &load);
+    let index = u64::from(nix::net::if_::if_nametoindex(link).unwrap());
+    // It ends with this process.
+    call(LINK_CREATE, &[program | index << 32, ATTACH_XDP]);
+}
+
 /// Makes a link's VLAN tags stand in the frames, as on a wire.
 pub fn tag_in_frames(link: &str) {
     const SET_FLAGS: u32 = 0x26;
@@ -283,9 +305,29 @@ pub fn service(protocol: Protocol, cluster: &str, node_port: u16, endpoints: &[&
             ports: vec![SlicePort { name: "main".into(), protocol, port: address.port() }],
             endpoints: vec![endpoint],
         };
-        slices.insert(("shop".to_owned(), format!("web-{index}")), slice);
+        slices.insert(("shop".into(), format!("web-{index}").into()), slice);
     }
     let service = Service { cluster: vec![cluster.ip()], ports: vec![port], ..Service::default() };
-    let services = [(("shop".to_owned(), "web".to_owned()), service)].into();
+    let services = [(("shop".into(), "web".into()), service)].into();
     Snapshot { services, slices, node: "here".into(), ..Snapshot::default() }
+}
+
+/// A TCP packet that opens a connection. Checksums are changed by what changes, so they need not be right.
+pub fn opening(client: SocketAddrV4, service: SocketAddrV4) -> Vec<u8> {
+    let mut frame = vec![0; 54];
+    frame[12..16].copy_from_slice(&[0x08, 0, 0x45, 0]);
+    frame[16..18].copy_from_slice(&40_u16.to_be_bytes());
+    (frame[22], frame[23]) = (64, 6);
+    frame[26..30].copy_from_slice(&client.ip().octets());
+    frame[30..34].copy_from_slice(&service.ip().octets());
+    frame[34..36].copy_from_slice(&client.port().to_be_bytes());
+    frame[36..38].copy_from_slice(&service.port().to_be_bytes());
+    (frame[46], frame[47]) = (0x50, 2);
+    frame
+}
+
+/// Where an IPv4 packet goes.
+pub fn destination(frame: &[u8]) -> SocketAddrV4 {
+    let octets: [u8; 4] = frame[30..34].try_into().unwrap();
+    SocketAddrV4::new(octets.into(), u16::from_be_bytes([frame[36], frame[37]]))
 }
