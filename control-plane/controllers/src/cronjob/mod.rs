@@ -56,6 +56,7 @@ impl Reconcile for Controller {
     async fn sync(&self, key: &Key) -> anyhow::Result<Option<Duration>> {
         let Some(cron) = self.crons.get(key) else { return Ok(None) };
         let jobs = self.jobs.indexed(&format!("owner/{}", cron.uid()));
+        let (cron, jobs) = self.agree(cron, jobs).await?;
         let mut plan = plan::plan(&cron, &jobs, self.context.now());
         for event in plan.events {
             if event.warning {
@@ -88,6 +89,28 @@ impl Reconcile for Controller {
 }
 
 impl Controller {
+    /// News of a Job and of the list that names it come one after the other. Where they do not fit together the API server is
+    /// asked, as upstream does, before a Job counts as missing or unexpected.
+    async fn agree(&self, cron: Arc<CronJob>, jobs: Vec<Arc<Job>>) -> anyhow::Result<(Arc<CronJob>, Vec<Arc<Job>>)> {
+        let (mut cron, mut jobs) = (cron, jobs);
+        let named = |cron: &CronJob, job: &Job| cron.status.active.iter().any(|known| known.uid == job.uid());
+        if jobs.iter().any(|job| !job.finished() && !named(&cron, job))
+            && let Some(fresh) = rest::fresh::<CronJob>(&self.client, cron.ns(), cron.name()).await?
+            && fresh.uid() == cron.uid()
+        {
+            cron = Arc::new(fresh);
+        }
+        for known in &cron.status.active {
+            if !jobs.iter().any(|job| job.uid() == known.uid)
+                && let Some(fresh) = rest::fresh::<Job>(&self.client, cron.ns(), &known.name).await?
+                && fresh.uid() == known.uid
+            {
+                jobs.push(Arc::new(fresh));
+            }
+        }
+        Ok((cron, jobs))
+    }
+
     async fn write(&self, cron: &CronJob, status: &crate::types::CronJobStatus) -> anyhow::Result<()> {
         if *status != cron.status {
             rest::patch_status_of_version(&self.client, cron, serde_json::to_value(status)?).await?;

@@ -166,7 +166,9 @@ async fn cron_jobs_start_jobs() {
     assert_eq!(started["metadata"]["ownerReferences"][0]["kind"], "CronJob");
     assert_eq!(all["slow"]["status"]["active"][0]["uid"], started["metadata"]["uid"]);
     assert!(!jobs.keys().any(|name| name.starts_with("asleep-")));
-    cluster.until("Event", "n", |all| all.values().any(|e| e["reason"] == "SawCompletedJob")).await;
+    let told = cluster.until("Event", "n", |all| all.values().any(|e| e["reason"] == "SawCompletedJob")).await;
+    // However late the news of a Job comes.
+    assert!(!told.values().any(|e| e["reason"] == "MissingJob" || e["reason"] == "UnexpectedJob"), "{told:#?}");
     cluster.delete("CronJob", "n", "slow", kube::api::DeleteParams::background()).await;
     cluster.until("Job", "n", |all| !all.keys().any(|name| name.starts_with("slow-"))).await;
     cluster.until("Pod", "n", |all| !all.keys().any(|name| name.starts_with("slow-"))).await;
