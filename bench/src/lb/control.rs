@@ -56,11 +56,7 @@ pub(crate) fn follow(options: &Options) -> Result<()> {
 }
 
 pub(super) fn run(place: &Place) -> Result<Measured> {
-    let measured = measure(place);
-    let removed = Dataplane::remove_all(&place.config()?.pin_dir);
-    let measured = measured?;
-    removed?;
-    Ok(measured)
+    place.cleaned(|| measure(place))
 }
 
 fn measure(place: &Place) -> Result<Measured> {

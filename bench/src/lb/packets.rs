@@ -35,11 +35,7 @@ const DROPPED_XDP: u32 = 1;
 
 pub(super) fn run(place: &Place) -> Result<Measured> {
     let dataplane = place.load()?;
-    let measured = on_one_cpu(|| measure(place, &dataplane));
-    let removed = Dataplane::remove_all(&place.config()?.pin_dir);
-    let measured = measured?;
-    removed?;
-    Ok(measured)
+    place.cleaned(|| on_one_cpu(|| measure(place, &dataplane)))
 }
 
 fn measure(place: &Place, dataplane: &Dataplane) -> Result<Measured> {

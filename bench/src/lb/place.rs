@@ -15,7 +15,7 @@ use nix::{
 use sluice_dataplane::{Config, Dataplane, Redirect, Uplinks, Xdp, model::Forwarding};
 use sluice_e2e::run;
 
-use crate::lab::Interrupts;
+use crate::{lab::Interrupts, report::Measured};
 
 /// Prefix of the cgroup's name; the process's id follows.
 const CGROUP: &str = "sluice-bench-";
@@ -33,6 +33,15 @@ pub(super) struct Place {
 }
 
 impl Place {
+    /// Measures, and removes what the data plane left behind, whatever came of it.
+    pub(super) fn cleaned(&self, measure: impl FnOnce() -> Result<Measured>) -> Result<Measured> {
+        let measured = measure();
+        let removed = Dataplane::remove_all(&self.config()?.pin_dir);
+        let measured = measured?;
+        removed?;
+        Ok(measured)
+    }
+
     /// Moves this thread, and all that it starts, into namespaces of their own. Needs root.
     pub(super) fn enter(interrupts: &'static Interrupts) -> Result<Place> {
         if !nix::unistd::geteuid().is_root() {

@@ -29,11 +29,7 @@ const ASTRAY: &str = "misrouted packets meanwhile";
 const MEMORY: &str = "memory of the table and what it is made of (PSS)";
 
 pub(super) fn run(place: &Place) -> Result<Measured> {
-    let measured = measure(place);
-    let removed = Dataplane::remove_all(&place.config()?.pin_dir);
-    let measured = measured?;
-    removed?;
-    Ok(measured)
+    place.cleaned(|| measure(place))
 }
 
 fn measure(place: &Place) -> Result<Measured> {

@@ -72,17 +72,17 @@ impl Flow {
     pub const RST: u16 = 2;
     /// The backend is on another node: the source must become this node on the way out.
     pub const NEEDS_SOURCE: u16 = 4;
+    /// Both ends of the packets change, into the other direction's key turned round; on the way out: from such a connection.
+    pub const FUSED: u16 = 8;
     /// The backend is on another node and answers the client itself: packets go there inside others. Such a connection has no
     /// answers here, so its one entry names itself as the other direction's.
     pub const ENCAPSULATED: u16 = 16;
     /// A packet was seen that acknowledged another one.
     pub const ACKNOWLEDGED: u16 = 32;
-    /// Backend id of a connection whose backend was chosen by another node.
-    pub const NO_BACKEND: u32 = u32::MAX;
-    /// Both ends of the packets change, into the other direction's key turned round; on the way out: from such a connection.
-    pub const FUSED: u16 = 8;
     /// Service id of a plain masquerade.
     pub const NO_SERVICE: u32 = u32::MAX;
+    /// Backend id of a connection whose backend was chosen by another node.
+    pub const NO_BACKEND: u32 = u32::MAX;
 }
 
 /// A datagram that comes in fragments, as seen at one hook.

@@ -12,7 +12,7 @@ use crate::{Carried, Header, Rate};
 pub enum Verdict {
     /// Goes on, changed or not.
     Pass,
-    /// Nobody will answer, so [`crate::refuse`] has to; the reason was counted.
+    /// Nobody will answer, so [`crate::carry_out`] has to; the reason was counted.
     Refuse(Reason),
     /// Became an answer that goes back where the packet came from.
     Answer,
@@ -20,9 +20,9 @@ pub enum Verdict {
     Into(u32),
     /// Is dropped; the reason was counted.
     Drop(Reason),
-    /// Is too long to go inside another packet, so [`crate::refuse`] has to tell the length that fits; it was counted.
+    /// Is too long to go inside another packet, so [`crate::carry_out`] has to tell the length that fits; it was counted.
     TooBig(u32),
-    /// Goes to the backend's node inside another packet: [`crate::encapsulate`] has to put it there.
+    /// Goes to the backend's node inside another packet: [`crate::carry_out`] has to put it there.
     Encapsulate,
     /// Leaves at once by the link with this index, to the neighbour that the kernel knows for it.
     Onward(u32),

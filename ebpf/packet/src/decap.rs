@@ -9,7 +9,7 @@ use sluice_ebpf_common::{Address, Flow, FlowKey, FlowKind, Frontend, FrontendKey
 
 use crate::encap::{Carried, OUTER_V4, OUTER_V6, Tunnel};
 use crate::header::{ETHERNET, End, Header, Kind, parse_inner, rewrite};
-use crate::ingress::{self, Target, enter};
+use crate::ingress::{Target, enter};
 use crate::{Maps, Scratch, flow, fragment, sctp, service};
 
 /// What a packet that carries another one turned out to be, or a [`Reason`] to drop it, above these.
@@ -48,7 +48,7 @@ fn to_pod<P: Tunnel, M: Maps>(packet: &mut P, maps: &M, header: &mut Header) -> 
     if !settle(maps, header, &mut target, packet.length()) {
         enter(maps, header, &mut target, packet.length())?;
     }
-    ingress::count(maps, &target, packet.length());
+    flow::count(maps, target.service, target.backend, 1, packet.length().into());
     rewrite(packet, header, End::Destination, &target.address, target.port)
 }
 

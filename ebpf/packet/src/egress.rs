@@ -99,22 +99,9 @@ fn from_service<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Header) -
         (flow.address, flow.port, flow.service, flow.backend)
     });
     let Some((address, port, service, backend)) = found else { return Ok(false) };
-    count(maps, service, backend, bytes.into());
+    flow::count(maps, service, backend, 1, bytes.into());
     rewrite(packet, header, End::Source, &address, port)?;
     Ok(true)
-}
-
-/// Counts a packet for a service and its backend.
-#[inline(always)]
-pub(crate) fn count<M: Maps>(maps: &M, service: u32, backend: u32, bytes: u64) {
-    maps.count_service(service, |counters| {
-        counters.packets += 1;
-        counters.bytes += bytes;
-    });
-    maps.count_backend(backend, |counters| {
-        counters.packets += 1;
-        counters.bytes += bytes;
-    });
 }
 
 #[inline(always)]
@@ -232,14 +219,10 @@ fn allocate<M: Maps>(
         other: *key,
         address: header.source,
         port: header.source_port,
-        flags: 0,
         service: Flow::NO_SERVICE,
-        backend: 0,
         created: now,
         seen: now,
-        reserved: 0,
-        packets: 0,
-        bytes: 0,
+        ..Flow::default()
     };
     *reply = FlowKey {
         source: header.destination,

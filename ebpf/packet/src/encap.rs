@@ -12,7 +12,7 @@ use crate::cache::{Fast, Plain, fold};
 use crate::header::{ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Header};
 use crate::ingress::Target;
 use crate::shortcut::{Desk, Route};
-use crate::{InsertError, Maps, Packet, Raw, Scratch, Verdict, flow};
+use crate::{InsertError, Maps, Packet, Raw, Scratch, Verdict, flow, refuse};
 
 /// Bytes of an outer IPv4 header.
 pub(crate) const OUTER_V4: u32 = 20;
@@ -129,9 +129,9 @@ pub(crate) fn remember<M: Maps>(maps: &M, header: &Header, target: &mut Target, 
                 backend: target.backend,
                 created: now,
                 seen: now,
-                reserved: 0,
                 packets: 1,
                 bytes: bytes.into(),
+                ..Flow::default()
             };
             maps.insert_flow(key, flow)
         },
@@ -151,7 +151,7 @@ pub(crate) fn remember<M: Maps>(maps: &M, header: &Header, target: &mut Target, 
     maps.count_backend(target.backend, |counters| counters.connections += 1);
 }
 
-/// Notes what [`encapsulate`] has to know, once the packet was counted.
+/// Notes what [`carry_out`] has to know, once the packet was counted.
 #[inline(always)]
 pub(crate) fn note<M: Maps>(maps: &M, header: &Header, target: &Target) {
     maps.scratch(
@@ -164,9 +164,23 @@ pub(crate) fn note<M: Maps>(maps: &M, header: &Header, target: &Target) {
     );
 }
 
+/// Carries out what a verdict leaves to be done: puts the packet into another one, makes it an answer.
+#[inline(always)]
+pub fn carry_out<P: Tunnel, M: Maps>(packet: &mut P, maps: &M, verdict: Verdict) -> Verdict {
+    let verdict = match verdict {
+        Verdict::Encapsulate => encapsulate(packet, maps),
+        verdict => verdict,
+    };
+    let fits = if let Verdict::TooBig(mtu) = verdict { mtu } else { 0 };
+    match verdict {
+        Verdict::Refuse(_) | Verdict::TooBig(_) => refuse(packet, maps, fits),
+        verdict => verdict,
+    }
+}
+
 /// Carries out [`Verdict::Encapsulate`].
 #[inline(always)]
-pub fn encapsulate<P: Tunnel, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
+fn encapsulate<P: Tunnel, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
     let result = match ask(packet, maps) {
         0 => {
             maps.count_reason(Reason::TooBig);

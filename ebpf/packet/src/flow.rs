@@ -1,4 +1,4 @@
-//! Keys of the flow table and the creation of a pair of entries.
+//! Keys of the flow table, the creation of a pair of entries, and what is counted.
 
 use sluice_ebpf_common::{Flow, FlowKey, FlowKind};
 
@@ -31,6 +31,19 @@ pub(crate) fn touch(flow: &mut Flow, header: &Header, now: u32, bytes: u32) {
     }
     flow.packets += 1;
     flow.bytes += u64::from(bytes);
+}
+
+/// Counts packets for a service and its backend.
+#[inline(always)]
+pub(crate) fn count<M: Maps>(maps: &M, service: u32, backend: u32, packets: u64, bytes: u64) {
+    maps.count_service(service, |counters| {
+        counters.packets += packets;
+        counters.bytes += bytes;
+    });
+    maps.count_backend(backend, |counters| {
+        counters.packets += packets;
+        counters.bytes += bytes;
+    });
 }
 
 /// Adds the entry of the first direction after the other one is there; on failure the other one is taken back.

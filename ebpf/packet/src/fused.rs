@@ -5,7 +5,7 @@
 //! connection (fragments, options, a packet too long for the link), it divides it: two more entries tell the way out what
 //! the first two say.
 
-use sluice_ebpf_common::{Flow, FlowKey, FlowKind, Reason};
+use sluice_ebpf_common::{Address, Flow, FlowKey, FlowKind, Reason};
 
 use crate::egress::{self, Source};
 use crate::header::Header;
@@ -59,9 +59,7 @@ fn record<M: Maps>(
         backend: target.backend,
         created: now,
         seen: now,
-        reserved: 0,
-        packets: 0,
-        bytes: 0,
+        ..Flow::default()
     };
     if egress::claim(maps, settings, reply, flow).is_err() {
         return false;
@@ -138,7 +136,7 @@ fn apart<M: Maps>(maps: &M, scratch: &mut Scratch) -> Result<(), Reason> {
 }
 
 #[inline(always)]
-fn names<M: Maps>(maps: &M, key: &FlowKey, address: &sluice_ebpf_common::Address, port: u16) -> bool {
+fn names<M: Maps>(maps: &M, key: &FlowKey, address: &Address, port: u16) -> bool {
     maps.flow(key, |flow| flow.address.same(address) && flow.port == port) == Some(true)
 }
 

@@ -257,7 +257,7 @@ fn to_service<P: Packet, M: Maps>(
     if target.has(Flow::FUSED) {
         fused::divide(maps, header, FlowKind::Service)?;
     }
-    count(maps, target, packet.length());
+    flow::count(maps, target.service, target.backend, 1, packet.length().into());
     if scope == Scope::External && target.has(Flow::ENCAPSULATED) {
         encap::note(maps, header, target);
         *done = CARRIED;
@@ -268,20 +268,6 @@ fn to_service<P: Packet, M: Maps>(
     }
     *done = TRANSLATED;
     rewrite(packet, header, End::Destination, &target.address, target.port)
-}
-
-/// Counts a packet for its service and backend.
-#[inline(always)]
-pub(crate) fn count<M: Maps>(maps: &M, target: &Target, bytes: u32) {
-    let bytes = u64::from(bytes);
-    maps.count_service(target.service, |counters| {
-        counters.packets += 1;
-        counters.bytes += bytes;
-    });
-    maps.count_backend(target.backend, |counters| {
-        counters.packets += 1;
-        counters.bytes += bytes;
-    });
 }
 
 /// Finds the frontend that a packet is for. A function of its own in the kernel, where the stack is small.
@@ -417,14 +403,11 @@ fn record<M: Maps>(
         other: *key,
         address: header.destination,
         port: header.destination_port,
-        flags: 0,
         service: target.service,
         backend: target.backend,
         created: now,
         seen: now,
-        reserved: 0,
-        packets: 0,
-        bytes: 0,
+        ..Flow::default()
     };
     // A leftover of an older connection from the same client port gives way: the backend can know only one of them.
     if maps.insert_flow(reply, flow) == Err(InsertError::Exists) {

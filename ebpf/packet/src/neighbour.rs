@@ -8,7 +8,6 @@
 
 use sluice_ebpf_common::{Address, FlowKey, FlowKind, PodLink, Reason, protocol};
 
-use crate::egress::count;
 use crate::header::{ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, End, Header, Kind, rewrite};
 use crate::{MARK_NEEDS_SOURCE, Maps, Packet, Verdict, flow};
 
@@ -114,7 +113,7 @@ fn service_of<P: Packet, M: Maps>(packet: &P, maps: &M, header: &mut Header, tar
         (flow.service, flow.backend)
     });
     let Some((service, backend)) = found else { return false };
-    count(maps, service, backend, bytes.into());
+    flow::count(maps, service, backend, 1, bytes.into());
     true
 }
 

@@ -152,14 +152,7 @@ fn settle<M: Fast>(maps: &M, desk: &Desk) {
     if *packets == 0 || path.service == Flow::NO_SERVICE {
         return;
     }
-    maps.count_service(path.service, |counters| {
-        counters.packets += packets;
-        counters.bytes += bytes;
-    });
-    maps.count_backend(path.backend, |counters| {
-        counters.packets += packets;
-        counters.bytes += bytes;
-    });
+    flow::count(maps, path.service, path.backend, *packets, *bytes);
 }
 
 /// An answer to what left with this node's address: to a pod, or to the client of a backend elsewhere. `None` if it is none,

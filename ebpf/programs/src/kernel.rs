@@ -333,24 +333,30 @@ impl Fast for Kernel {
     }
 }
 
+/// Writes the ends of the packet that is asked about.
+#[inline(always)]
+fn between(ask: &mut bpf_fib_lookup, v4: bool, source: &Address, destination: &Address) {
+    ask.family = if v4 { AF_INET } else { AF_INET6 };
+    if v4 {
+        ask.__bindgen_anon_3.ipv4_src = source.last();
+        ask.__bindgen_anon_4.ipv4_dst = destination.last();
+    } else {
+        ask.__bindgen_anon_3.ipv6_src = source.words;
+        ask.__bindgen_anon_4.ipv6_dst = destination.words;
+    }
+}
+
 /// Asks the kernel's routes and neighbours. A function of its own, as the request takes much of the stack.
 #[inline(never)]
 fn way_out(wire: &Wire, header: &Header, length: u16, route: &mut Route) -> bool {
     // SAFETY: all zeroes is a valid request.
     let mut ask: bpf_fib_lookup = unsafe { core::mem::zeroed() };
-    ask.family = if header.v4 { AF_INET } else { AF_INET6 };
+    between(&mut ask, header.v4, &header.source, &header.destination);
     ask.l4_protocol = header.protocol;
     ask.sport = header.source_port;
     ask.dport = header.destination_port;
     ask.ifindex = comes_by(wire.link);
     ask.__bindgen_anon_1.tot_len = length;
-    if header.v4 {
-        ask.__bindgen_anon_3.ipv4_src = header.source.last();
-        ask.__bindgen_anon_4.ipv4_dst = header.destination.last();
-    } else {
-        ask.__bindgen_anon_3.ipv6_src = header.source.words;
-        ask.__bindgen_anon_4.ipv6_dst = header.destination.words;
-    }
     // SAFETY: the context is valid for the whole program, and the request a live local of the length that is passed.
     let result = unsafe { fib_lookup(wire.context.cast(), &raw mut ask, size_of::<bpf_fib_lookup>() as i32, 0) };
     if result != i64::from(BPF_FIB_LKUP_RET_SUCCESS) {
@@ -379,18 +385,11 @@ pub fn hop(skb: *mut __sk_buff, source: &Address, destination: &Address, length:
     // SAFETY: all zeroes is a valid request.
     let mut ask: bpf_fib_lookup = unsafe { core::mem::zeroed() };
     let v4 = destination.is_v4();
-    ask.family = if v4 { AF_INET } else { AF_INET6 };
+    between(&mut ask, v4, source, destination);
     ask.l4_protocol = if v4 { protocol::IPV4 } else { protocol::IPV6 };
     // SAFETY: the context is valid for the whole program.
     ask.ifindex = unsafe { (*skb).ifindex };
     ask.__bindgen_anon_1.tot_len = if length > u32::from(u16::MAX) { u16::MAX } else { length as u16 };
-    if v4 {
-        ask.__bindgen_anon_3.ipv4_src = source.last();
-        ask.__bindgen_anon_4.ipv4_dst = destination.last();
-    } else {
-        ask.__bindgen_anon_3.ipv6_src = source.words;
-        ask.__bindgen_anon_4.ipv6_dst = destination.words;
-    }
     // SAFETY: as above.
     let result = unsafe { fib_lookup(skb.cast(), &raw mut ask, size_of::<bpf_fib_lookup>() as i32, 0) };
     const SUCCESS: i64 = BPF_FIB_LKUP_RET_SUCCESS as i64;

@@ -16,7 +16,7 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use sluice_ebpf_common::{Address, Scope};
 use sluice_packet::{
-    Bytes, Covered, Hop, Packet, Tunnel, Verdict, egress_pod, egress_uplink, encapsulate, from_pod, ingress, refuse,
+    Bytes, Covered, Hop, Packet, Tunnel, Verdict, carry_out, egress_pod, egress_uplink, from_pod, ingress,
 };
 
 use crate::kernel::{Kernel, hop};
@@ -64,16 +64,7 @@ fn open(context: &TcContext) -> (Buffer, Kernel) {
 /// Passing means "the next program decides": others' programs on the same link stay in effect.
 #[inline(always)]
 fn close(packet: &mut Buffer, maps: &Kernel, verdict: Verdict) -> i32 {
-    let verdict = match verdict {
-        Verdict::Encapsulate => encapsulate(packet, maps),
-        verdict => verdict,
-    };
-    let fits = if let Verdict::TooBig(mtu) = verdict { mtu } else { 0 };
-    let verdict = match verdict {
-        Verdict::Refuse(_) | Verdict::TooBig(_) => refuse(packet, maps, fits),
-        verdict => verdict,
-    };
-    match verdict {
+    match carry_out(packet, maps, verdict) {
         Verdict::Pass => TC_ACT_UNSPEC,
         Verdict::Drop(_) | Verdict::Refuse(_) | Verdict::TooBig(_) | Verdict::Encapsulate => TC_ACT_SHOT as i32,
         // SAFETY: the context is valid for the whole program.

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Place, act_as_card, connect, isolated, run, service, tcp_server};
+use common::{Place, act_as_card, connect, forwarded, isolated, run, service, tcp_server};
 use sluice_dataplane::model::Protocol;
 use sluice_dataplane::{Config, Dataplane, PodInfo, Uplinks, Xdp};
 
@@ -81,14 +81,6 @@ fn driver_sends_on(place: &Place, outside: &common::Namespace, here: &str, expec
     assert_eq!(forwarded(), before, "nothing passed through the stack");
     let row = dataplane.services().unwrap().remove(0);
     assert!(row.connections == 2 && row.packets > 80, "{row:?}");
-}
-
-/// Packets that the kernel's stack forwarded.
-fn forwarded() -> u64 {
-    let text = std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap();
-    let mut lines = text.lines().filter(|line| line.starts_with("Ip:")).map(|line| line.split(' '));
-    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
-    names.zip(values).find(|(name, _)| *name == "ForwDatagrams").unwrap().1.parse().unwrap()
 }
 
 #[test]

@@ -9,7 +9,9 @@ use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Instant;
 
-use common::{Namespace, PATIENCE, Place, act_as_card, connect, isolated, run, service, tcp_server, udp_server, words};
+use common::{
+    Namespace, PATIENCE, Place, act_as_card, connect, forwarded, isolated, run, service, tcp_server, udp_server, words,
+};
 use sluice_dataplane::model::{HostPort, Pod, Protocol, Snapshot};
 use sluice_dataplane::{Config, Dataplane, PodInfo, ServicePath, Traffic, Uplinks, Xdp};
 
@@ -147,14 +149,6 @@ fn a_node_port_leads_to_pods_of_another_node_with_this_nodes_address() {
             assert!(client.alive());
         });
     });
-}
-
-/// Packets that the kernel's stack forwarded.
-fn forwarded() -> u64 {
-    let text = std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap();
-    let mut lines = text.lines().filter(|line| line.starts_with("Ip:")).map(|line| line.split(' '));
-    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
-    names.zip(values).find(|(name, _)| *name == "ForwDatagrams").unwrap().1.parse().unwrap()
 }
 
 #[test]

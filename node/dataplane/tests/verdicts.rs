@@ -17,7 +17,7 @@ use sluice_dataplane::{Config, Dataplane, Hook, Neighbour, Outcome, PodInfo, Upl
 use sluice_ebpf_common::{Frontend, PodLink, Scope, protocol};
 use sluice_packet::{
     Bytes, Covered, Desk, ETHERNET, Fast, Header, Hop, InsertError, Maps, Packet, Rate, Raw, Route, Scratch, Trail,
-    Tunnel, Verdict, Way, egress_pod, egress_uplink, encapsulate, from_pod, ingress, refuse, uplink,
+    Tunnel, Verdict, Way, carry_out, egress_pod, egress_uplink, from_pod, ingress, uplink,
 };
 use world::World;
 
@@ -130,20 +130,22 @@ fn host(world: &World, hook: Hook, frame: &mut Frame) -> Outcome {
         Hook::PodIn => from_pod(frame, world),
         Hook::PodOut => egress_pod(frame, world),
     };
-    let verdict = match verdict {
-        Verdict::Encapsulate => encapsulate(frame, world),
-        verdict => verdict,
-    };
-    let fits = if let Verdict::TooBig(mtu) = verdict { mtu } else { 0 };
-    let verdict = match verdict {
-        Verdict::Refuse(_) | Verdict::TooBig(_) => refuse(frame, world, fits),
-        verdict => verdict,
-    };
-    match verdict {
+    match carry_out(frame, world, verdict) {
         Verdict::Pass => Outcome::Passed,
         Verdict::Answer | Verdict::Onward(_) => Outcome::Redirected,
         Verdict::Into(_) => Outcome::Sent,
         Verdict::Drop(_) | Verdict::Refuse(_) | Verdict::TooBig(_) | Verdict::Encapsulate => Outcome::Dropped,
+    }
+}
+
+/// The kernel makes of the packets, one after the other, what the host makes of them.
+fn agree(dataplane: &Dataplane, world: &World, packets: impl IntoIterator<Item = (Hook, Frame)>) {
+    for (number, (hook, frame)) in packets.into_iter().enumerate() {
+        let kernel = dataplane.probe(hook, &frame.bytes, 1).unwrap();
+        let mut ours = frame.clone();
+        let outcome = host(world, hook, &mut ours);
+        assert_eq!(kernel.outcome, outcome, "packet {number}: {hook:?} {}", frame.ends());
+        assert_eq!(kernel.frame, ours.bytes, "packet {number}: {hook:?} {}", frame.ends());
     }
 }
 
@@ -245,13 +247,7 @@ fn host_and_kernel_agree() {
             (Hook::PodOut, about_request6),
             (Hook::PodIn, second6),
         ];
-        for (number, (hook, frame)) in packets.into_iter().enumerate() {
-            let kernel = dataplane.probe(hook, &frame.bytes, 1).unwrap();
-            let mut ours = frame.clone();
-            let outcome = host(&world, hook, &mut ours);
-            assert_eq!(kernel.outcome, outcome, "packet {number}: {hook:?} {}", frame.ends());
-            assert_eq!(kernel.frame, ours.bytes, "packet {number}: {hook:?} {}", frame.ends());
-        }
+        agree(&dataplane, &world, packets);
     });
 }
 
@@ -482,13 +478,7 @@ fn direct_server_return_in_the_kernel() {
             (Hook::UplinkIn, Frame::carrying("10.1.0.3", "10.244.7.5", 8080, &near)),
             (Hook::PodIn, carried(&near, 8080)),
         ];
-        for (number, (hook, frame)) in packets.into_iter().enumerate() {
-            let kernel = dataplane.probe(hook, &frame.bytes, 1).unwrap();
-            let mut ours = frame.clone();
-            let outcome = host(&world, hook, &mut ours);
-            assert_eq!(kernel.outcome, outcome, "packet {number}: {hook:?} {}", frame.ends());
-            assert_eq!(kernel.frame, ours.bytes, "packet {number}: {hook:?} {}", frame.ends());
-        }
+        agree(&dataplane, &world, packets);
         let refused = dataplane.status().unwrap().refused;
         assert_eq!(refused.values().sum::<u64>(), world.reasons.borrow().len() as u64, "{refused:?}");
     });

@@ -91,8 +91,11 @@ impl Reconcile for Controller {
 impl Controller {
     /// News of a Job and of the list that names it come one after the other. Where they do not fit together the API server is
     /// asked, as upstream does, before a Job counts as missing or unexpected.
-    async fn agree(&self, cron: Arc<CronJob>, jobs: Vec<Arc<Job>>) -> anyhow::Result<(Arc<CronJob>, Vec<Arc<Job>>)> {
-        let (mut cron, mut jobs) = (cron, jobs);
+    async fn agree(
+        &self,
+        mut cron: Arc<CronJob>,
+        mut jobs: Vec<Arc<Job>>,
+    ) -> anyhow::Result<(Arc<CronJob>, Vec<Arc<Job>>)> {
         let named = |cron: &CronJob, job: &Job| cron.status.active.iter().any(|known| known.uid == job.uid());
         if jobs.iter().any(|job| !job.finished() && !named(&cron, job))
             && let Some(fresh) = rest::fresh::<CronJob>(&self.client, cron.ns(), cron.name()).await?

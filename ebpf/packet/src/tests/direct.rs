@@ -7,7 +7,7 @@ use sluice_ebpf_common::{Flow, Frontend, Reason, Scope, limits, protocol};
 
 use super::frame::{ACK, FIN, Frame, ONWARD, SYN, sum, wire};
 use super::world::{UPLINK, World};
-use crate::{Verdict, Way, egress_uplink, encapsulate, ingress, refuse, uplink};
+use crate::{Verdict, Way, carry_out, egress_uplink, ingress, uplink};
 
 const CLIENT: &str = "192.0.2.9:5000";
 const CLIENT6: &str = "[fd02::9]:5000";
@@ -36,11 +36,8 @@ fn nodes() -> (World, World) {
 
 /// What the load balancer's programs on the link make of a packet.
 fn balance(frame: &mut Frame, world: &World) -> Verdict {
-    let verdict = match ingress(frame, world, Scope::External) {
-        Verdict::Encapsulate => encapsulate(frame, world),
-        other => other,
-    };
-    if let Verdict::TooBig(mtu) = verdict { refuse(frame, world, mtu) } else { verdict }
+    let verdict = ingress(frame, world, Scope::External);
+    carry_out(frame, world, verdict)
 }
 
 fn inner(frame: &Frame) -> Frame {

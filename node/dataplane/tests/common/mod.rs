@@ -331,3 +331,11 @@ pub fn destination(frame: &[u8]) -> SocketAddrV4 {
     let octets: [u8; 4] = frame[30..34].try_into().unwrap();
     SocketAddrV4::new(octets.into(), u16::from_be_bytes([frame[36], frame[37]]))
 }
+
+/// Packets that the kernel's stack forwarded.
+pub fn forwarded() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap();
+    let mut lines = text.lines().filter(|line| line.starts_with("Ip:")).map(|line| line.split(' '));
+    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+    names.zip(values).find(|(name, _)| *name == "ForwDatagrams").unwrap().1.parse().unwrap()
+}
