@@ -9,7 +9,7 @@ use sluice_ebpf_common::{Address, Flow, FlowKey, FlowKind, Frontend, FrontendKey
 
 use crate::encap::{Carried, OUTER_V4, OUTER_V6, Tunnel};
 use crate::header::{ETHERNET, End, Header, Kind, parse_inner, rewrite};
-use crate::ingress::{Target, enter};
+use crate::ingress::{Target, enter, forget};
 use crate::{Maps, Scratch, flow, fragment, sctp, service};
 
 /// What a packet that carries another one turned out to be, or a [`Reason`] to drop it, above these.
@@ -246,10 +246,7 @@ fn settle<M: Maps>(maps: &M, header: &Header, target: &mut Target, bytes: u32) -
                 true
             });
             if same == Some(false) {
-                if let Some(other) = maps.flow(key, |flow| flow.other) {
-                    maps.remove_flow(&other);
-                }
-                maps.remove_flow(key);
+                forget(maps, key);
             }
             same == Some(true)
         },

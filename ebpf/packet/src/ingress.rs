@@ -323,7 +323,7 @@ pub(crate) fn resume<M: Maps>(
 /// Removes a connection, and gives its port back if it has one. A function of its own in the kernel, where the stack is
 /// small.
 #[inline(never)]
-fn forget<M: Maps>(maps: &M, key: &FlowKey) {
+pub(crate) fn forget<M: Maps>(maps: &M, key: &FlowKey) {
     let Some(other) = maps.flow(key, |flow| flow.other) else { return };
     let removed = maps.remove_flow(&other);
     maps.remove_flow(key);

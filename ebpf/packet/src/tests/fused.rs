@@ -125,6 +125,21 @@ fn what_a_divided_connection_left_behind_misleads_nobody() {
     assert!(matches!(egress_uplink(&mut frame, &world), Verdict::Drop(_)), "no port is left");
 }
 
+/// The client's connection comes to another load balancer, which has another backend for it, here, and sends its packets inside
+/// its own: it ends the one through this node.
+#[test]
+fn a_connection_that_another_node_takes_over_keeps_no_port() {
+    let mut world = shop();
+    world.serve(protocol::TCP, Scope::External, "198.51.100.7:80", &["~10.244.9.9:80"]);
+    let sent = Frame::tcp(CLIENT, "198.51.100.7:80", SYN, b"");
+    assert!(matches!(uplink(&mut sent.clone(), &world), Way::Out(_)));
+    assert_eq!(taken(&world), 1);
+    let mut carried = Frame::carrying("10.1.0.3", "10.244.0.5", 8080, &sent);
+    assert_eq!(ingress(&mut carried, &world, Scope::External), Verdict::Pass);
+    assert_eq!(carried.ends(), "192.0.2.9:5000 > 10.244.0.5:8080");
+    assert_eq!(taken(&world), 0);
+}
+
 /// A few clients whose packets go by the driver or by the stack as it happens, in connections one after the other.
 #[test]
 fn by_whatever_way_packets_go_connections_hold() {
