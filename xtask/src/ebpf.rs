@@ -17,7 +17,7 @@ const LINKER_VERSION: &str = "0.13.0";
 const LLVM_MAJOR: &str = "22";
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 /// Everything the object depends on.
-const INPUTS: [&str; 4] = ["ebpf/common", "ebpf/packet", "ebpf/programs", "Cargo.lock"];
+const INPUTS: [&str; 5] = ["ebpf/common", "ebpf/packet", "ebpf/programs", "Cargo.lock", "xtask/src/ebpf.rs"];
 /// The product's object, and the bench's.
 const OBJECTS: [&str; 2] = ["sluice-ebpf", "sluice-ebpf-bench"];
 
@@ -127,7 +127,7 @@ fn linker(root: &Path) -> anyhow::Result<PathBuf> {
 fn compile(root: &Path, compiler: &Compiler, linker: &Path) -> anyhow::Result<()> {
     let (program, arguments) = compiler.cargo.split_first().context("a compiler has a cargo")?;
     let mut flags = OsString::from(format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH));
-    flags.push("\u{1f}-Cdebuginfo=2\u{1f}-Clink-arg=--btf\u{1f}-Clinker=");
+    flags.push("\u{1f}-Cdebuginfo=2\u{1f}-Clink-arg=--btf\u{1f}-Ctarget-cpu=v3\u{1f}-Clink-arg=--disable-expand-memcpy-in-order\u{1f}-Clinker=");
     flags.push(linker);
     let status = Command::new(program)
         .args(arguments)

@@ -135,8 +135,13 @@ impl Bytes for Buffer {
     #[inline(always)]
     fn write<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()> {
         let at = self.at(offset, N)?;
-        // SAFETY: see above.
-        unsafe { (at as *mut [u8; N]).write(bytes) };
+        if N == 2 {
+            // SAFETY: see above.
+            unsafe { (at as *mut u16).write(u16::from_ne_bytes([bytes[0], bytes[1]])) };
+        } else {
+            // SAFETY: see above.
+            unsafe { (at as *mut [u8; N]).write(bytes) };
+        }
         Some(())
     }
 
