@@ -54,7 +54,9 @@ pub(crate) const PACKET_RUNS: usize = 7;
 pub(crate) const PACKETS: u32 = 100_000;
 /// Runs of new flows in a round: the table is emptied before each.
 pub(crate) const PACKET_NEW_RUNS: usize = 3;
-/// Packets in such a run, each with up to four entries of the flow table.
+/// Entries that the flow map has room for: what it grows to for the most connections that a case has, two entries for each.
+pub(crate) const PACKET_FLOWS: u32 = 262_144;
+/// Packets in such a run.
 pub(crate) const PACKETS_NEW: u32 = 32_768;
 /// Services that stand in the tables without being asked for.
 pub(crate) const PACKET_SERVICES: u32 = 1_000;

@@ -12,7 +12,11 @@ use nix::{
     sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unshare},
     unistd::Pid,
 };
-use sluice_dataplane::{Config, Dataplane, Redirect, Uplinks, Xdp, model::Forwarding};
+use sluice_dataplane::{
+    Config, Dataplane, Redirect, Sizes, Traffic, Uplinks, Xdp,
+    migrate::{BUILD, Build},
+    model::Forwarding,
+};
 use sluice_e2e::run;
 
 use crate::{lab::Interrupts, report::Measured};
@@ -80,6 +84,12 @@ impl Place {
     /// A data plane of a node here. Pods are in 10.244.0.0/16, other nodes' pods in 10.245.0.0/16.
     pub(super) fn load(&self) -> Result<Dataplane> {
         Dataplane::load(self.config()?).context("load the data plane")
+    }
+
+    /// The same, with a flow map that has grown to hold so many entries.
+    pub(super) fn load_grown(&self, flows: u32) -> Result<Dataplane> {
+        let build = Build { start: Sizes { flows, ..Sizes::START }, ..BUILD };
+        Dataplane::load_build(self.config()?, Traffic::best(), build).context("load the data plane")
     }
 
     pub(super) fn config(&self) -> Result<Config> {

@@ -13,6 +13,7 @@ mod address;
 pub mod bench;
 pub mod cache;
 mod flow;
+pub mod known;
 mod pod;
 pub mod ports;
 mod reason;
@@ -30,7 +31,7 @@ pub use service::{
 pub use socket::{SOCKET_TRANSLATIONS, SocketState, Translation};
 
 /// Version of everything in this crate that is visible in a pinned map.
-pub const SCHEMA: u32 = 4;
+pub const SCHEMA: u32 = 5;
 
 /// IP protocol numbers.
 pub mod protocol {
@@ -92,6 +93,8 @@ pub mod limits {
     /// Connections that one processor of a load balancer remembers in a second; what comes faster is a flood, and goes by the
     /// table of backends alone. As Katran has it (`MAX_CONN_RATE` in its `balancer_consts.h`).
     pub const NEW_FLOWS: u32 = 125_000;
+    /// Connections of which one processor saw the first packet alone; a power of two. More share these places.
+    pub const BEGUN: u32 = 1_024;
     /// Backends elsewhere to which a processor keeps the way, for a tick at most; a power of two. More share these places.
     pub const TRAILS: u32 = 256;
 }
@@ -134,6 +137,8 @@ pub mod maps {
     pub const FRAGMENTS: &str = "fragments";
     /// Bits of the ports that masqueraded connections have; see `ports`.
     pub const PORTS: &str = "ports";
+    /// The bits of `known`.
+    pub const KNOWN: &str = "known";
     /// Local addresses.
     pub const LOCALS: &str = "locals";
     /// Addresses of the other nodes.
@@ -176,11 +181,14 @@ pub mod maps {
         pub const HOLD: u8 = 2;
     }
     /// Revision of a map's layout, beside its type and sizes: raised when the same bytes mean something else.
-    pub const fn revision(_name: &str) -> u32 {
-        1
+    pub fn revision(name: &str) -> u32 {
+        match name {
+            FLOWS | PORTS => 2,
+            _ => 1,
+        }
     }
     /// Every pinned map.
-    pub const ALL: [&str; 25] = [
+    pub const ALL: [&str; 26] = [
         FRONTENDS,
         BACKENDS,
         SLAB,
@@ -190,6 +198,7 @@ pub mod maps {
         FLOWS,
         FRAGMENTS,
         PORTS,
+        KNOWN,
         LOCALS,
         NODES,
         SOURCES,

@@ -17,7 +17,9 @@ pub const GROUPS: u32 = 39;
 pub const fn row(address: &Address, port: u16, protocol: u8) -> u32 {
     let [a, b, c, d] = address.words;
     let mut hash = (a ^ b.rotate_left(9) ^ c.rotate_left(18) ^ d).wrapping_mul(0x9e37_79b1);
-    hash = (hash ^ port as u32 ^ (protocol as u32) << 16).wrapping_mul(0x85eb_ca6b);
+    // Neighbours differ in the uppermost bits alone, which a product does not move down.
+    hash = (hash ^ hash >> 15 ^ port as u32 ^ (protocol as u32) << 16).wrapping_mul(0x85eb_ca6b);
+    hash = (hash ^ hash >> 13).wrapping_mul(0xc2b2_ae35);
     (hash >> 16 & (ROWS - 1)) * ROW
 }
 

@@ -5,7 +5,7 @@ use sluice_ebpf_common::{
     FrontendKey, PodLink, RangeKey, Reason, Settings,
 };
 
-use crate::{Carried, Header, Rate};
+use crate::{Begun, Carried, Header, Rate};
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,6 +147,8 @@ pub trait Maps {
     fn keep_affinity(&self, key: &AffinityKey, affinity: &Affinity);
     /// Is this client in the service's source ranges?
     fn in_range(&self, key: &RangeKey) -> bool;
+    /// Lends one of the places for connections that just began, which are this processor's own.
+    fn begun<R>(&self, place: u32, with: impl FnOnce(&mut Begun) -> R) -> Option<R>;
     /// Lends the scratch space, which is this processor's own and holds anything.
     fn scratch<R>(&self, with: impl FnOnce(&mut Scratch) -> R) -> Option<R>;
     /// Runs `change` on a flow entry.
@@ -165,6 +167,10 @@ pub trait Maps {
     fn take_port(&self, word: u32, bit: u32) -> bool;
     /// Clears one of them.
     fn give_port(&self, word: u32, bit: u32);
+    /// A word of the bits of connections that may be known.
+    fn known(&self, word: u32) -> Option<u64>;
+    /// Sets one of them.
+    fn make_known(&self, word: u32, bit: u32);
     /// Told after a flow was created.
     fn flow_created(&self);
     /// Seconds of the coarse monotonic clock.

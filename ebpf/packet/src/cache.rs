@@ -347,11 +347,11 @@ fn run<F: Family, P: Raw, M: Fast>(packet: &mut P, maps: &M, look: u32) -> u32 {
     let Some(plain) = F::parse(packet) else { return STACK };
     let Some(settings) = maps.settings() else { return STACK };
     let tick = (maps.jiffies() >> (settings.tick_shift & 15)) as u16;
-    // What opens a connection has no record, and the next packet makes one: a flood displaces nobody's.
+    let mask = settings.cache_mask >> F::SHARE;
+    let base = maps.processor().wrapping_mul(mask.wrapping_add(1));
+    // What opens a connection has no record but one place for all, and the next packet makes one: a flood displaces nobody's.
     let opens = plain.tcp_flags & (SYN | ACK) == SYN && (look == FIRST || look == BEGUN);
-    let mask = (settings.cache_mask >> F::SHARE) & hide(opens.into()).wrapping_sub(1);
-    let base = maps.processor().wrapping_mul((settings.cache_mask >> F::SHARE).wrapping_add(1));
-    let place = hide(place::<F, M>(maps, &plain, tick, base, mask));
+    let place = hide(if opens { base << 1 } else { place::<F, M>(maps, &plain, tick, base, mask) });
     let way = F::bucket(
         maps,
         place >> 1,
@@ -376,8 +376,7 @@ fn run<F: Family, P: Raw, M: Fast>(packet: &mut P, maps: &M, look: u32) -> u32 {
 }
 
 /// Where the connection's record is or would be, as bucket times two and which of it: two hashes lead to two records each, so
-/// that as many connections find room as half of all records. The one that was written longest ago gives way. With a mask of
-/// 0 all share one bucket.
+/// that as many connections find room as half of all records. The one that was written longest ago gives way.
 #[inline(always)]
 fn place<F: Family, M: Fast>(maps: &M, plain: &Plain<F::Address>, tick: u16, base: u32, mask: u32) -> u32 {
     let hash = hash::<F>(plain);

@@ -6,13 +6,13 @@
 //! the flow label of an IPv6 packet (RFC 6437: the same for all packets of a connection).
 
 use sluice_ebpf_common::cache::{Record, Record4, Record6};
-use sluice_ebpf_common::{Address, Flow, FlowKind, Frontend, Reason, limits, protocol};
+use sluice_ebpf_common::{Address, Backend, Flow, FlowKind, Frontend, Reason, known, limits, protocol};
 
 use crate::cache::{Fast, Plain, fold};
 use crate::header::{ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Header};
 use crate::ingress::Target;
 use crate::shortcut::{Desk, Route};
-use crate::{InsertError, Maps, Packet, Raw, Scratch, Verdict, flow, refuse};
+use crate::{InsertError, Maps, Packet, Raw, Scratch, Verdict, flow, hide, refuse};
 
 /// Bytes of an outer IPv4 header.
 pub(crate) const OUTER_V4: u32 = 20;
@@ -64,6 +64,17 @@ pub struct Carried {
     hop: Hop,
 }
 
+/// Where a connection's first packet went, in one of a few places that a processor keeps for the time until the second one
+/// comes. Nothing else is written for the first one, so that a flood of them costs little and displaces nothing.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Begun {
+    /// The connection, as [`known::trace`] makes it.
+    trace: u64,
+    service: u32,
+    backend: u32,
+}
+
 /// How many connections a processor remembered in a second of the coarse clock.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -108,10 +119,61 @@ fn reaches<M: Maps>(maps: &M, header: &Header, target: &mut Target) -> bool {
     true
 }
 
+/// A client's connection as one number. Whoever finds two that are the same reaches another backend of the same service with
+/// one.
+#[inline(always)]
+fn trace(header: &Header) -> u64 {
+    let (source, destination) = (&header.source, &header.destination);
+    known::trace(source, destination, header.source_port, header.destination_port, header.protocol)
+}
+
+#[inline(always)]
+fn place(trace: u64) -> u32 {
+    trace as u32 >> 8 & (limits::BEGUN - 1)
+}
+
+/// Is this the beginning of a connection of which the flow table knows nothing?
+#[inline(always)]
+pub(crate) fn opens_unknown<M: Maps>(maps: &M, header: &Header, frontend: &Frontend) -> bool {
+    if frontend.flags & Frontend::DIRECT == 0 || !header.opens() {
+        return false;
+    }
+    let (word, bit) = known::place(trace(header));
+    maps.known(word).is_some_and(|word| word >> bit & 1 == 0)
+}
+
+/// The backend to which a connection's first packet went, if that is still there; 0 for none: backends' numbers begin with 1.
+/// What clients keep by their address is known without it. A function of its own in the kernel, so that the verifier forgets how
+/// it was found.
+#[inline(never)]
+pub(crate) fn begun<M: Maps>(maps: &M, header: &Header, frontend: &Frontend) -> u32 {
+    if frontend.flags & Frontend::DIRECT == 0 || frontend.affinity != 0 || header.opens() {
+        return 0;
+    }
+    let trace = trace(header);
+    let known = maps.begun(
+        place(trace),
+        #[inline(always)]
+        |begun| if begun.trace == trace && begun.service == frontend.service { begun.backend } else { 0 },
+    );
+    let known = known.unwrap_or(0);
+    let there = maps.backend(known).is_some_and(|backend| backend.flags & Backend::USED != 0);
+    hide(if there { known } else { 0 })
+}
+
 /// Remembers where a new connection goes, if it may. It does not have to: every node's table leads there, too, as long as the
-/// service's backends stay the same.
+/// service's backends stay the same. What only opens one is noted for the next packet alone.
 #[inline(never)]
 pub(crate) fn remember<M: Maps>(maps: &M, header: &Header, target: &mut Target, bytes: u32) {
+    if header.opens() {
+        let trace = trace(header);
+        maps.begun(
+            place(trace),
+            #[inline(always)]
+            |begun| *begun = Begun { trace, service: target.service, backend: target.backend },
+        );
+        return;
+    }
     let made = maps.scratch(
         #[inline(always)]
         |Scratch { key, flow, rate, .. }| {
@@ -133,6 +195,7 @@ pub(crate) fn remember<M: Maps>(maps: &M, header: &Header, target: &mut Target, 
                 bytes: bytes.into(),
                 ..Flow::default()
             };
+            flow::make_known(maps, key);
             maps.insert_flow(key, flow)
         },
     );
@@ -142,9 +205,7 @@ pub(crate) fn remember<M: Maps>(maps: &M, header: &Header, target: &mut Target, 
         Some(Err(InsertError::Exists)) => return,
         _ => {
             maps.count_reason(Reason::Unremembered);
-            if !header.opens() {
-                return;
-            }
+            return;
         }
     }
     maps.count_service(target.service, |counters| counters.connections += 1);

@@ -1,6 +1,6 @@
 //! Keys of the flow table, the creation of a pair of entries, and what is counted.
 
-use sluice_ebpf_common::{Flow, FlowKey, FlowKind};
+use sluice_ebpf_common::{Flow, FlowKey, FlowKind, known};
 
 use crate::header::Header;
 use crate::{InsertError, Maps};
@@ -46,9 +46,21 @@ pub(crate) fn count<M: Maps>(maps: &M, service: u32, backend: u32, packets: u64,
     });
 }
 
+/// Notes that there may be an entry with this key, before there is one. Only clients' packets are told from strangers' by that.
+#[inline(always)]
+pub(crate) fn make_known<M: Maps>(maps: &M, key: &FlowKey) {
+    if key.kind != FlowKind::Service as u8 {
+        return;
+    }
+    let trace = known::trace(&key.source, &key.destination, key.source_port, key.destination_port, key.protocol);
+    let (word, bit) = known::place(trace);
+    maps.make_known(word, bit);
+}
+
 /// Adds the entry of the first direction after the other one is there; on failure the other one is taken back.
 #[inline(always)]
 pub(crate) fn complete<M: Maps>(maps: &M, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+    make_known(maps, key);
     let inserted = maps.insert_flow(key, flow);
     match inserted {
         Ok(()) => maps.flow_created(),

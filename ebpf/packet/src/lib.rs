@@ -34,7 +34,7 @@ mod tests;
 pub use access::{Bytes, Covered, InsertError, Maps, Packet, Raw, Scratch, Verdict};
 pub use cache::{Fast, Way, hide, uplink};
 pub use egress::{egress_pod, egress_uplink};
-pub use encap::{Carried, Hop, Rate, Trail, Tunnel, carry_out};
+pub use encap::{Begun, Carried, Hop, Rate, Trail, Tunnel, carry_out};
 pub use header::{ETHERNET, Header, Kind, Part};
 pub use ingress::{from_pod, ingress};
 pub use reject::refuse;

@@ -8,7 +8,7 @@ use sluice_ebpf_common::{
     Address, Affinity, AffinityKey, Backend, Frontend, FrontendKey, RangeKey, Reason, Scope, Settings, limits,
 };
 
-use crate::{Header, Maps, hide};
+use crate::{Header, Maps, encap, hide};
 
 /// The frontend for an address and port (network order): an exact one, else the port on any local address.
 #[inline(always)]
@@ -71,7 +71,11 @@ pub fn pick<M: Maps>(
         return Ok(kept);
     }
     let index = place();
-    let id = maps.slot(frontend.base.wrapping_add(index)).ok_or(Reason::Inconsistent)?;
+    let id = match index & NAMED {
+        0 => maps.slot(frontend.base.wrapping_add(index)).ok_or(Reason::Inconsistent)?,
+        _ => index & !NAMED,
+    };
+    let id = hide(id);
     let backend = maps.backend(id).ok_or(Reason::Inconsistent)?;
     if backend.port == 0 {
         return Err(Reason::Inconsistent);
@@ -82,6 +86,9 @@ pub fn pick<M: Maps>(
     Ok((id, backend))
 }
 
+/// Marks a backend's number among places in a list.
+const NAMED: u32 = 1 << 31;
+
 /// Any place in the list.
 #[inline(always)]
 pub(crate) fn any<M: Maps>(maps: &M, frontend: &Frontend) -> u32 {
@@ -89,10 +96,14 @@ pub(crate) fn any<M: Maps>(maps: &M, frontend: &Frontend) -> u32 {
 }
 
 /// The place in the list that the table has for a packet. Without a table it is any place; the same one for all packets of a
-/// connection where it may not be remembered. A function of its own in the kernel, so that the verifier walks what comes
-/// after it once.
+/// connection where it may not be remembered, or the backend that its first packet went to. A function of its own in the
+/// kernel, so that the verifier walks what comes after it once.
 #[inline(never)]
 pub(crate) fn planned<M: Maps>(maps: &M, frontend: &Frontend, header: &Header) -> u32 {
+    let begun = encap::begun(maps, header, frontend);
+    if begun != 0 {
+        return hide(begun | NAMED);
+    }
     if frontend.table == 0 && frontend.flags & Frontend::DIRECT == 0 {
         return any(maps, frontend);
     }

@@ -192,7 +192,8 @@ fn backend<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
     if frontend.is_none() && !service::is_node_port(maps, settings, address, port) {
         return false;
     }
-    if connection(maps, desk) {
+    let unknown = frontend.is_some_and(|frontend| encap::opens_unknown(maps, &desk.header, &frontend));
+    if !unknown && connection(maps, desk) {
         return true;
     }
     let Desk { header, length, target, record, .. } = desk;

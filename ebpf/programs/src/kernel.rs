@@ -16,7 +16,7 @@ use sluice_ebpf_common::{
     Address, Affinity, AffinityKey, Backend, Counters, Event, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
     FrontendKey, PodLink, RangeKey, Reason, SLAB_LINE, Settings, SourceKey, limits, protocol,
 };
-use sluice_packet::{Desk, Fast, Header, Hop, InsertError, Maps, Route, Scratch, Trail};
+use sluice_packet::{Begun, Desk, Fast, Header, Hop, InsertError, Maps, Route, Scratch, Trail};
 
 use crate::maps;
 
@@ -144,6 +144,13 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
+    fn begun<R>(&self, place: u32, with: impl FnOnce(&mut Begun) -> R) -> Option<R> {
+        let begun = maps::BEGUN.get_ptr_mut(place)?;
+        // SAFETY: as with the scratch space.
+        Some(with(unsafe { &mut *begun }))
+    }
+
+    #[inline(always)]
     fn scratch<R>(&self, with: impl FnOnce(&mut Scratch) -> R) -> Option<R> {
         let scratch = maps::SCRATCH.get_ptr_mut(0)?;
         // SAFETY: this CPU's own value; packet programs do not interrupt each other.
@@ -221,6 +228,21 @@ impl Maps for Kernel {
         let mask = !(1_u64 << (bit & 63));
         // SAFETY: as above.
         unsafe { asm!("lock *(u64 *)({word} + 0) &= {mask}", mask = in(reg) mask, word = in(reg) word) };
+    }
+
+    #[inline(always)]
+    fn known(&self, word: u32) -> Option<u64> {
+        let word = maps::KNOWN.get_ptr(word)?;
+        // SAFETY: a word of an array map.
+        Some(unsafe { read_volatile(word) })
+    }
+
+    #[inline(always)]
+    fn make_known(&self, word: u32, bit: u32) {
+        let Some(word) = maps::KNOWN.get_ptr_mut(word) else { return };
+        let mask = 1_u64 << (bit & 63);
+        // SAFETY: as with ports.
+        unsafe { asm!("lock *(u64 *)({word} + 0) |= {mask}", mask = in(reg) mask, word = in(reg) word) };
     }
 
     #[inline(always)]

@@ -8,9 +8,10 @@ use sluice_ebpf_common::cache::{Bucket4, Bucket6, Uplink};
 use sluice_ebpf_common::maps::mode;
 use sluice_ebpf_common::{
     Address, Affinity, AffinityKey, Backend, Counters, Event, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, PodLink, RangeKey, Reason, SLAB_LINE, ServiceName, Settings, SocketState, SourceKey, limits, ports,
+    FrontendKey, PodLink, RangeKey, Reason, SLAB_LINE, ServiceName, Settings, SocketState, SourceKey, known, limits,
+    ports,
 };
-use sluice_packet::{Desk, Scratch, Trail};
+use sluice_packet::{Begun, Desk, Scratch, Trail};
 
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 const MAPPED: usize = BPF_F_MMAPABLE as usize;
@@ -35,11 +36,11 @@ pub static AFFINITIES: LruHashMap<AffinityKey, Affinity, { limits::AFFINITIES as
 pub static RANGES: LpmTrie<RangeKey, u32, { limits::RANGES as usize }> = LpmTrie::new();
 
 #[btf_map(name = "flows")]
-pub static FLOWS: HashMap<FlowKey, Flow, { limits::FLOWS as usize }, ON_DEMAND> = HashMap::new();
+pub static FLOWS: HashMap<FlowKey, Flow, { limits::FLOWS as usize }> = HashMap::new();
 
 /// While the flow map is replaced by another one: the other one. Not pinned under this name.
 #[btf_map(name = "flows_beside")]
-pub static FLOWS_BESIDE: HashMap<FlowKey, Flow, 1, ON_DEMAND> = HashMap::new();
+pub static FLOWS_BESIDE: HashMap<FlowKey, Flow, 1> = HashMap::new();
 
 /// A `maps::mode` that the loader writes. The kernel removes what depends on another one.
 #[unsafe(no_mangle)]
@@ -66,6 +67,9 @@ pub fn hold() -> bool {
 pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, { limits::FRAGMENTS as usize }> = LruHashMap::new();
 #[btf_map(name = "ports")]
 pub static PORTS: Array<u64, { (ports::ROWS * ports::ROW) as usize }, MAPPED> = Array::new();
+
+#[btf_map(name = "known")]
+pub static KNOWN: Array<u64, { known::WORDS as usize }, MAPPED> = Array::new();
 
 #[btf_map(name = "locals")]
 pub static LOCALS: HashMap<Address, u32, { limits::LOCALS as usize }, ON_DEMAND> = HashMap::new();
@@ -119,6 +123,10 @@ pub static DESK: PerCpuArray<Desk, 1> = PerCpuArray::new();
 /// As the desk.
 #[btf_map(name = "trails")]
 pub static TRAILS: PerCpuArray<Trail, { limits::TRAILS as usize }> = PerCpuArray::new();
+
+/// As the desk.
+#[btf_map(name = "begun")]
+pub static BEGUN: PerCpuArray<Begun, { limits::BEGUN as usize }> = PerCpuArray::new();
 
 #[btf_map(name = "reasons")]
 pub static REASONS: PerCpuArray<u64, { Reason::COUNT as usize }> = PerCpuArray::new();

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::attach::{self, Link, Traffic, UPLINK_PROGRAMS};
 use crate::compile::{Frontends, Owner};
 use crate::datagrams::Datagrams;
-use crate::limits::{KEEP, PROBLEMS, SOURCE_PORTS};
+use crate::limits::{self, KEEP, PROBLEMS, SOURCE_PORTS};
 use crate::migrate::{self, BUILD, Build};
 use crate::model::{Forwarding, Snapshot};
 use crate::neighbours::{Neighbour, Neighbours, Redirect};
@@ -192,6 +192,9 @@ impl Dataplane {
             false => None,
         };
         adoption.copy(&pins)?;
+        if adoption.from.is_some() {
+            sweep::know(&pins)?;
+        }
         let store = Store::open(&pins, true)?;
         let tables = Tables::new(store.read()?, store.capacity());
         let sizes = Sizes::of(&pins);
@@ -244,6 +247,9 @@ impl Dataplane {
             }
             inner.flip(&mut inner.ebpf.lock())?;
             inner.pins.use_now()?;
+            if adoption.from.is_some() {
+                sweep::know(&inner.pins)?;
+            }
             if !adoption.is_empty() {
                 resize::grace()?;
                 adoption.catch_up(&inner.pins)?;
@@ -486,7 +492,9 @@ impl Dataplane {
     pub(crate) fn grow_flows(&self, used: u32) -> Result<(), Error> {
         let mut table = self.inner.table.lock();
         let need = Sizes { table: Capacity::default(), flows: used.saturating_mul(2) };
-        let sizes = table.sizes.holding(need, &self.inner.build.most);
+        let most = self.inner.build.most;
+        let most = Sizes { flows: most.flows.min(limits::flows(sys::memory())), ..most };
+        let sizes = table.sizes.holding(need, &most);
         if sizes == table.sizes { Ok(()) } else { self.resize(&mut table, sizes) }
     }
 

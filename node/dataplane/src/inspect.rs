@@ -233,7 +233,7 @@ fn status_in(pins: &Pins) -> Result<Status, Error> {
         row(maps::SLAB, slab, capacity.slab, limits::SLAB),
         row(maps::NAMES, tables.names.len(), capacity.services, limits::SERVICES),
         row(maps::RANGES, tables.ranges.values().map(BTreeSet::len).sum(), capacity.ranges, limits::RANGES),
-        row(maps::FLOWS, flows * 2, flow_limit, limits::FLOWS),
+        row(maps::FLOWS, flows * 2, flow_limit, crate::limits::flows(sys::memory())),
         row(maps::PODS, neighbours::count(pins)?, limits::POD_ADDRESSES, limits::POD_ADDRESSES),
     ];
     // A map below its bound grows by itself.

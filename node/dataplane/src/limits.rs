@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use sluice_ebpf_common::{Flow, FlowKey, limits, start};
+
 /// How long freed slots and slab runs rest before they are used again. A program that read the old table runs for
 /// microseconds.
 pub(crate) const QUARANTINE: Duration = Duration::from_secs(1);
@@ -49,6 +51,18 @@ pub(crate) mod idle {
 /// Ports for masqueraded connections, above the kernel's default range for its own sockets.
 pub(crate) const SOURCE_PORTS: std::ops::RangeInclusive<u16> = 61_000..=65_535;
 
+/// Bytes of an entry of the flow map, for which the kernel makes room beforehand: its own 48, key and value.
+const FLOW: u64 = 48 + size_of::<(FlowKey, Flow)>() as u64;
+
+/// Entries that the flow map may have on a machine with so much memory: a sixteenth of it.
+pub(crate) fn flows(memory: u64) -> u32 {
+    let fits = (memory / 16 / FLOW).max(1).ilog2();
+    (1 << fits.min(31)).clamp(start::FLOWS, limits::FLOWS)
+}
+
+/// Connections that ended and may still be taken for known ones, beside as many as there are.
+pub(crate) const STRANGERS: u64 = 16_384;
+
 /// Where the proxy says that it works, as upstream's does.
 pub(crate) const HEALTH_PORT: u16 = 10_256;
 
@@ -62,3 +76,16 @@ pub(crate) const WEIGHT: u16 = 1_000;
 pub(crate) const PROBLEMS: usize = 32;
 /// Places that pods' packets go to with the pod's own address.
 pub const UNMASQUERADED: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_flow_map_grows_with_the_machine() {
+        let cases = [(1 << 20, 65_536), (1 << 30, 262_144), (4 << 30, 1_048_576), (u64::MAX, 4_194_304)];
+        for (memory, entries) in cases {
+            assert_eq!(flows(memory), entries, "{memory}");
+        }
+    }
+}

@@ -14,11 +14,11 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::str::FromStr;
 
-use sluice_ebpf_common::{SCHEMA, maps};
+use sluice_ebpf_common::{Flow, FlowKey, SCHEMA, maps};
 
 use crate::pins::Pins;
 use crate::resize::Sizes;
-use crate::{Error, sys};
+use crate::{Error, sweep, sys};
 
 const ARRAY: u32 = 2;
 const PER_CPU_HASH: u32 = 5;
@@ -177,8 +177,35 @@ pub struct Build {
 }
 
 /// This build.
-pub const BUILD: Build =
-    Build { schema: SCHEMA, revision: maps::revision, migrations: &[], start: Sizes::START, most: Sizes::MOST };
+pub const BUILD: Build = Build {
+    schema: SCHEMA,
+    revision: maps::revision,
+    migrations: &[
+        // The kernel makes room for all entries beforehand.
+        Migration { map: maps::FLOWS, from: 1, to: 2, forward: same, back: FLOW },
+        // Ports stand in other rows: they are taken anew for the connections that have them.
+        Migration { map: maps::PORTS, from: 1, to: 2, forward: nothing, back: NO_PORTS },
+    ],
+    start: Sizes::START,
+    most: Sizes::MOST,
+};
+
+const FLOW: Recipe<&[Span]> = Recipe { key: &[whole::<FlowKey>()], value: &[whole::<Flow>()] };
+
+/// None is taken: a port that is in use all the same is passed over.
+const NO_PORTS: Recipe<&[Span]> = Recipe { key: &[whole::<u32>()], value: &[] };
+
+const fn whole<T>() -> Span {
+    Span { from: 0, to: 0, length: size_of::<T>() as u32 }
+}
+
+fn same(key: &[u8], value: &[u8]) -> Option<Element> {
+    Some((key.to_vec(), value.to_vec()))
+}
+
+fn nothing(_: &[u8], _: &[u8]) -> Option<Element> {
+    None
+}
 
 /// How one element becomes another one.
 #[derive(Clone, Debug)]
@@ -300,7 +327,8 @@ impl Adoption {
 
     /// Fills the new maps, before any program uses them.
     pub(crate) fn copy(&self, pins: &Pins) -> Result<(), Error> {
-        self.changes.iter().try_for_each(|change| change.copy(pins, false))
+        self.changes.iter().try_for_each(|change| change.copy(pins, false))?;
+        if self.changes.iter().any(|change| change.name == maps::PORTS) { sweep::take_ports(pins) } else { Ok(()) }
     }
 
     /// Adds what older programs made since.

@@ -6,10 +6,10 @@
 use std::time::Duration;
 
 use aya::maps::{Array, HashMap, MapData, RingBuf};
-use sluice_ebpf_common::{Flow, FlowKey, FlowKind, Settings, maps, ports, protocol};
+use sluice_ebpf_common::{Flow, FlowKey, FlowKind, Settings, known, maps, ports, protocol};
 use tokio_util::sync::CancellationToken;
 
-use crate::limits::{SWEEP, SWEEP_BUSY, idle};
+use crate::limits::{STRANGERS, SWEEP, SWEEP_BUSY, idle};
 use crate::pins::Pins;
 use crate::store::{typed, words};
 use crate::{Dataplane, Error, sys};
@@ -85,6 +85,7 @@ pub(crate) fn sweep(pins: &Pins, now: u32) -> Result<usize, Error> {
     let mut flows: HashMap<MapData, FlowKey, Flow> = typed(pins, maps::FLOWS)?;
     let mut ended = Vec::new();
     let mut left = 0;
+    let mut live = vec![0_u64; known::WORDS as usize];
     for entry in flows.iter() {
         // An entry that vanished while the map was walked ends the walk; the next one sees the rest.
         let Ok((key, flow)) = entry else { break };
@@ -93,6 +94,9 @@ pub(crate) fn sweep(pins: &Pins, now: u32) -> Result<usize, Error> {
             ended.push(key);
         } else {
             left += 1;
+            if let Some((word, bit)) = bit(&key) {
+                live[word] |= 1 << bit;
+            }
         }
     }
     let taken = Taken::open(pins)?;
@@ -102,7 +106,66 @@ pub(crate) fn sweep(pins: &Pins, now: u32) -> Result<usize, Error> {
             taken.give_back(&key);
         }
     }
+    forget_strangers(pins, &live)?;
     Ok(left)
+}
+
+/// Clears bits that no connection has any more, when they are so many that they cost looks at the flow table.
+fn forget_strangers(pins: &Pins, live: &[u64]) -> Result<(), Error> {
+    let words = known_words(pins)?;
+    let kept = |word: usize| words.get_long(word * 2).unwrap_or(0);
+    let count = |bits: u64| u64::from(bits.count_ones());
+    let (set, used): (u64, u64) =
+        live.iter().enumerate().fold((0, 0), |sum, (word, bits)| (sum.0 + count(kept(word)), sum.1 + count(*bits)));
+    if set - used.min(set) <= used + STRANGERS {
+        return Ok(());
+    }
+    for (word, bits) in live.iter().enumerate() {
+        clear_long(&words, word, kept(word) & !bits);
+    }
+    // Those that began meanwhile.
+    know(pins)
+}
+
+/// Sets the bits of all connections.
+pub(crate) fn know(pins: &Pins) -> Result<(), Error> {
+    let flows: HashMap<MapData, FlowKey, Flow> = typed(pins, maps::FLOWS)?;
+    let words = known_words(pins)?;
+    for (word, bit) in flows.keys().filter_map(Result::ok).filter_map(|key| bit(&key)) {
+        let (word, bits) = half(word as u32, bit);
+        words.mark(word, bits);
+    }
+    Ok(())
+}
+
+fn known_words(pins: &Pins) -> Result<sys::Words, Error> {
+    words(&pins.map(maps::KNOWN), known::WORDS as usize * 2, true)
+}
+
+/// The bit that says that a client's connection may be known.
+fn bit(key: &FlowKey) -> Option<(usize, u32)> {
+    (key.kind == FlowKind::Service as u8).then(|| {
+        let trace = known::trace(&key.source, &key.destination, key.source_port, key.destination_port, key.protocol);
+        let (word, bit) = known::place(trace);
+        (word as usize, bit)
+    })
+}
+
+fn clear_long(words: &sys::Words, word: usize, bits: u64) {
+    for bit in (0..64).filter(|bit| bits >> bit & 1 == 1) {
+        let (word, bits) = half(word as u32, bit);
+        words.clear(word, bits);
+    }
+}
+
+/// Takes the ports that known connections have, for a map that says of none that it is taken.
+pub(crate) fn take_ports(pins: &Pins) -> Result<(), Error> {
+    let flows: HashMap<MapData, FlowKey, Flow> = typed(pins, maps::FLOWS)?;
+    let taken = Taken::open(pins)?;
+    for key in flows.keys().filter_map(Result::ok).filter(|key| key.kind == FlowKind::MasqueradeReply as u8) {
+        taken.take(&key);
+    }
+    Ok(())
 }
 
 /// The ports that masqueraded connections have.
@@ -120,14 +183,32 @@ impl Taken {
     }
 
     fn give_back(&self, reply: &FlowKey) {
-        let Some(number) = u16::from_be(reply.destination_port).checked_sub(self.first) else { return };
-        let row = ports::row(&reply.source, reply.source_port, reply.protocol);
+        let Some((row, number)) = self.place(reply) else { return };
         // The port first: a group that is said to have room has it.
-        for (word, bit) in [ports::place(row, number.into()), (row, ports::group(number.into()))] {
-            let half = if cfg!(target_endian = "little") { bit / 32 } else { 1 - bit / 32 };
-            self.words.clear((word * 2 + half) as usize, 1 << (bit % 32));
+        for (word, bit) in [ports::place(row, number), (row, ports::group(number))] {
+            let (word, bits) = half(word, bit);
+            self.words.clear(word, bits);
         }
     }
+
+    /// A group that is full by that is found to be full by who looks into it.
+    fn take(&self, reply: &FlowKey) {
+        let Some((row, number)) = self.place(reply) else { return };
+        let (word, bit) = ports::place(row, number);
+        let (word, bits) = half(word, bit);
+        self.words.mark(word, bits);
+    }
+
+    fn place(&self, reply: &FlowKey) -> Option<(u32, u32)> {
+        let number = u16::from_be(reply.destination_port).checked_sub(self.first)?;
+        Some((ports::row(&reply.source, reply.source_port, reply.protocol), number.into()))
+    }
+}
+
+/// A bit of a word of eight bytes as one of a word of four.
+fn half(word: u32, bit: u32) -> (usize, u32) {
+    let half = if cfg!(target_endian = "little") { bit / 32 } else { 1 - bit / 32 };
+    ((word * 2 + half) as usize, 1 << (bit % 32))
 }
 
 /// Has this direction ended? Both directions of a flow always get the same answer, as both look at both.
@@ -221,6 +302,61 @@ mod tests {
                 assert!(gone(), "closed by both sides: it goes");
                 assert_eq!(count(&pins).unwrap(), 0);
             });
+        });
+    }
+
+    #[test]
+    fn ports_of_known_connections_are_taken_again() {
+        isolated("sweep::tests::ports_of_known_connections_are_taken_again", |place| {
+            let dataplane = Dataplane::load(place.config()).unwrap();
+            let pins = &dataplane.inner.pins;
+            let mut flows: HashMap<MapData, FlowKey, Flow> = typed(pins, maps::FLOWS).unwrap();
+            let reply = |number: u16, kind: FlowKind| FlowKey {
+                source_port: 80,
+                destination_port: (61_000 + number).to_be(),
+                kind: kind as u8,
+                protocol: protocol::TCP,
+                ..FlowKey::default()
+            };
+            let known = reply(70, FlowKind::MasqueradeReply);
+            for key in [known, reply(71, FlowKind::ServiceReply)] {
+                flows.insert(key, Flow::default(), 0).unwrap();
+            }
+            take_ports(pins).unwrap();
+            let words = words(&pins.map(maps::PORTS), (ports::ROWS * ports::ROW * 2) as usize, true).unwrap();
+            let taken =
+                || (0..words.len() / 2).filter_map(|at| words.get_long(at * 2)).map(u64::count_ones).sum::<u32>();
+            let (word, bit) = ports::place(ports::row(&known.source, known.source_port, known.protocol), 70);
+            assert_eq!((words.get_long(word as usize * 2), taken()), (Some(1 << bit), 1));
+            Taken::open(pins).unwrap().give_back(&known);
+            assert_eq!(taken(), 0);
+        });
+    }
+
+    #[test]
+    fn strangers_are_told_from_known_connections() {
+        isolated("sweep::tests::strangers_are_told_from_known_connections", |place| {
+            let dataplane = Dataplane::load(place.config()).unwrap();
+            let pins = &dataplane.inner.pins;
+            let mut flows: HashMap<MapData, FlowKey, Flow> = typed(pins, maps::FLOWS).unwrap();
+            let now = sys::coarse_seconds();
+            let mut begin = |port: u16, seen: u32| {
+                let key = FlowKey { source_port: port, protocol: protocol::TCP, ..FlowKey::default() };
+                flows.insert(key, Flow { other: key, seen, ..Flow::default() }, 0).unwrap();
+                bit(&key).unwrap()
+            };
+            let (live, ended) = (begin(1, now), begin(2, now.saturating_sub(idle::TCP_OPENING + 1)));
+            know(pins).unwrap();
+            let words = known_words(pins).unwrap();
+            let is_set = |(word, bit): (usize, u32)| words.get_long(word * 2).unwrap() >> bit & 1 == 1;
+            let set =
+                || (0..known::WORDS as usize).filter_map(|at| words.get_long(at * 2)).map(u64::count_ones).sum::<u32>();
+            assert_eq!((set(), is_set(live), is_set(ended)), (2, true, true));
+            assert_eq!(sweep(pins, now).unwrap(), 1);
+            assert_eq!(set(), 2, "a few are not worth the work");
+            (0..words.len()).for_each(|at| words.set(at, u32::MAX));
+            assert_eq!(sweep(pins, now).unwrap(), 1);
+            assert_eq!((set(), is_set(live)), (1, true));
         });
     }
 

@@ -308,6 +308,13 @@ impl Words {
         self.words
     }
 
+    /// Sets bits of a word, which others change at the same time.
+    pub(crate) fn mark(&self, index: usize, bits: u32) {
+        if let Some(word) = self.word(index) {
+            word.fetch_or(bits, Ordering::AcqRel);
+        }
+    }
+
     /// Clears bits of a word, which others change at the same time.
     pub(crate) fn clear(&self, index: usize, bits: u32) {
         if let Some(word) = self.word(index) {
@@ -539,6 +546,17 @@ pub(crate) fn timer_rate() -> u64 {
     // SAFETY: writes into the local.
     unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut step) };
     1_000_000_000 / u64::try_from(step.tv_nsec).unwrap_or(0).max(1)
+}
+
+/// Bytes of the machine's memory.
+pub(crate) fn memory() -> u64 {
+    let mut info = std::mem::MaybeUninit::<libc::sysinfo>::zeroed();
+    // SAFETY: writes into the local; all zeroes is a value of it.
+    let info = unsafe {
+        libc::sysinfo(info.as_mut_ptr());
+        info.assume_init()
+    };
+    info.totalram.saturating_mul(info.mem_unit.into())
 }
 
 /// Gives memory that is free inside the allocator back to the kernel.

@@ -15,10 +15,10 @@ use sluice_dataplane::wanted::{Changes, Wanted};
 use sluice_ebpf_common::{Address, Backend, Frontend, FrontendKey, Reason, Scope, SocketState};
 
 // What the packets' tests need at the crate's root.
+use sluice_packet::{Begun, SocketVerdict, Trail, Tunnel, Verdict, connect, ingress, send};
 use sluice_packet::{
     Bytes, Covered, Desk, ETHERNET, Fast, Header, Hop, InsertError, Maps, Packet, Rate, Raw, Route, Scratch,
 };
-use sluice_packet::{SocketVerdict, Trail, Tunnel, Verdict, connect, ingress, send};
 
 #[path = "../../../ebpf/packet/src/tests/frame.rs"]
 #[allow(dead_code, clippy::unwrap_used)]

@@ -16,8 +16,8 @@ use sluice_dataplane::model::{Forwarding, Protocol, Service, ServicePort, Slice,
 use sluice_dataplane::{Config, Dataplane, Hook, Neighbour, Outcome, PodInfo, Uplinks, Xdp};
 use sluice_ebpf_common::{Frontend, PodLink, Scope, protocol};
 use sluice_packet::{
-    Bytes, Covered, Desk, ETHERNET, Fast, Header, Hop, InsertError, Maps, Packet, Rate, Raw, Route, Scratch, Trail,
-    Tunnel, Verdict, Way, carry_out, egress_pod, egress_uplink, from_pod, ingress, uplink,
+    Begun, Bytes, Covered, Desk, ETHERNET, Fast, Header, Hop, InsertError, Maps, Packet, Rate, Raw, Route, Scratch,
+    Trail, Tunnel, Verdict, Way, carry_out, egress_pod, egress_uplink, from_pod, ingress, uplink,
 };
 use world::World;
 

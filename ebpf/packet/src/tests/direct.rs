@@ -53,21 +53,33 @@ fn sent(world: &World, frame: &Frame) -> Frame {
     frame
 }
 
+fn tcp(client: &str, service: &str) -> [Frame; 3] {
+    [SYN, ACK, ACK].map(|flags| Frame::tcp(client, service, flags, b"odd"))
+}
+
+fn udp(client: &str, service: &str) -> [Frame; 3] {
+    [b"?"; 3].map(|payload| Frame::udp(client, service, payload))
+}
+
 #[test]
 fn packets_travel_inside_others_and_answers_go_straight_back() {
     let cases = [
-        (Frame::tcp(CLIENT, SERVICE, SYN, b""), SERVICE, "10.244.0.5:8080"),
-        (Frame::udp(CLIENT, "198.51.100.7:53", b"?"), "198.51.100.7:53", "10.244.0.5:5353"),
-        (Frame::sctp(CLIENT, "198.51.100.7:38", 1, b""), "198.51.100.7:38", "10.244.0.5:38"),
-        (Frame::tcp(CLIENT6, SERVICE6, SYN, b"six"), SERVICE6, "[fd44:0:0:1::5]:8080"),
-        (Frame::udp(CLIENT6, "[fd07::7]:53", b"?"), "[fd07::7]:53", "[fd44:0:0:1::5]:5353"),
+        (tcp(CLIENT, SERVICE), SERVICE, "10.244.0.5:8080"),
+        (udp(CLIENT, "198.51.100.7:53"), "198.51.100.7:53", "10.244.0.5:5353"),
+        (
+            [1, 10, 0].map(|chunk| Frame::sctp(CLIENT, "198.51.100.7:38", chunk, b"")),
+            "198.51.100.7:38",
+            "10.244.0.5:38",
+        ),
+        (tcp(CLIENT6, SERVICE6), SERVICE6, "[fd44:0:0:1::5]:8080"),
+        (udp(CLIENT6, "[fd07::7]:53"), "[fd07::7]:53", "[fd44:0:0:1::5]:5353"),
         // A port of the load balancer's node, on its own address.
-        (Frame::tcp(CLIENT, "10.1.0.1:30080", SYN, b""), "10.1.0.1:30080", "10.244.0.5:8080"),
+        (tcp(CLIENT, "10.1.0.1:30080"), "10.1.0.1:30080", "10.244.0.5:8080"),
     ];
-    for (packet, service, pod) in cases {
+    for (packets, service, pod) in cases {
         let (balancer, backend) = nodes();
-        let client = if packet.bytes[12] == 8 { CLIENT } else { CLIENT6 };
-        for _ in 0..3 {
+        let client = if packets[0].bytes[12] == 8 { CLIENT } else { CLIENT6 };
+        for packet in packets {
             let mut frame = sent(&balancer, &packet);
             let carried = inner(&frame);
             assert_eq!((carried.ends(), carried.life()), (packet.ends(), packet.life() - 1));
@@ -298,6 +310,9 @@ fn connections_keep_their_backend_when_the_table_changes_and_new_ones_follow_it(
         world.generation += 1;
         let after: std::vec::Vec<u8> = (5000..5008).map(|client| goes(&world, client, ACK, driver)).collect();
         assert_eq!(before, after);
+        // One that is sent again finds the connection that it began.
+        let again: std::vec::Vec<u8> = (5000..5008).map(|client| goes(&world, client, SYN, driver)).collect();
+        assert_eq!(before, again);
         assert!((6000..6008).all(|client| goes(&world, client, SYN, driver) == 2));
     }
 }
@@ -319,13 +334,37 @@ fn a_flood_and_a_full_table_go_by_the_table_of_backends_alone() {
             assert_eq!(now, expected, "{driver} {flood}");
         }
         assert_eq!(world.flows.borrow().len(), 5, "{driver} {flood}");
-        assert_eq!(world.services.borrow()[&1].connections, 20, "{driver} {flood}");
-        assert!(world.reasons.borrow().iter().all(|reason| *reason == Reason::Unremembered));
+        assert_eq!(world.services.borrow()[&1].connections, 5, "{driver} {flood}");
+        assert_eq!(world.reasons.borrow()[..], [Reason::Unremembered; 15]);
         // In the next second they are remembered.
         (world.now, world.flow_limit) = (world.now + 1, 100);
         world.jiffies += 256;
         (5000..5020).for_each(|client| assert_eq!(goes(&world, client, ACK, driver), expected[client as usize - 5000]));
-        assert_eq!(world.flows.borrow().len(), 20);
+        assert_eq!((world.flows.borrow().len(), world.services.borrow()[&1].connections), (20, 20));
+    }
+}
+
+#[test]
+fn what_opens_a_connection_is_noted_for_the_next_packet_alone() {
+    for driver in [false, true] {
+        let mut world = two_backends();
+        world.flow_limit = 8;
+        let before: std::vec::Vec<u8> = (5000..5008).map(|client| goes(&world, client, SYN, driver)).collect();
+        // A flood that opens connections writes nothing but such notes, and counts none of them.
+        (6000..9000).for_each(|client| drop(goes(&world, client, SYN, driver)));
+        assert_eq!((world.flows.borrow().len(), world.services.borrow()[&1].connections), (0, 0));
+        assert_eq!(world.reasons.borrow()[..], []);
+        let after: std::vec::Vec<u8> = (5000..5008).map(|client| goes(&world, client, ACK, driver)).collect();
+        assert_eq!((before, world.flows.borrow().len()), (after, 8), "the table leads there, too");
+        // A backend that is gone is no longer gone to.
+        let first = goes(&world, 5100, SYN, driver);
+        world.flows.borrow_mut().clear();
+        world.retire(if first == 1 { 7 } else { 8 });
+        world.generation += 1;
+        let base = world.slab.len() as u32;
+        world.slab.extend([if first == 1 { 8 } else { 7 }]);
+        world.change("198.51.100.7:81", |frontend| (frontend.base, frontend.count, frontend.table) = (base, 1, 0));
+        assert_ne!(goes(&world, 5100, ACK, driver), first);
     }
 }
 
@@ -423,7 +462,7 @@ fn the_load_balancers_choice_holds_on_the_backends_node() {
 #[test]
 fn errors_about_answers_find_the_pod_by_way_of_the_load_balancer() {
     let (balancer, _) = nodes();
-    sent(&balancer, &Frame::tcp(CLIENT, SERVICE, SYN, b""));
+    tcp(CLIENT, SERVICE).iter().for_each(|packet| drop(sent(&balancer, packet)));
     // A router on the way to the client cannot pass an answer on. It is told to the service's address.
     let mut error = Frame::error("203.0.113.1", "198.51.100.7", &Frame::tcp(SERVICE, CLIENT, ACK, b"long"));
     assert_eq!(ingress(&mut error, &balancer, Scope::External), Verdict::Pass);

@@ -1,9 +1,10 @@
 //! Pods' traffic to the outside.
 
 use std::collections::BTreeSet;
-use std::string::ToString;
+use std::format;
+use std::string::{String, ToString};
 
-use sluice_ebpf_common::{FlowKind, Reason, Scope};
+use sluice_ebpf_common::{FlowKind, Reason, Scope, ports, protocol};
 
 use super::frame::{ACK, Frame, SYN, mask, wire};
 use super::world::World;
@@ -167,4 +168,19 @@ fn what_cannot_be_masqueraded_does_not_leak() {
     let mut other = Frame::udp("10.244.0.5:1000", OUTSIDE, b"?");
     other.bytes[23] = 47;
     assert_eq!(egress_uplink(&mut other, &world), Verdict::Drop(Reason::Protocol));
+}
+
+#[test]
+fn neighbouring_remote_ends_have_rows_of_their_own() {
+    let neighbours: [fn(u32) -> String; 3] = [
+        |number| format!("10.245.0.{number}"),
+        |number| format!("10.{number}.0.9"),
+        |number| format!("fd44::{number:x}"),
+    ];
+    for neighbour in neighbours {
+        let rows: BTreeSet<u32> =
+            (1..=64).map(|number| ports::row(&wire(&neighbour(number)), 80, protocol::TCP)).collect();
+        // 64 balls in 1,024 places: less than 56 places would be no accident.
+        assert!(rows.len() >= 56, "{} {}", neighbour(1), rows.len());
+    }
 }

@@ -12,7 +12,7 @@ use sluice_ebpf_common::{
 };
 
 use super::frame::{end, mask, wire};
-use crate::{Desk, ETHERNET, Fast, Header, InsertError, Maps, Rate, Route, Scratch, Trail};
+use crate::{Begun, Desk, ETHERNET, Fast, Header, InsertError, Maps, Rate, Route, Scratch, Trail};
 
 /// The maps of a node 10.1.0.1 with pods in 10.244.0.0/24 of 10.244.0.0/16.
 pub(crate) struct World {
@@ -50,6 +50,8 @@ pub(crate) struct World {
     pub(crate) generation: u32,
     desk: RefCell<Desk>,
     trails: RefCell<BTreeMap<u32, Trail>>,
+    begun: RefCell<BTreeMap<u32, Begun>>,
+    pub(crate) known: RefCell<BTreeMap<u32, u64>>,
     /// Index of the link that packets use.
     pub(crate) link: u32,
     /// Pods that packets go straight into.
@@ -112,6 +114,8 @@ impl World {
             generation: 1,
             desk: RefCell::default(),
             trails: RefCell::default(),
+            begun: RefCell::default(),
+            known: RefCell::default(),
             link: 1,
             pods: BTreeMap::new(),
             routed: Cell::new(0),
@@ -225,6 +229,10 @@ impl Maps for World {
         ranges.iter().any(|(network, mask)| key.address.within(network, mask))
     }
 
+    fn begun<R>(&self, place: u32, with: impl FnOnce(&mut Begun) -> R) -> Option<R> {
+        Some(with(self.begun.borrow_mut().entry(place).or_default()))
+    }
+
     fn scratch<R>(&self, with: impl FnOnce(&mut Scratch) -> R) -> Option<R> {
         Some(with(&mut self.scratch.borrow_mut()))
     }
@@ -273,6 +281,14 @@ impl Maps for World {
 
     fn give_port(&self, word: u32, bit: u32) {
         *self.ports.borrow_mut().entry(word).or_default() &= !(1 << bit);
+    }
+
+    fn known(&self, word: u32) -> Option<u64> {
+        Some(self.known.borrow().get(&word).copied().unwrap_or(0))
+    }
+
+    fn make_known(&self, word: u32, bit: u32) {
+        *self.known.borrow_mut().entry(word).or_default() |= 1 << bit;
     }
 
     fn flow_created(&self) {}
