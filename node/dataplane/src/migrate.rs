@@ -286,6 +286,7 @@ pub(crate) fn adopt(
             // What this build made itself and only has to grow is grown later, without a moment of nothing.
             if from.serves(*wanted) || (source == pins && from.same(*wanted)) {
                 pins.adopt(source, name)?;
+                pins.set_revision(name, wanted.revision)?;
                 continue;
             }
             let note = source.way_back(name, wanted.revision);
