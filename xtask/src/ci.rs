@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::{ebpf, kernel, setup, sh, test};
+use crate::{ebpf, fuzz, kernel, setup, sh, test};
 
 pub(crate) fn run() -> Result<()> {
     sh::step("formatting");
@@ -12,5 +12,6 @@ pub(crate) fn run() -> Result<()> {
     sh::step("clippy");
     sh::run(sh::cargo().args(["clippy", "--all-targets", "--quiet", "--", "-D", "warnings"]))?;
     test::run(&test::Options::default())?;
+    fuzz::run(&fuzz::Options::default())?;
     kernel::run()
 }

@@ -6,6 +6,7 @@ mod ci;
 mod codegen;
 mod down;
 mod ebpf;
+mod fuzz;
 mod image;
 mod kernel;
 mod lab;
@@ -34,6 +35,8 @@ enum Task {
     Test(test::Options),
     /// Run the data plane's tests on a second kernel, Debian 12's, under QEMU
     Kernel,
+    /// Run a coverage-guided fuzzer on the packet logic
+    Fuzz(fuzz::Options),
     /// Several nodes as network namespaces on this machine
     Lab(lab::Options),
     /// Measure: startup, pods, memory, lb
@@ -48,7 +51,7 @@ enum Task {
     Codegen,
     /// Check the repository's own rules
     Tidy,
-    /// What CI runs: formatting, clippy, all tests, the second kernel
+    /// What CI runs: formatting, clippy, all tests, the fuzzer, the second kernel
     Ci,
 }
 
@@ -68,6 +71,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Down => down::run(),
         Task::Test(options) => test::run(&options),
         Task::Kernel => kernel::run(),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Lab(options) => lab::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Setup => setup::ensure(setup::Purpose::Everything),

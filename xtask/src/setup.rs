@@ -64,6 +64,7 @@ const NEEDS: &[Need] = &[
         &["llvm-22-dev", "libpolly-22-dev"],
         "links the eBPF programs",
     ),
+    need(Purpose::Everything, Probe::Program("c++"), &["build-essential"], "compiles the fuzzer"),
     need(Purpose::Up, Probe::Program("containerd"), &["containerd"], "runs containers"),
     need(Purpose::Up, Probe::Program("runc"), &["runc"], "runs containers"),
     need(Purpose::Up, Probe::Program("kubectl"), &["kubernetes-client"], "drives the cluster"),

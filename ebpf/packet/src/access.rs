@@ -153,6 +153,8 @@ pub trait Maps {
     fn scratch<R>(&self, with: impl FnOnce(&mut Scratch) -> R) -> Option<R>;
     /// Runs `change` on a flow entry.
     fn flow<R>(&self, key: &FlowKey, change: impl FnOnce(&mut Flow) -> R) -> Option<R>;
+    /// May no flow be made just now, and some not be there that others still make?
+    fn holds(&self) -> bool;
     /// Adds a flow entry if its key is free.
     fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError>;
     /// Removes a flow entry; false if there was none.

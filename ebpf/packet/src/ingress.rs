@@ -163,7 +163,9 @@ fn unmasquerade<P: Packet, M: Maps>(
         return Ok(false);
     }
     if !masqueraded(maps, header, target, packet.length()) {
-        return Ok(false);
+        // The node would end a connection that it does not know, and the flow may only not be here yet.
+        let waits = maps.holds() && maps.is_local(&header.destination);
+        return if waits { Err(Reason::FlowsFull) } else { Ok(false) };
     }
     if target.has(Flow::FUSED) {
         fused::divide(maps, header, FlowKind::MasqueradeReply)?;

@@ -4,10 +4,11 @@
 //! no allocation, no panic, no loop without a constant bound, no clock or randomness of its own: everything comes
 //! through [`Packet`] and [`Maps`].
 #![no_std]
+#![forbid(unsafe_code)]
 
 #[cfg(test)]
 extern crate alloc;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzz"))]
 extern crate std;
 
 mod access;
@@ -19,6 +20,8 @@ mod error;
 mod flow;
 mod fragment;
 mod fused;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod header;
 mod ingress;
 mod nat;
@@ -28,7 +31,7 @@ mod sctp;
 mod service;
 mod shortcut;
 mod socket;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzz"))]
 mod tests;
 
 pub use access::{Bytes, Covered, InsertError, Maps, Packet, Raw, Scratch, Verdict};

@@ -170,8 +170,13 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
+    fn holds(&self) -> bool {
+        maps::hold()
+    }
+
+    #[inline(always)]
     fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
-        if maps::hold() {
+        if self.holds() {
             return Err(InsertError::Full);
         }
         if maps::beside() && maps::FLOWS_BESIDE.get_ptr(key).is_some() {

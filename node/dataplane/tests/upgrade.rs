@@ -4,16 +4,18 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "common/load.rs"]
+mod load;
 
 use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{Namespace, PATIENCE, Place, connect, isolated, service, tcp_server, udp_server, words};
-use sluice_dataplane::migrate::{BUILD, Build, Element, Migration, Recipe, Span};
+use common::{Namespace, Place, isolated, service, tcp_server, udp_server};
+use load::{NEW, OLD, Way, under_load};
+use sluice_dataplane::migrate::{BUILD, Build};
 use sluice_dataplane::model::{Protocol, Snapshot};
 use sluice_dataplane::plan::Capacity;
 use sluice_dataplane::{Config, Dataplane, Sizes, Traffic, Uplinks};
@@ -65,108 +67,17 @@ fn world(place: &Place) -> Namespace {
     outside
 }
 
+/// From outside and from the node.
+fn ways(outside: &Namespace) -> [Way<'_>; 2] {
+    [
+        Way { name: "by packet", inside: Some(outside), tcp: NODE, udp: NODE_UDP },
+        Way { name: "by socket", inside: None, tcp: CLUSTER, udp: CLUSTER_UDP },
+    ]
+}
+
 /// Only the node's own sockets are translated when they connect, not those outside.
 fn packets_from_outside(dataplane: &Dataplane) {
     dataplane.know_namespace(1, Path::new("/proc/self/ns/net")).unwrap();
-}
-
-fn ask(socket: &UdpSocket, service: Option<&str>) -> SocketAddr {
-    let mut buffer = [0; 128];
-    match service {
-        Some(service) => assert_eq!(socket.send_to(b"x", service).unwrap(), 1),
-        None => assert_eq!(socket.send(b"x").unwrap(), 1),
-    }
-    let length = socket.recv(&mut buffer).unwrap();
-    words(&buffer[..length]).0
-}
-
-fn datagrams() -> UdpSocket {
-    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    socket
-}
-
-/// Is given the address of the service over TCP and over UDP, and calls back after every answer.
-type Client = fn(&str, &str, &dyn Fn());
-
-/// Kinds of clients; each asks until it is told to stop and fails at the first answer that is missing or wrong.
-const CLIENTS: [(&str, Client); 4] = [
-    ("long connections", |tcp, _, again| {
-        let mut open: Vec<_> = (0..8).map(|_| connect(tcp).unwrap()).collect();
-        loop {
-            open.iter_mut().for_each(|client| assert!(client.alive(), "{:?}", client.server));
-            again();
-        }
-    }),
-    ("short connections", |tcp, _, again| {
-        loop {
-            assert!(connect(tcp).unwrap().alive());
-            again();
-        }
-    }),
-    ("connected datagrams", |_, udp, again| {
-        let socket = datagrams();
-        socket.connect(udp).unwrap();
-        let server = ask(&socket, None);
-        loop {
-            assert_eq!(ask(&socket, None), server);
-            again();
-        }
-    }),
-    ("unconnected datagrams", |_, udp, again| {
-        let socket = datagrams();
-        let server = ask(&socket, Some(udp));
-        loop {
-            assert_eq!(ask(&socket, Some(udp)), server);
-            again();
-        }
-    }),
-];
-
-struct Stop;
-
-/// Runs a story under the load of all kinds of clients, from outside and from the node. None of them may fail, and each of
-/// them has to have been answered between any two steps of the story.
-fn under_load(outside: &Namespace, story: impl FnOnce(&dyn Fn(&str))) {
-    let done = AtomicBool::new(false);
-    let counts: Vec<AtomicU64> = (0..CLIENTS.len() * 2).map(|_| AtomicU64::new(0)).collect();
-    let failed = AtomicBool::new(false);
-    let client = |number: usize| {
-        let (name, client) = CLIENTS[number / 2];
-        let (place, tcp, udp) = [("by packet", NODE, NODE_UDP), ("by socket", CLUSTER, CLUSTER_UDP)][number % 2];
-        let again = || {
-            counts[number].fetch_add(1, Ordering::Relaxed);
-            if done.load(Ordering::Relaxed) {
-                std::panic::resume_unwind(Box::new(Stop));
-            }
-        };
-        let run = || std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| client(tcp, udp, &again)));
-        let end = if number.is_multiple_of(2) { outside.within(run) } else { run() };
-        if !end.as_ref().is_err_and(|end| end.is::<Stop>()) {
-            eprintln!("{name} {place} failed");
-            failed.store(true, Ordering::Relaxed);
-        }
-    };
-    std::thread::scope(|scope| {
-        let clients: Vec<_> = (0..counts.len()).map(|number| scope.spawn(move || client(number))).collect();
-        let step = |what: &str| {
-            let before: Vec<u64> = counts.iter().map(|count| count.load(Ordering::Relaxed)).collect();
-            let start = Instant::now();
-            let moved = |(count, before): (&AtomicU64, &u64)| count.load(Ordering::Relaxed) > before + 2;
-            while !counts.iter().zip(&before).all(moved) && !failed.load(Ordering::Relaxed) {
-                assert!(start.elapsed() < PATIENCE * 2, "{what}: {counts:?}");
-                std::thread::yield_now();
-            }
-            println!("{what}: {counts:?}");
-        };
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            step("started");
-            story(&step);
-        }));
-        done.store(true, Ordering::Relaxed);
-        clients.into_iter().for_each(|client| drop(client.join()));
-        assert!(result.is_ok() && !failed.load(Ordering::Relaxed));
-    });
 }
 
 /// Looks after the maps meanwhile, as the daemon does: they fill at the clients' pace, not at the story's.
@@ -191,36 +102,6 @@ fn load(place: &Place, build: Build) -> Dataplane {
     Dataplane::load_build(config(place), Traffic::best(), build).unwrap()
 }
 
-const OLD: Build = Build { schema: 100, ..BUILD };
-
-/// A flow record of another revision: the same bytes, with a mark in a word that nobody reads.
-const MARK: usize = 76;
-
-fn marked(key: &[u8], value: &[u8]) -> Option<Element> {
-    let mut value = value.to_vec();
-    value.get_mut(MARK..MARK + 4)?.copy_from_slice(&7_u32.to_ne_bytes());
-    Some((key.to_vec(), value))
-}
-
-const NEW: Build = Build {
-    schema: 101,
-    revision: |name| if name == "flows" { 2 } else { 1 },
-    migrations: &[Migration {
-        map: "flows",
-        from: 1,
-        to: 2,
-        forward: marked,
-        back: Recipe {
-            key: &[Span { from: 0, to: 0, length: 40 }],
-            value: &[
-                Span { from: 0, to: 0, length: MARK as u32 },
-                Span { from: MARK as u32 + 4, to: MARK as u32 + 4, length: 96 - MARK as u32 - 4 },
-            ],
-        },
-    }],
-    ..BUILD
-};
-
 #[test]
 fn connections_outlive_restarts_and_upgrades_to_another_schema() {
     isolated("connections_outlive_restarts_and_upgrades_to_another_schema", |place| {
@@ -229,7 +110,7 @@ fn connections_outlive_restarts_and_upgrades_to_another_schema() {
         first.apply(&table(3)).unwrap();
         packets_from_outside(&first);
         let known = first.services().unwrap();
-        under_load(&outside, |step| {
+        under_load(&ways(&outside), |step| {
             drop(first);
             step("nobody runs");
             for round in 0..3 {
@@ -261,7 +142,7 @@ fn flows_go_along_to_another_record_and_back() {
         let first = load(place, OLD);
         first.apply(&table(0)).unwrap();
         packets_from_outside(&first);
-        under_load(&outside, |step| {
+        under_load(&ways(&outside), |step| {
             drop(first);
             for _ in 0..3 {
                 let newer = load(place, NEW);
@@ -299,7 +180,7 @@ fn maps_grow_while_connections_run_and_say_when_they_may_not() {
         };
         let before = limit("flows");
         tended(&dataplane, || {
-            under_load(&outside, |step| {
+            under_load(&ways(&outside), |step| {
                 for others in [5, 20, 60] {
                     assert_eq!(dataplane.apply(&table(others)).unwrap(), Vec::<String>::new());
                     step("grown");
@@ -358,7 +239,7 @@ fn nothing_is_lost_when_the_daemon_is_killed_anywhere() {
         first.apply(&table(0)).unwrap();
         packets_from_outside(&first);
         let told = [&place.pins, &place.cgroup, &place.elsewhere].map(|path| path.to_str().unwrap()).join(":");
-        under_load(&outside, |step| {
+        under_load(&ways(&outside), |step| {
             drop(first);
             // Every one of them replaces the flow map, and some the maps of the table.
             for round in 1..=12_u64 {

@@ -184,3 +184,23 @@ fn neighbouring_remote_ends_have_rows_of_their_own() {
         assert!(rows.len() >= 56, "{} {}", neighbour(1), rows.len());
     }
 }
+
+/// While the flow record changes, the programs that make masqueraded connections and those that see their answers work on two
+/// maps for some milliseconds.
+#[test]
+fn an_answer_whose_flow_is_not_here_yet_is_not_the_nodes() {
+    let mut world = World::new();
+    let mut sent = Frame::tcp("10.244.0.5:1000", OUTSIDE, SYN, b"");
+    egress_uplink(&mut sent, &world);
+    let source = sent.ends().split_once(" > ").unwrap().0.to_string();
+    let answer = Frame::tcp(OUTSIDE, &source, ACK, b"yes");
+    let came = std::mem::take(&mut *world.flows.borrow_mut());
+    world.holds = true;
+    assert_eq!(ingress(&mut answer.clone(), &world, Scope::External), Verdict::Drop(Reason::FlowsFull));
+    let mut elsewhere = Frame::tcp(OUTSIDE, "10.244.0.6:61000", ACK, b"yes");
+    assert_eq!(ingress(&mut elsewhere, &world, Scope::External), Verdict::Pass);
+    *world.flows.borrow_mut() = came;
+    let mut again = answer.clone();
+    assert_eq!(ingress(&mut again, &world, Scope::External), Verdict::Pass);
+    assert_eq!(again.ends(), "192.0.2.9:443 > 10.244.0.5:1000");
+}

@@ -1,17 +1,31 @@
 //! The packet logic on the host: packets in, verdict and packets out, over maps made of `BTreeMap`s.
 #![allow(clippy::unwrap_used)]
 
+#[cfg(test)]
 mod checksums;
+#[cfg(test)]
 mod direct;
+#[cfg(test)]
 mod errors;
+#[cfg(test)]
 mod fragments;
-mod frame;
+#[cfg_attr(not(test), allow(dead_code))]
+pub(crate) mod frame;
+#[cfg(test)]
 mod fused;
+#[cfg(test)]
 mod maglev;
+#[cfg(test)]
 mod masquerade;
+#[cfg(test)]
 mod neighbours;
+#[cfg(test)]
 mod sctp;
+#[cfg(test)]
 mod services;
+#[cfg(test)]
 mod shortcut;
+#[cfg(test)]
 mod sockets;
-mod world;
+#[cfg_attr(not(test), allow(dead_code))]
+pub(crate) mod world;

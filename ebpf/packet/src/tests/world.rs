@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 use std::vec;
 use std::vec::Vec;
 
@@ -15,6 +16,7 @@ use super::frame::{end, mask, wire};
 use crate::{Begun, Desk, ETHERNET, Fast, Header, InsertError, Maps, Rate, Route, Scratch, Trail};
 
 /// The maps of a node 10.1.0.1 with pods in 10.244.0.0/24 of 10.244.0.0/16.
+#[derive(Clone)]
 pub(crate) struct World {
     pub(crate) settings: Settings,
     pub(crate) frontends: BTreeMap<FrontendKey, Frontend>,
@@ -22,6 +24,8 @@ pub(crate) struct World {
     pub(crate) backends: BTreeMap<u32, Backend>,
     pub(crate) flows: RefCell<BTreeMap<FlowKey, Flow>>,
     pub(crate) flow_limit: usize,
+    /// No flow may be made.
+    pub(crate) holds: bool,
     fragments: RefCell<BTreeMap<FragmentKey, FragmentPorts>>,
     scratch: RefCell<Scratch>,
     pub(crate) ports: RefCell<BTreeMap<u32, u64>>,
@@ -94,6 +98,7 @@ impl World {
             backends: BTreeMap::new(),
             flows: RefCell::default(),
             flow_limit: 100,
+            holds: false,
             fragments: RefCell::default(),
             scratch: RefCell::default(),
             ports: RefCell::default(),
@@ -189,7 +194,8 @@ impl Maps for World {
     }
 
     fn is_local(&self, address: &Address) -> bool {
-        ["10.1.0.1", "127.0.0.1", "fd01::1", "::1"].iter().any(|own| *address == wire(own))
+        static OWN: LazyLock<[Address; 4]> = LazyLock::new(|| ["10.1.0.1", "127.0.0.1", "fd01::1", "::1"].map(wire));
+        OWN.contains(address)
     }
 
     fn pod(&self, address: &Address) -> Option<PodLink> {
@@ -241,7 +247,14 @@ impl Maps for World {
         self.flows.borrow_mut().get_mut(key).map(change)
     }
 
+    fn holds(&self) -> bool {
+        self.holds
+    }
+
     fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+        if self.holds {
+            return Err(InsertError::Full);
+        }
         let mut flows = self.flows.borrow_mut();
         if flows.contains_key(key) {
             return Err(InsertError::Exists);
