@@ -1,6 +1,6 @@
-//! `lb`: what the Service data plane costs. Four parts: a packet in each program (`packets`), connections over sockets beside
-//! direct ones and beside kube-proxy's rules (`sockets`), changes, restart and memory of its user space (`control`), and the
-//! same for a very large table (`scale`).
+//! `lb`: what the Service data plane costs. Five parts: a packet in each program (`packets`), connections over sockets beside
+//! direct ones and beside kube-proxy's rules (`sockets`), those between pods of two nodes beside plain routing (`pods`), changes,
+//! restart and memory of its user space (`control`), and the same for a very large table (`scale`).
 //!
 //! It needs no cluster: the data plane is fed by its own compiler and planner, in a private network and mount namespace that
 //! end with the process. Comparisons are ratios within one run.
@@ -13,6 +13,7 @@ mod floor;
 mod frame;
 mod packets;
 mod place;
+mod pods;
 mod rules;
 mod scale;
 mod sockets;
@@ -38,6 +39,8 @@ enum Part {
     Packets,
     /// Connections to Services beside direct ones and kube-proxy's rules
     Sockets,
+    /// Connections between pods of two nodes beside the kernel's routing
+    Pods,
     /// Changes, restart and memory of the data plane's user space
     Control,
     /// Load and changes of a table of 100,000 services with 1,000,000 endpoints
@@ -45,12 +48,13 @@ enum Part {
 }
 
 impl Part {
-    const ALL: [Part; 4] = [Part::Packets, Part::Sockets, Part::Control, Part::Scale];
+    const ALL: [Part; 5] = [Part::Packets, Part::Sockets, Part::Pods, Part::Control, Part::Scale];
 
     fn measure(self, place: &place::Place) -> Result<Measured> {
         match self {
             Part::Packets => packets::run(place),
             Part::Sockets => sockets::run(place),
+            Part::Pods => pods::run(place),
             Part::Control => control::run(place),
             Part::Scale => scale::run(place),
         }

@@ -185,13 +185,13 @@ fn rounds(
     })
 }
 
-fn rate(outcome: &Outcome, uses: Use) -> f64 {
+pub(super) fn rate(outcome: &Outcome, uses: Use) -> f64 {
     #[expect(clippy::cast_precision_loss)]
     let rate = outcome.done as f64 / outcome.seconds;
     if uses == Use::Bulk { rate / 1e6 } else { rate }
 }
 
-fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
+pub(super) fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     percentile(&sorted(&values.collect::<Vec<_>>()), 50.0)
 }
 

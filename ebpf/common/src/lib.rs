@@ -84,7 +84,7 @@ pub mod limits {
     pub const CACHE_BUCKETS_EACH: u32 = 65_536;
     /// Pods of the node.
     pub const PODS: u32 = 4_096;
-    /// Addresses of the node's pods that packets go straight into.
+    /// Addresses of the node's pods whose packets go past its stack.
     pub const POD_ADDRESSES: u32 = 2 * PODS;
     /// Bytes of the event ring.
     pub const EVENTS: u32 = 65_536;
@@ -147,7 +147,7 @@ pub mod maps {
     pub const SOURCES: &str = "sources";
     /// Cookies of the pods' network namespaces, with the index of the node's side of their link.
     pub const NAMESPACES: &str = "namespaces";
-    /// Addresses of pods that other pods of the node reach without its stack, with their `PodLink`.
+    /// Addresses of pods whose packets go past the node's stack, with their `PodLink`.
     pub const PODS: &str = "pods";
     /// Flow cache for IPv4: buckets of records, each processor's in a row.
     pub const CACHE4: &str = "cache4";

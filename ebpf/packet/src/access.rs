@@ -26,6 +26,8 @@ pub enum Verdict {
     Encapsulate,
     /// Leaves at once by the link with this index, to the neighbour that the kernel knows for it.
     Onward(u32),
+    /// The same, as the way at this place says ([`crate::Paths`]).
+    Leave(u32),
 }
 
 /// How a checksum covers an address.

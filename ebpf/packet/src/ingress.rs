@@ -3,7 +3,8 @@
 use sluice_ebpf_common::{Address, AffinityKey, Backend, Flow, FlowKey, FlowKind, Frontend, Reason, Scope, Settings};
 
 use crate::header::{End, Header, Kind, parse, parse_quote, rewrite, rewrite_error};
-use crate::neighbour::neighbour;
+use crate::path::{Paths, Routed};
+use crate::straight::{Stage, straight};
 use crate::{
     InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Tunnel, Verdict, decap, encap, flow, fragment, fused, hide,
     nat, service,
@@ -39,22 +40,34 @@ impl Target {
     }
 }
 
-/// Handles a packet that a pod sends: what is for another pod of this node is put into it, everything else is as with
-/// [`ingress`].
+/// Handles a packet that a pod sends: what is for another pod of this node is put into it, and what is for the outside leaves at
+/// once. Packets for service addresses find a backend before that.
 #[inline(always)]
-pub fn from_pod<P: Tunnel, M: Maps>(packet: &mut P, maps: &M) -> Verdict {
-    if let Some(verdict) = neighbour(packet, maps) {
+pub fn from_pod<P: Routed, M: Paths>(packet: &mut P, maps: &M) -> Verdict {
+    if let Some(verdict) = straight(packet, maps, Stage::Sent) {
         return verdict;
     }
     match by_itself(packet, maps, Scope::Internal) {
-        TRANSLATED => neighbour(packet, maps).unwrap_or(Verdict::Pass),
+        PASSED | TRANSLATED => straight(packet, maps, Stage::Looked).unwrap_or(Verdict::Pass),
         code => verdict(code),
     }
 }
 
-/// Handles a packet that comes in. Replies to masqueraded connections find their pod again; packets for service
-/// addresses find a backend, and those that another node sent inside a packet of its own their pod. Anything else passes
-/// untouched.
+/// Handles a packet that comes in on an uplink. Replies to masqueraded connections find their pod again; packets for service
+/// addresses find a backend, and those that another node sent inside a packet of its own their pod. What is for a pod of
+/// this node then is put into it; anything else passes.
+#[inline(always)]
+pub fn from_outside<P: Routed, M: Paths>(packet: &mut P, maps: &M) -> Verdict {
+    if let Some(verdict) = straight(packet, maps, Stage::Came) {
+        return verdict;
+    }
+    match by_itself(packet, maps, Scope::External) {
+        TRANSLATED => straight(packet, maps, Stage::Came).unwrap_or(Verdict::Pass),
+        code => verdict(code),
+    }
+}
+
+/// What both do to a packet before it is put into a pod or sent on.
 #[inline(always)]
 pub fn ingress<P: Tunnel, M: Maps>(packet: &mut P, maps: &M, scope: Scope) -> Verdict {
     verdict(by_itself(packet, maps, scope))
@@ -86,7 +99,7 @@ fn by_itself<P: Tunnel, M: Maps>(packet: &mut P, maps: &M, scope: Scope) -> u32 
     translate(packet, maps, scope)
 }
 
-/// [`TRANSLATED`] for a packet that goes to a backend now, [`CARRIED`] for one that has to be put into another for that.
+/// [`TRANSLATED`] for a packet that goes to a backend or back to a pod now, [`CARRIED`] for one that has to be put into another for that.
 #[inline(always)]
 fn translate<P: Tunnel, M: Maps>(packet: &mut P, maps: &M, scope: Scope) -> u32 {
     let mut header = Header::default();
@@ -95,7 +108,7 @@ fn translate<P: Tunnel, M: Maps>(packet: &mut P, maps: &M, scope: Scope) -> u32 
     }
     if scope == Scope::External && header.is_carrier() {
         return match decap::deliver(packet, maps, &mut header) {
-            Ok(()) => PASSED,
+            Ok(()) => TRANSLATED,
             Err(reason) => DROPPED | (reason as u32) << REASON,
         };
     }
@@ -121,7 +134,10 @@ fn translate<P: Tunnel, M: Maps>(packet: &mut P, maps: &M, scope: Scope) -> u32 
         Kind::EchoReply => unmasquerade(packet, maps, settings, &header, &mut target).map(|_| ()),
         Kind::Ports => match unmasquerade(packet, maps, settings, &header, &mut target) {
             Ok(false) => to_service(packet, maps, settings, &header, scope, &mut target, &mut done),
-            other => other.map(|_| ()),
+            other => {
+                done = TRANSLATED;
+                other.map(|_| ())
+            }
         },
     };
     match result {

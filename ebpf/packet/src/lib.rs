@@ -25,12 +25,14 @@ pub mod fuzz;
 mod header;
 mod ingress;
 mod nat;
-mod neighbour;
+mod path;
+mod plain;
 mod reject;
 mod sctp;
 mod service;
 mod shortcut;
 mod socket;
+mod straight;
 #[cfg(any(test, feature = "fuzz"))]
 mod tests;
 
@@ -39,11 +41,16 @@ pub use cache::{Fast, Way, hide, uplink};
 pub use egress::{egress_pod, egress_uplink};
 pub use encap::{Begun, Carried, Hop, Rate, Trail, Tunnel, carry_out};
 pub use header::{ETHERNET, Header, Kind, Part};
-pub use ingress::{from_pod, ingress};
+pub use ingress::{from_outside, from_pod, ingress};
+pub use path::{Exit, PATHS, Path, Paths, Routed};
 pub use reject::refuse;
 pub use service::{find, pick};
 pub use shortcut::{Desk, Route};
 pub use socket::{SocketVerdict, connect, may_listen, original, remember, send};
+pub use straight::settled;
 
 /// Bit of a packet's mark that carries the decision "the source must become this node" from ingress to egress.
 pub const MARK_NEEDS_SOURCE: u32 = 0x2000;
+
+/// The whole mark of a packet that a pod's link sent on and that leaves as it is.
+pub const MARK_SETTLED: u32 = 0x51c3_1000;

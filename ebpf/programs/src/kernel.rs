@@ -16,7 +16,7 @@ use sluice_ebpf_common::{
     Address, Affinity, AffinityKey, Backend, Counters, Event, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
     FrontendKey, PodLink, RangeKey, Reason, SLAB_LINE, Settings, SourceKey, limits, protocol,
 };
-use sluice_packet::{Begun, Desk, Fast, Header, Hop, InsertError, Maps, Route, Scratch, Trail};
+use sluice_packet::{Begun, Desk, Fast, Header, Hop, InsertError, Maps, Path, Paths, Route, Scratch, Trail};
 
 use crate::maps;
 
@@ -360,9 +360,18 @@ impl Fast for Kernel {
     }
 }
 
+impl Paths for Kernel {
+    #[inline(always)]
+    fn path<R>(&self, place: u32, with: impl FnOnce(&mut Path) -> R) -> Option<R> {
+        let path = maps::PATHS.get_ptr_mut(place)?;
+        // SAFETY: this CPU's own value; packet programs do not interrupt each other.
+        Some(with(unsafe { &mut *path }))
+    }
+}
+
 /// Writes the ends of the packet that is asked about.
 #[inline(always)]
-fn between(ask: &mut bpf_fib_lookup, v4: bool, source: &Address, destination: &Address) {
+pub fn between(ask: &mut bpf_fib_lookup, v4: bool, source: &Address, destination: &Address) {
     ask.family = if v4 { AF_INET } else { AF_INET6 };
     if v4 {
         ask.__bindgen_anon_3.ipv4_src = source.last();

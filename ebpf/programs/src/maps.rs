@@ -1,7 +1,7 @@
 //! The maps, under the names of `sluice_ebpf_common::maps`. User space pins them all.
 #![allow(unsafe_code)]
 
-use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_fib_lookup};
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage};
 use aya_ebpf::macros::btf_map;
 use sluice_ebpf_common::cache::{Bucket4, Bucket6, Uplink};
@@ -11,7 +11,7 @@ use sluice_ebpf_common::{
     FrontendKey, PodLink, RangeKey, Reason, SLAB_LINE, ServiceName, Settings, SocketState, SourceKey, known, limits,
     ports,
 };
-use sluice_packet::{Begun, Desk, Scratch, Trail};
+use sluice_packet::{Begun, Desk, Path, Scratch, Trail};
 
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 const MAPPED: usize = BPF_F_MMAPABLE as usize;
@@ -127,6 +127,14 @@ pub static TRAILS: PerCpuArray<Trail, { limits::TRAILS as usize }> = PerCpuArray
 /// As the desk.
 #[btf_map(name = "begun")]
 pub static BEGUN: PerCpuArray<Begun, { limits::BEGUN as usize }> = PerCpuArray::new();
+
+/// As the desk.
+#[btf_map(name = "paths")]
+pub static PATHS: PerCpuArray<Path, { sluice_packet::PATHS as usize }> = PerCpuArray::new();
+
+/// As the scratch.
+#[btf_map(name = "question")]
+pub static QUESTION: PerCpuArray<bpf_fib_lookup, 1> = PerCpuArray::new();
 
 #[btf_map(name = "reasons")]
 pub static REASONS: PerCpuArray<u64, { Reason::COUNT as usize }> = PerCpuArray::new();

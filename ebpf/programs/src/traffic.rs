@@ -14,18 +14,23 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use sluice_ebpf_common::{Address, Scope};
+use sluice_ebpf_common::{Address, FlowKey};
 use sluice_packet::{
-    Bytes, Covered, Hop, Packet, Tunnel, Verdict, carry_out, egress_pod, egress_uplink, from_pod, ingress,
+    Bytes, Covered, Exit, Hop, Packet, Routed, Tunnel, Verdict, carry_out, egress_pod, egress_uplink, from_outside,
+    from_pod, settled,
 };
 
 use crate::kernel::{Kernel, hop};
+use crate::route;
+
+/// A packet's type when its Ethernet address is the link's.
+const PACKET_HOST: u8 = 0;
 
 /// From the outside.
 #[classifier]
 pub fn uplink_in(context: TcContext) -> i32 {
     let (mut packet, maps) = open(&context);
-    let verdict = ingress(&mut packet, &maps, Scope::External);
+    let verdict = from_outside(&mut packet, &maps);
     close(&mut packet, &maps, verdict)
 }
 
@@ -33,6 +38,9 @@ pub fn uplink_in(context: TcContext) -> i32 {
 #[classifier]
 pub fn uplink_out(context: TcContext) -> i32 {
     let (mut packet, maps) = open(&context);
+    if settled(&mut packet) {
+        return TC_ACT_UNSPEC;
+    }
     let verdict = egress_uplink(&mut packet, &maps);
     close(&mut packet, &maps, verdict)
 }
@@ -72,6 +80,7 @@ fn close(packet: &mut Buffer, maps: &Kernel, verdict: Verdict) -> i32 {
         // Not through the kernel's stack, which takes a packet from outside with an own source for a forged one.
         // SAFETY: without a neighbour of its own the helper asks the kernel's routes.
         Verdict::Onward(link) => unsafe { bpf_redirect_neigh(link, core::ptr::null_mut(), 0, 0) as i32 },
+        Verdict::Leave(place) => route::leave(place),
         // SAFETY: the helper has no preconditions.
         Verdict::Into(link) => unsafe { bpf_redirect_peer(link, 0) as i32 },
     }
@@ -245,5 +254,20 @@ impl Tunnel for Buffer {
         // What was cut before it was put into another one is as long as it was.
         // SAFETY: see above.
         done(unsafe { bpf_skb_adjust_room(self.skb, -bytes, BPF_ADJ_ROOM_MAC, u64::from(BPF_F_ADJ_ROOM_FIXED_GSO)) })
+    }
+}
+
+// SAFETY of all blocks: as above.
+impl Routed for Buffer {
+    #[inline(always)]
+    fn is_for_node(&self) -> bool {
+        // SAFETY: see above.
+        let (kind, tagged, link) = unsafe { ((*self.skb).pkt_type, (*self.skb).vlan_present, (*self.skb).ifindex) };
+        kind == u32::from(PACKET_HOST) && tagged == 0 && !route::is_slave(link)
+    }
+
+    #[inline(always)]
+    fn exit(&self, key: &FlowKey, start: u32, length: u32, exit: &mut Exit) {
+        route::exit(self.skb, key, start, length, exit);
     }
 }

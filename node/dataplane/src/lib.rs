@@ -3,7 +3,7 @@
 //!
 //! Invariants: the compiler ([`compile`]) and the planner ([`plan`]) are pure; the kernel's maps are the only state, so a
 //! restarted process takes over what it finds; programs and maps are pinned and work on while no process runs; nothing
-//! but service addresses, pods' traffic to the outside and the way between pods of one node is ever touched.
+//! but service addresses, pods' traffic to the outside and the way of pods' packets past the stack is ever touched.
 
 #[cfg(test)]
 extern crate self as sluice_dataplane;

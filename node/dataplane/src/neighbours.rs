@@ -1,5 +1,5 @@
-//! Pods that other pods of this node reach without its stack: their addresses, in the map that the pods' programs look at. The
-//! map is the only record: a process that starts takes over what it finds there, less the pods that have gone meanwhile.
+//! Pods whose packets go past this node's stack: their addresses, in the map that the programs look at. The map is the only
+//! record: a process that starts takes over what it finds there, less the pods that have gone meanwhile.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -13,18 +13,18 @@ use crate::range::wire;
 use crate::store::typed;
 use crate::{Dataplane, Error, sys};
 
-/// Whether packets between pods of this node pass through its stack.
+/// Whether packets of this node's pods pass through its stack.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Redirect {
-    /// They go straight from pod to pod where nothing of the stack is needed. The node's firewall (its FORWARD chain) and
-    /// what others attach to the receiving pod's link do not see them.
+    /// They go straight into pods, and straight to the outside, where nothing of the stack is needed. The node's firewall (its
+    /// FORWARD chain) and what others attach to the receiving pod's link do not see them.
     #[default]
     On,
     /// All of them do.
     Off,
 }
 
-/// How other pods of this node reach a pod without the node's stack.
+/// How a pod is reached without the node's stack.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Neighbour {
     /// The pod's addresses.

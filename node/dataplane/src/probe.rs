@@ -89,8 +89,12 @@ impl Dataplane {
             (Hook::Wire, XDP_TX | XDP_REDIRECT) => Outcome::Sent,
             (Hook::Wire, XDP_PASS) => Outcome::Passed,
             (Hook::Wire, _) | (_, DROPPED) => Outcome::Dropped,
-            // An answer goes back to where the packet came from; another pod's link has its own address.
-            (Hook::PodIn, REDIRECTED) if frame.get(..6) != out.get(6..12) => Outcome::Sent,
+            // An answer goes back to where the packet came from, and what is inside another packet is longer.
+            (Hook::PodIn | Hook::UplinkIn, REDIRECTED)
+                if frame.get(..6) != out.get(6..12) && frame.len() == out.len() =>
+            {
+                Outcome::Sent
+            }
             (_, REDIRECTED) => Outcome::Redirected,
             _ => Outcome::Passed,
         };

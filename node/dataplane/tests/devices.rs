@@ -4,7 +4,9 @@
 
 mod common;
 
-use common::{Place, act_as_card, connect, forwarded, isolated, run, service, tcp_server};
+use std::net::UdpSocket;
+
+use common::{Namespace, PATIENCE, Place, act_as_card, connect, forwarded, isolated, pods, run, service, tcp_server};
 use sluice_dataplane::model::Protocol;
 use sluice_dataplane::{Config, Dataplane, PodInfo, Uplinks, Xdp};
 
@@ -81,6 +83,71 @@ fn driver_sends_on(place: &Place, outside: &common::Namespace, here: &str, expec
     assert_eq!(forwarded(), before, "nothing passed through the stack");
     let row = dataplane.services().unwrap().remove(0);
     assert!(row.connections == 2 && row.packets > 80, "{row:?}");
+}
+
+/// Packets go straight into a pod from the link that they are for, and from the pod straight out by it.
+fn a_pod_is_reached_straight(
+    place: &Place,
+    via: &str,
+    prepare: impl FnOnce(&str),
+) -> (Namespace, Namespace, Dataplane) {
+    std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+    let outside = bonded(place, via);
+    prepare(pods::name(&outside));
+    let addresses = ["10.244.0.5", "fd44::5"];
+    let pod = pods::pod(place, "slc5", &addresses);
+    let range = Some("10.244.0.0/24".parse().unwrap());
+    let dataplane = Dataplane::load(Config { pod_range: range, cluster_range: range, ..node(place) }).unwrap();
+    pods::attach(&dataplane, "slc5", Some(pods::neighbour(&pod, &addresses)));
+    pod.within(|| tcp_server("10.244.0.5:8080"));
+    dataplane.apply(&service(Protocol::Tcp, "10.96.0.10:80", 30080, &["10.244.0.5:8080"])).unwrap();
+    let before = forwarded();
+    outside.within(|| {
+        let mut client = connect(NODE_PORT).unwrap();
+        assert_eq!(client.seen_as, client.stream.local_addr().unwrap());
+        (0..20).for_each(|_| assert!(client.alive()));
+    });
+    assert_eq!(forwarded(), before, "nothing passed through the stack");
+    (outside, pod, dataplane)
+}
+
+#[test]
+#[ignore = "needs bonds and VLANs: runs under cargo xtask kernel"]
+fn a_pod_is_reached_straight_from_a_vlan_on_a_bond() {
+    isolated("a_pod_is_reached_straight_from_a_vlan_on_a_bond", |place| {
+        a_pod_is_reached_straight(place, "bond0.7", |_| {});
+    });
+}
+
+/// What comes by the slave that waits is not for anybody, as the bond has it.
+#[test]
+#[ignore = "needs bonds: runs under cargo xtask kernel"]
+fn a_pod_is_reached_straight_from_a_bond_and_not_from_its_slaves() {
+    isolated("a_pod_is_reached_straight_from_a_bond_and_not_from_its_slaves", |place| {
+        let (outside, pod, _dataplane) = a_pod_is_reached_straight(place, "bond0", |namespace| {
+            run("ip", &["link", "add", "slave1", "type", "veth", "peer", "name", "eth1", "netns", namespace]);
+            run("ip", &["link", "set", "slave1", "master", "bond0"]);
+        });
+        let namespace = pods::name(&outside).to_owned();
+        let shown = pods::shown("ip", &["-o", "link", "show", "bond0"]);
+        let mac = shown.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
+        for arguments in [
+            &["link", "set", "eth1", "up"][..],
+            &["route", "add", "10.244.0.5/32", "dev", "eth1"],
+            &["neighbour", "add", "10.244.0.5", "lladdr", mac, "dev", "eth1"],
+        ] {
+            run("ip", &[&["-n", &namespace], arguments].concat());
+        }
+        let receiver = pod.within(|| UdpSocket::bind("10.244.0.5:9000").unwrap());
+        receiver.set_read_timeout(Some(PATIENCE)).unwrap();
+        let sender = outside.within(|| UdpSocket::bind("10.1.0.2:0").unwrap());
+        sender.send_to(b"by the wrong one", "10.244.0.5:9000").unwrap();
+        run("ip", &["-n", &namespace, "route", "replace", "10.244.0.5/32", "via", "10.1.0.1"]);
+        sender.send_to(b"right", "10.244.0.5:9000").unwrap();
+        let mut buffer = [0; 64];
+        let length = receiver.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..length], b"right");
+    });
 }
 
 #[test]

@@ -38,6 +38,7 @@ const TESTS: &[(&str, &[&str])] = &[
     ("direct", &["answers_go_straight_to_the_client", "a_datagram_that_is_too_long"]),
     ("devices", &["--include-ignored"]),
     ("neighbours", &[]),
+    ("outward", &[]),
     ("datagrams", &[]),
 ];
 

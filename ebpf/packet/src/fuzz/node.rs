@@ -7,7 +7,7 @@ use sluice_ebpf_common::{Address, Frontend, PodLink, Scope, protocol};
 use super::whole::{destination, is_ip, source};
 use crate::tests::frame::{Frame, wire};
 use crate::tests::world::{UPLINK, World};
-use crate::{Verdict, Way, carry_out, egress_pod, egress_uplink, from_pod, ingress, uplink};
+use crate::{Verdict, Way, carry_out, egress_pod, egress_uplink, from_outside, from_pod, settled, uplink};
 
 /// Pods of this node; behind links from 10 on.
 pub(super) const PODS: [&str; 4] = ["10.244.0.5", "10.244.0.6", "fd44:0:0:1::5", "fd44:0:0:1::6"];
@@ -103,15 +103,27 @@ pub(super) fn travel(world: &mut World, mut frame: Frame, door: Door) -> End {
         Door::Driver => match uplink(&mut frame, world) {
             Way::Out(_) => return End::Out(frame),
             Way::Drop => return End::Gone,
-            Way::Stack => ingress(&mut frame, world, Scope::External),
+            Way::Stack => from_outside(&mut frame, world),
         },
-        Door::Uplink => ingress(&mut frame, world, Scope::External),
+        Door::Uplink => from_outside(&mut frame, world),
     };
     match carry_out(&mut frame, world, verdict) {
         Verdict::Pass => onward(world, frame),
         Verdict::Into(_) => End::Pod(frame),
         Verdict::Onward(_) => End::Out(frame),
+        Verdict::Leave(_) if settled(&mut frame) => End::Out(frame),
+        Verdict::Leave(_) => leave(world, frame),
         Verdict::Answer => End::Back(frame),
+        _ => End::Gone,
+    }
+}
+
+/// Past the program on the way out of an uplink.
+fn leave(world: &mut World, mut frame: Frame) -> End {
+    world.link = UPLINK;
+    let verdict = egress_uplink(&mut frame, world);
+    match carry_out(&mut frame, world, verdict) {
+        Verdict::Pass => End::Out(frame),
         _ => End::Gone,
     }
 }
@@ -126,12 +138,13 @@ fn onward(world: &mut World, mut frame: Frame) -> End {
         return End::Here(frame);
     }
     let family = world.settings.families[usize::from(!frame.v4())];
-    let to_pod = to.within(&family.pod_network, &family.pod_mask);
-    world.link = if to_pod { link(&to).unwrap_or(12) } else { UPLINK };
-    let verdict = if to_pod { egress_pod(&mut frame, world) } else { egress_uplink(&mut frame, world) };
+    if !to.within(&family.pod_network, &family.pod_mask) {
+        return leave(world, frame);
+    }
+    world.link = link(&to).unwrap_or(12);
+    let verdict = egress_pod(&mut frame, world);
     match carry_out(&mut frame, world, verdict) {
-        Verdict::Pass if to_pod => End::Pod(frame),
-        Verdict::Pass => End::Out(frame),
+        Verdict::Pass => End::Pod(frame),
         _ => End::Gone,
     }
 }

@@ -6,7 +6,9 @@ use super::node::{Door, End, link, travel, world};
 use super::whole::{answer, destination, is_ip, is_right, is_whole, seal, source};
 use crate::tests::frame::{Frame, wire};
 use crate::tests::world::World;
-use crate::{MARK_NEEDS_SOURCE, Verdict, Way, carry_out, egress_pod, egress_uplink, from_pod, ingress, uplink};
+use crate::{
+    MARK_NEEDS_SOURCE, Verdict, Way, carry_out, egress_pod, egress_uplink, from_outside, from_pod, ingress, uplink,
+};
 
 /// The first byte says how the packet is taken, the others are the packet.
 const SEALED: u8 = 1;
@@ -59,9 +61,10 @@ fn amid(world: &mut World) {
 
 type Program = fn(&mut Frame, &World) -> Verdict;
 
-const PROGRAMS: [Program; 6] = [
+const PROGRAMS: [Program; 7] = [
     |frame, world| ingress(frame, world, Scope::External),
     |frame, world| ingress(frame, world, Scope::Internal),
+    |frame, world| from_outside(frame, world),
     |frame, world| from_pod(frame, world),
     |frame, world| egress_uplink(frame, world),
     |frame, world| egress_pod(frame, world),

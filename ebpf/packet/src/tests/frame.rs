@@ -5,9 +5,9 @@ use std::string::String;
 use std::vec;
 use std::vec::Vec;
 
-use sluice_ebpf_common::{Address, protocol};
+use sluice_ebpf_common::{Address, FlowKey, protocol};
 
-use crate::{Bytes, Covered, ETHERNET, Hop, Packet, Raw, Tunnel};
+use crate::{Bytes, Covered, ETHERNET, Exit, Hop, Packet, Raw, Routed, Tunnel};
 
 /// An address in the maps' form.
 pub(crate) fn wire(text: &str) -> Address {
@@ -450,5 +450,25 @@ impl Tunnel for Frame {
         let at = ETHERNET as usize;
         self.bytes.drain(at..at + if v4 { 20 } else { 40 });
         Some(())
+    }
+}
+
+impl Routed for Frame {
+    /// Others' Ethernet addresses are groups'.
+    fn is_for_node(&self) -> bool {
+        self.bytes[0] & 1 == 0
+    }
+
+    fn exit(&self, key: &FlowKey, _: u32, length: u32, exit: &mut Exit) {
+        let mut hop = Hop::default();
+        self.way(&key.source, &key.destination, length, &mut hop);
+        // This node's own pods are on other links than uplinks.
+        let (v4, v6) = (mask("255.255.255.0"), wire("ffff:ffff:ffff:ffff::"));
+        let within = |text, mask| key.destination.within(&wire(text), mask);
+        if within("10.244.0.0", &v4) || within("fd44::", &v6) || key.destination == wire("10.1.0.1") {
+            *exit = Exit { mtu: u32::MAX, ..Exit::default() };
+            return;
+        }
+        *exit = Exit { link: hop.link, mtu: if hop.link == 0 { 0 } else { ONWARD.1 }, ..Exit::default() };
     }
 }

@@ -20,6 +20,8 @@ mod masquerade;
 #[cfg(test)]
 mod neighbours;
 #[cfg(test)]
+mod outward;
+#[cfg(test)]
 mod sctp;
 #[cfg(test)]
 mod services;

@@ -13,7 +13,9 @@ use sluice_ebpf_common::{
 };
 
 use super::frame::{end, mask, wire};
-use crate::{Begun, Desk, ETHERNET, Fast, Header, InsertError, Maps, Rate, Route, Scratch, Trail};
+use crate::{
+    Begun, Desk, ETHERNET, Exit, Fast, Header, InsertError, Maps, PATHS, Path, Paths, Rate, Route, Scratch, Trail,
+};
 
 /// The maps of a node 10.1.0.1 with pods in 10.244.0.0/24 of 10.244.0.0/16.
 #[derive(Clone)]
@@ -56,6 +58,7 @@ pub(crate) struct World {
     trails: RefCell<BTreeMap<u32, Trail>>,
     begun: RefCell<BTreeMap<u32, Begun>>,
     pub(crate) known: RefCell<BTreeMap<u32, u64>>,
+    paths: RefCell<BTreeMap<u32, Path>>,
     /// Index of the link that packets use.
     pub(crate) link: u32,
     /// Pods that packets go straight into.
@@ -121,6 +124,7 @@ impl World {
             trails: RefCell::default(),
             begun: RefCell::default(),
             known: RefCell::default(),
+            paths: RefCell::default(),
             link: 1,
             pods: BTreeMap::new(),
             routed: Cell::new(0),
@@ -168,6 +172,16 @@ impl World {
     /// As if so many connections had been remembered in this second.
     pub(crate) fn made(&self, number: u32) {
         self.scratch.borrow_mut().rate = Rate::after(self.now, number);
+    }
+
+    /// The way that is kept at a place.
+    pub(crate) fn exit(&self, place: u32) -> Exit {
+        self.paths.borrow()[&place].exit
+    }
+
+    /// As if the kernel had named another link for it.
+    pub(crate) fn keep_exit(&self, place: u32, link: u32) {
+        self.paths.borrow_mut().get_mut(&place).unwrap().exit.link = link;
     }
 
     /// Takes a backend out of service.
@@ -372,6 +386,13 @@ impl Fast for World {
         let ethernet = [u32::from_ne_bytes([6, 0, 0, 0]), u32::from_ne_bytes([0, link as u8, 4, 0]), 0];
         *route = Route { link: link as u16, mtu: self.mtu, ethernet, device: link };
         length <= self.mtu
+    }
+}
+
+impl Paths for World {
+    fn path<R>(&self, place: u32, with: impl FnOnce(&mut Path) -> R) -> Option<R> {
+        assert!(place < PATHS);
+        Some(with(self.paths.borrow_mut().entry(place).or_default()))
     }
 }
 

@@ -1,6 +1,8 @@
 //! A test in a process of its own: its own network namespace, its own cgroup, its own pins; nothing is left behind.
 #![allow(unsafe_code, dead_code, unreachable_pub, clippy::unwrap_used)]
 
+pub mod pods;
+
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
