@@ -19,6 +19,8 @@ use crate::{
 
 /// The name of the first installation on a machine.
 const DEFAULT_INSTANCE: &str = "sluice";
+/// The machine's settings, read where no other file is named and this one exists.
+const DEFAULT_FILE: &str = "/etc/sluice/sluice.yaml";
 /// IPv4 alone: forwarding IPv6 changes how a machine learns its own routes, which is for its owner to decide.
 pub(crate) const DEFAULT_POD_CIDR: &str = "10.244.0.0/16";
 pub(crate) const DEFAULT_SERVICE_CIDR: &str = "10.96.0.0/16";
@@ -27,7 +29,8 @@ pub(crate) const DEFAULT_SERVICE_CIDR: &str = "10.96.0.0/16";
 #[derive(Args, Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(crate) struct Options {
-    /// Config file (YAML) with these same settings in camelCase; flags win over it
+    /// Config file (YAML) with these same settings in camelCase; flags win over it [default: /etc/sluice/sluice.yaml,
+    /// where there is one]
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
@@ -105,6 +108,15 @@ pub(crate) struct Options {
     /// node's stack, for firewalls and other programs that have to see them there [default: on]
     #[arg(long, value_name = "on|off")]
     pub pod_redirect: Option<PodRedirect>,
+    /// In the file alone: `sluice node` has a flag for it.
+    #[arg(skip)]
+    pub server: Vec<String>,
+    /// In the file alone: `sluice node` has a flag for it.
+    #[arg(skip)]
+    pub token: Option<String>,
+    /// In the file alone: `sluice node` has a flag for it.
+    #[arg(skip)]
+    pub ca_hash: Option<String>,
 }
 
 /// See [`Options::socket_hooks`].
@@ -190,13 +202,23 @@ pub(crate) struct Config {
     pub xdp: Xdp,
     pub load_balancer_mode: LoadBalancerMode,
     pub pod_redirect: PodRedirect,
+    pub join: JoinSettings,
+}
+
+/// What a node joins with, and the servers that it asks.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct JoinSettings {
+    /// URLs.
+    pub servers: Vec<String>,
+    pub token: Option<String>,
+    pub ca_hash: Option<String>,
 }
 
 impl Options {
     /// Reads the file, lays the flags over it, fills in the defaults and checks every value.
     pub(crate) fn resolve(self) -> Result<Config> {
-        let all = match &self.config {
-            Some(file) => self.clone().over(read(file)?),
+        let all = match self.settings_file() {
+            Some(file) => self.over(read(&file)?),
             None => self,
         };
         let run_dir = all.run_dir.unwrap_or_else(|| "/run/sluice".into());
@@ -243,7 +265,13 @@ impl Options {
             xdp: all.xdp.unwrap_or_default(),
             load_balancer_mode: all.load_balancer_mode.unwrap_or_default(),
             pod_redirect: all.pod_redirect.unwrap_or_default(),
+            join: JoinSettings { servers: all.server, token: all.token, ca_hash: all.ca_hash },
         })
+    }
+
+    /// The file that is read: the one that is named, or the machine's if there is one.
+    pub(crate) fn settings_file(&self) -> Option<PathBuf> {
+        self.config.clone().or_else(|| Some(PathBuf::from(DEFAULT_FILE)).filter(|file| file.exists()))
     }
 
     fn over(self, file: Options) -> Options {
@@ -272,6 +300,9 @@ impl Options {
             xdp: self.xdp.or(file.xdp),
             load_balancer_mode: self.load_balancer_mode.or(file.load_balancer_mode),
             pod_redirect: self.pod_redirect.or(file.pod_redirect),
+            server: list(self.server, file.server),
+            token: self.token.or(file.token),
+            ca_hash: self.ca_hash.or(file.ca_hash),
         }
     }
 }
@@ -339,7 +370,12 @@ impl Config {
 
 fn read(file: &Path) -> Result<Options> {
     let text = fs::read_to_string(file).with_context(|| format!("cannot read the config file {}", file.display()))?;
-    serde_saphyr::from_str(&text).with_context(|| format!("the config file {} is not valid", file.display()))
+    parse(&text).with_context(|| format!("the config file {} is not valid", file.display()))
+}
+
+/// A file of comments alone says nothing, which is no mistake.
+fn parse(text: &str) -> Result<Options> {
+    Ok(serde_saphyr::from_str::<Option<Options>>(text)?.unwrap_or_default())
 }
 
 fn is_label(text: &str) -> bool {
@@ -415,6 +451,25 @@ mod tests {
         check("bind: 192.0.2.1:6443\nnodeIp: 192.0.2.2", &["192.0.2.2"]);
         check("bind: 0.0.0.0:6443\nnodeIp: 192.0.2.2\nadvertise: [192.0.2.9]", &["192.0.2.9", "192.0.2.2"]);
         check("nodeIp: 192.0.2.2\nadvertise: [192.0.2.2]", &["192.0.2.2"]);
+    }
+
+    #[test]
+    fn the_packaged_file_shows_the_defaults() {
+        let file = include_str!("../packaging/sluice.yaml");
+        assert!(parse(file).unwrap().data_dir.is_none(), "it sets nothing");
+        let shown = |line: &&str| line.starts_with(|c: char| c.is_ascii_lowercase());
+        let lines: Vec<&str> = file.lines().filter_map(|line| line.strip_prefix('#')).filter(shown).collect();
+        let shown = parse(&lines.join("\n")).unwrap().resolve().unwrap();
+        let usual = Options { config: Some("/dev/null".into()), ..Options::default() }.resolve().unwrap();
+        assert_eq!(format!("{shown:?}"), format!("{usual:?}"));
+        // The examples are settings that exist.
+        let examples = |line: &&str| line.starts_with(|c: char| c.is_ascii_lowercase()) && line.contains(": ");
+        let named = ["nodeIp", "advertise", "etcd", "server", "token", "caHash"];
+        let lines: Vec<&str> = file.lines().filter_map(|line| line.strip_prefix("# ")).filter(examples).collect();
+        let lines: Vec<&str> =
+            lines.into_iter().filter(|line| named.iter().any(|name| line.starts_with(name))).collect();
+        assert_eq!(lines.len(), named.len(), "{lines:?}");
+        parse(&lines.join("\n")).unwrap().resolve().unwrap();
     }
 
     #[test]

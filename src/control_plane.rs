@@ -1,6 +1,6 @@
 //! The control plane's parts: store, API server, scheduler, controllers.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, path::PathBuf, sync::Arc};
 
 use anyhow::{Context, Result, bail};
 use sluice_apiserver::{ApiServer, bootstrap::claim::claim, context::UserInfo};
@@ -9,7 +9,7 @@ use sluice_store::{DynEngine, Engine as _, embedded::Embedded, etcd::Etcd};
 use tokio::net::TcpListener;
 
 use crate::{
-    addresses,
+    addresses, backup,
     config::{Config, joined},
     daemon::Parts,
     machine,
@@ -27,6 +27,10 @@ pub(crate) async fn start(config: &Config, parts: &mut Parts) -> Result<ApiServe
     let engine = engine(config).await?;
     if !config.etcd.is_empty() {
         claim(&engine, &config.pki_dir(), &config.node_name).await?;
+    }
+    if config.etcd.is_empty() {
+        let serving = backup::serve(engine.clone(), backup::socket(config), parts.shutdown.clone());
+        parts.tasks.spawn(serving);
     }
     std::fs::create_dir_all(&config.data_dir).with_context(|| format!("cannot make {}", config.data_dir.display()))?;
     let server = ApiServer::start(server_config(config), engine).await?;
@@ -88,10 +92,28 @@ fn election(config: &Config) -> Option<Election> {
     shared.then(|| Election::new(format!("{}_{:016x}", config.node_name, rand::random::<u64>())))
 }
 
+/// Where the embedded store is.
+pub(crate) fn store_dir(config: &Config) -> PathBuf {
+    config.data_dir.join("store")
+}
+
+/// What is left of it when it was moved to etcd.
+pub(crate) fn migrated_dir(config: &Config) -> PathBuf {
+    config.data_dir.join("store.migrated")
+}
+
 /// The embedded store, or etcd where endpoints are given.
-async fn engine(config: &Config) -> Result<DynEngine> {
+pub(crate) async fn engine(config: &Config) -> Result<DynEngine> {
     if config.etcd.is_empty() {
-        let dir = config.data_dir.join("store");
+        let (dir, moved) = (store_dir(config), migrated_dir(config));
+        if moved.exists() && !dir.exists() {
+            bail!(
+                "this server's store was moved to etcd (`sluice migrate`): say where that is (--etcd, or `etcd:` in the \
+                 settings); to go back to the cluster as it was before, rename {} to {}",
+                moved.display(),
+                dir.display()
+            );
+        }
         let engine = Embedded::open(&dir, sluice_store::embedded::Options::default());
         return Ok(engine.with_context(|| format!("cannot open the store in {}", dir.display()))?);
     }

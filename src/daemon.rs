@@ -19,9 +19,10 @@ use crate::{
 /// Settings of `sluice node`.
 #[derive(Args)]
 pub(crate) struct NodeOptions {
-    /// The control plane's URL (`https://10.0.0.1:6443`); needed for the first start
-    #[arg(long, value_name = "URL")]
-    pub server: Option<String>,
+    /// The control plane's URL (`https://10.0.0.1:6443`), or that of each of its servers: the node goes over to another
+    /// one when the one in use does not answer. Needed for the first start [repeatable]
+    #[arg(long, value_name = "URL", value_delimiter = ',')]
+    pub server: Vec<String>,
     /// The token to join with (`sluice token create` on the control plane); needed for the first start
     #[arg(long, value_name = "ID.SECRET", env = "SLUICE_TOKEN")]
     pub token: Option<String>,
@@ -30,6 +31,13 @@ pub(crate) struct NodeOptions {
     pub ca_hash: Option<String>,
     #[command(flatten)]
     pub options: Options,
+}
+
+impl NodeOptions {
+    fn resolve(self) -> Result<Config> {
+        let Self { server, token, ca_hash, options } = self;
+        Options { server, token, ca_hash, ..options }.resolve()
+    }
 }
 
 /// What runs in this process; the first part that ends takes the others with it.
@@ -57,9 +65,9 @@ pub(crate) async fn server(config: Config) -> Result<()> {
 /// The node alone.
 pub(crate) async fn node(options: NodeOptions) -> Result<()> {
     machine::require_root("sluice node")?;
-    let config = options.options.clone().resolve()?;
+    let config = options.resolve()?;
     node_needs(&config).await?;
-    run(&config, async |parts| node::start_joined(&config, &options, parts).await).await
+    run(&config, async |parts| node::start_joined(&config, parts).await).await
 }
 
 /// Looked for before the first file is made, so that nothing is left half started.
@@ -110,7 +118,7 @@ mod tests {
             containerd: Some(dir.join("containerd.sock").display().to_string()),
             ..Options::default()
         };
-        let node = NodeOptions { server: None, token: None, ca_hash: None, options: options.clone() };
+        let node = NodeOptions { server: Vec::new(), token: None, ca_hash: None, options: options.clone() };
         for ended in [up(options.resolve().unwrap()).await, super::node(node).await] {
             let error = ended.unwrap_err().to_string();
             assert!(error.starts_with("containerd does not answer at /"), "{error}");

@@ -117,11 +117,11 @@ pub(crate) fn notify(state: &str) {
 }
 
 /// Writes a file with secrets: mode 0600, never seen half written.
-pub(crate) fn write_secret(path: &Path, content: &str) -> Result<()> {
+pub(crate) fn write_secret(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
     use std::os::unix::fs::OpenOptionsExt as _;
     let fresh = path.with_extension("new");
     let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&fresh)?;
-    file.write_all(content.as_bytes())?;
+    file.write_all(content.as_ref())?;
     file.sync_all()?;
     fs::rename(&fresh, path).with_context(|| format!("cannot write {}", path.display()))
 }

@@ -3,10 +3,12 @@
 
 mod addresses;
 mod allocator;
+mod backup;
 mod client;
 mod config;
 mod control_plane;
 mod daemon;
+mod documents;
 mod image;
 mod leftovers;
 mod machine;
@@ -47,6 +49,12 @@ enum Command {
     /// Manage the tokens that nodes join with
     #[command(subcommand)]
     Token(token::Command),
+    /// Write everything a control plane needs into one file, while it serves: the store and the keys
+    Backup(backup::Arguments),
+    /// Put a backup into an empty store, with the keys that belong to it
+    Restore(backup::restore::Arguments),
+    /// Move from the embedded store to etcd, which several servers may share; the server is stopped meanwhile
+    Migrate(backup::migrate::Arguments),
     /// Look at and add the node's images
     #[command(subcommand)]
     Image(image::Command),
@@ -56,6 +64,9 @@ enum Command {
     Status(status::Arguments),
     /// Stop and remove everything of this installation on this machine
     Reset(reset::Arguments),
+    /// Write man pages and shell completions into a directory
+    #[command(hide = true)]
+    Documents(documents::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -84,10 +95,14 @@ fn run(command: Command) -> Result<()> {
             Command::Server(options) => daemon::server(options.resolve()?).await,
             Command::Node(options) => daemon::node(options).await,
             Command::Token(command) => token::run(command).await,
+            Command::Backup(arguments) => backup::run(arguments).await,
+            Command::Restore(arguments) => backup::restore::run(arguments).await,
+            Command::Migrate(arguments) => backup::migrate::run(arguments).await,
             Command::Image(command) => image::run(command).await,
             Command::Services(arguments) => services::run(arguments),
             Command::Status(arguments) => status::run(arguments).await,
             Command::Reset(arguments) => reset::run(arguments).await,
+            Command::Documents(arguments) => documents::run(&arguments),
         }
     })
 }

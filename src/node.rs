@@ -16,8 +16,8 @@ use sluice_runtime::daemon::Containerd;
 use tokio::net::UnixStream;
 
 use crate::{
-    config::{self, Config, Overlay, SocketHooks},
-    daemon::{NodeOptions, Parts},
+    config::{self, Config, JoinSettings, Overlay, SocketHooks},
+    daemon::Parts,
 };
 
 /// Where a machine's own containerd listens.
@@ -45,16 +45,16 @@ pub(crate) async fn start_beside(config: &Config, server: &ApiServer, parts: &mu
 }
 
 /// Starts the node with the identity that it joined with, joining first if it has none.
-pub(crate) async fn start_joined(config: &Config, options: &NodeOptions, parts: &mut Parts) -> Result<()> {
+pub(crate) async fn start_joined(config: &Config, parts: &mut Parts) -> Result<()> {
     let place = Place {
         node_name: config.node_name.clone(),
         node_ips: config.node_addresses(),
         dir: config.data_dir.join("node-pki"),
     };
     let membership = if place.has_joined() {
-        Membership::open(place).await?
+        Membership::open(place, &config.join.servers).await?
     } else {
-        Membership::join(place, &join(options)?).await?
+        Membership::join(place, &join(&config.join)?).await?
     };
     let bind = SocketAddr::new(config.everywhere(), config.node_port);
     let api = api::Config { bind, client_ca_pem: membership.ca_pem().to_owned(), identity: membership.identity() };
@@ -72,17 +72,19 @@ pub(crate) async fn start_joined(config: &Config, options: &NodeOptions, parts: 
 }
 
 /// What the first start needs; each missing setting is named.
-fn join(options: &NodeOptions) -> Result<Join> {
-    let need = |value: &Option<String>, flag: &str| {
+fn join(settings: &JoinSettings) -> Result<Join> {
+    let missing = |flag: &str| {
         let what = "this node has not joined a cluster yet";
-        value
-            .clone()
-            .with_context(|| format!("{what}: {flag} is missing; `sluice token create` prints the whole command"))
+        format!("{what}: {flag} is missing; `sluice token create` prints the whole command")
     };
+    if settings.servers.is_empty() {
+        bail!(missing("--server"));
+    }
+    let need = |value: &Option<String>, flag: &str| value.clone().with_context(|| missing(flag));
     Ok(Join {
-        server: need(&options.server, "--server")?,
-        token: need(&options.token, "--token")?,
-        trust: Trust::Hash(need(&options.ca_hash, "--ca-hash")?),
+        servers: settings.servers.clone(),
+        token: need(&settings.token, "--token")?,
+        trust: Trust::Hash(need(&settings.ca_hash, "--ca-hash")?),
     })
 }
 

@@ -40,11 +40,22 @@ pub(crate) struct Create {
     /// How long the token may be used, in hours
     #[arg(long, default_value_t = 24)]
     hours: u32,
-    /// The control plane's URL as the node will reach it [default: the one in the administrator's kubeconfig]
-    #[arg(long, value_name = "URL")]
-    server: Option<String>,
+    /// The control plane's URL as the node will reach it, or that of each of its servers [repeatable] [default: this
+    /// machine's]
+    #[arg(long, value_name = "URL", value_delimiter = ',')]
+    server: Vec<String>,
+    /// Print the command that joins a node, or the lines of its settings file, for `sluice-node.service`
+    #[arg(long, value_enum, default_value_t = Output::Command)]
+    output: Output,
     #[command(flatten)]
     options: Options,
+}
+
+/// See [`Create::output`].
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Output {
+    Command,
+    Config,
 }
 
 pub(crate) async fn run(command: Command) -> Result<()> {
@@ -84,24 +95,39 @@ async fn create(create: Create) -> Result<()> {
     };
     secrets(create.options).await?.create(&PostParams::default(), &token).await.context("cannot store the token")?;
     let hash = ca_hash(&config.admin_kubeconfig())?;
-    let server = match create.server {
-        Some(server) => server,
-        None => crate::control_plane::join_url(&config),
+    let servers = match create.server.is_empty() {
+        true => vec![crate::control_plane::join_url(&config)],
+        false => create.server,
     };
+    let token = format!("{id}.{secret}");
     let ranges = ranges(&client::from_file(&config.admin_kubeconfig()).await?).await?;
-    println!("sluice node --server {server} --token {id}.{secret} --ca-hash {hash}{ranges}");
+    match create.output {
+        Output::Command => {
+            let servers: String = servers.iter().map(|server| format!(" --server {server}")).collect();
+            let ranges: String = ranges.iter().map(|(_, flag, range)| format!(" {flag} {range}")).collect();
+            println!("sluice node{servers} --token {token} --ca-hash {hash}{ranges}");
+        }
+        Output::Config => {
+            println!("server: [{}]\ntoken: {token}\ncaHash: {hash}", servers.join(", "));
+            for (name, _, range) in ranges {
+                println!("{name}: {range}");
+            }
+        }
+    }
+    // Apart from what is to be copied.
+    eprintln!("The token may be used until {}.", expires.strftime("%Y-%m-%d %H:%M UTC"));
     Ok(())
 }
 
-/// The flags for a node of a cluster whose ranges are not the default ones.
-async fn ranges(client: &kube::Client) -> Result<String> {
+/// Setting, flag and value for a node of a cluster whose ranges are not the default ones.
+async fn ranges(client: &kube::Client) -> Result<Vec<(&'static str, &'static str, String)>> {
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "kube-system");
     let network = maps.get_opt(NETWORK).await.context("cannot read the cluster's ranges")?;
-    let data = network.and_then(|map| map.data).unwrap_or_default();
+    let mut data = network.and_then(|map| map.data).unwrap_or_default();
     let flags = [("podCidr", "--pod-cidr", DEFAULT_POD_CIDR), ("serviceCidr", "--service-cidr", DEFAULT_SERVICE_CIDR)];
-    let told = flags.iter().filter_map(|(key, flag, default)| {
-        let range = data.get(*key).filter(|range| *range != default)?;
-        Some(format!(" {flag} {range}"))
+    let told = flags.into_iter().filter_map(|(name, flag, default)| {
+        let range = data.remove(name).filter(|range| *range != default)?;
+        Some((name, flag, range))
     });
     Ok(told.collect())
 }

@@ -15,7 +15,7 @@ use nix::{
     sys::signal::{SigSet, Signal, kill},
     unistd::Pid,
 };
-use sluice_e2e::{Lab, Options, Shape, output};
+use sluice_e2e::{Lab, Options, output};
 
 use crate::{proc::Cluster, report::Measured};
 
@@ -98,8 +98,7 @@ impl Node {
     /// Starts it from the release build (`SLUICE_BIN`) and returns when its node is Ready.
     pub(crate) fn start() -> Result<Self> {
         let interrupts = Interrupts::catch()?;
-        let options =
-            Options { name: NAME.into(), nodes: 1, shape: Shape::Shared, binary: binary()?, server_flags: vec![] };
+        let options = Options { binary: binary()?, ..Options::one(NAME) };
         say("starting a one-node cluster");
         let lab = Lab::start(&options)?;
         interrupts.check()?;

@@ -4,6 +4,7 @@
 mod bench;
 mod ci;
 mod codegen;
+mod dist;
 mod down;
 mod ebpf;
 mod fuzz;
@@ -47,6 +48,8 @@ enum Task {
     Ebpf,
     /// Build the sample image as a tar for `sluice image import`
     Image,
+    /// Make what is handed out: Debian package, tarball, OCI image
+    Dist(dist::Options),
     /// Write the tables of API facts anew from the sources they come from
     Codegen,
     /// Check the repository's own rules
@@ -80,6 +83,7 @@ fn run(task: Task) -> anyhow::Result<()> {
             ebpf::build().map(|object| println!("{}", object.display()))
         }
         Task::Image => image::build().map(|tar| println!("{}", tar.display())),
+        Task::Dist(options) => dist::run(&options),
         Task::Codegen => codegen::run(),
         Task::Tidy => tidy::run(),
         Task::Ci => ci::run(),

@@ -65,6 +65,7 @@ const NEEDS: &[Need] = &[
         "links the eBPF programs",
     ),
     need(Purpose::Everything, Probe::Program("c++"), &["build-essential"], "compiles the fuzzer"),
+    need(Purpose::Build, Probe::Program("dpkg-shlibdeps"), &["dpkg-dev"], "makes the Debian package"),
     need(Purpose::Up, Probe::Program("containerd"), &["containerd"], "runs containers"),
     need(Purpose::Up, Probe::Program("runc"), &["runc"], "runs containers"),
     need(Purpose::Up, Probe::Program("kubectl"), &["kubernetes-client"], "drives the cluster"),
@@ -80,6 +81,12 @@ const NEEDS: &[Need] = &[
     need(Purpose::Everything, Probe::Program("etcd"), &["etcd-server"], "the store tests' real etcd"),
     need(Purpose::Everything, Probe::Program("docker-registry"), &["docker-registry"], "the pull tests' real registry"),
     need(Purpose::Everything, Probe::Program("bird"), &["bird2"], "the routing test's real BGP speaker"),
+    need(
+        Purpose::Everything,
+        Probe::Program("debootstrap"),
+        &["debootstrap"],
+        "the bare system that the package is tried on",
+    ),
     need(Purpose::Everything, Probe::Program("qemu-system-x86_64"), &["qemu-system-x86"], "boots the second kernel"),
 ];
 

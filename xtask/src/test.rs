@@ -4,7 +4,7 @@
 use anyhow::Result;
 use clap::Args;
 
-use crate::{ebpf, image, setup, sh};
+use crate::{dist, ebpf, image, setup, sh};
 
 #[derive(Args, Default)]
 pub(crate) struct Options {
@@ -37,5 +37,6 @@ pub(crate) fn prepare() -> Result<()> {
     ebpf::build()?;
     sh::step("building sluice and the sample image");
     sh::run(sh::cargo().args(["build", "--package", "sluice"]))?;
-    image::build().map(drop)
+    image::build()?;
+    dist::for_tests()
 }

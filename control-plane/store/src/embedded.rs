@@ -44,6 +44,8 @@ pub struct Options {
     pub max_file_bytes: u64,
     /// How long [lazy](Txn::lazy) writes wait until they are made durable by themselves.
     pub lazy_delay: Duration,
+    /// Where a store that is made anew begins to count.
+    pub first_revision: Revision,
 }
 
 impl Default for Options {
@@ -53,6 +55,7 @@ impl Default for Options {
             min_free_bytes: limits::MIN_FREE_BYTES,
             max_file_bytes: limits::MAX_FILE_BYTES,
             lazy_delay: limits::LAZY_DELAY,
+            first_revision: tables::FIRST_REVISION,
         }
     }
 }
@@ -93,7 +96,7 @@ impl Embedded {
             .map_err(|e| Error::Unavailable(format!("cannot make {}: {e}", dir.display())))?;
         let path = dir.join(FILE);
         let db = open_file(&path, &options)?;
-        let (revision, leases) = writer::prepare(&db)?;
+        let (revision, leases) = writer::prepare(&db, options.first_revision)?;
         // The file's name must survive a power cut as well.
         fs::File::open(dir)
             .and_then(|d| d.sync_all())

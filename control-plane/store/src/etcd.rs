@@ -109,6 +109,21 @@ impl Etcd {
         }
     }
 
+    /// Asks again, which another member may answer, as long as no connection came about: nothing was sent then. The client
+    /// asks a member that is away in its turn, once for every attempt to connect to it.
+    async fn connected<T, F>(&self, ask: impl Fn() -> F) -> Result<T, etcd_client::Error>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        for _ in 1..limits::ETCD_ATTEMPTS {
+            match ask().await {
+                Err(error) if convert::unsent(&error) => {}
+                answer => return answer,
+            }
+        }
+        ask().await
+    }
+
     /// Repeats a read for a while when etcd is away, as during an election: reading twice does no harm.
     async fn patiently<T, F: Future<Output = Result<T, Error>>>(&self, read: impl Fn() -> F) -> Result<T, Error> {
         let give_up = Instant::now() + limits::ETCD_READ_PATIENCE;
@@ -176,8 +191,11 @@ impl Etcd {
 
     /// The newest revision: the header of a linearizable read of nothing.
     async fn newest(&self) -> Result<Revision, Error> {
-        let mut kv = self.kv();
-        let answer = self.call(0, kv.get("\0", Some(GetOptions::new().with_count_only()))).await?;
+        let ask = || {
+            let mut kv = self.kv();
+            async move { kv.get("\0", Some(GetOptions::new().with_count_only())).await }
+        };
+        let answer = self.call(0, self.connected(ask)).await?;
         convert::revision(answer.header())
     }
 
@@ -203,9 +221,12 @@ impl Engine for Etcd {
 
     async fn txn(&self, txn: Txn) -> Result<TxnResult, Error> {
         check::txn(&txn)?;
-        let mut kv = self.kv();
         let request = convert::txn(txn);
-        let answer = self.call(0, kv.txn(request)).await?;
+        let ask = || {
+            let (mut kv, request) = (self.kv(), request.clone());
+            async move { kv.txn(request).await }
+        };
+        let answer = self.call(0, self.connected(ask)).await?;
         let result = convert::txn_result(&answer)?;
         self.seen.revision(result.revision);
         Ok(result)
@@ -233,8 +254,11 @@ impl Engine for Etcd {
     }
 
     async fn lease_grant(&self, ttl: i64) -> Result<i64, Error> {
-        let mut lease = self.client.lease_client();
-        Ok(self.call(0, lease.grant(ttl, None)).await?.id())
+        let ask = || {
+            let mut lease = self.client.lease_client();
+            async move { lease.grant(ttl, None).await }
+        };
+        Ok(self.call(0, self.connected(ask)).await?.id())
     }
 
     async fn lease_keep_alive(&self, lease: i64) -> Result<(), Error> {

@@ -12,6 +12,7 @@ mod cow;
 pub mod embedded;
 pub mod etcd;
 pub mod limits;
+pub mod snapshot;
 
 use std::{pin::Pin, sync::Arc};
 

@@ -73,8 +73,19 @@ pub const ETCD_READ_PATIENCE: Duration = Duration::from_secs(3);
 pub const ETCD_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often an idle connection to etcd is probed, and how long the answer may take.
 pub const ETCD_KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(5));
+/// How often a request is made when no connection to the member whose turn it is comes about.
+pub const ETCD_ATTEMPTS: usize = 8;
 /// Largest message taken from etcd, in bytes.
 pub const ETCD_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 
 /// How long history is kept, and how often it is trimmed (upstream's default).
 pub const COMPACT_INTERVAL: Duration = Duration::from_secs(300);
+
+/// Bytes of keys and values after which a restore writes what it has read (etcd takes requests of 1.5 MiB).
+pub const RESTORE_BATCH_BYTES: usize = 256 * 1024;
+/// Writes under way at once while a restore raises the revision.
+pub const RESTORE_WRITES: usize = 256;
+/// How many revisions a restored store is ahead of its snapshot: writes made after that may have been seen.
+pub const RESTORE_MARGIN: i64 = 10_000;
+/// What restored events have left to live (upstream's whole life of an event).
+pub const RESTORED_LEASE: Duration = Duration::from_secs(3600);

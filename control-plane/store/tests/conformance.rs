@@ -424,3 +424,16 @@ fn tls_files() -> TlsFiles {
     let certificate = both.signed_by(&key, &issuer).unwrap().pem();
     TlsFiles { ca: ca_pem, certificate, key: key.serialize_pem() }
 }
+
+/// One of two members is not there: nothing fails, since nothing was sent to it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_is_away_is_passed_over() {
+    let fixture = common::etcd().await;
+    let there = fixture.etcd.as_ref().unwrap().endpoint();
+    // Nobody listens there.
+    let away = "http://127.0.0.1:1".to_owned();
+    let engine: DynEngine = sluice_store::etcd::Etcd::connect(&[away, there], None).await.unwrap();
+    for n in 0..200 {
+        write(&engine, vec![put("/a", &n.to_string())]).await;
+    }
+}

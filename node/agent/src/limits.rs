@@ -56,6 +56,13 @@ pub const NODE_IMAGES: usize = 50;
 pub const LEASE_DURATION: Duration = Duration::from_secs(40);
 /// See [`LEASE_DURATION`].
 pub const LEASE_RENEW: Duration = Duration::from_secs(10);
+/// How far a joining machine's clock may be from the server's: as much as its certificates are dated back.
+pub const CLOCK_SKEW: Duration = Duration::from_secs(300);
+/// How long a node that knows several API servers waits for a connection to one, and for its answer, before it turns to
+/// the next.
+pub const SERVER_CONNECT: Duration = Duration::from_secs(3);
+/// See [`SERVER_CONNECT`].
+pub const SERVER_ANSWER: Duration = Duration::from_secs(10);
 /// The Node's status is written at least this often.
 pub const NODE_STATUS: Duration = Duration::from_secs(300);
 /// Requests the node's HTTPS API serves at once.

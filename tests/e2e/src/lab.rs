@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use crate::{
+    etcd::Etcd,
     node::Node,
     sh::{host, output, target},
     wires::{Families, Shape, Wires},
@@ -30,6 +31,10 @@ pub struct Options {
     pub name: String,
     /// From 1.
     pub nodes: usize,
+    /// How many of the nodes, from the first on, run the control plane; more than one share an etcd.
+    pub servers: usize,
+    /// How many of them have a member of an etcd beside it; without any the store is the server's own.
+    pub etcd: usize,
     pub shape: Shape,
     /// The `sluice` program.
     pub binary: PathBuf,
@@ -41,7 +46,15 @@ impl Options {
     /// One node, the debug build.
     pub fn one(name: &str) -> Self {
         let binary = target().join("debug/sluice");
-        Self { name: name.into(), nodes: 1, shape: Shape::Shared, binary, server_flags: Vec::new() }
+        Self {
+            name: name.into(),
+            nodes: 1,
+            servers: 1,
+            etcd: 0,
+            shape: Shape::Shared,
+            binary,
+            server_flags: Vec::new(),
+        }
     }
 }
 
@@ -49,6 +62,8 @@ impl Options {
 pub struct Lab {
     // Dropped in this order: nodes first, then the network under them, then their files.
     nodes: Vec<Node>,
+    etcd: Vec<Etcd>,
+    servers: usize,
     wires: Wires,
     dir: TempDir,
 }
@@ -80,14 +95,20 @@ impl Lab {
                 Node::new(&options.name, &name, wires.of(number), addresses, dir.path(), &options.binary)
             })
             .collect();
-        let mut lab = Self { nodes, wires, dir };
+        let mut lab = Self { nodes, etcd: Vec::new(), servers: options.servers, wires, dir };
+        lab.start_etcd(options.etcd)?;
         let mut up = vec![first.to_owned()];
         up.extend(families.flags());
         up.extend(options.server_flags.iter().cloned());
-        lab.nodes[0].start(&up)?;
-        for number in 1..options.nodes {
-            let join = lab.join_arguments()?;
-            lab.nodes[number].start(&join)?;
+        up.extend(lab.etcd_flags());
+        for number in 0..options.nodes {
+            if number < options.servers {
+                lab.share_keys(number)?;
+                lab.nodes[number].start(&up)?;
+            } else {
+                let join = lab.join_arguments()?;
+                lab.nodes[number].start(&join)?;
+            }
         }
         lab.kubectl("wait --for=condition=Ready node --all --timeout=90s")?;
         Ok(lab)
@@ -98,6 +119,73 @@ impl Lab {
         let mut command = std::process::Command::new("nsenter");
         command.arg(format!("--net=/run/netns/{}", self.wires.middle())).arg(program);
         command
+    }
+
+    /// Starts members of an etcd on the first `members` nodes.
+    pub fn start_etcd(&mut self, members: usize) -> Result<()> {
+        self.etcd = Etcd::members(&self.nodes[..members], self.dir.path());
+        self.etcd.iter_mut().zip(&self.nodes).try_for_each(|(member, node)| member.start(node))?;
+        self.etcd.iter_mut().zip(&self.nodes).try_for_each(|(member, node)| member.ready(node))
+    }
+
+    /// The words that make a server use the lab's etcd.
+    pub fn etcd_flags(&self) -> Vec<String> {
+        self.etcd.iter().flat_map(|member| ["--etcd".to_owned(), member.url()]).collect()
+    }
+
+    /// Gives a further server the first one's keys, as its first start asks for.
+    fn share_keys(&self, number: usize) -> Result<()> {
+        let (from, to) = (self.nodes[0].data_dir().join("pki"), self.nodes[number].data_dir().join("pki"));
+        if number == 0 {
+            return Ok(());
+        }
+        std::fs::create_dir_all(&to)?;
+        for entry in std::fs::read_dir(&from)? {
+            let entry = entry?;
+            std::fs::copy(entry.path(), to.join(entry.file_name()))?;
+        }
+        Ok(())
+    }
+
+    /// Member `number` of the etcd, from 1, and the node that it is on.
+    pub fn etcd(&mut self, number: usize) -> (&mut Etcd, &Node) {
+        (&mut self.etcd[number - 1], &self.nodes[number - 1])
+    }
+
+    /// Cuts the power of node `number`, from 1: everything on it ends at once, a member of the etcd too.
+    pub fn kill(&mut self, number: usize) -> Result<()> {
+        if let Some(member) = self.etcd.get_mut(number - 1).filter(|member| member.runs()) {
+            member.kill()?;
+        }
+        self.nodes[number - 1].cut_power()
+    }
+
+    /// Cuts node `number`, from 1, off from all others.
+    pub fn partition(&mut self, number: usize) -> Result<()> {
+        self.wires.set(number, false)
+    }
+
+    /// Joins again what was cut off, and starts again what was killed.
+    pub fn heal(&mut self) -> Result<()> {
+        for number in 1..=self.nodes.len() {
+            self.wires.set(number, true)?;
+        }
+        for (member, node) in self.etcd.iter_mut().zip(&self.nodes) {
+            if !member.runs() {
+                member.start(node)?;
+            }
+        }
+        self.etcd.iter_mut().zip(&self.nodes).try_for_each(|(member, node)| member.ready(node))?;
+        self.nodes.iter_mut().filter(|node| !node.runs()).try_for_each(Node::restart)
+    }
+
+    /// The number of the node of this name, from 1.
+    pub fn number(&self, name: &str) -> Result<usize> {
+        let found = self.nodes.iter().position(|node| node.name == name);
+        found.map(|index| index + 1).with_context(|| {
+            let names: Vec<&str> = self.nodes.iter().map(|node| node.name.as_str()).collect();
+            format!("there is no {name}; there are {}", names.join(", "))
+        })
     }
 
     /// Node `number`, from 1.
@@ -119,6 +207,14 @@ impl Lab {
         let mut command = self.nodes[0].kubectl();
         command.args(arguments);
         output(&mut command).with_context(|| self.picture())
+    }
+
+    /// Runs kubectl on server `number`, from 1; arguments split at white space.
+    pub fn kubectl_on(&self, number: usize, arguments: &str) -> Result<String> {
+        let node = &self.nodes[number - 1];
+        let mut command = node.kubectl();
+        command.args(arguments.split_whitespace());
+        output(&mut command).with_context(|| format!("log of {}:\n{}", node.name, node.log_tail()))
     }
 
     /// What a reader of a failed story wants to know: nodes' conditions, pods, the last events, the first node's log.
@@ -152,14 +248,17 @@ impl Lab {
         Ok(())
     }
 
-    /// The words of `sluice node ...` that join a node to this lab.
-    fn join_arguments(&self) -> Result<Vec<String>> {
-        let line = output(&mut self.nodes[0].sluice(&["token", "create", "--server", &self.server()]))?;
-        let words = line.split_whitespace().skip_while(|word| *word != "node");
-        Ok(words.map(str::to_owned).collect())
+    /// Adds an image tar to node `number`, from 1.
+    pub fn import_on(&self, number: usize, tar: &std::path::Path) -> Result<()> {
+        output(&mut self.nodes[number - 1].sluice(&["image", "import", &tar.to_string_lossy()])).map(drop)
     }
 
-    fn server(&self) -> String {
-        format!("https://{}:6443", host(&self.nodes[0].address))
+    /// The words of `sluice node ...` that join a node to this lab.
+    fn join_arguments(&self) -> Result<Vec<String>> {
+        let servers: Vec<String> =
+            self.nodes[..self.servers].iter().map(|node| format!("https://{}:6443", host(&node.address))).collect();
+        let line = output(&mut self.nodes[0].sluice(&["token", "create", "--server", &servers.join(",")]))?;
+        let words = line.split_whitespace().skip_while(|word| *word != "node");
+        Ok(words.map(str::to_owned).collect())
     }
 }

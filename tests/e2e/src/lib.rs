@@ -2,11 +2,15 @@
 //! cgroups and pinned maps, without a route out. The stories under `tests/` and `cargo xtask lab`
 //! use them. A lab removes everything it made when it is dropped.
 
+pub mod bare;
+pub mod etcd;
 pub mod lab;
 pub mod node;
 mod sh;
 pub mod wires;
 
+pub use bare::Bare;
+pub use etcd::Etcd;
 pub use lab::{Lab, Options};
 pub use node::Node;
 pub use sh::{host, output, run, sample_image, step, target};

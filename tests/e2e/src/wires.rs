@@ -80,6 +80,12 @@ impl Wires {
         format!("{}-net", self.name)
     }
 
+    /// Cuts node `number` off from all others, or joins it to them again.
+    pub(crate) fn set(&self, number: usize, joined: bool) -> Result<()> {
+        let state = if joined { "up" } else { "down" };
+        run(&format!("ip -n {} link set port{number} {state}", self.middle())).map(drop)
+    }
+
     /// The addresses of node `number`, the primary one first.
     pub(crate) fn addresses(number: usize, shape: Shape, families: Families) -> Vec<String> {
         match shape {

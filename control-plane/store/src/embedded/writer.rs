@@ -52,7 +52,7 @@ pub(super) struct Writer {
 }
 
 /// Makes the tables when missing; returns the newest revision and the leases.
-pub(super) fn prepare(db: &Database) -> Result<(Revision, Vec<(i64, i64)>), Error> {
+pub(super) fn prepare(db: &Database, first: Revision) -> Result<(Revision, Vec<(i64, i64)>), Error> {
     let txn = db.begin_write().map_err(error)?;
     let (revision, leases, changed) = {
         let mut meta = txn.open_table(tables::META).map_err(error)?;
@@ -61,7 +61,7 @@ pub(super) fn prepare(db: &Database) -> Result<(Revision, Vec<(i64, i64)>), Erro
             Some(tables::FORMAT) => {}
             None => {
                 meta.insert(tables::META_FORMAT, tables::FORMAT).map_err(error)?;
-                meta.insert(tables::META_REVISION, tables::FIRST_REVISION).map_err(error)?;
+                meta.insert(tables::META_REVISION, first).map_err(error)?;
             }
             Some(other) => {
                 return Err(Error::Corrupt(format!(
@@ -362,7 +362,7 @@ impl Writer {
             self.shared.losses.fetch_add(1, Ordering::SeqCst);
         }
         let opened = open_file(&self.shared.path, &self.shared.options)
-            .and_then(|db| prepare(&db).map(|(revision, _)| (db, revision)));
+            .and_then(|db| prepare(&db, self.shared.options.first_revision).map(|(revision, _)| (db, revision)));
         match opened {
             Ok((opened, revision)) => {
                 self.shared.recent.write().clear();

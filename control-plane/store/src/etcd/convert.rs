@@ -129,6 +129,19 @@ pub(super) fn error(e: etcd_client::Error, requested: Revision, seen: &Seen) -> 
     }
 }
 
+/// Whether a request cannot have reached a member: no connection came about.
+pub(super) fn unsent(e: &etcd_client::Error) -> bool {
+    let etcd_client::Error::GRpcStatus(status) = e else { return false };
+    let mut next = std::error::Error::source(status);
+    while let Some(error) = next {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
 /// Fills in which lease was not found.
 pub(super) fn lease_error(e: Error, lease: i64) -> Error {
     match e {

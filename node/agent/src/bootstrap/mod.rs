@@ -3,6 +3,7 @@
 
 mod request;
 mod rotate;
+mod servers;
 mod trust;
 
 use std::io::Write as _;
@@ -11,22 +12,25 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result};
-use kube::Client;
+use anyhow::{Context as _, Result, bail};
+use k8s_openapi::api::core::v1::Node;
 use kube::config::{AuthInfo, Kubeconfig};
-use parking_lot::RwLock;
+use kube::{Api, Client};
+use serde::Deserialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::ServingIdentity;
+use crate::limits;
 use request::Purpose;
+use servers::Servers;
 pub use trust::{Trust, ca_hash};
 
 /// What a node is told to join.
 #[derive(Clone, Debug)]
 pub struct Join {
-    /// `https://10.0.0.1:6443`
-    pub server: String,
+    /// `https://10.0.0.1:6443`; at least one.
+    pub servers: Vec<String>,
     /// `ID.SECRET`
     pub token: String,
     pub trust: Trust,
@@ -45,9 +49,9 @@ pub struct Place {
 #[derive(Clone)]
 pub struct Membership {
     place: Place,
-    server: String,
+    urls: Vec<String>,
     ca_pem: String,
-    current: Arc<RwLock<Client>>,
+    servers: Arc<Servers>,
     serving: watch::Sender<ServingIdentity>,
 }
 
@@ -75,36 +79,40 @@ impl Membership {
     /// In words that say which of server, hash or token is wrong.
     pub async fn join(place: Place, join: &Join) -> Result<Membership> {
         std::fs::create_dir_all(&place.dir).with_context(|| format!("cannot make {}", place.dir.display()))?;
-        let ca_pem = trust::authority(&join.server, &join.trust).await?;
+        let ca_pem = authority(join).await?;
         let auth = AuthInfo { token: Some(join.token.clone().into()), ..AuthInfo::default() };
-        let client = client(&join.server, &ca_pem, auth).await?;
-        let identity = request::certificate(&client, &place, Purpose::Client).await.with_context(|| {
-            format!("{} did not give this node a certificate: is the token right, and not expired?", join.server)
-        })?;
-        let cluster = serde_json::json!({"server": join.server, "ca": ca_pem});
-        keep(&place.file("cluster.json"), &cluster.to_string())?;
+        let client = Servers::new(clients(&join.servers, &ca_pem, &auth)?).client();
+        admitted(&client, &place, &join.token).await?;
+        let identity = request::certificate(&client, &place, Purpose::Client)
+            .await
+            .with_context(|| format!("{} did not give this node a certificate", join.servers.join(", ")))?;
+        keep_cluster(&place, &join.servers, &ca_pem)?;
         keep(&place.file("client.pem"), &identity)?;
-        Membership::open(place).await
+        Membership::open(place, &[]).await
     }
 
-    /// The membership of a node that joined before.
+    /// The membership of a node that joined before. `servers` take the place of those that it knows, if there are any.
     ///
     /// # Errors
     /// When its files are missing or unusable.
-    pub async fn open(place: Place) -> Result<Membership> {
+    pub async fn open(place: Place, servers: &[String]) -> Result<Membership> {
         let read = |name: &str| {
             let file = place.file(name);
             std::fs::read_to_string(&file).with_context(|| format!("cannot read {}; join again", file.display()))
         };
-        let cluster: serde_json::Value = serde_json::from_str(&read("cluster.json")?)?;
-        let text =
-            |key: &str| cluster[key].as_str().map(str::to_owned).with_context(|| format!("cluster.json: no {key}"));
-        let (server, ca_pem) = (text("server")?, text("ca")?);
+        let Known { servers: known, server, ca } =
+            serde_json::from_str(&read("cluster.json")?).context("cluster.json is damaged; join again")?;
+        let known: Vec<String> = if known.is_empty() { server.into_iter().collect() } else { known };
+        let urls = if servers.is_empty() { known.clone() } else { servers.to_vec() };
+        let first = urls.first().context("cluster.json names no server; join again")?;
         let identity = read("client.pem")?;
-        keep(&place.kubeconfig(), &kubeconfig(&server, &ca_pem, &identity)?)?;
-        let first = client(&server, &ca_pem, auth_of(&identity)).await?;
+        let servers = Servers::new(clients(&urls, &ca, &auth_of(&identity))?);
+        if urls != known {
+            keep_cluster(&place, &urls, &ca)?;
+        }
+        keep(&place.kubeconfig(), &kubeconfig(first, &ca, &identity)?)?;
         let (serving, _) = watch::channel(ServingIdentity::default());
-        Ok(Membership { place, server, ca_pem, current: Arc::new(RwLock::new(first)), serving })
+        Ok(Membership { place, urls, ca_pem: ca, servers, serving })
     }
 
     /// The cluster's authority.
@@ -112,14 +120,9 @@ impl Membership {
         &self.ca_pem
     }
 
-    /// A client that always uses the newest certificate.
+    /// A client that always uses the newest certificate, and a server that answers.
     pub fn client(&self) -> Client {
-        let current = self.current.clone();
-        let service = tower::service_fn(move |request| {
-            let client = current.read().clone();
-            async move { client.send(request).await }
-        });
-        Client::new(service, "default")
+        self.servers.client()
     }
 
     /// The serving certificate of the node's API; empty until [`Membership::serve`] has got one.
@@ -160,10 +163,11 @@ impl Membership {
     async fn adopt(&self, purpose: Purpose, pem: &str) -> Result<()> {
         match purpose {
             Purpose::Client => {
-                let fresh = client(&self.server, &self.ca_pem, auth_of(pem)).await?;
+                let fresh = clients(&self.urls, &self.ca_pem, &auth_of(pem))?;
                 keep(&self.place.file("client.pem"), pem)?;
-                keep(&self.place.kubeconfig(), &kubeconfig(&self.server, &self.ca_pem, pem)?)?;
-                *self.current.write() = fresh;
+                let first = self.urls.first().map_or("", String::as_str);
+                keep(&self.place.kubeconfig(), &kubeconfig(first, &self.ca_pem, pem)?)?;
+                self.servers.replace(fresh);
             }
             Purpose::Serving => {
                 keep(&self.place.file("serving.pem"), pem)?;
@@ -174,12 +178,79 @@ impl Membership {
     }
 }
 
-async fn client(server: &str, ca_pem: &str, auth: AuthInfo) -> Result<Client> {
-    let url: http::Uri = server.parse().with_context(|| format!("`{server}` is no URL; write https://ADDRESS:PORT"))?;
-    let mut config = kube::Config::new(url);
-    config.root_cert = Some(trust::ders(ca_pem)?);
-    config.auth_info = auth;
-    Ok(Client::try_from(config)?)
+/// The authority as the first server that answers tells it.
+async fn authority(join: &Join) -> Result<String> {
+    let mut failed = None;
+    for server in &join.servers {
+        match trust::authority(server, &join.trust).await {
+            Ok(pem) => return Ok(pem),
+            Err(error) => failed = Some(error),
+        }
+    }
+    Err(failed.unwrap_or_else(|| anyhow::anyhow!("no server is named")))
+}
+
+/// Whether the token is taken, and the node's name free: asked before anything is made.
+///
+/// # Errors
+/// In kubeadm's words for a name that is taken.
+async fn admitted(client: &Client, place: &Place, token: &str) -> Result<()> {
+    let nodes: Api<Node> = Api::all(client.clone());
+    let name = &place.node_name;
+    match nodes.get_opt(name).await {
+        Ok(Some(node)) if is_ready(&node) => bail!(
+            "a Node with name \"{name}\" and status \"Ready\" already exists in the cluster. You must delete the existing \
+             Node or change the name of this new joining Node (--node-name); a machine that was reset may join again \
+             under its name once that is no longer Ready, after a minute"
+        ),
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 401 => {
+            let id = token.split_once('.').map_or("", |(id, _)| id);
+            bail!(
+                "the token {id:?} is not one of this cluster's, or it has expired: make another one on a server (`sluice \
+                 token create`; `sluice token list` shows when they expire)"
+            )
+        }
+        // A control plane of an earlier version does not let it look.
+        Err(kube::Error::Api(status)) if status.code == 403 => Ok(()),
+        Err(error) => Err(error).context("no API server answered"),
+    }
+}
+
+fn is_ready(node: &Node) -> bool {
+    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+/// A client of each server.
+fn clients(urls: &[String], ca_pem: &str, auth: &AuthInfo) -> Result<Vec<Client>> {
+    let client = |server: &String| {
+        let url: http::Uri =
+            server.parse().with_context(|| format!("`{server}` is no URL; write https://ADDRESS:PORT"))?;
+        let mut config = kube::Config::new(url);
+        config.root_cert = Some(trust::ders(ca_pem)?);
+        config.auth_info = auth.clone();
+        if urls.len() > 1 {
+            config.connect_timeout = Some(limits::SERVER_CONNECT);
+        }
+        Ok(Client::try_from(config)?)
+    };
+    urls.iter().map(client).collect()
+}
+
+/// `cluster.json`.
+#[derive(Deserialize)]
+struct Known {
+    #[serde(default)]
+    servers: Vec<String>,
+    /// The only one, as earlier versions wrote it.
+    server: Option<String>,
+    ca: String,
+}
+
+fn keep_cluster(place: &Place, servers: &[String], ca_pem: &str) -> Result<()> {
+    let cluster = serde_json::json!({"servers": servers, "ca": ca_pem});
+    keep(&place.file("cluster.json"), &cluster.to_string())
 }
 
 fn auth_of(pem: &str) -> AuthInfo {

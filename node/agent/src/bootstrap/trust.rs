@@ -6,11 +6,13 @@ use anyhow::{Context as _, Result, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::{Api, Client};
+use kube::{Client, client::Body};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use sha2::{Digest, Sha256};
 use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::limits;
 
 /// What is known of the cluster's authority beforehand.
 #[derive(Clone, Debug)]
@@ -41,9 +43,9 @@ pub(super) async fn authority(server: &str, trust: &Trust) -> Result<String> {
     let mut config = kube::Config::new(url);
     // Nothing is believed yet, and nothing secret is sent: what comes back counts only if its hash fits.
     config.accept_invalid_certs = true;
-    let client = Client::try_from(config)?;
-    let api: Api<ConfigMap> = Api::namespaced(client, "kube-public");
-    let info = api.get("cluster-info").await.with_context(|| format!("{server} did not tell its cluster-info"))?;
+    let info = cluster_info(&Client::try_from(config)?, jiff::Timestamp::now())
+        .await
+        .with_context(|| format!("{server} did not tell its cluster-info"))?;
     let text = info.data.unwrap_or_default().remove("kubeconfig").context("cluster-info has no kubeconfig")?;
     let file = kube::config::Kubeconfig::from_yaml(&text).context("cluster-info's kubeconfig cannot be read")?;
     let cluster = file.clusters.into_iter().find_map(|c| c.cluster);
@@ -55,6 +57,36 @@ pub(super) async fn authority(server: &str, trust: &Trust) -> Result<String> {
         }
     }
     bail!("{server} is not the cluster with the CA hash {expected}: check the server's address and the hash")
+}
+
+/// The public `cluster-info`, from a server whose clock agrees with this machine's.
+async fn cluster_info(client: &Client, now: jiff::Timestamp) -> Result<ConfigMap> {
+    let request = http::Request::get("/api/v1/namespaces/kube-public/configmaps/cluster-info").body(Body::empty())?;
+    let response = client.send(request).await?;
+    let date = response.headers().get(http::header::DATE).and_then(|date| date.to_str().ok());
+    in_step(date, now)?;
+    let status = response.status();
+    let body = response.into_body().collect_bytes().await?;
+    if !status.is_success() {
+        bail!("it answered {status}");
+    }
+    Ok(serde_json::from_slice(&body)?)
+}
+
+/// Whether this machine's clock agrees with a server's: certificates and tokens would seem expired, or not yet valid.
+fn in_step(date: Option<&str>, now: jiff::Timestamp) -> Result<()> {
+    // A server that does not say what time it has is believed.
+    let Some(theirs) = date.and_then(|date| jiff::fmt::rfc2822::parse(date).ok()) else { return Ok(()) };
+    let apart = now.as_second() - theirs.timestamp().as_second();
+    if apart.unsigned_abs() > limits::CLOCK_SKEW.as_secs() {
+        let side = if apart > 0 { "ahead of" } else { "behind" };
+        let (minutes, theirs) = (apart.unsigned_abs() / 60, theirs.timestamp());
+        bail!(
+            "this machine's clock is {minutes} minutes {side} the server's, where it is {theirs}: set it (timedatectl \
+             set-ntp true), and join again"
+        );
+    }
+    Ok(())
 }
 
 /// The certificates of a PEM text.
@@ -78,6 +110,28 @@ fn hash(der: &[u8]) -> Result<String> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[tokio::test]
+    async fn a_clock_off_by_a_day_is_said_before_anything_else() {
+        let server = tower::service_fn(|_: http::Request<Body>| async {
+            let body = r#"{"apiVersion": "v1", "kind": "ConfigMap", "data": {"kubeconfig": "x"}}"#;
+            let answer = http::Response::builder().header("date", "Sun, 06 Nov 1994 08:49:37 GMT");
+            answer.body(Body::from(body.as_bytes().to_vec()))
+        });
+        let client = Client::new(server, "default");
+        for (now, expected) in [
+            ("1994-11-06T08:49:00Z", None),
+            ("1994-11-06T08:54:00Z", None),
+            ("1994-11-07T08:49:37Z", Some("1440 minutes ahead of the server's, where it is 1994-11-06T08:49:37Z")),
+            ("1994-11-05T08:49:37Z", Some("1440 minutes behind the server's")),
+        ] {
+            let said = cluster_info(&client, now.parse().unwrap()).await.map_err(|error| error.to_string());
+            match expected {
+                None => assert!(said.is_ok(), "{now}: {said:?}"),
+                Some(words) => assert!(said.unwrap_err().contains(words), "{now}"),
+            }
+        }
+    }
 
     #[test]
     fn hashes_the_public_key() {

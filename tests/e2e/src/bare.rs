@@ -1,0 +1,225 @@
+//! A bare machine: a copy of the system that `cargo xtask dist --for-tests` made, in namespaces of its own (mounts,
+//! processes, network), without a service manager. What runs on it sees neither this machine's files nor its processes.
+
+use std::{
+    fs,
+    os::unix::{net::UnixDatagram, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tempfile::TempDir;
+
+use crate::{
+    sh::{output, run, target},
+    wires::{Families, Shape, Wires},
+};
+
+/// Makes `$1` the root of the namespaces it runs in, and holds them until it is killed.
+const BECOME: &str = r#"
+set -e
+mount --make-rprivate /
+mount --bind "$1" "$1"
+cd "$1"
+mount -t proc proc proc
+mount --rbind /dev dev
+mount -t sysfs sysfs sys
+mount --rbind /sys/fs/cgroup sys/fs/cgroup
+mount -t bpf bpf sys/fs/bpf
+mkdir -p before
+pivot_root . before
+umount -l /before
+echo >/held
+exec sleep infinity
+"#;
+
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const READY: Duration = Duration::from_secs(120);
+const HELD: Duration = Duration::from_secs(10);
+
+/// A running machine; everything of it is removed on drop.
+pub struct Bare {
+    holder: Child,
+    /// The first process of the namespaces.
+    inner: u32,
+    daemon: Option<Child>,
+    wires: Wires,
+    instance: String,
+    dir: TempDir,
+}
+
+impl Bare {
+    /// `instance` is the name of the installation that the machine's settings choose.
+    pub fn start(name: &str, instance: &str) -> Result<Self> {
+        let system = target().join("dist-root");
+        if !system.exists() {
+            bail!("{} is missing: cargo xtask dist --for-tests", system.display());
+        }
+        let dir = tempfile::Builder::new().prefix(&format!("{name}-")).tempdir()?;
+        let root = dir.path().join("root");
+        output(Command::new("cp").args(["-a", "--reflink=auto"]).arg(&system).arg(&root))?;
+        let wires = Wires::make(name, 1, Shape::Shared, Families::V4)?;
+        let mut holder = Command::new("nsenter");
+        holder
+            .arg(format!("--net=/run/netns/{}", wires.of(1)))
+            .args(["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", BECOME, "sh"])
+            .arg(&root)
+            .process_group(0);
+        let holder = holder.spawn().context("cannot start the machine")?;
+        let instance = instance.to_owned();
+        let mut bare = Self { holder, inner: 0, daemon: None, wires, instance, dir };
+        let deadline = Instant::now() + HELD;
+        while !bare.path("/held").exists() {
+            if Instant::now() > deadline || bare.holder.try_wait()?.is_some() {
+                bail!("the machine's namespaces did not come about");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        bare.inner = child(&bare.holder)?;
+        Ok(bare)
+    }
+
+    /// A file of the machine, as this one sees it.
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.dir.path().join("root").join(path.trim_start_matches('/'))
+    }
+
+    /// Gives the machine a file.
+    pub fn put(&self, from: &Path, to: &str) -> Result<()> {
+        fs::copy(from, self.path(to)).with_context(|| format!("cannot copy {}", from.display())).map(drop)
+    }
+
+    /// A command on the machine.
+    pub fn command(&self, words: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .args(["--target", &self.inner.to_string(), "--mount", "--pid", "--net"])
+            .args(words.split_whitespace())
+            .env_clear()
+            .envs([("PATH", PATH), ("HOME", "/root"), ("LC_ALL", "C"), ("DEBIAN_FRONTEND", "noninteractive")]);
+        command
+    }
+
+    /// Runs to the end, and returns what it printed.
+    pub fn run(&self, words: &str) -> Result<String> {
+        output(&mut self.command(words))
+    }
+
+    /// Runs what must fail, and returns what it printed in both ways.
+    pub fn fails(&self, words: &str) -> Result<String> {
+        let done = self.command(words).stdin(Stdio::null()).output()?;
+        if done.status.success() {
+            bail!("{words} succeeded");
+        }
+        Ok(String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr))
+    }
+
+    /// `kubectl` of this machine, in the other one's network.
+    pub fn kubectl(&self, arguments: &str) -> Result<String> {
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net=/run/netns/{}", self.wires.of(1)))
+            .arg("kubectl")
+            .args(arguments.split_whitespace())
+            .env("KUBECONFIG", self.path("/var/lib/sluice/admin.kubeconfig"))
+            .env("HOME", self.dir.path());
+        output(&mut command).with_context(|| self.log_tail())
+    }
+
+    /// Starts a daemon by its plain command and waits until it is ready.
+    pub fn daemon(&mut self, words: &str) -> Result<()> {
+        let socket = self.path("/run/ready");
+        // Left by the daemon before.
+        let _ = fs::remove_file(&socket);
+        let ready = UnixDatagram::bind(&socket)?;
+        ready.set_read_timeout(Some(Duration::from_millis(250)))?;
+        let log = fs::File::options().create(true).append(true).open(self.path("/daemon.log"))?;
+        let mut command = self.command(words);
+        command.env("NOTIFY_SOCKET", "/run/ready").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let mut daemon = command.process_group(0).spawn()?;
+        let deadline = Instant::now() + READY;
+        let mut buffer = [0; 256];
+        while Instant::now() < deadline {
+            if let Ok(length) = ready.recv(&mut buffer)
+                && buffer[..length].starts_with(b"READY=1")
+            {
+                self.daemon = Some(daemon);
+                return Ok(());
+            }
+            if let Some(status) = daemon.try_wait()? {
+                bail!("{words} ended with {status}:\n{}", self.log_tail());
+            }
+        }
+        bail!("{words} was not ready in time:\n{}", self.log_tail())
+    }
+
+    /// Ends the daemon with `signal` and waits for its end; the machine's pods stay.
+    pub fn end(&mut self, signal: Signal) -> Result<()> {
+        let entered = self.daemon.as_ref().context("no daemon runs")?;
+        kill(Pid::from_raw(child(entered)?.cast_signed()), signal)?;
+        self.ended()
+    }
+
+    /// Waits for the end of the daemon, which somebody else has asked to end.
+    pub fn ended(&mut self) -> Result<()> {
+        let Some(mut daemon) = self.daemon.take() else { bail!("no daemon runs") };
+        daemon.wait().map(drop).context("waiting for the daemon's end")
+    }
+
+    /// The processes in cgroups of the machine's pods.
+    pub fn contained(&self) -> usize {
+        let mut groups = vec![self.cgroup()];
+        let mut found = 0;
+        while let Some(group) = groups.pop() {
+            // A group that has just gone holds nothing.
+            let Ok(entries) = fs::read_dir(&group) else { continue };
+            groups.extend(entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()));
+            found += fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default().lines().count();
+        }
+        found
+    }
+
+    /// The cgroup of the machine's pods.
+    pub fn cgroup(&self) -> PathBuf {
+        crate::node::cgroup_root().join(&self.instance)
+    }
+
+    fn log_tail(&self) -> String {
+        let text = fs::read_to_string(self.path("/daemon.log")).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(25)..].join("\n")
+    }
+}
+
+/// The process that a program which entered namespaces has started there.
+fn child(of: &Child) -> Result<u32> {
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", of.id()))?;
+    children.split_whitespace().next().context("it has started no process")?.parse().map_err(Into::into)
+}
+
+impl Drop for Bare {
+    fn drop(&mut self) {
+        // Whatever a failed story left; after a whole one there is nothing.
+        for program in ["/usr/bin/sluice", "/var/lib/sluice-purge/sluice"] {
+            if self.inner != 0 && self.path(program).exists() {
+                let _ = self.run(&format!("{program} reset --yes"));
+            }
+        }
+        // The first process takes all others of its namespace along, and they their mounts.
+        if self.inner != 0 {
+            let _ = kill(Pid::from_raw(self.inner.cast_signed()), Signal::SIGKILL);
+        }
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+        if let Some(mut daemon) = self.daemon.take() {
+            let _ = daemon.wait();
+        }
+        let _ = run(&format!("rmdir {}", self.cgroup().display()));
+    }
+}

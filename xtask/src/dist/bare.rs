@@ -1,0 +1,48 @@
+//! The bare system that the package's tests install it on: debootstrap's smallest one of this machine's Debian, with the
+//! packages that ours depends on in apt's cache, so that the tests need no network. Kept under `target/dist-root`.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result};
+
+use crate::sh;
+
+/// What our package depends on, beside libraries.
+const CACHED: [&str; 2] = ["containerd", "runc"];
+
+pub(super) fn prepare() -> Result<()> {
+    let root = sh::target().join("dist-root");
+    if root.exists() {
+        return Ok(());
+    }
+    sh::step("making the bare system (debootstrap)");
+    let (suite, mirror) = source()?;
+    let fresh = sh::target().join("dist-root.new");
+    // Left by a run that was ended half-way.
+    let _ = fs::remove_dir_all(&fresh);
+    let mut debootstrap = sh::command(sh::which("debootstrap").context("debootstrap is not installed")?);
+    sh::output(debootstrap.args(["--variant=minbase", &suite]).arg(&fresh).arg(&mirror))?;
+    inside(&fresh, &["apt-get", "-q", "update"])?;
+    let mut words = vec!["apt-get", "-q", "-y", "--no-install-recommends", "--download-only", "install"];
+    words.extend(CACHED);
+    inside(&fresh, &words)?;
+    fs::rename(&fresh, &root).with_context(|| format!("cannot make {}", root.display()))
+}
+
+fn inside(root: &Path, words: &[&str]) -> Result<()> {
+    let mut command = sh::command(sh::which("chroot").context("chroot is not installed")?);
+    sh::output(command.arg(root).args(words).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")).map(drop)
+}
+
+/// This machine's release, and where apt gets it from.
+fn source() -> Result<(String, String)> {
+    let release = fs::read_to_string("/etc/os-release").context("which Debian this is")?;
+    let suite = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    let suite = suite.context("this machine's /etc/os-release names no Debian release")?.trim_matches('"').to_owned();
+    let said =
+        sh::output(sh::command("apt-get").args(["indextargets", "--format", "$(CODENAME) $(COMPONENT) $(SITE)"]))?;
+    let wanted = format!("{suite} main ");
+    let mirror = said.lines().find_map(|line| line.strip_prefix(&wanted));
+    let mirror = mirror.with_context(|| format!("apt has no source of {suite} main"))?.to_owned();
+    Ok((suite, mirror))
+}
