@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{Place, act_as_card, connect, forwarded, isolated, tcp_server};
-use load::{NEW, OLD, Way, under_load};
-use sluice_dataplane::migrate::{BUILD, Build};
+use load::{NEW, OLD, OWN, Way, under_load};
+use sluice_dataplane::migrate::Build;
 use sluice_dataplane::model::{Forwarding, Snapshot};
 use sluice_dataplane::{Config, Dataplane, Traffic, Uplinks, Xdp};
 use two_nodes::{PORTS, SERVICES, world};
@@ -73,12 +73,12 @@ fn nodes_change(place: &Place, xdp: Xdp, mode: Forwarding, builds: &[(&str, Buil
 }
 
 const BUILDS: [(&str, Build); 6] = [
-    ("restarted", BUILD),
+    ("restarted", OWN),
     ("another schema with the same maps", OLD),
-    ("rolled back", BUILD),
+    ("rolled back", OWN),
     ("another flow record", NEW),
-    ("the record rolled back", BUILD),
-    ("restarted again", BUILD),
+    ("the record rolled back", OWN),
+    ("restarted again", OWN),
 ];
 
 #[test]

@@ -444,9 +444,9 @@ fn ceiling(program: &str) -> u32 {
     let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
     let version = (numbers.next().unwrap(), numbers.next().unwrap());
     match program {
-        _ if version < (6, 6) => 140_000,
+        _ if version < (6, 6) => 180_000,
         "uplink_xdp" => 60_000,
-        _ => 84_000,
+        _ => 120_000,
     }
 }
 
