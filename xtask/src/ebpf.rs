@@ -127,7 +127,11 @@ fn linker(root: &Path) -> anyhow::Result<PathBuf> {
 fn compile(root: &Path, compiler: &Compiler, linker: &Path) -> anyhow::Result<()> {
     let (program, arguments) = compiler.cargo.split_first().context("a compiler has a cargo")?;
     let mut flags = OsString::from(format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH));
-    flags.push("\u{1f}-Cdebuginfo=2\u{1f}-Clink-arg=--btf\u{1f}-Ctarget-cpu=v3\u{1f}-Clink-arg=--disable-expand-memcpy-in-order\u{1f}-Clinker=");
+    // As long as copies have to keep their order, LLVM calls loops over single bytes for them.
+    for flag in ["debuginfo=2", "target-cpu=v3", "link-arg=--btf", "link-arg=--disable-expand-memcpy-in-order"] {
+        flags.push(format!("\u{1f}-C{flag}"));
+    }
+    flags.push("\u{1f}-Clinker=");
     flags.push(linker);
     let status = Command::new(program)
         .args(arguments)
