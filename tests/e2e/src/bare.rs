@@ -3,10 +3,13 @@
 
 use std::{
     fs,
-    os::unix::{net::UnixDatagram, process::CommandExt},
+    io::{BufRead as _, BufReader},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    sync::mpsc,
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -17,6 +20,7 @@ use nix::{
 use tempfile::TempDir;
 
 use crate::{
+    notices::{self, Notices},
     sh::{output, run, target},
     wires::{Families, Shape, Wires},
 };
@@ -35,7 +39,7 @@ mount -t bpf bpf sys/fs/bpf
 mkdir -p before
 pivot_root . before
 umount -l /before
-echo >/held
+echo held
 exec sleep infinity
 "#;
 
@@ -70,16 +74,16 @@ impl Bare {
             .arg(format!("--net=/run/netns/{}", wires.of(1)))
             .args(["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", BECOME, "sh"])
             .arg(&root)
+            .stdout(Stdio::piped())
             .process_group(0);
         let holder = holder.spawn().context("cannot start the machine")?;
         let instance = instance.to_owned();
         let mut bare = Self { holder, inner: 0, daemon: None, wires, instance, dir };
-        let deadline = Instant::now() + HELD;
-        while !bare.path("/held").exists() {
-            if Instant::now() > deadline || bare.holder.try_wait()?.is_some() {
-                bail!("the machine's namespaces did not come about");
-            }
-            std::thread::sleep(Duration::from_millis(20));
+        let told = bare.holder.stdout.take().context("the machine's first process tells nothing")?;
+        let (tell, held) = mpsc::channel();
+        thread::spawn(move || tell.send(BufReader::new(told).lines().next().is_some_and(|line| line.is_ok())));
+        if held.recv_timeout(HELD) != Ok(true) {
+            bail!("the machine's namespaces did not come about");
         }
         bare.inner = child(&bare.holder)?;
         Ok(bare)
@@ -134,29 +138,14 @@ impl Bare {
 
     /// Starts a daemon by its plain command and waits until it is ready.
     pub fn daemon(&mut self, words: &str) -> Result<()> {
-        let socket = self.path("/run/ready");
-        // Left by the daemon before.
-        let _ = fs::remove_file(&socket);
-        let ready = UnixDatagram::bind(&socket)?;
-        ready.set_read_timeout(Some(Duration::from_millis(250)))?;
+        let notices = Notices::at(&self.path("/run/ready"))?;
         let log = fs::File::options().create(true).append(true).open(self.path("/daemon.log"))?;
         let mut command = self.command(words);
         command.env("NOTIFY_SOCKET", "/run/ready").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let mut daemon = command.process_group(0).spawn()?;
-        let deadline = Instant::now() + READY;
-        let mut buffer = [0; 256];
-        while Instant::now() < deadline {
-            if let Ok(length) = ready.recv(&mut buffer)
-                && buffer[..length].starts_with(b"READY=1")
-            {
-                self.daemon = Some(daemon);
-                return Ok(());
-            }
-            if let Some(status) = daemon.try_wait()? {
-                bail!("{words} ended with {status}:\n{}", self.log_tail());
-            }
-        }
-        bail!("{words} was not ready in time:\n{}", self.log_tail())
+        notices.ready(&mut daemon, READY).with_context(|| format!("{words}:\n{}", self.log_tail()))?;
+        self.daemon = Some(daemon);
+        Ok(())
     }
 
     /// Ends the daemon with `signal` and waits for its end; the machine's pods stay.
@@ -191,9 +180,7 @@ impl Bare {
     }
 
     fn log_tail(&self) -> String {
-        let text = fs::read_to_string(self.path("/daemon.log")).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(25)..].join("\n")
+        notices::tail(&self.path("/daemon.log"))
     }
 }
 

@@ -6,6 +6,7 @@ pub mod bare;
 pub mod etcd;
 pub mod lab;
 pub mod node;
+mod notices;
 mod sh;
 pub mod wires;
 

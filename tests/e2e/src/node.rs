@@ -2,10 +2,10 @@
 
 use std::{
     fs::{self, File},
-    os::unix::{net::UnixDatagram, process::CommandExt},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -14,7 +14,10 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::sh::{output, target};
+use crate::{
+    notices::{self, Notices},
+    sh::{output, target},
+};
 
 /// How long a daemon may take until it is ready; debug builds on a busy machine are slow.
 const READY: Duration = Duration::from_secs(120);
@@ -66,10 +69,7 @@ impl Node {
         self.arguments = arguments.to_vec();
         fs::create_dir_all(&self.dir)?;
         let notify = self.dir.join("notify");
-        // A socket file left by the daemon before this one.
-        let _ = fs::remove_file(&notify);
-        let socket = UnixDatagram::bind(&notify)?;
-        socket.set_read_timeout(Some(Duration::from_millis(250)))?;
+        let notices = Notices::at(&notify)?;
         let log = File::options().create(true).append(true).open(self.log())?;
         let mut command = self.command(&self.binary);
         command
@@ -82,8 +82,12 @@ impl Node {
             .stdout(log.try_clone()?)
             .stderr(log)
             .process_group(0);
-        self.daemon = Some(command.spawn().context("cannot start the daemon")?);
-        self.wait_ready(&socket)
+        let mut daemon = command.spawn().context("cannot start the daemon")?;
+        let ready = notices.ready(&mut daemon, READY);
+        if daemon.try_wait()?.is_none() {
+            self.daemon = Some(daemon);
+        }
+        ready.with_context(|| format!("the daemon of {}:\n{}", self.name, self.log_tail()))
     }
 
     /// Starts the daemon again as it was started before.
@@ -151,9 +155,7 @@ impl Node {
 
     /// The end of the daemon's log.
     pub fn log_tail(&self) -> String {
-        let text = fs::read_to_string(self.log()).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(25)..].join("\n")
+        notices::tail(&self.log())
     }
 
     /// Where the daemon's log is.
@@ -214,23 +216,6 @@ impl Node {
         }
         words.extend(["--instance".into(), self.instance.clone().into(), "--containerd".into(), "own".into()]);
         words
-    }
-
-    fn wait_ready(&mut self, socket: &UnixDatagram) -> Result<()> {
-        let deadline = Instant::now() + READY;
-        let mut buffer = [0; 256];
-        while Instant::now() < deadline {
-            if let Ok(length) = socket.recv(&mut buffer)
-                && buffer[..length].starts_with(b"READY=1")
-            {
-                return Ok(());
-            }
-            if let Some(status) = self.daemon.as_mut().map(Child::try_wait).transpose()?.flatten() {
-                self.daemon = None;
-                bail!("the daemon of {} ended with {status}:\n{}", self.name, self.log_tail());
-            }
-        }
-        bail!("the daemon of {} was not ready in time:\n{}", self.name, self.log_tail())
     }
 }
 
