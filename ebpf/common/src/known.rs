@@ -1,23 +1,17 @@
 //! Which clients' connections may stand in the flow table: one bit for many of them, in so few words that they stay in a
 //! processor's own cache. A bit that is not set tells of a stranger that its entry need not be looked for.
 
-use crate::Address;
+use crate::{Address, FlowKey};
 
 /// Words; a power of two.
 pub const WORDS: u32 = 16_384;
 
-/// A connection as one number; ports in network order.
+/// A connection as one number. Whoever finds two that are the same reaches another backend of the same service with one.
 #[inline(always)]
-pub const fn trace(
-    source: &Address,
-    destination: &Address,
-    source_port: u16,
-    destination_port: u16,
-    protocol: u8,
-) -> u64 {
-    let ports = (source_port as u64) << 16 | destination_port as u64;
-    let mut trace = fold(source).wrapping_mul(MIX) ^ fold(destination);
-    trace = (trace ^ trace >> 29 ^ ports ^ (protocol as u64) << 32).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+pub const fn trace(key: &FlowKey) -> u64 {
+    let ports = (key.source_port as u64) << 16 | key.destination_port as u64;
+    let mut trace = fold(&key.source).wrapping_mul(MIX) ^ fold(&key.destination);
+    trace = (trace ^ trace >> 29 ^ ports ^ (key.protocol as u64) << 32).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     (trace ^ trace >> 32).wrapping_mul(0x94d0_49bb_1331_11eb)
 }
 

@@ -223,6 +223,12 @@ impl Settings {
     pub const fn family(&self, v4: bool) -> &Family {
         if v4 { &self.families[0] } else { &self.families[1] }
     }
+
+    /// The clock's tick, about a second, at so many of the kernel's timer ticks.
+    #[inline(always)]
+    pub const fn tick(&self, jiffies: u64) -> u32 {
+        (jiffies >> (self.tick_shift & 15)) as u32
+    }
 }
 
 const _: () = {

@@ -8,6 +8,7 @@ use sluice_ebpf_common::cache::{Bucket, Bucket4, Bucket6, Record, action};
 use sluice_ebpf_common::{Address, Settings, protocol};
 
 use crate::header::{ACK, ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, FIN, Header, Kind, RST, SYN};
+use crate::plain::{FRAGMENT, PLAIN_4, PLAIN_6, VERSION_4, VERSION_6};
 use crate::shortcut::{Desk, Route, decide};
 use crate::{Bytes, Maps, Raw, Trail, encap};
 
@@ -161,12 +162,6 @@ pub(crate) struct V4;
 pub(crate) struct V6;
 
 const IP: u32 = ETHERNET;
-/// The more-fragments bit and the offset.
-const FRAGMENT: u32 = 0x3fff_u32.to_be();
-const VERSION_4: u32 = 0xff00_0000_u32.to_be();
-const PLAIN_4: u32 = 0x4500_0000_u32.to_be();
-const VERSION_6: u32 = 0xf000_0000_u32.to_be();
-const PLAIN_6: u32 = 0x6000_0000_u32.to_be();
 
 impl Family for V4 {
     type Address = u32;
@@ -346,7 +341,7 @@ const BYTES: u32 = 1 << 31;
 fn run<F: Family, P: Raw, M: Fast>(packet: &mut P, maps: &M, look: u32) -> u32 {
     let Some(plain) = F::parse(packet) else { return STACK };
     let Some(settings) = maps.settings() else { return STACK };
-    let tick = (maps.jiffies() >> (settings.tick_shift & 15)) as u16;
+    let tick = settings.tick(maps.jiffies()) as u16;
     let mask = settings.cache_mask >> F::SHARE;
     let base = maps.processor().wrapping_mul(mask.wrapping_add(1));
     // What opens a connection has no record but one place for all, and the next packet makes one: a flood displaces nobody's.

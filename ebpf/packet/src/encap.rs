@@ -9,7 +9,7 @@ use sluice_ebpf_common::cache::{Record, Record4, Record6};
 use sluice_ebpf_common::{Address, Backend, Flow, FlowKind, Frontend, Reason, known, limits, protocol};
 
 use crate::cache::{Fast, Plain, fold};
-use crate::header::{ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Header};
+use crate::header::{ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Header, transport_header};
 use crate::ingress::Target;
 use crate::shortcut::{Desk, Route};
 use crate::{InsertError, Maps, Packet, Raw, Scratch, Verdict, flow, hide, refuse};
@@ -119,12 +119,10 @@ fn reaches<M: Maps>(maps: &M, header: &Header, target: &mut Target) -> bool {
     true
 }
 
-/// A client's connection as one number. Whoever finds two that are the same reaches another backend of the same service with
-/// one.
+/// A client's connection as one number.
 #[inline(always)]
 fn trace(header: &Header) -> u64 {
-    let (source, destination) = (&header.source, &header.destination);
-    known::trace(source, destination, header.source_port, header.destination_port, header.protocol)
+    known::trace(&flow::key(header, FlowKind::Service))
 }
 
 #[inline(always)]
@@ -293,11 +291,7 @@ fn ask<P: Tunnel, M: Maps>(packet: &P, maps: &M) -> u32 {
 #[inline(always)]
 fn headers<P: Tunnel>(packet: &P, header: &Header) -> u32 {
     let transport = u32::from(header.transport);
-    let own = match header.protocol {
-        protocol::TCP => packet.read::<1>(transport + 12).map_or(20, |[length]| u32::from(length >> 4) * 4),
-        _ => 8,
-    };
-    transport.wrapping_sub(ETHERNET) + own
+    transport.wrapping_sub(ETHERNET) + transport_header(packet, transport, header.protocol).unwrap_or(20)
 }
 
 /// Puts the packet into another one.
@@ -403,7 +397,7 @@ pub(crate) fn finish<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
     path.encapsulate = true;
     let length = length.saturating_add(outer);
     let stamp = settings.epoch.wrapping_mul(0x9e37_79b1) ^ maps.vlan() ^ maps.link().rotate_left(8);
-    let tick = (maps.jiffies() >> (settings.tick_shift & 15)) as u32;
+    let tick = settings.tick(maps.jiffies());
     let known = maps.trail(
         target.backend,
         #[inline(always)]

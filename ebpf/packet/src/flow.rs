@@ -52,8 +52,7 @@ pub(crate) fn make_known<M: Maps>(maps: &M, key: &FlowKey) {
     if key.kind != FlowKind::Service as u8 {
         return;
     }
-    let trace = known::trace(&key.source, &key.destination, key.source_port, key.destination_port, key.protocol);
-    let (word, bit) = known::place(trace);
+    let (word, bit) = known::place(known::trace(key));
     maps.make_known(word, bit);
 }
 

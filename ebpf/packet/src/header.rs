@@ -2,7 +2,7 @@
 
 use sluice_ebpf_common::{Address, Reason, limits, protocol};
 
-use crate::{Covered, Packet, sctp};
+use crate::{Bytes, Covered, Packet, sctp};
 
 /// Bytes before the IP header.
 pub const ETHERNET: u32 = 14;
@@ -394,6 +394,15 @@ fn read_ports<P: Packet>(packet: &P, protocol: u8, v4: bool, ip: u32, at: u32) -
         _ => {}
     }
     Some(ports)
+}
+
+/// Bytes of a TCP or UDP header.
+#[inline(always)]
+pub(crate) fn transport_header<P: Bytes>(packet: &P, transport: u32, number: u8) -> Option<u32> {
+    match number {
+        protocol::TCP => packet.read::<1>(transport + 12).map(|[length]| u32::from(length >> 4) * 4),
+        _ => Some(8),
+    }
 }
 
 /// Writes a new address and port at one end and keeps all checksums right.

@@ -1,9 +1,9 @@
 //! The ways that pods' packets take to the outside, as the kernel's routes tell them: kept for a connection's packets until the
 //! clock ticks, or until links change, so that not every packet asks.
 
-use sluice_ebpf_common::{FlowKey, protocol};
+use sluice_ebpf_common::FlowKey;
 
-use crate::header::ETHERNET;
+use crate::header::{ETHERNET, transport_header};
 use crate::plain::Plain;
 use crate::{Fast, Tunnel};
 
@@ -64,7 +64,7 @@ pub(crate) fn find<P: Routed, M: Paths>(packet: &P, maps: &M, plain: &Plain) -> 
     let Plain { key, start, .. } = plain;
     let class = if key.source.is_v4() { start & 0x00ff_0000_u32.to_be() } else { *start };
     let stamp = settings.epoch.wrapping_mul(0x9e37_79b1) ^ maps.link();
-    let tick = (maps.jiffies() >> (settings.tick_shift & 15)) as u32;
+    let tick = settings.tick(maps.jiffies());
     let place = place(key);
     let leaves = maps.path(
         place,
@@ -108,11 +108,6 @@ fn length<P: Tunnel>(packet: &P, plain: &Plain) -> Option<u32> {
     if segment == 0 {
         return Some(packet.length().wrapping_sub(ETHERNET));
     }
-    let own = if plain.key.protocol == protocol::TCP {
-        let [words] = packet.read::<1>(plain.transport + 12)?;
-        u32::from(words >> 4) * 4
-    } else {
-        8
-    };
+    let own = transport_header(packet, plain.transport, plain.key.protocol)?;
     Some(plain.transport.wrapping_sub(ETHERNET) + own + segment)
 }

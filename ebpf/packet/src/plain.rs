@@ -9,12 +9,13 @@ use crate::header::{ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 const LIFE_4: u32 = ETHERNET + 8;
 const LIFE_6: u32 = ETHERNET + 4;
 
-const PLAIN_4: u32 = 0x4500_0000_u32.to_be();
-const VERSION_4: u32 = 0xff00_0000_u32.to_be();
-const PLAIN_6: u32 = 0x6000_0000_u32.to_be();
-const VERSION_6: u32 = 0xf000_0000_u32.to_be();
+/// A plain packet's first word, in the bits of the other one.
+pub(crate) const PLAIN_4: u32 = 0x4500_0000_u32.to_be();
+pub(crate) const VERSION_4: u32 = 0xff00_0000_u32.to_be();
+pub(crate) const PLAIN_6: u32 = 0x6000_0000_u32.to_be();
+pub(crate) const VERSION_6: u32 = 0xf000_0000_u32.to_be();
 /// The more-fragments bit and the offset.
-const FRAGMENT: u32 = 0x3fff_u32.to_be();
+pub(crate) const FRAGMENT: u32 = 0x3fff_u32.to_be();
 
 /// What a plain packet's headers say.
 pub(crate) struct Plain {

@@ -117,11 +117,11 @@ fn forget_strangers(pins: &Pins, live: &[u64]) -> Result<(), Error> {
     let count = |bits: u64| u64::from(bits.count_ones());
     let (set, used): (u64, u64) =
         live.iter().enumerate().fold((0, 0), |sum, (word, bits)| (sum.0 + count(kept(word)), sum.1 + count(*bits)));
-    if set - used.min(set) <= used + STRANGERS {
+    if set.saturating_sub(used) <= used + STRANGERS {
         return Ok(());
     }
     for (word, bits) in live.iter().enumerate() {
-        clear_long(&words, word, kept(word) & !bits);
+        words.clear_long(word * 2, kept(word) & !bits);
     }
     // Those that began meanwhile.
     know(pins)
@@ -132,8 +132,7 @@ pub(crate) fn know(pins: &Pins) -> Result<(), Error> {
     let flows: HashMap<MapData, FlowKey, Flow> = typed(pins, maps::FLOWS)?;
     let words = known_words(pins)?;
     for (word, bit) in flows.keys().filter_map(Result::ok).filter_map(|key| bit(&key)) {
-        let (word, bits) = half(word as u32, bit);
-        words.mark(word, bits);
+        words.mark_long(word * 2, 1 << bit);
     }
     Ok(())
 }
@@ -145,17 +144,9 @@ fn known_words(pins: &Pins) -> Result<sys::Words, Error> {
 /// The bit that says that a client's connection may be known.
 fn bit(key: &FlowKey) -> Option<(usize, u32)> {
     (key.kind == FlowKind::Service as u8).then(|| {
-        let trace = known::trace(&key.source, &key.destination, key.source_port, key.destination_port, key.protocol);
-        let (word, bit) = known::place(trace);
+        let (word, bit) = known::place(known::trace(key));
         (word as usize, bit)
     })
-}
-
-fn clear_long(words: &sys::Words, word: usize, bits: u64) {
-    for bit in (0..64).filter(|bit| bits >> bit & 1 == 1) {
-        let (word, bits) = half(word as u32, bit);
-        words.clear(word, bits);
-    }
 }
 
 /// Takes the ports that known connections have, for a map that says of none that it is taken.
@@ -186,8 +177,7 @@ impl Taken {
         let Some((row, number)) = self.place(reply) else { return };
         // The port first: a group that is said to have room has it.
         for (word, bit) in [ports::place(row, number), (row, ports::group(number))] {
-            let (word, bits) = half(word, bit);
-            self.words.clear(word, bits);
+            self.words.clear_long(word as usize * 2, 1 << bit);
         }
     }
 
@@ -195,20 +185,13 @@ impl Taken {
     fn take(&self, reply: &FlowKey) {
         let Some((row, number)) = self.place(reply) else { return };
         let (word, bit) = ports::place(row, number);
-        let (word, bits) = half(word, bit);
-        self.words.mark(word, bits);
+        self.words.mark_long(word as usize * 2, 1 << bit);
     }
 
     fn place(&self, reply: &FlowKey) -> Option<(u32, u32)> {
         let number = u16::from_be(reply.destination_port).checked_sub(self.first)?;
         Some((ports::row(&reply.source, reply.source_port, reply.protocol), number.into()))
     }
-}
-
-/// A bit of a word of eight bytes as one of a word of four.
-fn half(word: u32, bit: u32) -> (usize, u32) {
-    let half = if cfg!(target_endian = "little") { bit / 32 } else { 1 - bit / 32 };
-    ((word * 2 + half) as usize, 1 << (bit % 32))
 }
 
 /// Has this direction ended? Both directions of a flow always get the same answer, as both look at both.

@@ -293,33 +293,40 @@ impl Words {
         })
     }
 
-    /// Adds to two neighbouring words as one number, of which the first has an even index.
-    pub(crate) fn add_long(&self, index: usize, value: u64) {
+    /// Two neighbouring words as one number, of which the first has an even index.
+    fn long(&self, index: usize) -> Option<&AtomicU64> {
         if !index.is_multiple_of(2) || index + 1 >= self.words {
-            return;
+            return None;
         }
-        // SAFETY: inside the mapping, which starts at a page; an even word is aligned for eight bytes.
-        let long = unsafe { AtomicU64::from_ptr(self.start.cast::<u64>().add(index / 2)) };
-        long.fetch_add(value, Ordering::Relaxed);
+        // SAFETY: inside the mapping, which starts at a page and lives as long as `self`; an even word is aligned for eight
+        // bytes.
+        Some(unsafe { AtomicU64::from_ptr(self.start.cast::<u64>().add(index / 2)) })
+    }
+
+    /// Adds to two neighbouring words as one number.
+    pub(crate) fn add_long(&self, index: usize, value: u64) {
+        if let Some(long) = self.long(index) {
+            long.fetch_add(value, Ordering::Relaxed);
+        }
+    }
+
+    /// Sets bits of two neighbouring words as one number, which others change at the same time.
+    pub(crate) fn mark_long(&self, index: usize, bits: u64) {
+        if let Some(long) = self.long(index) {
+            long.fetch_or(bits, Ordering::AcqRel);
+        }
+    }
+
+    /// Clears bits of two neighbouring words as one number, which others change at the same time.
+    pub(crate) fn clear_long(&self, index: usize, bits: u64) {
+        if let Some(long) = self.long(index) {
+            long.fetch_and(!bits, Ordering::AcqRel);
+        }
     }
 
     /// How many words there are.
     pub(crate) fn len(&self) -> usize {
         self.words
-    }
-
-    /// Sets bits of a word, which others change at the same time.
-    pub(crate) fn mark(&self, index: usize, bits: u32) {
-        if let Some(word) = self.word(index) {
-            word.fetch_or(bits, Ordering::AcqRel);
-        }
-    }
-
-    /// Clears bits of a word, which others change at the same time.
-    pub(crate) fn clear(&self, index: usize, bits: u32) {
-        if let Some(word) = self.word(index) {
-            word.fetch_and(!bits, Ordering::AcqRel);
-        }
     }
 
     /// Writes a word; out of range is ignored, the planner never asks for it.
