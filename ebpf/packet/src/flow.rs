@@ -56,7 +56,8 @@ pub(crate) fn make_known<M: Maps>(maps: &M, key: &FlowKey) {
     maps.make_known(word, bit);
 }
 
-/// Adds the entry of the first direction after the other one is there; on failure the other one is taken back.
+/// Adds the entry of the first direction after the other one is there; on failure the other one is taken back, unless it is
+/// also that of another processor, which was faster and chose alike.
 #[inline(always)]
 pub(crate) fn complete<M: Maps>(maps: &M, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
     make_known(maps, key);
@@ -64,7 +65,10 @@ pub(crate) fn complete<M: Maps>(maps: &M, key: &FlowKey, flow: &Flow) -> Result<
     match inserted {
         Ok(()) => maps.flow_created(),
         Err(_) => {
-            maps.remove_flow(&flow.other);
+            let alike = |known: &mut Flow| known.address.same(&flow.address) && known.port == flow.port;
+            if maps.flow(key, alike) != Some(true) {
+                maps.remove_flow(&flow.other);
+            }
         }
     }
     inserted

@@ -123,6 +123,10 @@ fn apart<M: Maps>(maps: &M, scratch: &mut Scratch) -> Result<(), Reason> {
     if names(maps, key, address, *port) && names(maps, reply, &flow.address, flow.port) {
         return Ok(());
     }
+    // What is missing may only not be here yet.
+    if maps.holds() {
+        return Err(Reason::FlowsFull);
+    }
     // Of an earlier connection of the same client.
     maps.remove_flow(key);
     maps.remove_flow(reply);

@@ -427,10 +427,14 @@ fn record<M: Maps>(
         seen: now,
         ..Flow::default()
     };
-    // A leftover of an older connection from the same client port gives way: the backend can know only one of them.
-    if maps.insert_flow(reply, flow) == Err(InsertError::Exists) {
-        maps.remove_flow(reply);
-        maps.insert_flow(reply, flow).map_err(|_| Reason::FlowsFull)?;
+    match maps.insert_flow(reply, flow) {
+        Ok(()) => {}
+        // A leftover of an older connection from the same client port gives way: the backend can know only one of them.
+        Err(InsertError::Exists) => {
+            maps.remove_flow(reply);
+            maps.insert_flow(reply, flow).map_err(|_| Reason::FlowsFull)?;
+        }
+        Err(InsertError::Full) => return Err(Reason::FlowsFull),
     }
     flow.other = *reply;
     flow.address = target.address;

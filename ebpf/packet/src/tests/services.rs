@@ -2,11 +2,11 @@
 
 use std::string::ToString;
 
-use sluice_ebpf_common::{Address, Frontend, Reason, Scope, protocol};
+use sluice_ebpf_common::{Address, FlowKey, FlowKind, Frontend, Reason, Scope, protocol};
 
 use super::frame::{ACK, FIN, Frame, SYN, wire};
 use super::world::World;
-use crate::{MARK_NEEDS_SOURCE, Verdict, egress_pod, egress_uplink, ingress, refuse};
+use crate::{InsertError, MARK_NEEDS_SOURCE, Maps, Verdict, egress_pod, egress_uplink, flow, ingress, refuse};
 
 const CLIENT: &str = "192.0.2.9:5000";
 
@@ -166,6 +166,36 @@ fn a_full_flow_map_refuses_new_connections_and_keeps_the_old() {
     assert_eq!(world.flows.borrow().len(), 2, "no half flow is left");
     let mut frame = Frame::tcp(CLIENT, "10.1.0.1:30080", ACK, b"");
     assert_eq!(ingress(&mut frame, &world, Scope::External), Verdict::Pass);
+}
+
+/// While the flow record changes, one entry of a connection may be in the new map before the other one.
+#[test]
+fn half_a_connection_that_is_not_here_yet_is_left_alone() {
+    let mut world = shop();
+    ingress(&mut Frame::tcp(CLIENT, "10.1.0.1:30080", SYN, b""), &world, Scope::External);
+    world.flows.borrow_mut().retain(|key, _| key.kind != FlowKind::Service as u8);
+    world.holds = true;
+    let mut frame = Frame::tcp(CLIENT, "10.1.0.1:30080", ACK, b"");
+    assert_eq!(ingress(&mut frame, &world, Scope::External), Verdict::Drop(Reason::FlowsFull));
+    let mut answer = Frame::tcp("10.244.0.5:80", CLIENT, ACK, b"");
+    assert_eq!(egress_uplink(&mut answer, &world), Verdict::Pass);
+    assert_eq!(answer.ends(), "10.1.0.1:30080 > 192.0.2.9:5000");
+}
+
+/// Two processors with packets of one new connection: the slower one leaves alone what the faster one recorded.
+#[test]
+fn who_is_slower_with_the_same_choice_takes_nothing_back() {
+    let world = shop();
+    ingress(&mut Frame::tcp(CLIENT, "10.1.0.1:30080", SYN, b""), &world, Scope::External);
+    let entries = world.flows.borrow().clone();
+    let (key, entry) = entries.iter().find(|(key, _)| key.kind == FlowKind::Service as u8).unwrap();
+    assert_eq!(flow::complete(&world, key, entry), Err(InsertError::Exists));
+    assert_eq!(*world.flows.borrow(), entries);
+    let mut other = *entry;
+    (other.address, other.other) = (wire("10.244.0.6"), FlowKey { source: wire("10.244.0.6"), ..entry.other });
+    world.insert_flow(&other.other, &other).unwrap();
+    assert_eq!(flow::complete(&world, key, &other), Err(InsertError::Exists));
+    assert_eq!(*world.flows.borrow(), entries, "its own half is gone");
 }
 
 #[test]
