@@ -5,10 +5,12 @@
 //! never repeated: the caller cannot know whether it happened.
 
 mod convert;
+mod members;
 mod watch;
 
 use std::{
     future::Future,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicI64, Ordering},
@@ -18,6 +20,7 @@ use std::{
 
 use async_trait::async_trait;
 use etcd_client::{Certificate, Client, ConnectOptions, GetOptions, Identity, TlsOptions};
+use members::Members;
 use tonic::transport::Endpoint;
 
 use crate::{
@@ -38,7 +41,7 @@ pub struct Tls {
 
 /// A client of one etcd cluster.
 pub struct Etcd {
-    client: Client,
+    members: Members,
     seen: Arc<Seen>,
 }
 
@@ -79,69 +82,87 @@ impl Etcd {
         if let Some(tls) = &tls {
             options = options.with_tls(tls.clone());
         }
-        let client = Client::connect(endpoints, Some(options)).await;
+        let members = Members::connect(endpoints, &options).await;
         let etcd = Arc::new(Etcd {
-            client: client.map_err(|e| Error::Invalid(format!("etcd endpoints: {e}")))?,
+            members: members.map_err(|e| Error::Invalid(format!("etcd endpoints: {e}")))?,
             seen: Arc::default(),
         });
-        if let Err(error) = etcd.newest().await {
-            let Error::Unavailable(mut why) = error else {
-                return Err(error);
-            };
-            if let Some(reason) = diagnose(endpoints, tls).await {
-                why = reason;
+        let mut answer = etcd.newest(limits::ETCD_CONNECT_TIMEOUT).await;
+        for _ in 1..etcd.members.count() {
+            if let Err(Error::Unavailable(_)) = answer {
+                answer = etcd.newest(limits::ETCD_CONNECT_TIMEOUT).await;
             }
-            return Err(Error::Unavailable(format!("etcd at {}: {why}", endpoints.join(", "))));
+        }
+        match answer {
+            Err(Error::Unavailable(unknown)) => {
+                let why = diagnose(endpoints, tls).await.unwrap_or(unknown);
+                return Err(Error::Unavailable(format!("etcd at {}: {why}", endpoints.join(", "))));
+            }
+            Err(error) => return Err(error),
+            Ok(_) => {}
         }
         Ok(etcd)
     }
 
-    /// Waits for one answer and maps its error; `requested` is the revision it was about.
-    async fn call<T>(
-        &self,
-        requested: Revision,
-        answer: impl Future<Output = Result<T, etcd_client::Error>>,
-    ) -> Result<T, Error> {
-        match tokio::time::timeout(limits::ETCD_TIMEOUT, answer).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(e)) => Err(convert::error(e, requested, &self.seen)),
-            Err(_) => Err(unanswered(limits::ETCD_TIMEOUT)),
-        }
-    }
-
-    /// Asks again, which another member may answer, as long as no connection came about: nothing was sent then. The client
-    /// asks a member that is away in its turn, once for every attempt to connect to it.
-    async fn connected<T, F>(&self, ask: impl Fn() -> F) -> Result<T, etcd_client::Error>
+    /// Asks the member whose turn it is and maps its error; `requested` is the revision it is about. The next member is asked
+    /// when nothing was done, as no connection came about or the member had no leader. One that keeps others waiting is passed
+    /// over by those who come later.
+    async fn call<T, F>(&self, requested: Revision, limit: Duration, ask: impl Fn(Client) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
-        for _ in 1..limits::ETCD_ATTEMPTS {
-            match ask().await {
-                Err(error) if convert::unsent(&error) => {}
-                answer => return answer,
+        let mut others = self.members.count();
+        loop {
+            let (member, client) = self.members.current();
+            let mut answer = pin!(tokio::time::timeout(limit, ask(client)));
+            let answer = match tokio::time::timeout(limits::ETCD_SLOW, &mut answer).await {
+                Ok(answer) => answer,
+                Err(_) => {
+                    self.members.pass(member);
+                    answer.await
+                }
+            };
+            let (undone, error) = match answer {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(error)) => (convert::undone(&error), convert::error(error, requested, &self.seen)),
+                Err(_) => (false, unanswered(limit)),
+            };
+            if matches!(error, Error::Unavailable(_)) {
+                self.members.pass(member);
             }
+            if !undone || others == 0 {
+                return Err(error);
+            }
+            others -= 1;
         }
-        ask().await
     }
 
-    /// Repeats a read for a while when etcd is away, as during an election: reading twice does no harm.
-    async fn patiently<T, F: Future<Output = Result<T, Error>>>(&self, read: impl Fn() -> F) -> Result<T, Error> {
+    /// Repeats a read for a while when etcd is away, as during an election: reading twice does no harm. A member that says
+    /// nothing is left for the next one sooner than for a write, and later each time, as the answer may only be large.
+    async fn patiently<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        read: impl Fn(Duration) -> F,
+    ) -> Result<T, Error> {
         let give_up = Instant::now() + limits::ETCD_READ_PATIENCE;
         let mut backoff = Backoff::default();
+        let mut limit = limits::ETCD_FIRST_READ;
         loop {
-            match read().await {
+            match read(limit).await {
                 Err(Error::Unavailable(_)) if Instant::now() < give_up => backoff.wait().await,
                 answer => return answer,
             }
+            limit = (limit * 2).min(limits::ETCD_TIMEOUT);
         }
     }
 
     async fn get(&self, range: &Range) -> Result<RangeResult, Error> {
+        let ask = |client: Client| {
+            let options = convert::get_options(range);
+            async move { kv(&client).get(&range.key[..], Some(options)).await }
+        };
         let result = self
-            .patiently(|| async {
-                let mut kv = self.kv();
-                let options = convert::get_options(range);
-                let mut answer = self.call(range.revision, kv.get(&range.key[..], Some(options))).await?;
+            .patiently(|limit| async move {
+                let mut answer = self.call(range.revision, limit, ask).await?;
                 convert::range_result(&mut answer)
             })
             .await?;
@@ -190,19 +211,15 @@ impl Etcd {
     }
 
     /// The newest revision: the header of a linearizable read of nothing.
-    async fn newest(&self) -> Result<Revision, Error> {
-        let ask = || {
-            let mut kv = self.kv();
-            async move { kv.get("\0", Some(GetOptions::new().with_count_only())).await }
-        };
-        let answer = self.call(0, self.connected(ask)).await?;
+    async fn newest(&self, limit: Duration) -> Result<Revision, Error> {
+        let nothing = || Some(GetOptions::new().with_count_only());
+        let answer = self.call(0, limit, |client| async move { kv(&client).get("\0", nothing()).await }).await?;
         convert::revision(answer.header())
     }
+}
 
-    fn kv(&self) -> etcd_client::KvClient {
-        let client = self.client.kv_client();
-        client.max_decoding_message_size(limits::ETCD_MESSAGE_BYTES)
-    }
+fn kv(client: &Client) -> etcd_client::KvClient {
+    client.kv_client().max_decoding_message_size(limits::ETCD_MESSAGE_BYTES)
 }
 
 #[async_trait]
@@ -222,61 +239,54 @@ impl Engine for Etcd {
     async fn txn(&self, txn: Txn) -> Result<TxnResult, Error> {
         check::txn(&txn)?;
         let request = convert::txn(txn);
-        let ask = || {
-            let (mut kv, request) = (self.kv(), request.clone());
-            async move { kv.txn(request).await }
+        let ask = |client: Client| {
+            let request = request.clone();
+            async move { kv(&client).txn(request).await }
         };
-        let answer = self.call(0, self.connected(ask)).await?;
+        let answer = self.call(0, limits::ETCD_TIMEOUT, ask).await?;
         let result = convert::txn_result(&answer)?;
         self.seen.revision(result.revision);
         Ok(result)
     }
 
     async fn watch(&self, watch: Watch) -> Result<WatchStream, Error> {
-        let open = watch::open(self.client.clone(), Arc::clone(&self.seen), watch);
-        match tokio::time::timeout(limits::ETCD_TIMEOUT, open).await {
-            Ok(opened) => opened,
-            Err(_) => Err(unanswered(limits::ETCD_TIMEOUT)),
-        }
+        self.patiently(|_| watch::open(self.members.clone(), Arc::clone(&self.seen), watch.clone())).await
     }
 
     async fn revision(&self) -> Result<Revision, Error> {
-        let revision = self.patiently(|| self.newest()).await?;
+        let revision = self.patiently(|limit| self.newest(limit)).await?;
         self.seen.revision(revision);
         Ok(revision)
     }
 
     async fn compact(&self, revision: Revision) -> Result<(), Error> {
-        let mut kv = self.kv();
-        self.call(revision, kv.compact(revision, None)).await?;
+        let ask = |client: Client| async move { kv(&client).compact(revision, None).await };
+        self.call(revision, limits::ETCD_TIMEOUT, ask).await?;
         self.seen.compacted(revision);
         Ok(())
     }
 
     async fn lease_grant(&self, ttl: i64) -> Result<i64, Error> {
-        let ask = || {
-            let mut lease = self.client.lease_client();
-            async move { lease.grant(ttl, None).await }
-        };
-        Ok(self.call(0, self.connected(ask)).await?.id())
+        let ask = |client: Client| async move { client.lease_client().grant(ttl, None).await };
+        Ok(self.call(0, limits::ETCD_TIMEOUT, ask).await?.id())
     }
 
     async fn lease_keep_alive(&self, lease: i64) -> Result<(), Error> {
-        let mut client = self.client.lease_client();
-        let answer = self.call(0, client.keep_alive(lease)).await;
+        let ask = |client: Client| async move { client.lease_client().keep_alive(lease).await };
+        let answer = self.call(0, limits::ETCD_TIMEOUT, ask).await;
         answer.map(|_| ()).map_err(|e| convert::lease_error(e, lease))
     }
 
     async fn lease_revoke(&self, lease: i64) -> Result<(), Error> {
-        let mut client = self.client.lease_client();
-        let answer = self.call(0, client.revoke(lease)).await;
+        let ask = |client: Client| async move { client.lease_client().revoke(lease).await };
+        let answer = self.call(0, limits::ETCD_TIMEOUT, ask).await;
         answer.map(|_| ()).map_err(|e| convert::lease_error(e, lease))
     }
 
     async fn status(&self) -> Result<Status, Error> {
         let revision = self.revision().await?;
-        let mut maintenance = self.client.maintenance_client();
-        let status = self.call(0, maintenance.status()).await?;
+        let ask = |client: Client| async move { client.maintenance_client().status().await };
+        let status = self.call(0, limits::ETCD_TIMEOUT, ask).await?;
         Ok(Status {
             engine: "etcd",
             version: status.version().to_owned(),

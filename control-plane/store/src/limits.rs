@@ -68,13 +68,16 @@ pub const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::
 /// How long one request to etcd may take.
 pub const ETCD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a read is repeated while etcd is away.
-pub const ETCD_READ_PATIENCE: Duration = Duration::from_secs(3);
+pub const ETCD_READ_PATIENCE: Duration = Duration::from_secs(7);
 /// How long one attempt to connect to etcd may take.
 pub const ETCD_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often an idle connection to etcd is probed, and how long the answer may take.
-pub const ETCD_KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(5));
-/// How often a request is made when no connection to the member whose turn it is comes about.
-pub const ETCD_ATTEMPTS: usize = 8;
+/// etcd ends connections that are probed more often than every 5 s.
+pub const ETCD_KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(6), Duration::from_secs(2));
+/// How long a member of etcd may take until others are asked by those who come later.
+pub const ETCD_SLOW: Duration = Duration::from_secs(1);
+/// How long the first attempt to read, or to open a watch, may take.
+pub const ETCD_FIRST_READ: Duration = Duration::from_secs(2);
 /// Largest message taken from etcd, in bytes.
 pub const ETCD_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 

@@ -425,6 +425,15 @@ fn tls_files() -> TlsFiles {
     TlsFiles { ca: ca_pem, certificate, key: key.serialize_pem() }
 }
 
+/// Members of a cluster, begun with each of them in turn, as several servers do.
+async fn begun_anywhere(endpoints: &[String]) -> Vec<DynEngine> {
+    let mut engines: Vec<DynEngine> = Vec::new();
+    for _ in 0..8 {
+        engines.push(sluice_store::etcd::Etcd::connect(endpoints, None).await.unwrap());
+    }
+    engines
+}
+
 /// One of two members is not there: nothing fails, since nothing was sent to it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_is_away_is_passed_over() {
@@ -432,8 +441,40 @@ async fn a_member_that_is_away_is_passed_over() {
     let there = fixture.etcd.as_ref().unwrap().endpoint();
     // Nobody listens there.
     let away = "http://127.0.0.1:1".to_owned();
-    let engine: DynEngine = sluice_store::etcd::Etcd::connect(&[away, there], None).await.unwrap();
-    for n in 0..200 {
-        write(&engine, vec![put("/a", &n.to_string())]).await;
+    for engine in begun_anywhere(&[away, there]).await {
+        for n in 0..50 {
+            write(&engine, vec![put("/a", &n.to_string())]).await;
+        }
     }
+}
+
+/// One of two members takes connections and says nothing: reads go on with the other one, and so does whatever comes after a
+/// while; what was sent to it may have been done, and fails.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_says_nothing_is_passed_over() {
+    let fixture = common::etcd().await;
+    let there = fixture.etcd.as_ref().unwrap().endpoint();
+    let relay = common::Relay::to(&there).await;
+    let endpoints = [relay.endpoint(), there];
+    let engines = begun_anywhere(&endpoints).await;
+    let watching = engines.iter().map(|engine| engine.watch(watch("/a", "", 0)));
+    let streams = futures::future::try_join_all(watching).await.unwrap();
+    relay.be_silent();
+    let stories = engines.iter().zip(streams).map(async |(engine, mut stream)| {
+        let sent = async {
+            match engine.txn(Txn { success: vec![put("/b", "1")], ..Txn::default() }).await {
+                Ok(_) | Err(Error::Unavailable(_)) => {}
+                Err(other) => panic!("{other}"),
+            }
+        };
+        let later = async {
+            engine.range(range("/a", "")).await.unwrap();
+            write(engine, vec![put("/a", "1")]).await;
+            next_events(&mut stream).await.unwrap();
+        };
+        futures::join!(sent, later);
+        let another: DynEngine = sluice_store::etcd::Etcd::connect(&endpoints, None).await.unwrap();
+        another.range(range("/a", "")).await.unwrap();
+    });
+    futures::future::join_all(stories).await;
 }

@@ -129,9 +129,12 @@ pub(super) fn error(e: etcd_client::Error, requested: Revision, seen: &Seen) -> 
     }
 }
 
-/// Whether a request cannot have reached a member: no connection came about.
-pub(super) fn unsent(e: &etcd_client::Error) -> bool {
+/// Whether nothing was done: no connection came about, or the member knows of no leader and looks at no request.
+pub(super) fn undone(e: &etcd_client::Error) -> bool {
     let etcd_client::Error::GRpcStatus(status) = e else { return false };
+    if status.message() == "etcdserver: no leader" {
+        return true;
+    }
     let mut next = std::error::Error::source(status);
     while let Some(error) = next {
         if error.is::<tonic::ConnectError>() {

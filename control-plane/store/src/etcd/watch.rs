@@ -4,13 +4,13 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
-use etcd_client::{Client, EventType, WatchOptions, WatchResponse};
+use etcd_client::{EventType, WatchOptions, WatchResponse};
 
-use super::{Seen, convert};
+use super::{Seen, convert, members::Members};
 use crate::{Error, Event, EventKind, Revision, Watch, WatchItem, WatchStream, backoff::Backoff, limits};
 
 struct Watcher {
-    client: Client,
+    members: Members,
     seen: Arc<Seen>,
     key: Bytes,
     end: Bytes,
@@ -23,9 +23,9 @@ struct Watcher {
 }
 
 /// Opens the watch, so that whatever is written after this is delivered.
-pub(super) async fn open(client: Client, seen: Arc<Seen>, watch: Watch) -> Result<WatchStream, Error> {
+pub(super) async fn open(members: Members, seen: Arc<Seen>, watch: Watch) -> Result<WatchStream, Error> {
     let mut watcher = Watcher {
-        client,
+        members,
         seen,
         next: watch.start,
         key: watch.key,
@@ -80,21 +80,26 @@ impl Watcher {
         if !self.end.is_empty() {
             options = options.with_range(&self.end[..]);
         }
-        let mut client = self.client.watch_client().max_decoding_message_size(limits::ETCD_MESSAGE_BYTES);
-        let opened = tokio::time::timeout(limits::ETCD_TIMEOUT, async {
+        let (turn, client) = self.members.current();
+        let mut client = client.watch_client().max_decoding_message_size(limits::ETCD_MESSAGE_BYTES);
+        let opened = tokio::time::timeout(limits::ETCD_FIRST_READ, async {
             let mut stream = client.watch(&self.key[..], Some(options)).await?;
             let created = stream.message().await?;
             Ok((stream, created))
         });
-        match opened.await {
+        let result = match opened.await {
             Ok(Ok((stream, Some(created)))) => {
                 self.stream = Some(stream);
                 self.take(created)
             }
             Ok(Ok((_, None))) => Err(Error::Unavailable("etcd refused the watch".to_owned())),
             Ok(Err(e)) => Err(convert::error(e, self.next, &self.seen)),
-            Err(_) => Err(super::unanswered(limits::ETCD_TIMEOUT)),
+            Err(_) => Err(super::unanswered(limits::ETCD_FIRST_READ)),
+        };
+        if matches!(result, Err(Error::Unavailable(_))) {
+            self.members.pass(turn);
         }
+        result
     }
 
     fn take(&mut self, message: WatchResponse) -> Result<(), Error> {

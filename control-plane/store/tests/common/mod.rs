@@ -36,6 +36,46 @@ pub async fn etcd() -> Fixture {
     Fixture { engine: server.connect().await, etcd: Some(server), _dir: None }
 }
 
+/// A way to an etcd that can go silent: connections stay, new ones are taken, and nothing passes.
+pub struct Relay {
+    port: u16,
+    silent: tokio::sync::watch::Sender<bool>,
+}
+
+impl Relay {
+    pub async fn to(endpoint: &str) -> Relay {
+        let there = endpoint.trim_start_matches("http://").to_owned();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (silent, told) = tokio::sync::watch::channel(false);
+        tokio::spawn(async move {
+            while let Ok((mut here, _)) = listener.accept().await {
+                let (there, mut told) = (there.clone(), told.clone());
+                tokio::spawn(async move {
+                    let pass = async {
+                        let mut there = tokio::net::TcpStream::connect(there).await.unwrap();
+                        let _ = tokio::io::copy_bidirectional(&mut here, &mut there).await;
+                    };
+                    let silent = async { told.wait_for(|silent| *silent).await.is_ok() };
+                    let ends = tokio::select! { biased; silent = silent => !silent, () = pass => true };
+                    if !ends {
+                        std::future::pending().await
+                    }
+                });
+            }
+        });
+        Relay { port, silent }
+    }
+
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    pub fn be_silent(&self) {
+        self.silent.send_replace(true);
+    }
+}
+
 /// One etcd on 127.0.0.1 in a directory of its own; stopped when dropped.
 pub struct EtcdServer {
     child: Child,
