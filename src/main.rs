@@ -9,6 +9,7 @@ mod config;
 mod control_plane;
 mod daemon;
 mod documents;
+mod drops;
 mod image;
 mod leftovers;
 mod machine;
@@ -60,6 +61,8 @@ enum Command {
     Image(image::Command),
     /// Print the service table as the kernel holds it: frontends, backends, counters
     Services(services::Arguments),
+    /// Print what was dropped on this machine and why, by the data plane and by the kernel
+    Drops(drops::Arguments),
     /// Say what is healthy, and for what is not, why and what to do
     Status(status::Arguments),
     /// Stop and remove everything of this installation on this machine
@@ -100,6 +103,7 @@ fn run(command: Command) -> Result<()> {
             Command::Migrate(arguments) => backup::migrate::run(arguments).await,
             Command::Image(command) => image::run(command).await,
             Command::Services(arguments) => services::run(arguments),
+            Command::Drops(arguments) => drops::run(arguments),
             Command::Status(arguments) => status::run(arguments).await,
             Command::Reset(arguments) => reset::run(arguments).await,
             Command::Documents(arguments) => documents::run(&arguments),

@@ -11,6 +11,11 @@ macro_rules! reasons {
             /// Every reason, in order of its number.
             pub const ALL: &[Reason] = &[$(Reason::$name,)*];
 
+            /// For programs.
+            pub const fn name(self) -> &'static str {
+                match self { $(Reason::$name => stringify!($name),)* }
+            }
+
             /// For people.
             pub const fn text(self) -> &'static str {
                 match self { $(Reason::$name => $text,)* }
@@ -58,6 +63,12 @@ reasons! {
 impl Reason {
     /// Number of reasons, the size of the counter array.
     pub const COUNT: u32 = 16;
+
+    /// Was a packet lost? The others are told of for another cause.
+    #[must_use]
+    pub const fn drops(self) -> bool {
+        !matches!(self, Reason::NodePortTaken | Reason::Unremembered | Reason::TooBig)
+    }
 }
 
 const _: () = assert!(Reason::ALL.len() == Reason::COUNT as usize);

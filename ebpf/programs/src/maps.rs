@@ -139,6 +139,9 @@ pub static QUESTION: PerCpuArray<bpf_fib_lookup, 1> = PerCpuArray::new();
 #[btf_map(name = "reasons")]
 pub static REASONS: PerCpuArray<u64, { Reason::COUNT as usize }> = PerCpuArray::new();
 
+#[btf_map(name = "lost")]
+pub static LOST: PerCpuArray<u64, { limits::KERNEL_REASONS as usize }> = PerCpuArray::new();
+
 #[btf_map(name = "events")]
 pub static EVENTS: RingBuf<Event, { limits::EVENTS as usize }> = RingBuf::new();
 

@@ -10,6 +10,7 @@ use std::time::Instant;
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData};
 use aya::programs::TcAttachType;
+use aya::programs::raw_trace_point::RawTracePointLink;
 use parking_lot::Mutex;
 use sluice_ebpf_common::{Address, Settings, SourceKey, maps};
 use tokio::sync::watch;
@@ -30,7 +31,7 @@ use crate::resize::{self, Sizes};
 use crate::store::{Store, processors, typed};
 use crate::wanted::{Changes, Wanted};
 use crate::wire::{self, Xdp};
-use crate::{Error, health, links, object, sweep, sys};
+use crate::{Error, health, links, lost, object, sweep, sys};
 
 /// What the data plane of a node is told.
 #[derive(Clone, Debug)]
@@ -124,6 +125,8 @@ pub(crate) struct Inner {
     settings: Mutex<(Settings, Array<MapData, Settings>)>,
     pub(crate) table: Mutex<Table>,
     started: Instant,
+    /// Counts what the kernel drops.
+    _lost: Option<RawTracePointLink>,
     /// Why services are not served, as people are told.
     refused: watch::Sender<Vec<String>>,
 }
@@ -186,11 +189,12 @@ impl Dataplane {
         };
         let adoption = migrate::adopt(&pins, source.as_ref(), &build, &object::layouts(&build)?)?;
         let sizes = source.as_ref().map_or(build.start, |source| build.start.at_least(Sizes::of(source)));
-        let ebpf = resize::programs(|name| pins.map(name), &sizes, Mode::Normal)?;
+        let mut ebpf = resize::programs(|name| pins.map(name), &sizes, Mode::Normal)?;
         let holding = match adoption.holds_flows() {
             true => Some(resize::programs(|name| pins.map(name), &sizes, Mode::Hold)?),
             false => None,
         };
+        let lost = lost::attach(&mut ebpf);
         adoption.copy(&pins)?;
         if adoption.from.is_some() {
             sweep::know(&pins)?;
@@ -227,6 +231,7 @@ impl Dataplane {
             build,
             config,
             started: Instant::now(),
+            _lost: lost,
             refused: watch::Sender::default(),
         };
         let dataplane = Dataplane { inner: Arc::new(inner) };

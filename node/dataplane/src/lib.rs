@@ -9,6 +9,7 @@
 extern crate self as sluice_dataplane;
 
 mod attach;
+mod btf;
 pub mod compile;
 mod counters;
 mod datagrams;
@@ -23,6 +24,7 @@ mod inspect;
 mod intern;
 mod limits;
 mod links;
+mod lost;
 mod maglev;
 mod masquerade;
 pub mod migrate;
@@ -50,6 +52,7 @@ pub use dataplane::{Config, Dataplane, PodInfo, ServicePath, Uplinks};
 pub use error::Error;
 pub use inspect::{BackendRow, FrontendRow, MapRow, ProgramRow, ServiceRow, Status, services, status};
 pub use limits::UNMASQUERADED;
+pub use lost::{By, DropRow, Drops, drops};
 pub use neighbours::{Neighbour, Redirect};
 pub use probe::{Hook, Outcome, Probe};
 pub use range::Range;

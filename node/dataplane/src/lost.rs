@@ -1,0 +1,211 @@
+//! Every packet that was dropped, and why: by the programs here, and by the kernel anywhere on the machine.
+
+use std::path::Path;
+
+use aya::Ebpf;
+use aya::maps::{MapData, PerCpuArray};
+use aya::programs::RawTracePoint;
+use aya::programs::raw_trace_point::RawTracePointLink;
+use serde::Serialize;
+use sluice_ebpf_common::{Reason, SCHEMA, limits, maps};
+
+use crate::pins::Pins;
+use crate::store::typed;
+use crate::{Error, btf};
+
+const PROGRAM: &str = "kernel_drop";
+const TRACEPOINT: &str = "kfree_skb";
+const ENUM: &str = "skb_drop_reason";
+const PREFIX: &str = "SKB_DROP_REASON_";
+
+/// Who dropped packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum By {
+    /// The programs of this data plane.
+    Sluice,
+    /// The kernel.
+    Kernel,
+}
+
+/// Packets that were dropped for one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DropRow {
+    /// Who dropped them.
+    pub by: By,
+    /// The reason's name: stable for ours, the kernel's own for the others.
+    pub reason: String,
+    /// For people.
+    pub text: String,
+    /// How many.
+    pub packets: u64,
+}
+
+/// What was dropped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Drops {
+    /// The most frequent reason first; those that never happened are left out.
+    pub rows: Vec<DropRow>,
+    /// Why the kernel's reasons are not among them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missing: Option<String>,
+}
+
+/// Counts what the kernel drops as long as the link lives. A kernel without reasons does without.
+pub(crate) fn attach(ebpf: &mut Ebpf) -> Option<RawTracePointLink> {
+    let attached = names().and_then(|_| {
+        let program: Option<&mut RawTracePoint> = ebpf.program_mut(PROGRAM).and_then(|found| found.try_into().ok());
+        let program = program.ok_or_else(|| format!("the embedded object has no program {PROGRAM}"))?;
+        let link = program.load().and_then(|()| program.attach(TRACEPOINT)).and_then(|id| program.take_link(id));
+        link.map_err(|error| format!("the kernel refused the program: {error}"))
+    });
+    attached.inspect_err(|why| tracing::warn!("what the kernel drops is not counted: {why}")).ok()
+}
+
+/// The kernel's names for its reasons.
+fn names() -> Result<Vec<(u32, String)>, String> {
+    let bytes = std::fs::read(btf::VMLINUX).map_err(|error| format!("cannot read {}: {error}", btf::VMLINUX))?;
+    let values = btf::values(&bytes, ENUM).map_err(|error| format!("{}: {error}", btf::VMLINUX))?;
+    values.ok_or_else(|| format!("this kernel gives no reasons (no enum {ENUM}); Linux 5.17 and newer do"))
+}
+
+/// What was dropped since the maps under a pin directory were made, and by the kernel while the node's daemon ran.
+pub fn drops(pin_dir: &Path) -> Result<Drops, Error> {
+    let pins = Pins::new(pin_dir, SCHEMA);
+    let own = counts(&pins, maps::REASONS, Reason::COUNT)?;
+    let mut rows: Vec<DropRow> = Reason::ALL
+        .iter()
+        .filter(|reason| reason.drops())
+        .map(|reason| DropRow {
+            by: By::Sluice,
+            reason: reason.name().to_owned(),
+            text: reason.text().to_owned(),
+            packets: own[*reason as usize],
+        })
+        .collect();
+    let missing = match names() {
+        Ok(names) => {
+            let counted = counts(&pins, maps::LOST, limits::KERNEL_REASONS)?;
+            rows.extend(kernels(&names, &counted));
+            None
+        }
+        Err(why) => Some(why),
+    };
+    rows.retain(|row| row.packets > 0);
+    rows.sort_by(|a, b| b.packets.cmp(&a.packets).then_with(|| a.reason.cmp(&b.reason)));
+    Ok(Drops { rows, missing })
+}
+
+fn counts(pins: &Pins, map: &str, entries: u32) -> Result<Vec<u64>, Error> {
+    let counts: PerCpuArray<MapData, u64> = typed(pins, map)?;
+    let total = |index| counts.get(&index, 0).map(|values| values.iter().sum());
+    (0..entries).map(total).collect::<Result<_, _>>().map_err(|error| Error::ebpf(format!("read the map {map}"), error))
+}
+
+fn kernels(names: &[(u32, String)], counts: &[u64]) -> Vec<DropRow> {
+    let row = |(number, packets): (usize, &u64)| {
+        let known = names.iter().find(|(value, _)| *value as usize == number);
+        let reason = match known {
+            Some((_, name)) => name.trim_start_matches(PREFIX).to_owned(),
+            None if number + 1 == counts.len() => "SUBSYSTEM".to_owned(),
+            None => format!("UNKNOWN_{number}"),
+        };
+        DropRow { by: By::Kernel, text: explain(&reason), reason, packets: *packets }
+    };
+    counts.iter().enumerate().map(row).collect()
+}
+
+/// Says what a reason means; those without a sentence here by their names.
+fn explain(reason: &str) -> String {
+    let known = TEXTS.iter().find(|(name, _)| *name == reason).map(|(_, text)| (*text).to_owned());
+    known.unwrap_or_else(|| reason.to_lowercase().replace('_', " "))
+}
+
+/// By the documentation of `enum skb_drop_reason`.
+const TEXTS: &[(&str, &str)] = &[
+    ("NOT_SPECIFIED", "the code that dropped it gives no reason"),
+    ("NO_SOCKET", "no socket is open on the port"),
+    ("SOCKET_CLOSE", "the socket was closed with it in its queue"),
+    ("SOCKET_FILTER", "a filter on the socket refused it"),
+    ("SOCKET_RCVBUFF", "the socket's receive buffer is full: its program reads too slowly"),
+    ("SOCKET_BACKLOG", "the socket's backlog is full: its program reads too slowly"),
+    ("PKT_TOO_SMALL", "it is shorter than its headers say"),
+    ("PKT_TOO_BIG", "it is larger than the link or path can carry"),
+    ("TCP_CSUM", "its TCP checksum is wrong"),
+    ("UDP_CSUM", "its UDP checksum is wrong"),
+    ("IP_CSUM", "its IP checksum is wrong"),
+    ("IP_INHDR", "its IP header is malformed"),
+    ("IP_RPFILTER", "its source is not reached by the link it came by (rp_filter)"),
+    ("IP_NOPROTO", "nobody takes its IP protocol"),
+    ("IP_OUTNOROUTES", "there is no route to its destination"),
+    ("IP_INADDRERRORS", "there is no route for its addresses, or its source may not be one"),
+    ("IP_INNOROUTES", "there is no route back to its source"),
+    ("IP_LOCAL_SOURCE", "it came from outside with an address of this node as its source"),
+    ("OTHERHOST", "it is for another machine on the same link"),
+    ("UNICAST_IN_L2_MULTICAST", "it was sent to all on the link, and is for one"),
+    ("NETFILTER_DROP", "a firewall rule (nftables, iptables) dropped it"),
+    ("BPF_CGROUP_EGRESS", "a program on a cgroup refused it"),
+    ("TC_INGRESS", "a program or filter on a link refused what came in"),
+    ("TC_EGRESS", "a program or filter on a link refused what goes out"),
+    ("XDP", "a program in the driver refused it"),
+    ("QDISC_DROP", "a link's queue was full, or its limit reached"),
+    ("FULL_RING", "a ring between kernel and program or card was full"),
+    ("CPU_BACKLOG", "a processor's backlog was full: packets came faster than it could take them"),
+    ("NEIGH_FAILED", "the next hop does not answer (ARP, neighbour discovery)"),
+    ("NEIGH_QUEUEFULL", "too many packets waited for the next hop's answer"),
+    ("NEIGH_DEAD", "the next hop's entry was removed"),
+    ("NOMEM", "there was no memory for it"),
+    ("DEV_HDR", "the link's headers could not be made"),
+    ("DEV_READY", "the link was down"),
+    ("TCP_INVALID_SEQUENCE", "its TCP sequence number is outside of what is expected"),
+    ("TCP_INVALID_ACK_SEQUENCE", "it acknowledges what was never sent"),
+    ("TCP_RESET", "it reset a connection"),
+    ("TCP_INVALID_SYN", "it opens a connection that is open"),
+    ("TCP_CLOSE", "its connection is closed"),
+    ("TCP_OLD_DATA", "its data came before"),
+    ("TCP_OLD_ACK", "what it acknowledges was acknowledged before"),
+    ("TCP_OVERWINDOW", "its data is beyond the window"),
+    ("TCP_OFOMERGE", "its data is in the queue already"),
+    ("TCP_ZEROWINDOW", "the receiver takes no data: its program reads too slowly"),
+    ("TCP_FLAGS", "its TCP flags make no sense for the connection's state"),
+    ("TCP_LISTEN_OVERFLOW", "a listening socket's queue is full: its program accepts too slowly"),
+    ("TCP_RFC7323_PAWS", "its time stamp is older than what came before"),
+    ("TCP_TOO_OLD_ACK", "it acknowledges too old data"),
+    ("ICMP_CSUM", "its ICMP checksum is wrong"),
+    ("INVALID_PROTO", "it is of a protocol that the link does not take"),
+    ("UNHANDLED_PROTO", "nobody takes its protocol"),
+    ("SUBSYSTEM", "a subsystem (wireless, Open vSwitch, …) dropped it for a reason of its own"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_reasons_are_said_by_name_and_for_people() {
+        let names = [(2, "SKB_DROP_REASON_NO_SOCKET".to_owned()), (3, "SKB_DROP_REASON_A_NEW_ONE".to_owned())];
+        let rows = kernels(&names, &[0, 0, 7, 1, 2, 5]);
+        let said: Vec<_> = rows.iter().map(|row| (row.reason.as_str(), row.text.as_str(), row.packets)).collect();
+        assert_eq!(
+            said[2..5],
+            [
+                ("NO_SOCKET", "no socket is open on the port", 7),
+                ("A_NEW_ONE", "a new one", 1),
+                ("UNKNOWN_4", "unknown 4", 2),
+            ]
+        );
+        assert_eq!((said[5].0, said[5].2), ("SUBSYSTEM", 5));
+    }
+
+    #[test]
+    fn sentences_are_of_reasons_that_this_kernel_has() {
+        let names = names().unwrap();
+        let known =
+            |name: &str| name == "SUBSYSTEM" || names.iter().any(|(_, own)| own.trim_start_matches(PREFIX) == name);
+        let unknown: Vec<_> = TEXTS.iter().map(|(name, _)| *name).filter(|name| !known(name)).collect();
+        // Kernels come and go with some of them; a misspelt one would be unknown everywhere.
+        assert!(unknown.len() * 4 < TEXTS.len(), "{unknown:?}");
+    }
+}
