@@ -40,6 +40,7 @@ const TESTS: &[(&str, &[&str])] = &[
     ("neighbours", &[]),
     ("outward", &[]),
     ("datagrams", &[]),
+    ("lost", &[]),
 ];
 
 /// Longest that the guest may be silent, under emulation on a busy machine: every test says when it begins and ends.
