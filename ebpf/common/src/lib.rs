@@ -15,6 +15,7 @@ pub mod cache;
 mod flow;
 pub mod known;
 mod pod;
+mod policy;
 pub mod ports;
 mod reason;
 mod service;
@@ -23,6 +24,7 @@ mod socket;
 pub use address::Address;
 pub use flow::{Flow, FlowKey, FlowKind, FragmentKey, FragmentPorts};
 pub use pod::PodLink;
+pub use policy::{Allowed, AllowedKey, Guard, RuleKey};
 pub use reason::Reason;
 pub use service::{
     Affinity, AffinityKey, Backend, Counters, Family, Frontend, FrontendKey, RangeKey, SLAB_LINE, Scope, ServiceName,
@@ -88,6 +90,14 @@ pub mod limits {
     pub const POD_ADDRESSES: u32 = 2 * PODS;
     /// The kernel's reasons for a drop that are told apart, from 0 on; Linux 6.18 has about 120.
     pub const KERNEL_REASONS: u32 = 256;
+    /// Addresses of pods of the cluster that policies of this node's pods name.
+    pub const PEERS: u32 = 262_144;
+    /// Networks that policies of this node's pods name.
+    pub const BLOCKS: u32 = 65_536;
+    /// Rules of all sets; a range of ports takes up to 30.
+    pub const RULES: u32 = 1_048_576;
+    /// Connections of pods with policies that are remembered as allowed; the least recently used are judged again.
+    pub const ALLOWED: u32 = 65_536;
     /// Bytes of the event ring.
     pub const EVENTS: u32 = 65_536;
     /// Looks for a free port for a masqueraded connection: the first one finds it, unless another processor takes it.
@@ -151,6 +161,16 @@ pub mod maps {
     pub const NAMESPACES: &str = "namespaces";
     /// Addresses of pods whose packets go past the node's stack, with their `PodLink`.
     pub const PODS: &str = "pods";
+    /// Link index to `Guard`.
+    pub const GUARDS: &str = "guards";
+    /// Addresses of the cluster's pods, with who they are to policies.
+    pub const PEERS: &str = "peers";
+    /// Prefixes of addresses that policies name, with who is in them.
+    pub const BLOCKS: &str = "blocks";
+    /// Prefixes of `RuleKey`: what policies allow.
+    pub const RULES: &str = "rules";
+    /// `AllowedKey` to `Allowed`.
+    pub const ALLOWED: &str = "allowed";
     /// Flow cache for IPv4: buckets of records, each processor's in a row.
     pub const CACHE4: &str = "cache4";
     /// Flow cache for IPv6.
@@ -192,7 +212,7 @@ pub mod maps {
         }
     }
     /// Every pinned map.
-    pub const ALL: [&str; 27] = [
+    pub const ALL: [&str; 32] = [
         FRONTENDS,
         BACKENDS,
         SLAB,
@@ -208,6 +228,11 @@ pub mod maps {
         SOURCES,
         NAMESPACES,
         PODS,
+        GUARDS,
+        PEERS,
+        BLOCKS,
+        RULES,
+        ALLOWED,
         CACHE4,
         CACHE6,
         GENERATIONS,
@@ -258,8 +283,9 @@ mod user {
     use super::bench::Round;
     use super::cache::{Record, Uplink};
     use super::{
-        Address, Affinity, AffinityKey, Backend, Counters, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
-        FrontendKey, PodLink, RangeKey, ServiceName, Settings, SocketState, SourceKey,
+        Address, Affinity, AffinityKey, Allowed, AllowedKey, Backend, Counters, Flow, FlowKey, FragmentKey,
+        FragmentPorts, Frontend, FrontendKey, Guard, PodLink, RangeKey, RuleKey, ServiceName, Settings, SocketState,
+        SourceKey,
     };
 
     macro_rules! plain_old_data {
@@ -274,6 +300,8 @@ mod user {
         Address,
         Affinity,
         AffinityKey,
+        Allowed,
+        AllowedKey,
         Backend,
         Counters,
         Flow,
@@ -282,9 +310,11 @@ mod user {
         FragmentPorts,
         Frontend,
         FrontendKey,
+        Guard,
         PodLink,
         RangeKey,
         Round,
+        RuleKey,
         ServiceName,
         Settings,
         SocketState,

@@ -58,11 +58,15 @@ reasons! {
     NoWay = 14, "the kernel has no route to the backend's node";
     /// Not lost: a packet was too long together with an outer header, and its sender was told.
     TooBig = 15, "a packet was too long to be encapsulated; its sender was told the right length";
+    /// No network policy allows what a pod sent.
+    PolicyEgress = 16, "no network policy allows what the pod sent";
+    /// No network policy allows what came for a pod.
+    PolicyIngress = 17, "no network policy allows what came for the pod";
 }
 
 impl Reason {
     /// Number of reasons, the size of the counter array.
-    pub const COUNT: u32 = 16;
+    pub const COUNT: u32 = 18;
 
     /// Was a packet lost? The others are told of for another cause.
     #[must_use]

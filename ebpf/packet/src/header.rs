@@ -122,6 +122,12 @@ impl Header {
         self.tcp_flags & (SYN | ACK) == SYN
     }
 
+    /// The answer to such a packet.
+    #[inline(always)]
+    pub(crate) fn accepts(&self) -> bool {
+        self.tcp_flags & (SYN | ACK) == SYN | ACK
+    }
+
     /// A protocol whose packets say when a connection starts.
     #[inline(always)]
     pub(crate) fn has_connections(&self) -> bool {

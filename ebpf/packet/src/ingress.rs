@@ -158,7 +158,7 @@ fn translate<P: Tunnel, M: Maps>(packet: &mut P, maps: &M, scope: Scope) -> u32 
 
 /// Reads the headers. A function of its own in the kernel, where the stack is small.
 #[inline(never)]
-fn read<P: Packet>(packet: &P, header: &mut Header) -> bool {
+pub(crate) fn read<P: Packet>(packet: &P, header: &mut Header) -> bool {
     let parsed = parse(packet);
     if let Some(parsed) = parsed {
         *header = parsed;

@@ -13,10 +13,13 @@ use aya_ebpf::helpers::generated::bpf_fib_lookup as fib_lookup;
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use sluice_ebpf_common::cache::{Bucket4, Bucket6, Uplink};
 use sluice_ebpf_common::{
-    Address, Affinity, AffinityKey, Backend, Counters, Event, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, PodLink, RangeKey, Reason, SLAB_LINE, Settings, SourceKey, limits, protocol,
+    Address, Affinity, AffinityKey, Allowed, AllowedKey, Backend, Counters, Event, Flow, FlowKey, FragmentKey,
+    FragmentPorts, Frontend, FrontendKey, Guard, PodLink, RangeKey, Reason, RuleKey, SLAB_LINE, Settings, SourceKey,
+    limits, protocol,
 };
-use sluice_packet::{Begun, Desk, Fast, Header, Hop, InsertError, Maps, Path, Paths, Route, Scratch, Trail};
+use sluice_packet::{
+    Begun, Desk, Fast, Header, Hop, InsertError, Judging, Maps, Path, Paths, Policies, Route, Scratch, Trail,
+};
 
 use crate::maps;
 
@@ -24,6 +27,7 @@ const NANOSECONDS: u64 = 1_000_000_000;
 const EEXIST: i32 = -17;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
+const ADDRESS_BITS: u32 = 128;
 
 /// Where the program runs; the rest is in the maps.
 pub enum Kernel {
@@ -366,6 +370,52 @@ impl Paths for Kernel {
         let path = maps::PATHS.get_ptr_mut(place)?;
         // SAFETY: this CPU's own value; packet programs do not interrupt each other.
         Some(with(unsafe { &mut *path }))
+    }
+}
+
+impl Policies for Kernel {
+    #[inline(always)]
+    fn guard(&self) -> Option<Guard> {
+        let guard = maps::GUARDS.get_ptr(self.link())?;
+        // SAFETY: the map returned a pointer to a whole value, and a write puts another one in its place.
+        Some(unsafe { read_volatile(guard) })
+    }
+
+    #[inline(always)]
+    fn peer(&self, address: &Address) -> u32 {
+        let Some(peer) = maps::PEERS.get_ptr(address) else { return 0 };
+        // SAFETY: as above.
+        unsafe { read_volatile(peer) }
+    }
+
+    #[inline(always)]
+    fn block(&self, address: &Address) -> u32 {
+        maps::BLOCKS.get(&Key::new(ADDRESS_BITS, *address)).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn rule(&self, key: &RuleKey) -> bool {
+        maps::RULES.get(&Key::new(RuleKey::BITS, *key)).is_some()
+    }
+
+    #[inline(always)]
+    fn allowed<R>(&self, key: &AllowedKey, change: impl FnOnce(&mut Allowed) -> R) -> Option<R> {
+        let allowed = maps::ALLOWED.get_ptr_mut(key)?;
+        // SAFETY: the map returned a pointer to a whole value, whose fields are independent words.
+        Some(change(unsafe { &mut *allowed }))
+    }
+
+    #[inline(always)]
+    fn keep_allowed(&self, key: &AllowedKey, allowed: &Allowed) {
+        // Without room the next packet is judged as well.
+        let _ = maps::ALLOWED.insert(key, allowed, 0);
+    }
+
+    #[inline(always)]
+    fn judging<R>(&self, with: impl FnOnce(&mut Judging) -> R) -> Option<R> {
+        let judging = maps::JUDGING.get_ptr_mut(0)?;
+        // SAFETY: this CPU's own value; packet programs do not interrupt each other.
+        Some(with(unsafe { &mut *judging }))
     }
 }
 

@@ -7,11 +7,11 @@ use aya_ebpf::macros::btf_map;
 use sluice_ebpf_common::cache::{Bucket4, Bucket6, Uplink};
 use sluice_ebpf_common::maps::mode;
 use sluice_ebpf_common::{
-    Address, Affinity, AffinityKey, Backend, Counters, Event, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, PodLink, RangeKey, Reason, SLAB_LINE, ServiceName, Settings, SocketState, SourceKey, known, limits,
-    ports,
+    Address, Affinity, AffinityKey, Allowed, AllowedKey, Backend, Counters, Event, Flow, FlowKey, FragmentKey,
+    FragmentPorts, Frontend, FrontendKey, Guard, PodLink, RangeKey, Reason, RuleKey, SLAB_LINE, ServiceName, Settings,
+    SocketState, SourceKey, known, limits, ports,
 };
-use sluice_packet::{Begun, Desk, Path, Scratch, Trail};
+use sluice_packet::{Begun, Desk, Judging, Path, Scratch, Trail};
 
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 const MAPPED: usize = BPF_F_MMAPABLE as usize;
@@ -86,6 +86,21 @@ pub static NAMESPACES: HashMap<u64, u32, { limits::PODS as usize }, ON_DEMAND> =
 #[btf_map(name = "pods")]
 pub static PODS: HashMap<Address, PodLink, { limits::POD_ADDRESSES as usize }, ON_DEMAND> = HashMap::new();
 
+#[btf_map(name = "guards")]
+pub static GUARDS: HashMap<u32, Guard, { limits::PODS as usize }, ON_DEMAND> = HashMap::new();
+
+#[btf_map(name = "peers")]
+pub static PEERS: HashMap<Address, u32, { limits::PEERS as usize }, ON_DEMAND> = HashMap::new();
+
+#[btf_map(name = "blocks")]
+pub static BLOCKS: LpmTrie<Address, u32, { limits::BLOCKS as usize }> = LpmTrie::new();
+
+#[btf_map(name = "rules")]
+pub static RULES: LpmTrie<RuleKey, u32, { limits::RULES as usize }> = LpmTrie::new();
+
+#[btf_map(name = "allowed")]
+pub static ALLOWED: LruHashMap<AllowedKey, Allowed, { limits::ALLOWED as usize }> = LruHashMap::new();
+
 /// The loader makes it as large as the processors need; the mapping puts records on cache lines.
 #[btf_map(name = "cache4")]
 pub static CACHE4: Array<Bucket4, { limits::CACHE_BUCKETS as usize }, MAPPED> = Array::new();
@@ -119,6 +134,10 @@ pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 /// As the scratch.
 #[btf_map(name = "desk")]
 pub static DESK: PerCpuArray<Desk, 1> = PerCpuArray::new();
+
+/// As the desk.
+#[btf_map(name = "judging")]
+pub static JUDGING: PerCpuArray<Judging, 1> = PerCpuArray::new();
 
 /// As the desk.
 #[btf_map(name = "trails")]

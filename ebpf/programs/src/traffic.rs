@@ -17,7 +17,7 @@ use aya_ebpf::programs::TcContext;
 use sluice_ebpf_common::{Address, FlowKey};
 use sluice_packet::{
     Bytes, Covered, Exit, Hop, Packet, Routed, Tunnel, Verdict, carry_out, egress_pod, egress_uplink, from_outside,
-    from_pod, settled,
+    from_pod, may_receive, may_send, settled,
 };
 
 use crate::kernel::{Kernel, hop};
@@ -59,6 +59,27 @@ pub fn pod_out(context: TcContext) -> i32 {
     let (mut packet, maps) = open(&context);
     let verdict = egress_pod(&mut packet, &maps);
     close(&mut packet, &maps, verdict)
+}
+
+/// From a pod, behind the program that translates: what network policies deny goes no further.
+#[classifier]
+pub fn policy_in(context: TcContext) -> i32 {
+    let (packet, maps) = open(&context);
+    judged(may_send(&packet, &maps))
+}
+
+/// To a pod, before the program that translates.
+#[classifier]
+pub fn policy_out(context: TcContext) -> i32 {
+    let (packet, maps) = open(&context);
+    // SAFETY: the context is valid for the whole program.
+    let came_by = unsafe { (*packet.skb).ingress_ifindex };
+    judged(may_receive(&packet, &maps, came_by))
+}
+
+#[inline(always)]
+fn judged(verdict: Verdict) -> i32 {
+    if verdict == Verdict::Pass { TC_ACT_UNSPEC } else { TC_ACT_SHOT as i32 }
 }
 
 #[inline(always)]

@@ -34,9 +34,18 @@ pub(crate) const GUARD_PROGRAMS: [&str; 2] = ["post_bind4", "post_bind6"];
 pub(crate) const UPLINK_PROGRAMS: [(&str, TcAttachType); 2] =
     [("uplink_in", TcAttachType::Ingress), ("uplink_out", TcAttachType::Egress)];
 
-/// Programs on packets of pods' links, as the node sees them.
-pub(crate) const POD_PROGRAMS: [(&str, TcAttachType); 2] =
-    [("pod_in", TcAttachType::Ingress), ("pod_out", TcAttachType::Egress)];
+/// Programs on packets of pods' links, as the node sees them, and where they stand among the filters of their side: policies
+/// are asked about the ends of a connection as they are, behind the translation of what a pod sends and before that of what
+/// comes to it. They are attached first and go last.
+pub(crate) const POD_PROGRAMS: [(&str, TcAttachType, u16); 4] = [
+    ("policy_in", TcAttachType::Ingress, FILTER_PRIORITY + 1),
+    ("policy_out", TcAttachType::Egress, FILTER_PRIORITY - 1),
+    ("pod_in", TcAttachType::Ingress, FILTER_PRIORITY),
+    ("pod_out", TcAttachType::Egress, FILTER_PRIORITY),
+];
+
+/// The program whose pin says that a pod's link has ours.
+const POD_PROGRAM: &str = "pod_in";
 
 /// Both directions of packets.
 pub(crate) const BOTH: &[TcAttachType] = &[TcAttachType::Ingress, TcAttachType::Egress];
@@ -70,7 +79,7 @@ pub(crate) fn load_programs(ebpf: &mut Ebpf) -> Result<(), Error> {
     for name in GUARD_PROGRAMS {
         guard_program(ebpf, name)?.load().map_err(|error| Error::ebpf(format!("load the program {name}"), error))?;
     }
-    for (name, _) in UPLINK_PROGRAMS.into_iter().chain(POD_PROGRAMS) {
+    for name in UPLINK_PROGRAMS.iter().map(|(name, _)| name).chain(POD_PROGRAMS.iter().map(|(name, ..)| name)) {
         traffic_program(ebpf, name)?.load().map_err(|error| Error::ebpf(format!("load the program {name}"), error))?;
     }
     wire::load(ebpf);
@@ -159,7 +168,7 @@ pub(crate) fn attach_traffic(
                 attached.pin(&pin).map_err(|error| Error::ebpf(what(), error))?;
             }
             Traffic::Clsact => {
-                attach_filter(program, link, side).map_err(|error| Error::ebpf(what(), error))?;
+                attach_filter(program, link, side, FILTER_PRIORITY).map_err(|error| Error::ebpf(what(), error))?;
                 mark(program, name, &pins.uplink_filter(name, link.index))?;
             }
         }
@@ -169,9 +178,9 @@ pub(crate) fn attach_traffic(
 
 /// Attaches the pod programs to a pod's link. Idempotent; what is attached is replaced.
 pub(crate) fn attach_pod(ebpf: &mut Ebpf, pins: &Pins, link: &Link, sides: &[TcAttachType]) -> Result<(), Error> {
-    for (name, side) in POD_PROGRAMS.into_iter().filter(|(_, side)| sides.contains(side)) {
+    for (name, side, priority) in POD_PROGRAMS.into_iter().filter(|(_, side, _)| sides.contains(side)) {
         let program = traffic_program(ebpf, name)?;
-        attach_filter(program, link, side)
+        attach_filter(program, link, side, priority)
             .map_err(|error| Error::ebpf(format!("attach {name} to the link {}", link.name), error))?;
         mark(program, name, &pins.filter(name, link.index))?;
     }
@@ -185,21 +194,26 @@ fn mark(program: &SchedClassifier, name: &str, marker: &Path) -> Result<(), Erro
     sys::pin(program.as_fd(), marker).map_err(|error| Error::system(format!("pin {}", marker.display()), error))
 }
 
-/// Takes the pod programs off a link. A link that is gone took its filters with it.
-pub(crate) fn detach_pod(pins: &Pins, index: u32) -> Result<(), Error> {
-    if pins.filter(POD_PROGRAMS[0].0, index).exists()
-        && let Ok(link) = Link::by_index(index)
-    {
-        detach_filters(POD_PROGRAMS, &link);
-    }
-    POD_PROGRAMS.iter().try_for_each(|(name, _)| unpin(&pins.filter(name, index)))
+/// Does a pod's link have our programs?
+pub(crate) fn has_pod_programs(pins: &Pins, index: u32) -> bool {
+    pins.filter(POD_PROGRAM, index).exists()
 }
 
-fn detach_filters(programs: [(&str, TcAttachType); 2], link: &Link) {
-    for (_, side) in programs {
-        if let Ok(place) = SchedClassifierLink::attached(&link.name, side, FILTER_PRIORITY, FILTER_HANDLE, None) {
-            drop(place);
+/// Takes the pod programs off a link. A link that is gone took its filters with it.
+pub(crate) fn detach_pod(pins: &Pins, index: u32) -> Result<(), Error> {
+    if pins.filter(POD_PROGRAM, index).exists()
+        && let Ok(link) = Link::by_index(index)
+    {
+        for (_, side, priority) in POD_PROGRAMS.into_iter().rev() {
+            detach_filter(&link, side, priority);
         }
+    }
+    POD_PROGRAMS.iter().rev().try_for_each(|(name, ..)| unpin(&pins.filter(name, index)))
+}
+
+fn detach_filter(link: &Link, side: TcAttachType, priority: u16) {
+    if let Ok(place) = SchedClassifierLink::attached(&link.name, side, priority, FILTER_HANDLE, None) {
+        drop(place);
     }
 }
 
@@ -208,6 +222,7 @@ fn attach_filter(
     program: &mut SchedClassifier,
     link: &Link,
     side: TcAttachType,
+    priority: u16,
 ) -> Result<(), aya::programs::ProgramError> {
     match tc::qdisc_add_clsact(&link.name) {
         Err(TcError::NetlinkError(error)) if error.raw_os_error() != Some(libc::EEXIST) => {
@@ -215,12 +230,12 @@ fn attach_filter(
         }
         _ => {}
     }
-    let place = SchedClassifierLink::attached(&link.name, side, FILTER_PRIORITY, FILTER_HANDLE, None)
-        .map_err(TcError::IoError)?;
+    let place =
+        SchedClassifierLink::attached(&link.name, side, priority, FILTER_HANDLE, None).map_err(TcError::IoError)?;
     let id = match program.attach_to_link(place) {
         Ok(id) => id,
         Err(_) => {
-            let options = NlOptions { priority: FILTER_PRIORITY, handle: FILTER_HANDLE, classid: None };
+            let options = NlOptions { priority, handle: FILTER_HANDLE, classid: None };
             program.attach_with_options(&link.name, side, TcAttachOptions::Netlink(options))?
         }
     };
@@ -239,7 +254,9 @@ pub(crate) fn detach_traffic(
     match traffic {
         Traffic::Tcx => programs.iter().try_for_each(|(name, _)| unpin(&pins.link(&format!("{name}-{}", link.index)))),
         Traffic::Clsact => {
-            detach_filters(programs, link);
+            for (_, side) in programs {
+                detach_filter(link, side, FILTER_PRIORITY);
+            }
             forget_filters(pins, link.index)
         }
     }

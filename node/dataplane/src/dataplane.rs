@@ -26,6 +26,7 @@ use crate::neighbours::{Neighbour, Neighbours, Redirect};
 use crate::object::Mode;
 use crate::pins::{self, Pins};
 use crate::plan::{Capacity, Tables};
+use crate::policy::driver::Policies;
 use crate::range::{Range, wire};
 use crate::resize::{self, Sizes};
 use crate::store::{Store, processors, typed};
@@ -121,6 +122,8 @@ pub(crate) struct Inner {
     build: Build,
     namespaces: Mutex<HashMap<MapData, u64, u32>>,
     pub(crate) neighbours: Mutex<Neighbours>,
+    /// Held while the neighbours are changed for their sake.
+    pub(crate) policies: Mutex<Policies>,
     pub(crate) datagrams: Datagrams,
     settings: Mutex<(Settings, Array<MapData, Settings>)>,
     pub(crate) table: Mutex<Table>,
@@ -206,6 +209,7 @@ impl Dataplane {
         let earlier = settings_map.get(&0, 0).map_err(|error| Error::ebpf("read the settings", error))?;
         let settings = settings(&config, earlier)?;
         settings_map.set(0, settings, 0).map_err(|error| Error::ebpf("write the settings", error))?;
+        let policies = Policies::open(&pins)?;
         let inner = Inner {
             traffic,
             cgroup,
@@ -213,7 +217,8 @@ impl Dataplane {
             nodes: Mutex::new(typed(&pins, maps::NODES)?),
             namespaces: Mutex::new(typed(&pins, maps::NAMESPACES)?),
             datagrams: Datagrams::default(),
-            neighbours: Mutex::new(Neighbours::open(&pins, config.redirect)?),
+            neighbours: Mutex::new(Neighbours::open(&pins, config.redirect, policies.isolated())?),
+            policies: Mutex::new(policies),
             sources: Mutex::new(typed(&pins, maps::SOURCES)?),
             uplinks: Mutex::default(),
             sweeping: Mutex::default(),
@@ -279,7 +284,8 @@ impl Dataplane {
     pub async fn run(&self, client: kube::Client, shutdown: CancellationToken) -> Result<(), Error> {
         let (checks, wanted) = watch::channel(health::Answers::default());
         tokio::try_join!(
-            self.follow_services(client, checks, &shutdown),
+            self.follow_services(client.clone(), checks, &shutdown),
+            self.follow_policies(client, &shutdown),
             health::serve(wanted, &shutdown),
             self.follow_links(&shutdown),
             sweep::run(self, &shutdown),
@@ -329,6 +335,13 @@ impl Dataplane {
         let link = Link::by_index(index)?;
         tracing::debug!(link = link.name, namespace = pod.namespace, pod = pod.name, "attach the pod's link");
         let inner = &self.inner;
+        let name = (pod.namespace.as_str().into(), pod.name.as_str().into());
+        let fresh = !attach::has_pod_programs(&inner.pins, index);
+        // What the pod may do stands before its first packet passes.
+        let mut policies = inner.policies.lock();
+        policies.add(index, name, fresh)?;
+        inner.neighbours.lock().isolate(policies.isolated())?;
+        drop(policies);
         attach::attach_pod(&mut inner.ebpf.lock(), &inner.pins, &link, attach::BOTH)?;
         inner.neighbours.lock().set(&link, pod.neighbour.as_ref())
     }
@@ -397,7 +410,8 @@ impl Dataplane {
     pub fn detach_pod(&self, index: u32) -> Result<(), Error> {
         self.inner.neighbours.lock().forget_link(index)?;
         self.forget_namespace(index)?;
-        attach::detach_pod(&self.inner.pins, index)
+        attach::detach_pod(&self.inner.pins, index)?;
+        self.inner.policies.lock().forget_link(index)
     }
 
     /// Forgets the programs of a link that is gone; they went with it.

@@ -297,7 +297,7 @@ fn programs(pins: &Pins, problems: &mut Vec<String>) -> Result<Vec<ProgramRow>, 
 
 /// The programs that links have as filters.
 fn filters(pins: &Pins, verified: &BTreeMap<u32, u32>, rows: &mut Vec<ProgramRow>) -> Result<(), Error> {
-    let pods = pins.filters().into_iter().flat_map(|index| POD_PROGRAMS.map(|(name, _)| (name, index)));
+    let pods = pins.filters().into_iter().flat_map(|index| POD_PROGRAMS.map(|(name, ..)| (name, index)));
     let uplinks = pins.uplink_filters().into_iter().flat_map(|index| UPLINK_PROGRAMS.map(|(name, _)| (name, index)));
     let pinned = pods.map(|(name, index)| (name, index, pins.filter(name, index)));
     for (name, index, path) in pinned.chain(uplinks.map(|(name, index)| (name, index, pins.uplink_filter(name, index))))

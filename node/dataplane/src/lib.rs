@@ -3,7 +3,8 @@
 //!
 //! Invariants: the compiler ([`compile`]) and the planner ([`plan`]) are pure; the kernel's maps are the only state, so a
 //! restarted process takes over what it finds; programs and maps are pinned and work on while no process runs; nothing
-//! but service addresses, pods' traffic to the outside and the way of pods' packets past the stack is ever touched.
+//! but service addresses, pods' traffic to the outside and the way of pods' packets past the stack is ever touched, and nothing
+//! but what network policies deny is kept from pods.
 
 #[cfg(test)]
 extern crate self as sluice_dataplane;
@@ -35,6 +36,7 @@ mod pending;
 mod picture;
 mod pins;
 pub mod plan;
+pub mod policy;
 mod pool;
 mod probe;
 mod range;

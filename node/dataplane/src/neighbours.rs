@@ -1,7 +1,7 @@
 //! Pods whose packets go past this node's stack: their addresses, in the map that the programs look at. The map is the only
 //! record: a process that starts takes over what it finds there, less the pods that have gone meanwhile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use aya::maps::{HashMap, MapData};
@@ -38,14 +38,20 @@ pub(crate) struct Neighbours {
     map: HashMap<MapData, Address, PodLink>,
     /// What the map holds.
     known: BTreeMap<Address, PodLink>,
+    /// What it would hold if no pod had policies.
+    wanted: BTreeMap<Address, PodLink>,
+    /// Links of pods that policies hold for: their packets have to pass the programs that judge.
+    isolated: BTreeSet<u32>,
 }
 
 impl Neighbours {
-    pub(crate) fn open(pins: &Pins, redirect: Redirect) -> Result<Neighbours, Error> {
+    pub(crate) fn open(pins: &Pins, redirect: Redirect, isolated: BTreeSet<u32>) -> Result<Neighbours, Error> {
         let map: HashMap<MapData, Address, PodLink> = typed(pins, maps::PODS)?;
-        let known = map.iter().collect::<Result<_, _>>().map_err(|error| Error::ebpf("read the pods", error))?;
-        let mut neighbours = Neighbours { redirect, map, known };
+        let known: BTreeMap<Address, PodLink> =
+            map.iter().collect::<Result<_, _>>().map_err(|error| Error::ebpf("read the pods", error))?;
+        let mut neighbours = Neighbours { redirect, map, wanted: known.clone(), known, isolated };
         neighbours.keep(|pod| redirect == Redirect::On && is_there(pod))?;
+        neighbours.settle()?;
         Ok(neighbours)
     }
 
@@ -61,8 +67,33 @@ impl Neighbours {
             wanted.extend(addresses.iter().map(|address| (wire(*address), pod)));
         }
         self.forget(|address, pod| pod.link == link.index && !wanted.contains_key(address))?;
-        for (address, pod) in wanted {
-            if self.known.insert(address, pod) != Some(pod) {
+        self.wanted.extend(wanted);
+        self.settle()
+    }
+
+    /// Packets of the pods behind these links, and of no others, pass through the stack for their policies' sake.
+    pub(crate) fn isolate(&mut self, links: BTreeSet<u32>) -> Result<(), Error> {
+        if links == self.isolated {
+            return Ok(());
+        }
+        self.isolated = links;
+        self.settle()
+    }
+
+    /// Brings the map in line.
+    fn settle(&mut self) -> Result<(), Error> {
+        let gone: Vec<Address> = self
+            .known
+            .iter()
+            .filter(|(_, pod)| self.isolated.contains(&pod.link))
+            .map(|(address, _)| *address)
+            .collect();
+        for address in gone {
+            self.map.remove(&address).map_err(failed)?;
+            self.known.remove(&address);
+        }
+        for (address, pod) in self.wanted.iter().filter(|(_, pod)| !self.isolated.contains(&pod.link)) {
+            if self.known.insert(*address, *pod) != Some(*pod) {
                 self.map.insert(address, pod, 0).map_err(failed)?;
             }
         }
@@ -79,6 +110,7 @@ impl Neighbours {
     }
 
     fn forget(&mut self, goes: impl Fn(&Address, &PodLink) -> bool) -> Result<(), Error> {
+        self.wanted.retain(|address, pod| !goes(address, pod));
         let gone: Vec<Address> =
             self.known.iter().filter(|(address, pod)| goes(address, pod)).map(|(address, _)| *address).collect();
         for address in gone {

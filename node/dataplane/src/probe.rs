@@ -10,6 +10,8 @@ use crate::{Dataplane, Error, sweep, wire};
 
 /// What a packet may be longer than the original: an answer has an IP and an ICMP header more.
 const ROOM: usize = 64;
+/// Where `struct __sk_buff` names the link by which a packet came, and what is its lowest byte there.
+const INGRESS_LINK: usize = if cfg!(target_endian = "little") { 36 } else { 39 };
 const DROPPED: u32 = 2;
 const REDIRECTED: u32 = 7;
 const XDP_PASS: u32 = 2;
@@ -27,6 +29,10 @@ pub enum Hook {
     PodIn,
     /// Goes to a pod.
     PodOut,
+    /// Comes from a pod, and is asked for by its policies.
+    PolicyIn,
+    /// Goes to a pod, and is asked for by its policies. It came by the loopback link.
+    PolicyOut,
     /// Was received by an uplink's driver.
     Wire,
 }
@@ -38,6 +44,8 @@ impl Hook {
             Hook::UplinkOut => "uplink_out",
             Hook::PodIn => "pod_in",
             Hook::PodOut => "pod_out",
+            Hook::PolicyIn => "policy_in",
+            Hook::PolicyOut => "policy_out",
             Hook::Wire => wire::PROGRAM,
         }
     }
@@ -77,6 +85,11 @@ impl Dataplane {
         options.data_in = Some(frame);
         options.data_out = Some(&mut out);
         options.repeat = repeat;
+        // The beginning of `struct __sk_buff`, as far as the link by which a packet came.
+        let context: [u8; 40] = std::array::from_fn(|at| u8::from(at == INGRESS_LINK));
+        if hook == Hook::PolicyOut {
+            options.ctx_in = Some(&context);
+        }
         let result = match hook {
             Hook::Wire => wire::program(&mut ebpf)
                 .ok_or_else(|| Error::Kernel(format!("the embedded object has no program {}", wire::PROGRAM)))?

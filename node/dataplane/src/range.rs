@@ -24,6 +24,11 @@ impl Range {
         Some(Range { address, prefix })
     }
 
+    /// Is the other network one of its own, or the same?
+    pub(crate) fn contains(self, other: Range) -> bool {
+        self.prefix <= other.prefix && Range::new(other.address, self.prefix) == Some(self)
+    }
+
     /// Is it a network of IPv4 addresses?
     pub(crate) fn is_ipv4(self) -> bool {
         self.address.is_ipv4()

@@ -50,6 +50,7 @@ macro_rules! view {
         }
     };
 }
+pub(crate) use view;
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]

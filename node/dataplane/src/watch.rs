@@ -21,7 +21,7 @@ use crate::limits::{GATHERED, QUARANTINE};
 use crate::picture::Picture;
 use crate::views::{NodeView, PodView, ServiceView, SliceView};
 
-fn events<V>(
+pub(crate) fn events<V>(
     client: &kube::Client,
     fields: Option<String>,
 ) -> impl Stream<Item = Result<Event<V>, watcher::Error>> + use<V>
@@ -112,7 +112,7 @@ impl Dataplane {
     }
 }
 
-fn taken<V>(event: Result<Event<V>, watcher::Error>, take: impl FnOnce(Event<V>) -> bool) -> bool {
+pub(crate) fn taken<V>(event: Result<Event<V>, watcher::Error>, take: impl FnOnce(Event<V>) -> bool) -> bool {
     match event {
         Ok(event) => take(event),
         Err(error) => {

@@ -17,8 +17,8 @@ use sluice_ebpf_common::{Address, Backend, Frontend, FrontendKey, Reason, Scope,
 // What the packets' tests need at the crate's root.
 use sluice_packet::{Begun, SocketVerdict, Trail, Tunnel, Verdict, connect, ingress, send};
 use sluice_packet::{
-    Bytes, Covered, Desk, ETHERNET, Exit, Fast, Header, Hop, InsertError, Maps, PATHS, Packet, Path, Paths, Rate, Raw,
-    Route, Routed, Scratch,
+    Bytes, Covered, Desk, ETHERNET, Exit, Fast, Header, Hop, InsertError, Judging, Maps, PATHS, Packet, Path, Paths,
+    Policies, Rate, Raw, Route, Routed, Scratch,
 };
 
 #[path = "../../../ebpf/packet/src/tests/frame.rs"]

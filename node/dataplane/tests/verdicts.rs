@@ -18,8 +18,8 @@ use sluice_dataplane::model::{Protocol, Service, ServicePort, Slice, SlicePort, 
 use sluice_dataplane::{Hook, Neighbour, Outcome, PodInfo};
 use sluice_ebpf_common::{PodLink, protocol};
 use sluice_packet::{
-    Begun, Bytes, Covered, Desk, ETHERNET, Exit, Fast, Header, Hop, InsertError, Maps, PATHS, Packet, Path, Paths,
-    Rate, Raw, Route, Routed, Scratch, Trail, Tunnel,
+    Begun, Bytes, Covered, Desk, ETHERNET, Exit, Fast, Header, Hop, InsertError, Judging, Maps, PATHS, Packet, Path,
+    Paths, Policies, Rate, Raw, Route, Routed, Scratch, Trail, Tunnel,
 };
 use twin::{agree, both, host};
 use world::World;

@@ -41,6 +41,8 @@ const TESTS: &[(&str, &[&str])] = &[
     ("outward", &[]),
     ("datagrams", &[]),
     ("lost", &[]),
+    ("policy_verdicts", &["--nocapture"]),
+    ("policies", &["a_change_holds_for_open_connections"]),
 ];
 
 /// Longest that the guest may be silent, under emulation on a busy machine: every test says when it begins and ends.

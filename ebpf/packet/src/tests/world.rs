@@ -8,13 +8,14 @@ use std::vec::Vec;
 
 use sluice_ebpf_common::cache::{Bucket4, Bucket6};
 use sluice_ebpf_common::{
-    Address, Affinity, AffinityKey, Backend, Counters, Family, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
-    FrontendKey, PodLink, RangeKey, Reason, Scope, Settings, ports,
+    Address, Affinity, AffinityKey, Allowed, AllowedKey, Backend, Counters, Family, Flow, FlowKey, FragmentKey,
+    FragmentPorts, Frontend, FrontendKey, Guard, PodLink, RangeKey, Reason, RuleKey, Scope, Settings, ports,
 };
 
 use super::frame::{end, mask, wire};
 use crate::{
-    Begun, Desk, ETHERNET, Exit, Fast, Header, InsertError, Maps, PATHS, Path, Paths, Rate, Route, Scratch, Trail,
+    Begun, Desk, ETHERNET, Exit, Fast, Header, InsertError, Judging, Maps, PATHS, Path, Paths, Policies, Rate, Route,
+    Scratch, Trail,
 };
 
 /// The maps of a node 10.1.0.1 with pods in 10.244.0.0/24 of 10.244.0.0/16.
@@ -65,6 +66,15 @@ pub(crate) struct World {
     pub(crate) pods: BTreeMap<Address, PodLink>,
     /// How often the routes were asked.
     pub(crate) routed: Cell<usize>,
+    /// What holds for the pod behind the link.
+    pub(crate) guard: Option<Guard>,
+    pub(crate) peers: BTreeMap<Address, u32>,
+    /// Blocks of addresses: network, mask, who.
+    pub(crate) blocks: Vec<(Address, Address, u32)>,
+    /// Rules with the bits that count.
+    pub(crate) rules: Vec<(RuleKey, u32)>,
+    pub(crate) allowed: RefCell<BTreeMap<AllowedKey, Allowed>>,
+    judging: RefCell<Judging>,
 }
 
 impl World {
@@ -128,6 +138,12 @@ impl World {
             link: 1,
             pods: BTreeMap::new(),
             routed: Cell::new(0),
+            guard: None,
+            peers: BTreeMap::new(),
+            blocks: Vec::new(),
+            rules: Vec::new(),
+            allowed: RefCell::default(),
+            judging: RefCell::default(),
         }
     }
 
@@ -393,6 +409,45 @@ impl Paths for World {
     fn path<R>(&self, place: u32, with: impl FnOnce(&mut Path) -> R) -> Option<R> {
         assert!(place < PATHS);
         Some(with(self.paths.borrow_mut().entry(place).or_default()))
+    }
+}
+
+impl Policies for World {
+    fn guard(&self) -> Option<Guard> {
+        self.guard
+    }
+
+    fn peer(&self, address: &Address) -> u32 {
+        self.peers.get(address).copied().unwrap_or(0)
+    }
+
+    fn block(&self, address: &Address) -> u32 {
+        let inside = self.blocks.iter().filter(|(network, mask, _)| address.within(network, mask));
+        let length =
+            |(_, mask, _): &&(Address, Address, u32)| mask.words.iter().map(|word| word.count_ones()).sum::<u32>();
+        inside.max_by_key(length).map_or(0, |(_, _, who)| *who)
+    }
+
+    fn rule(&self, key: &RuleKey) -> bool {
+        let place = |key: &RuleKey| {
+            let [high, low] = key.port;
+            u128::from(key.set) << 56
+                | u128::from(key.who) << 24
+                | u128::from(u32::from_be_bytes([0, key.protocol, high, low]))
+        };
+        self.rules.iter().any(|(rule, bits)| (place(rule) ^ place(key)) >> (RuleKey::BITS - bits) == 0)
+    }
+
+    fn allowed<R>(&self, key: &AllowedKey, change: impl FnOnce(&mut Allowed) -> R) -> Option<R> {
+        self.allowed.borrow_mut().get_mut(key).map(change)
+    }
+
+    fn keep_allowed(&self, key: &AllowedKey, allowed: &Allowed) {
+        self.allowed.borrow_mut().insert(*key, *allowed);
+    }
+
+    fn judging<R>(&self, with: impl FnOnce(&mut Judging) -> R) -> Option<R> {
+        Some(with(&mut self.judging.borrow_mut()))
     }
 }
 

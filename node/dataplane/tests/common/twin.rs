@@ -3,7 +3,9 @@
 use sluice_dataplane::model::{Forwarding, Protocol, Slice, Snapshot};
 use sluice_dataplane::{Config, Dataplane, Hook, Outcome, Uplinks, Xdp};
 use sluice_ebpf_common::{Frontend, Scope};
-use sluice_packet::{Verdict, Way, carry_out, egress_pod, egress_uplink, from_outside, from_pod, uplink};
+use sluice_packet::{
+    Verdict, Way, carry_out, egress_pod, egress_uplink, from_outside, from_pod, may_receive, may_send, uplink,
+};
 
 use crate::common::{self, Place, run};
 use crate::frame::Frame;
@@ -115,6 +117,8 @@ pub(crate) fn host(world: &World, hook: Hook, frame: &mut Frame) -> Outcome {
         Hook::UplinkOut => egress_uplink(frame, world),
         Hook::PodIn => from_pod(frame, world),
         Hook::PodOut => egress_pod(frame, world),
+        Hook::PolicyIn => may_send(frame, world),
+        Hook::PolicyOut => may_receive(frame, world, world.link),
     };
     match carry_out(frame, world, verdict) {
         Verdict::Pass => Outcome::Passed,
