@@ -121,9 +121,43 @@ pub(crate) async fn engine(config: &Config) -> Result<DynEngine> {
         .await
         .with_context(|| format!("cannot reach etcd at {}", config.etcd.join(", ")))?;
     let version = engine.status().await.context("cannot ask etcd for its version")?.version;
-    let (major, minor) = OLDEST_ETCD;
-    if machine::version(&version).is_some_and(|version| version < OLDEST_ETCD) {
-        bail!("etcd at {} is {version}: {major}.{minor} or newer is needed", config.etcd.join(", "));
-    }
+    new_enough(&version).with_context(|| format!("etcd at {}", config.etcd.join(", ")))?;
     Ok(engine)
+}
+
+fn new_enough(etcd: &str) -> Result<()> {
+    let (major, minor) = OLDEST_ETCD;
+    // One that does not say what it is may be anything.
+    if machine::version(etcd).is_some_and(|version| version < OLDEST_ETCD) {
+        bail!("it is version {etcd}: {major}.{minor} or newer is needed");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Options;
+
+    #[test]
+    fn an_etcd_that_is_too_old_is_named() {
+        for (version, expected) in [
+            ("3.4.23", None),
+            ("3.5.0-rc.1", None),
+            ("4.0.0", None),
+            ("3.3.27", Some("it is version 3.3.27: 3.4 or newer is needed")),
+            ("2.3.8", Some("it is version 2.3.8: 3.4 or newer is needed")),
+        ] {
+            assert_eq!(new_enough(version).err().map(|error| error.to_string()).as_deref(), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_etcd_that_cannot_be_reached_is_named() {
+        let url = "http://127.0.0.1:9";
+        let config = Options { etcd: vec![url.to_owned()], ..Options::default() }.resolve().unwrap();
+        let error = format!("{:#}", engine(&config).await.err().unwrap());
+        assert!(error.starts_with(&format!("cannot reach etcd at {url}: ")), "{error}");
+        assert!(error.contains("refused"), "{error}");
+    }
 }

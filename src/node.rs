@@ -46,11 +46,7 @@ pub(crate) async fn start_beside(config: &Config, server: &ApiServer, parts: &mu
 
 /// Starts the node with the identity that it joined with, joining first if it has none.
 pub(crate) async fn start_joined(config: &Config, parts: &mut Parts) -> Result<()> {
-    let place = Place {
-        node_name: config.node_name.clone(),
-        node_ips: config.node_addresses(),
-        dir: config.data_dir.join("node-pki"),
-    };
+    let place = Place { node_name: config.node_name.clone(), node_ips: config.node_addresses(), dir: keys(config) };
     let membership = if place.has_joined() {
         Membership::open(place, &config.join.servers).await?
     } else {
@@ -69,6 +65,11 @@ pub(crate) async fn start_joined(config: &Config, parts: &mut Parts) -> Result<(
         Ok(())
     });
     start(config, client, api, parts).await
+}
+
+/// Where a node that joined keeps its keys, and what it knows of the cluster.
+pub(crate) fn keys(config: &Config) -> PathBuf {
+    config.data_dir.join("node-pki")
 }
 
 /// What the first start needs; each missing setting is named.

@@ -66,6 +66,9 @@ async fn report(config: &Config) -> Report {
     if config.admin_kubeconfig().exists() {
         parts.extend(control_plane(config).await);
     }
+    if node::keys(config).join("cluster.json").exists() {
+        parts.push(servers(config).await);
+    }
     parts.push(containerd(config).await);
     let (data_plane, part) = data_plane(&config.pin_dir());
     parts.push(part);
@@ -144,6 +147,27 @@ async fn control_plane(config: &Config) -> Vec<Part> {
         Err(error) => bad("nodes", format!("{error:#}"), "the API server must answer first"),
     };
     vec![server, nodes]
+}
+
+/// What the node sees of the servers that it joined.
+async fn servers(config: &Config) -> Part {
+    let name = "API servers";
+    let known = match tokio::time::timeout(2 * PATIENCE, sluice_agent::bootstrap::known_servers(&node::keys(config)))
+        .await
+    {
+        Ok(Ok(known)) => known,
+        Ok(Err(error)) => return bad(name, format!("{error:#}"), "sluice token create on a server says how to join"),
+        Err(_) => return bad(name, "no answer in time".to_owned(), "look whether this machine reaches the servers"),
+    };
+    let told = |(server, told): &(String, Result<()>)| match told {
+        Ok(()) => format!("{server} answers"),
+        Err(error) => format!("{server}: {error:#}"),
+    };
+    let detail = known.iter().map(told).collect::<Vec<_>>().join("; ");
+    match known.iter().all(|(_, told)| told.is_ok()) {
+        true => good(name, detail),
+        false => bad(name, detail, "the node goes on with those that answer; is `sluice server` running there?"),
+    }
 }
 
 async fn nodes(config: &Config) -> Result<(usize, usize)> {

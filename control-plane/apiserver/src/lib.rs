@@ -50,6 +50,7 @@ use crate::{
     authz::Authorizer,
     bootstrap::{
         encryption::SecretsAtRest,
+        endpoints,
         objects::{self, Cluster},
         pki::{Names, Pki},
     },
@@ -85,6 +86,7 @@ pub struct ApiServer {
     pipeline: Arc<Pipeline>,
     pki: Arc<Pki>,
     config: Arc<Config>,
+    cluster: Arc<Cluster>,
     _tasks: Arc<[AbortOnDropHandle<()>; 3]>,
 }
 
@@ -141,11 +143,12 @@ impl ApiServer {
             tokio::spawn(async move { pki.run_renewal(CancellationToken::new()).await })
         };
         let definitions = tokio::spawn(crds::follow(Arc::clone(&pipeline)));
-        let own = tokio::spawn(bootstrap::keep::run(Arc::clone(&pipeline.core().storage), cluster));
+        let own = tokio::spawn(bootstrap::keep::run(Arc::clone(&pipeline.core().storage), cluster.clone()));
         Ok(Self {
             pipeline,
             pki,
             config: Arc::new(config),
+            cluster: Arc::new(cluster),
             _tasks: Arc::new([renewal, definitions, own].map(AbortOnDropHandle::new)),
         })
     }
@@ -156,13 +159,20 @@ impl ApiServer {
         transport::client(Arc::clone(&self.pipeline), user)
     }
 
-    /// Serves HTTPS until `shutdown`.
+    /// Serves HTTPS until `shutdown`, and is an endpoint of the `kubernetes` Service meanwhile: no more of it when
+    /// connections are no longer taken.
     ///
     /// # Errors
     /// When the serving certificate cannot be used.
     pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
         let tls = self.pki.server_config()?;
-        server::serve(Arc::clone(&self.pipeline), listener, tls, shutdown).await
+        let closing = CancellationToken::new();
+        let announced = async {
+            endpoints::run(self.storage(), &self.cluster, &shutdown).await;
+            closing.cancel();
+        };
+        let served = server::serve(Arc::clone(&self.pipeline), listener, tls, closing.clone());
+        tokio::join!(announced, served).1
     }
 
     /// The cluster's authority, to issue certificates and kubeconfigs.

@@ -41,6 +41,12 @@ pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 pub const FRESH_TIMEOUT: Duration = Duration::from_secs(3);
 /// The pause before an object of the cluster's own is made again when that failed.
 pub const OWN_RETRY: Duration = Duration::from_secs(1);
+/// How long a server that says nothing more stays an endpoint of the `kubernetes` Service, in seconds, and how often it
+/// says that it is there (upstream's).
+pub const SERVER_TTL_SECONDS: i64 = 15;
+pub const SERVER_RENEWAL: Duration = Duration::from_secs(10);
+/// How long a server that ends waits for the store to take it out of these endpoints.
+pub const SERVER_LEAVES: Duration = Duration::from_secs(2);
 /// Attempts of a write that lost its race, where the server may repeat it.
 pub const WRITE_ATTEMPTS: usize = 8;
 /// Deletions of one collection that run side by side, so that they share the store's commits.

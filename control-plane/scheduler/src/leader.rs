@@ -55,22 +55,23 @@ where
     Fut: Future<Output = anyhow::Result<()>>,
 {
     let candidate = Candidate { leases: Api::namespaced(client, NAMESPACE), name, election };
-    while let Some(held) = shutdown.run_until_cancelled(candidate.acquire()).await {
+    while let Some(mut held) = shutdown.run_until_cancelled(candidate.acquire()).await {
         tracing::info!(lease = name, identity = election.identity, "leading");
         let turn = shutdown.child_token();
         let mut working = std::pin::pin!(work(turn.clone()));
-        let (outcome, held) = tokio::select! {
-            outcome = &mut working => (Some(outcome), Some(held.clone())),
-            held = candidate.hold(held.clone(), &shutdown) => (None, held),
+        let (outcome, kept) = tokio::select! {
+            outcome = &mut working => (Some(outcome), true),
+            kept = candidate.hold(&mut held, &shutdown) => (None, kept),
         };
         turn.cancel();
         let outcome = match outcome {
             Some(outcome) => outcome,
             None => working.await,
         };
-        match held {
-            Some(held) => candidate.release(held).await,
-            None => tracing::warn!(lease = name, "no longer leading: the lease could not be renewed in time"),
+        if kept {
+            candidate.release(held).await;
+        } else {
+            tracing::warn!(lease = name, "no longer leading: the lease could not be renewed in time");
         }
         outcome?;
         if shutdown.is_cancelled() {
@@ -152,28 +153,28 @@ impl Candidate<'_> {
         }
     }
 
-    /// Renews the lease until it is lost (`None`) or `shutdown` (the lease as last written).
-    async fn hold(&self, mut held: Lease, shutdown: &CancellationToken) -> Option<Lease> {
+    /// Renews the lease until it is lost (false) or `shutdown`. `held` is the lease as last written.
+    async fn hold(&self, held: &mut Lease, shutdown: &CancellationToken) -> bool {
         let mut renewed = Instant::now();
         // Before others may take it, with a margin for what they and we are late.
         let margin = self.election.duration.saturating_sub(self.election.renew);
         loop {
             if shutdown.run_until_cancelled(tokio::time::sleep(self.election.renew)).await.is_none() {
-                return Some(held);
+                return true;
             }
             let started = Instant::now();
             let deadline = renewed + margin;
-            match tokio::time::timeout_at(deadline, self.renew(&held)).await {
-                Ok(Ok(lease)) => (held, renewed) = (lease, started),
+            match tokio::time::timeout_at(deadline, self.renew(held)).await {
+                Ok(Ok(lease)) => (*held, renewed) = (lease, started),
                 // Changed by somebody else: either it is theirs now, or our own write was not answered.
                 Ok(Err(error)) if conflict(&error) => match self.leases.get_opt(self.name).await {
-                    Ok(Some(lease)) if holder(&lease) == Some(&self.election.identity) => held = lease,
-                    _ => return None,
+                    Ok(Some(lease)) if holder(&lease) == Some(&self.election.identity) => *held = lease,
+                    _ => return false,
                 },
                 Ok(Err(error)) if started < deadline => {
                     tracing::debug!(lease = self.name, %error, "cannot renew the lease yet");
                 }
-                _ => return None,
+                _ => return false,
             }
         }
     }
@@ -186,14 +187,28 @@ impl Candidate<'_> {
 
     /// Lets go: whoever waits need not wait for the end of the term.
     async fn release(&self, held: Lease) {
-        let mut spec = held.spec.clone().unwrap_or_default();
-        spec.holder_identity = None;
-        spec.lease_duration_seconds = Some(1);
-        let released = self.put(Lease { spec: Some(spec), ..held });
-        match tokio::time::timeout(self.election.duration, released).await {
-            Ok(Ok(_)) => tracing::info!(lease = self.name, "let go of the lease"),
+        match tokio::time::timeout(self.election.duration, self.given_back(held)).await {
+            Ok(Ok(())) => tracing::info!(lease = self.name, "let go of the lease"),
             Ok(Err(error)) => tracing::debug!(lease = self.name, %error, "cannot let go of the lease; it runs out"),
             Err(_) => tracing::debug!(lease = self.name, "no answer on letting go of the lease; it runs out"),
+        }
+    }
+
+    async fn given_back(&self, held: Lease) -> kube::Result<()> {
+        let free = |lease: Lease| {
+            let mut spec = lease.spec.unwrap_or_default();
+            spec.holder_identity = None;
+            spec.lease_duration_seconds = Some(1);
+            Lease { spec: Some(spec), ..lease }
+        };
+        let error = match self.put(free(held)).await {
+            Err(error) if conflict(&error) => error,
+            put => return put.map(drop),
+        };
+        // A renewal was under way when the work ended, and nobody waited for its answer.
+        match self.leases.get_opt(self.name).await? {
+            Some(lease) if holder(&lease) == Some(&self.election.identity) => self.put(free(lease)).await.map(drop),
+            _ => Err(error),
         }
     }
 

@@ -12,6 +12,8 @@ use crate::{DynEngine, Error, Op, Range, Revision, Txn, limits, prefix_end};
 
 /// Everything of a cluster is below it; an etcd may hold other things besides.
 const PREFIX: &[u8] = b"/registry/";
+/// Who serves the cluster at the moment is no part of what it holds.
+const SERVERS: &[u8] = b"/registry/masterleases/";
 /// Written again and again to raise an engine's revision; gone afterwards.
 const STEP: &[u8] = b"/registry/sluice-restore";
 
@@ -45,7 +47,7 @@ pub async fn write(engine: &DynEngine, out: &mut (impl AsyncWrite + Unpin)) -> R
             count_only: false,
         };
         let page = engine.range(range).await?;
-        for kv in &page.kvs {
+        for kv in page.kvs.iter().filter(|kv| !kv.key.starts_with(SERVERS)) {
             let flag = if kv.lease == 0 { KEY } else { LEASED };
             out.write_all(&[flag]).await.map_err(broken)?;
             for part in [&kv.key, &kv.value] {

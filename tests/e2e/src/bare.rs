@@ -22,7 +22,7 @@ use tempfile::TempDir;
 use crate::{
     notices::{self, Notices},
     sh::{output, run, target},
-    wires::{Families, Shape, Wires},
+    wires::{Families, Shape, Weather, Wires},
 };
 
 /// Makes `$1` the root of the namespaces it runs in, and holds them until it is killed.
@@ -68,7 +68,7 @@ impl Bare {
         let dir = tempfile::Builder::new().prefix(&format!("{name}-")).tempdir()?;
         let root = dir.path().join("root");
         output(Command::new("cp").args(["-a", "--reflink=auto"]).arg(&system).arg(&root))?;
-        let wires = Wires::make(name, 1, Shape::Shared, Families::V4)?;
+        let wires = Wires::make(name, 1, Shape::Shared, Families::V4, Weather::default())?;
         let mut holder = Command::new("nsenter");
         holder
             .arg(format!("--net=/run/netns/{}", wires.of(1)))

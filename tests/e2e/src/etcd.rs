@@ -1,6 +1,7 @@
 //! A member of the etcd that a lab's servers share, in the network namespace of one of its nodes.
 
 use std::{
+    os::unix::process::CommandExt as _,
     path::PathBuf,
     process::{Child, Stdio},
     time::{Duration, Instant},
@@ -57,7 +58,9 @@ impl Etcd {
             .env("ETCD_UNSUPPORTED_ARCH", std::env::consts::ARCH)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null());
+            .stderr(Stdio::null())
+            // Ctrl-C in the lab's terminal is the lab's alone.
+            .process_group(0);
         self.child = Some(command.spawn().context("cannot start etcd (apt-get install etcd-server)")?);
         Ok(())
     }

@@ -1,15 +1,21 @@
 //! A whole cluster of namespaces: the first node runs the control plane as well.
 
-use std::path::PathBuf;
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
 use crate::{
     etcd::Etcd,
     node::Node,
     sh::{host, output, target},
-    wires::{Families, Shape, Wires},
+    wires::{Families, Shape, Weather, Wires},
 };
 
 /// What is shown of a lab whose story failed.
@@ -36,10 +42,27 @@ pub struct Options {
     /// How many of them have a member of an etcd beside it; without any the store is the server's own.
     pub etcd: usize,
     pub shape: Shape,
+    pub weather: Weather,
     /// The `sluice` program.
     pub binary: PathBuf,
     /// More flags for the first node (`--etcd URL`).
     pub server_flags: Vec<String>,
+    /// Ends the start between two of its steps.
+    pub stop: Stop,
+}
+
+/// Set by whoever wants no lab any more.
+#[derive(Clone, Default)]
+pub struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.0.load(Ordering::Relaxed) { bail!("ended by a signal") } else { Ok(()) }
+    }
 }
 
 impl Options {
@@ -52,8 +75,10 @@ impl Options {
             servers: 1,
             etcd: 0,
             shape: Shape::Shared,
+            weather: Weather::default(),
             binary,
             server_flags: Vec::new(),
+            stop: Stop::default(),
         }
     }
 }
@@ -87,7 +112,7 @@ impl Lab {
 
     fn start_as(first: &str, options: &Options, families: Families) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix(&format!("{}-", options.name)).tempdir()?;
-        let wires = Wires::make(&options.name, options.nodes, options.shape, families)?;
+        let wires = Wires::make(&options.name, options.nodes, options.shape, families, options.weather)?;
         let nodes = (1..=options.nodes)
             .map(|number| {
                 let addresses = Wires::addresses(number, options.shape, families);
@@ -102,6 +127,7 @@ impl Lab {
         up.extend(options.server_flags.iter().cloned());
         up.extend(lab.etcd_flags());
         for number in 0..options.nodes {
+            options.stop.check()?;
             if number < options.servers {
                 lab.share_keys(number)?;
                 lab.nodes[number].start(&up)?;
@@ -110,7 +136,9 @@ impl Lab {
                 lab.nodes[number].start(&join)?;
             }
         }
+        options.stop.check()?;
         lab.kubectl("wait --for=condition=Ready node --all --timeout=90s")?;
+        options.stop.check()?;
         Ok(lab)
     }
 
@@ -154,29 +182,37 @@ impl Lab {
 
     /// Cuts the power of node `number`, from 1: everything on it ends at once, a member of the etcd too.
     pub fn kill(&mut self, number: usize) -> Result<()> {
+        ensure!(self.nodes[number - 1].runs(), "node{number} does not run");
         if let Some(member) = self.etcd.get_mut(number - 1).filter(|member| member.runs()) {
             member.kill()?;
         }
         self.nodes[number - 1].cut_power()
     }
 
-    /// Cuts node `number`, from 1, off from all others.
-    pub fn partition(&mut self, number: usize) -> Result<()> {
-        self.wires.set(number, false)
+    /// Cuts these nodes, from 1, off from all others; they go on to reach each other.
+    pub fn partition(&mut self, numbers: &[usize]) -> Result<()> {
+        self.wires.part(numbers)
     }
 
-    /// Joins again what was cut off, and starts again what was killed.
+    /// Joins again what was cut off, and starts again what was killed: members of the etcd, then the rest, all at once.
     pub fn heal(&mut self) -> Result<()> {
-        for number in 1..=self.nodes.len() {
-            self.wires.set(number, true)?;
-        }
+        self.wires.unite()?;
         for (member, node) in self.etcd.iter_mut().zip(&self.nodes) {
             if !member.runs() {
                 member.start(node)?;
             }
         }
         self.etcd.iter_mut().zip(&self.nodes).try_for_each(|(member, node)| member.ready(node))?;
-        self.nodes.iter_mut().filter(|node| !node.runs()).try_for_each(Node::restart)
+        std::thread::scope(|scope| {
+            let dead = self.nodes.iter_mut().filter(|node| !node.runs());
+            let started: Vec<_> = dead.map(|node| scope.spawn(|| node.restart())).collect();
+            started.into_iter().try_for_each(|started| started.join().unwrap_or_else(|_| bail!("a start panicked")))
+        })
+    }
+
+    /// Where the files of its nodes are.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// The number of the node of this name, from 1.

@@ -5,6 +5,7 @@
 pub mod bare;
 pub mod etcd;
 pub mod lab;
+pub mod leftovers;
 pub mod node;
 mod notices;
 mod sh;
@@ -12,7 +13,7 @@ pub mod wires;
 
 pub use bare::Bare;
 pub use etcd::Etcd;
-pub use lab::{Lab, Options};
+pub use lab::{Lab, Options, Stop};
 pub use node::Node;
 pub use sh::{host, output, run, sample_image, step, target};
-pub use wires::{Families, Shape};
+pub use wires::{Families, Shape, Weather};

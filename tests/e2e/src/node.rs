@@ -5,7 +5,7 @@ use std::{
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -21,6 +21,9 @@ use crate::{
 
 /// How long a daemon may take until it is ready; debug builds on a busy machine are slow.
 const READY: Duration = Duration::from_secs(120);
+
+/// How long one may take to end when its lab goes.
+const END: Duration = Duration::from_secs(30);
 
 /// Enters cgroup `$0` and network namespace `$1`, then becomes the rest.
 const ENTER: &str =
@@ -179,18 +182,7 @@ impl Node {
     /// The processes of the machine whose command line names this node's directories: the daemon,
     /// its containerd, shims and loggers, each with its command line.
     pub fn processes(&self) -> Result<Vec<(Pid, String)>> {
-        let mut found = Vec::new();
-        let dir = self.dir.to_string_lossy();
-        for entry in fs::read_dir("/proc")? {
-            let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-            // A process that has just ended is none.
-            let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let line = String::from_utf8_lossy(&words).replace('\0', " ");
-            if line.contains(&*dir) {
-                found.push((Pid::from_raw(pid), line));
-            }
-        }
-        Ok(found)
+        processes_of(&self.dir)
     }
 
     /// The processes in the cgroups of this node's pods.
@@ -221,9 +213,9 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        if self.daemon.is_some() {
+        if let Some(daemon) = &mut self.daemon {
             // A daemon that is already gone is as good as ended.
-            let _ = self.end(Signal::SIGTERM);
+            let _ = ended(daemon);
         }
         if let Err(error) = output(self.sluice(&["reset", "--yes"]).current_dir("/")) {
             eprintln!("{}: {error:#}", self.name);
@@ -233,6 +225,36 @@ impl Drop for Node {
         let _ = fs::remove_dir(group.join("host"));
         let _ = fs::remove_dir(group);
     }
+}
+
+/// Asks a daemon to end, and kills it when it does not.
+fn ended(daemon: &mut Child) -> Result<()> {
+    kill(Pid::from_raw(i32::try_from(daemon.id())?), Signal::SIGTERM)?;
+    let deadline = Instant::now() + END;
+    while Instant::now() < deadline {
+        if daemon.try_wait()?.is_some() {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    daemon.kill()?;
+    daemon.wait().map(drop).context("waiting for the daemon's end")
+}
+
+/// The processes of the machine whose command line names this folder, each with its command line.
+pub(crate) fn processes_of(dir: &Path) -> Result<Vec<(Pid, String)>> {
+    let mut found = Vec::new();
+    let dir = dir.to_string_lossy();
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // A process that has just ended is none.
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&words).replace('\0', " ");
+        if line.contains(&*dir) {
+            found.push((Pid::from_raw(pid), line));
+        }
+    }
+    Ok(found)
 }
 
 /// The cgroup v2 tree: all of /sys/fs/cgroup, or its `unified` part in the hybrid layout.

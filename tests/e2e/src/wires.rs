@@ -1,7 +1,9 @@
 //! The network between a lab's nodes: namespaces joined by a bridge (one shared link) or by a
 //! router (every node on a link of its own). No namespace has a route to the machine's uplink.
 
-use anyhow::Result;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
 
 use crate::sh::run;
 
@@ -46,17 +48,54 @@ impl Families {
     }
 }
 
+/// What the wires do to every packet, by the kernel's netem.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Weather {
+    /// How much later it arrives; a round trip takes twice as much longer.
+    pub latency: Duration,
+    /// How many of a hundred are lost.
+    pub loss: f64,
+}
+
+impl Weather {
+    /// Whether this kernel can make it.
+    pub fn possible(self) -> Result<()> {
+        if self == Self::default() {
+            return Ok(());
+        }
+        // Debian has it as a module; where it is built in there is nothing to load.
+        let _ = run("modprobe sch_netem");
+        let place = Wires::alone("sweather")?;
+        let tried = run(&format!("tc -n {} {}", place.middle(), self.rule("lo")));
+        tried
+            .map(drop)
+            .context("this kernel makes no latency and no loss (it has no netem): leave out --latency and --loss")
+    }
+
+    fn rule(self, link: &str) -> String {
+        let Self { latency, loss } = self;
+        format!("qdisc add dev {link} root netem delay {}us loss {loss}%", latency.as_micros())
+    }
+}
+
 /// The namespaces of one lab and the wires between them; removed on drop.
 pub(crate) struct Wires {
     name: String,
     namespaces: Vec<String>,
+    shape: Shape,
+    families: Families,
+    /// Bridges of nodes that are cut off from the others.
+    sides: usize,
+    /// Rules of the router that do the same.
+    rules: Vec<String>,
 }
 
 impl Wires {
     /// Makes `nodes` namespaces `<name>-1` ... and the one that joins them, `<name>-net`.
-    pub(crate) fn make(name: &str, nodes: usize, shape: Shape, families: Families) -> Result<Self> {
-        let mut wires = Self { name: name.into(), namespaces: Vec::new() };
-        let middle = wires.namespace("net")?;
+    pub(crate) fn make(name: &str, nodes: usize, shape: Shape, families: Families, weather: Weather) -> Result<Self> {
+        let mut wires = Self::alone(name)?;
+        (wires.shape, wires.families) = (shape, families);
+        let middle = wires.middle();
         if shape == Shape::Shared {
             run(&format!("ip -n {middle} link add br0 type bridge"))?;
             run(&format!("ip -n {middle} link set br0 up"))?;
@@ -65,8 +104,20 @@ impl Wires {
             run(&format!("nsenter --net=/run/netns/{middle} sysctl -qw {forward}"))?;
         }
         for number in 1..=nodes {
-            wires.join(&middle, number, shape, families)?;
+            wires.join(&middle, number)?;
+            if weather != Weather::default() {
+                run(&format!("tc -n {middle} {}", weather.rule(&format!("port{number}"))))?;
+            }
         }
+        Ok(wires)
+    }
+
+    /// The namespace in the middle, without any nodes.
+    fn alone(name: &str) -> Result<Self> {
+        let (shape, families) = (Shape::default(), Families::default());
+        let mut wires =
+            Self { name: name.into(), namespaces: Vec::new(), shape, families, sides: 0, rules: Vec::new() };
+        wires.namespace("net")?;
         Ok(wires)
     }
 
@@ -80,10 +131,52 @@ impl Wires {
         format!("{}-net", self.name)
     }
 
-    /// Cuts node `number` off from all others, or joins it to them again.
-    pub(crate) fn set(&self, number: usize, joined: bool) -> Result<()> {
-        let state = if joined { "up" } else { "down" };
-        run(&format!("ip -n {} link set port{number} {state}", self.middle())).map(drop)
+    /// Cuts these nodes off from the others; they go on to reach each other. Links stay up, as those of machines on two
+    /// sides of a broken switch do.
+    pub(crate) fn part(&mut self, numbers: &[usize]) -> Result<()> {
+        let middle = self.middle();
+        if self.shape == Shape::Shared {
+            self.sides += 1;
+            let side = format!("br{}", self.sides);
+            run(&format!("ip -n {middle} link add {side} type bridge"))?;
+            run(&format!("ip -n {middle} link set {side} up"))?;
+            return numbers
+                .iter()
+                .try_for_each(|number| run(&format!("ip -n {middle} link set port{number} master {side}")).map(drop));
+        }
+        let others: Vec<usize> = (1..self.namespaces.len()).filter(|number| !numbers.contains(number)).collect();
+        for (here, there) in numbers.iter().flat_map(|here| others.iter().map(move |there| (*here, *there))) {
+            for (from, to) in [(here, there), (there, here)] {
+                for address in Self::addresses(to, self.shape, self.families) {
+                    self.rule(format!("iif port{from} to {address} blackhole"), address.contains(':'))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn rule(&mut self, rule: String, six: bool) -> Result<()> {
+        let ip = format!("ip -n {} {}", self.middle(), if six { "-6" } else { "-4" });
+        run(&format!("{ip} rule add {rule}"))?;
+        self.rules.push(format!("{ip} rule del {rule}"));
+        Ok(())
+    }
+
+    /// Joins again what was cut off.
+    pub(crate) fn unite(&mut self) -> Result<()> {
+        self.rules.drain(..).try_for_each(|rule| run(&rule).map(drop))?;
+        if self.sides == 0 {
+            return Ok(());
+        }
+        let middle = self.middle();
+        for number in 1..self.namespaces.len() {
+            run(&format!("ip -n {middle} link set port{number} master br0"))?;
+        }
+        while self.sides > 0 {
+            run(&format!("ip -n {middle} link del br{}", self.sides))?;
+            self.sides -= 1;
+        }
+        Ok(())
     }
 
     /// The addresses of node `number`, the primary one first.
@@ -94,7 +187,8 @@ impl Wires {
         }
     }
 
-    fn join(&mut self, middle: &str, number: usize, shape: Shape, families: Families) -> Result<()> {
+    fn join(&mut self, middle: &str, number: usize) -> Result<()> {
+        let (shape, families) = (self.shape, self.families);
         let node = self.namespace(&number.to_string())?;
         run(&format!("ip -n {node} link add eth0 type veth peer name port{number} netns {middle}"))?;
         for address in Self::addresses(number, shape, families) {

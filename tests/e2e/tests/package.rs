@@ -1,5 +1,5 @@
-//! The Debian package on a bare Debian: installed, started by the plain command, upgraded under running pods, removed,
-//! purged; and the image and the tarball beside it.
+//! The Debian package on a bare Debian: installed, started by the plain command, upgraded under running pods and an open
+//! connection, removed, purged; and the image and the tarball beside it.
 
 use std::{fs, process::Command};
 
@@ -15,6 +15,48 @@ const SYSTEMCTL: &str = "#!/bin/sh\necho \"$@\" >>/systemctl.log\n";
 const DAEMON: &str = "/usr/bin/sluice up";
 const RUNNING: &str = "get pods -l app=echo --sort-by=.metadata.name -o \
     jsonpath={range.items[*]}{.metadata.name}{.status.containerStatuses[0].containerID}{.status.containerStatuses[0].restartCount}{\"\\n\"}{end}";
+
+/// One connection through a Service, on which it asks again and again until it is told to stop.
+const TALKER: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: talker}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+    - name: main
+      image: sluice.local/echo:latest
+      imagePullPolicy: IfNotPresent
+      volumeMounts: [{name: state, mountPath: /state}]
+      command:
+        - sh
+        - -c
+        - |
+          cd /state
+          (n=0
+          while [ ! -e stop ]; do
+            n=$((n+1))
+            printf 'GET /%s HTTP/1.1\r\nHost: echo\r\n\r\n' $n
+            sleep 0.1
+          done
+          echo $n >asked
+          sleep 1) | nc echo 80 >answers
+          touch ended
+          sleep 3600
+  volumes: [{name: state, emptyDir: {}}]
+"#;
+
+/// Every question that was asked on the connection has its answer.
+fn flowed(machine: &Bare) -> Result<()> {
+    machine.kubectl("exec talker -- touch /state/stop")?;
+    while machine.kubectl("exec talker -- ls /state")?.lines().all(|file| file != "ended") {}
+    let asked: usize = machine.kubectl("exec talker -- cat /state/asked")?.trim().parse()?;
+    let answers = machine.kubectl("exec talker -- cat /state/answers")?;
+    let last = answers.lines().rfind(|line| line.starts_with("path ")).unwrap_or_default();
+    ensure!(last == format!("path /{asked}"), "of {asked} questions the last answered one is {last:?}");
+    ensure!(answers.matches("path /").count() == asked, "answers are missing");
+    machine.kubectl("delete pod talker --timeout=60s").map(drop)
+}
 
 fn package(version: &str) -> Result<std::path::PathBuf> {
     let file = target().join("dist").join(format!("sluice_{version}_amd64.deb"));
@@ -60,6 +102,9 @@ fn the_package_is_installed_upgraded_and_purged() -> Result<()> {
     machine.kubectl("exec deployment/echo -- /echo get http://echo/ --distinct 3")?;
     let before = machine.kubectl(RUNNING)?;
     ensure!(before.lines().count() == 3, "{before}");
+    fs::write(machine.path("/root/talker.yaml"), TALKER)?;
+    machine.kubectl(&format!("apply -f {}", machine.path("/root/talker.yaml").display()))?;
+    machine.kubectl("wait --for=condition=Ready pod/talker --timeout=60s")?;
 
     step("an upgrade restarts the services that run, and keeps the settings", || {
         fs::create_dir_all(machine.path("/run/systemd/system"))?;
@@ -79,6 +124,7 @@ fn the_package_is_installed_upgraded_and_purged() -> Result<()> {
     machine.daemon(DAEMON)?;
     machine.kubectl("wait --for=condition=Ready node --all --timeout=90s")?;
     ensure!(machine.kubectl(RUNNING)? == before, "pods were started again");
+    step("a connection through a Service was open all the time", || flowed(&machine))?;
     machine.kubectl("exec deployment/echo -- /echo get http://echo/ --distinct 3")?;
     machine.kubectl("rollout restart deployment/echo")?;
     machine.kubectl("rollout status deployment/echo --timeout=120s")?;

@@ -2,6 +2,7 @@
 
 pub mod claim;
 pub mod encryption;
+pub(crate) mod endpoints;
 pub(crate) mod keep;
 pub mod objects;
 pub mod pki;

@@ -1,5 +1,6 @@
 //! The objects of a new cluster, made at each start where they are missing: namespaces, default
-//! roles, priority classes, the `kubernetes` and `kube-dns` Services, what joining nodes read.
+//! roles, priority classes, the `kubernetes` and `kube-dns` Services, what joining nodes read. The endpoints of the
+//! `kubernetes` Service are [`super::endpoints`]'s.
 //!
 //! What a user may change is only completed, never reset: a default role gets back rules it lost,
 //! unless it is annotated `rbac.authorization.kubernetes.io/autoupdate=false`.
@@ -71,7 +72,7 @@ pub(super) fn lasting(cluster: &Cluster) -> Vec<Item> {
 pub(super) type Item = (&'static str, &'static str, Value);
 
 /// Writes run side by side so that they share the store's commits.
-async fn run<'a, F, Fut>(storage: &'a Storage, items: Vec<Item>, write: F) -> Result<()>
+pub(super) async fn run<'a, F, Fut>(storage: &'a Storage, items: Vec<Item>, write: F) -> Result<()>
 where
     F: Fn(&'a Storage, &'static Resource, Value) -> Fut + Copy,
     Fut: Future<Output = Result<(), Status>>,
@@ -119,8 +120,8 @@ async fn present(storage: &Storage, row: &Resource, object: Value) -> Result<(),
     }
 }
 
-/// Creates the object, or replaces one that differs outside its metadata.
-async fn exact(storage: &Storage, row: &Resource, object: Value) -> Result<(), Status> {
+/// Creates the object, or replaces one that differs outside its metadata, or lacks a label.
+pub(super) async fn exact(storage: &Storage, row: &Resource, object: Value) -> Result<(), Status> {
     let (namespace, name) = key(&object);
     let Some(stored) = storage.get(row.store_prefix(), namespace, name) else {
         return present(storage, row, object).await;
@@ -131,6 +132,12 @@ async fn exact(storage: &Storage, row: &Resource, object: Value) -> Result<(), S
         // The status is made once, and then others'.
         if !matches!(field.as_str(), "metadata" | "apiVersion" | "kind" | "status") && current[field] != *value {
             current[field] = value.clone();
+            changed = true;
+        }
+    }
+    for (label, value) in object["metadata"]["labels"].as_object().into_iter().flatten() {
+        if current["metadata"]["labels"][label] != *value {
+            current["metadata"]["labels"][label] = value.clone();
             changed = true;
         }
     }
@@ -230,26 +237,14 @@ fn fixed(cluster: &Cluster) -> Vec<Item> {
 
 /// Follows the configuration at each start.
 fn described(cluster: &Cluster) -> Vec<Item> {
-    let port = json!([{"name": "https", "port": cluster.port, "protocol": "TCP"}]);
-    // Endpoints are of the Service's first family alone.
-    let own = cluster.advertise.iter().filter(|ip| ip.is_ipv4() == cluster.service_ip.is_ipv4());
-    let addresses: Vec<Value> = own.map(|ip| json!({"ip": ip})).collect();
     let ranges: Vec<&str> = cluster.service_cidr.split(',').map(str::trim).collect();
     let range = json!({"metadata": {"name": "kubernetes"},
         "spec": {"cidrs": ranges},
         "status": {"conditions": [{"type": "Ready", "status": "True", "reason": "",
             "message": "Kubernetes default Service CIDR is ready",
             "lastTransitionTime": jiff::Timestamp::now().round(jiff::Unit::Second).map_or_else(|_| String::new(), |t| t.to_string())}]}});
-    let subsets = if addresses.is_empty() { json!([]) } else { json!([{"addresses": addresses, "ports": port}]) };
-    let mut items = vec![
+    vec![
         ("networking.k8s.io", "servicecidrs", range),
-        (
-            "",
-            "endpoints",
-            json!({"metadata": {"namespace": "default", "name": "kubernetes",
-                    "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
-                "subsets": subsets}),
-        ),
         ("", "configmaps", network(cluster)),
         ("", "configmaps", cluster_info(cluster)),
         (
@@ -258,29 +253,7 @@ fn described(cluster: &Cluster) -> Vec<Item> {
             json!({"metadata": {"namespace": "kube-system", "name": "extension-apiserver-authentication"},
                 "data": {"client-ca-file": cluster.ca_pem}}),
         ),
-    ];
-    for (family, name) in [("IPv4", "kubernetes"), ("IPv6", "kubernetes-ipv6")] {
-        let of = |ip: &&IpAddr| ip.is_ipv4() == (family == "IPv4");
-        let addresses: Vec<String> = cluster.advertise.iter().filter(of).map(IpAddr::to_string).collect();
-        if !addresses.is_empty() {
-            let slice = json!({"metadata": {"namespace": "default", "name": name,
-                    "labels": {"kubernetes.io/service-name": "kubernetes"}},
-                "addressType": family,
-                "endpoints": [{"addresses": addresses, "conditions": {"ready": true}}],
-                "ports": port});
-            items.push(("discovery.k8s.io", "endpointslices", split(slice)));
-        }
-    }
-    items
-}
-
-/// One endpoint per address, as a slice wants it.
-fn split(mut slice: Value) -> Value {
-    let addresses = slice["endpoints"][0]["addresses"].take();
-    let each = addresses.as_array().into_iter().flatten();
-    let endpoints: Vec<Value> = each.map(|ip| json!({"addresses": [ip], "conditions": {"ready": true}})).collect();
-    slice["endpoints"] = endpoints.into();
-    slice
+    ]
 }
 
 /// The ranges that every node has to be told, for the command that joins one.
@@ -369,12 +342,7 @@ mod tests {
         };
         let items = described(&cluster);
         let of = |plural: &str| &items.iter().find(|i| i.1 == plural).unwrap().2;
-        assert_eq!(of("endpoints")["subsets"][0]["addresses"], json!([{"ip": "192.0.2.7"}]));
         assert_eq!(of("servicecidrs")["spec"]["cidrs"], json!(["10.96.0.0/16", "fd00::/108"]));
-        let slices: Vec<&Value> = items.iter().filter(|i| i.1 == "endpointslices").map(|i| &i.2).collect();
-        assert_eq!(slices.len(), 2);
-        assert_eq!(slices[0]["endpoints"][0]["addresses"], json!(["192.0.2.7"]));
-        assert_eq!(slices[1]["addressType"], "IPv6");
         let info = items.iter().find(|i| i.2["metadata"]["name"] == "cluster-info").unwrap();
         let text = info.2["data"]["kubeconfig"].as_str().unwrap();
         let config = kube::config::Kubeconfig::from_yaml(text).unwrap();

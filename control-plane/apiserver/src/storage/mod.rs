@@ -6,6 +6,7 @@ mod heartbeat;
 mod lease;
 mod object;
 mod own;
+mod servers;
 
 use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},

@@ -46,6 +46,13 @@ async fn one_leads_and_another_takes_over() {
         }
     };
     held("first").await;
+    // It lets go of the lease as it is after renewals.
+    cluster
+        .until("Lease", "kube-system", |all| {
+            let spec = &all["kube-scheduler"]["spec"];
+            spec["renewTime"] != spec["acquireTime"]
+        })
+        .await;
     first.cancel();
     ended.await.unwrap();
     assert_eq!(leading.recv().await, Some("second"), "let go, taken at once");

@@ -1,6 +1,7 @@
 //! How a node gets and keeps its certificates: joins with a token, then asks for its own through
 //! certificates.k8s.io, and renews them unattended long before they end. Keys are made here and never leave the node.
 
+mod clock;
 mod request;
 mod rotate;
 mod servers;
@@ -176,6 +177,22 @@ impl Membership {
         }
         Ok(())
     }
+}
+
+/// Each API server that the node with its keys in `dir` knows, and whether it answers a machine with this clock.
+///
+/// # Errors
+/// When the node has not joined, or its file is damaged.
+pub async fn known_servers(dir: &Path) -> Result<Vec<(String, Result<()>)>> {
+    let text = std::fs::read_to_string(dir.join("cluster.json")).context("this machine has not joined a cluster")?;
+    let Known { mut servers, server, .. } =
+        serde_json::from_str(&text).context("cluster.json is damaged; join again")?;
+    servers.extend(server);
+    let asked = servers.into_iter().map(async |server| {
+        let told = clock::told(&server).await;
+        (server, told)
+    });
+    Ok(futures::future::join_all(asked).await)
 }
 
 /// The authority as the first server that answers tells it.

@@ -14,10 +14,12 @@ use std::{
 use bytes::Bytes;
 use http::{Method, Request, Response};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use jiff::Timestamp;
 use kube::{Client, client::Body};
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
+use super::clock::Clock;
 use crate::limits;
 
 type Failed = Box<dyn StdError + Send + Sync>;
@@ -26,12 +28,13 @@ type Failed = Box<dyn StdError + Send + Sync>;
 pub(super) struct Servers {
     clients: RwLock<Vec<Client>>,
     used: watch::Sender<usize>,
+    clock: Clock,
 }
 
 impl Servers {
     /// The first one is in use to begin with. There is at least one.
     pub(super) fn new(clients: Vec<Client>) -> Arc<Self> {
-        Arc::new(Self { clients: RwLock::new(clients), used: watch::Sender::new(0) })
+        Arc::new(Self { clients: RwLock::new(clients), used: watch::Sender::new(0), clock: Clock::default() })
     }
 
     /// The same servers with other credentials.
@@ -57,15 +60,29 @@ impl Servers {
             let index = *self.used.borrow();
             let client = self.clients.read().get(index).cloned().ok_or("no API server is known")?;
             let error = match ask(&client, Request::from_parts(head.clone(), body.clone().into()), attempts > 1).await {
-                Ok(response) => return Ok(response.map(|body| self.followed(body, index))),
+                Ok(response) => {
+                    self.compare(&response);
+                    return Ok(response.map(|body| self.followed(body, index)));
+                }
                 Err(error) => error,
             };
+            if let Some(off) = self.clock.failed(&*error, Timestamp::now()) {
+                tracing::error!("{off}");
+            }
             attempts -= 1;
             self.leave(index, &error);
             let harmless = matches!(head.method, Method::GET | Method::HEAD) || unsent(&*error);
             if attempts == 0 || !harmless {
                 return Err(error);
             }
+        }
+    }
+
+    fn compare(&self, response: &Response<Body>) {
+        match self.clock.answered(response.headers(), Timestamp::now()) {
+            Some(Err(off)) => tracing::error!("{off}"),
+            Some(Ok(())) => tracing::info!("this machine's clock agrees with the API server's again"),
+            None => {}
         }
     }
 

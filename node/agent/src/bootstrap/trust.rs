@@ -12,7 +12,7 @@ use rustls::pki_types::pem::PemObject;
 use sha2::{Digest, Sha256};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::limits;
+use super::clock;
 
 /// What is known of the cluster's authority beforehand.
 #[derive(Clone, Debug)]
@@ -63,30 +63,15 @@ pub(super) async fn authority(server: &str, trust: &Trust) -> Result<String> {
 async fn cluster_info(client: &Client, now: jiff::Timestamp) -> Result<ConfigMap> {
     let request = http::Request::get("/api/v1/namespaces/kube-public/configmaps/cluster-info").body(Body::empty())?;
     let response = client.send(request).await?;
-    let date = response.headers().get(http::header::DATE).and_then(|date| date.to_str().ok());
-    in_step(date, now)?;
+    if let Err(off) = clock::in_step(response.headers(), now) {
+        bail!("{off}, and join again");
+    }
     let status = response.status();
     let body = response.into_body().collect_bytes().await?;
     if !status.is_success() {
         bail!("it answered {status}");
     }
     Ok(serde_json::from_slice(&body)?)
-}
-
-/// Whether this machine's clock agrees with a server's: certificates and tokens would seem expired, or not yet valid.
-fn in_step(date: Option<&str>, now: jiff::Timestamp) -> Result<()> {
-    // A server that does not say what time it has is believed.
-    let Some(theirs) = date.and_then(|date| jiff::fmt::rfc2822::parse(date).ok()) else { return Ok(()) };
-    let apart = now.as_second() - theirs.timestamp().as_second();
-    if apart.unsigned_abs() > limits::CLOCK_SKEW.as_secs() {
-        let side = if apart > 0 { "ahead of" } else { "behind" };
-        let (minutes, theirs) = (apart.unsigned_abs() / 60, theirs.timestamp());
-        bail!(
-            "this machine's clock is {minutes} minutes {side} the server's, where it is {theirs}: set it (timedatectl \
-             set-ntp true), and join again"
-        );
-    }
-    Ok(())
 }
 
 /// The certificates of a PEM text.
