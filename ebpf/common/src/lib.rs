@@ -14,6 +14,7 @@ pub mod bench;
 pub mod cache;
 mod flow;
 pub mod known;
+mod pace;
 mod pod;
 mod policy;
 pub mod ports;
@@ -23,6 +24,7 @@ mod socket;
 
 pub use address::Address;
 pub use flow::{Flow, FlowKey, FlowKind, FragmentKey, FragmentPorts};
+pub use pace::Pace;
 pub use pod::PodLink;
 pub use policy::{Allowed, AllowedKey, Guard, RuleKey};
 pub use reason::Reason;
@@ -98,6 +100,8 @@ pub mod limits {
     pub const RULES: u32 = 1_048_576;
     /// Connections of pods with policies that are remembered as allowed; the least recently used are judged again.
     pub const ALLOWED: u32 = 65_536;
+    /// Places of pods with a limit of what they send; the first is nobody's.
+    pub const PACES: u32 = PODS + 1;
     /// Bytes of the event ring.
     pub const EVENTS: u32 = 65_536;
     /// Looks for a free port for a masqueraded connection: the first one finds it, unless another processor takes it.
@@ -171,6 +175,10 @@ pub mod maps {
     pub const RULES: &str = "rules";
     /// `AllowedKey` to `Allowed`.
     pub const ALLOWED: &str = "allowed";
+    /// Indices of the node's side of limited pods' links, with a place in the next one.
+    pub const PACED: &str = "paced";
+    /// `Pace` by place.
+    pub const PACES: &str = "paces";
     /// Flow cache for IPv4: buckets of records, each processor's in a row.
     pub const CACHE4: &str = "cache4";
     /// Flow cache for IPv6.
@@ -212,7 +220,7 @@ pub mod maps {
         }
     }
     /// Every pinned map.
-    pub const ALL: [&str; 32] = [
+    pub const ALL: [&str; 34] = [
         FRONTENDS,
         BACKENDS,
         SLAB,
@@ -233,6 +241,8 @@ pub mod maps {
         BLOCKS,
         RULES,
         ALLOWED,
+        PACED,
+        PACES,
         CACHE4,
         CACHE6,
         GENERATIONS,
@@ -284,8 +294,8 @@ mod user {
     use super::cache::{Record, Uplink};
     use super::{
         Address, Affinity, AffinityKey, Allowed, AllowedKey, Backend, Counters, Flow, FlowKey, FragmentKey,
-        FragmentPorts, Frontend, FrontendKey, Guard, PodLink, RangeKey, RuleKey, ServiceName, Settings, SocketState,
-        SourceKey,
+        FragmentPorts, Frontend, FrontendKey, Guard, Pace, PodLink, RangeKey, RuleKey, ServiceName, Settings,
+        SocketState, SourceKey,
     };
 
     macro_rules! plain_old_data {
@@ -311,6 +321,7 @@ mod user {
         Frontend,
         FrontendKey,
         Guard,
+        Pace,
         PodLink,
         RangeKey,
         Round,

@@ -62,11 +62,13 @@ reasons! {
     PolicyEgress = 16, "no network policy allows what the pod sent";
     /// No network policy allows what came for a pod.
     PolicyIngress = 17, "no network policy allows what came for the pod";
+    /// A limited pod's packet would have to wait for longer than packets may.
+    Late = 18, "a pod with an egress limit sent more than its link lets wait";
 }
 
 impl Reason {
     /// Number of reasons, the size of the counter array.
-    pub const COUNT: u32 = 18;
+    pub const COUNT: u32 = 19;
 
     /// Was a packet lost? The others are told of for another cause.
     #[must_use]

@@ -25,6 +25,7 @@ pub mod fuzz;
 mod header;
 mod ingress;
 mod nat;
+pub mod pace;
 mod path;
 mod plain;
 mod policy;

@@ -8,8 +8,8 @@ use sluice_ebpf_common::cache::{Bucket4, Bucket6, Uplink};
 use sluice_ebpf_common::maps::mode;
 use sluice_ebpf_common::{
     Address, Affinity, AffinityKey, Allowed, AllowedKey, Backend, Counters, Event, Flow, FlowKey, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, Guard, PodLink, RangeKey, Reason, RuleKey, SLAB_LINE, ServiceName, Settings,
-    SocketState, SourceKey, known, limits, ports,
+    FragmentPorts, Frontend, FrontendKey, Guard, Pace, PodLink, RangeKey, Reason, RuleKey, SLAB_LINE, ServiceName,
+    Settings, SocketState, SourceKey, known, limits, ports,
 };
 use sluice_packet::{Begun, Desk, Judging, Path, Scratch, Trail};
 
@@ -100,6 +100,12 @@ pub static RULES: LpmTrie<RuleKey, u32, { limits::RULES as usize }> = LpmTrie::n
 
 #[btf_map(name = "allowed")]
 pub static ALLOWED: LruHashMap<AllowedKey, Allowed, { limits::ALLOWED as usize }> = LruHashMap::new();
+
+#[btf_map(name = "paced")]
+pub static PACED: HashMap<u32, u32, { limits::PODS as usize }, ON_DEMAND> = HashMap::new();
+
+#[btf_map(name = "paces")]
+pub static PACES: Array<Pace, { limits::PACES as usize }> = Array::new();
 
 /// The loader makes it as large as the processors need; the mapping puts records on cache lines.
 #[btf_map(name = "cache4")]

@@ -21,7 +21,7 @@ use sluice_packet::{
 };
 
 use crate::kernel::{Kernel, hop};
-use crate::route;
+use crate::{pace, route};
 
 /// A packet's type when its Ethernet address is the link's.
 const PACKET_HOST: u8 = 0;
@@ -38,6 +38,9 @@ pub fn uplink_in(context: TcContext) -> i32 {
 #[classifier]
 pub fn uplink_out(context: TcContext) -> i32 {
     let (mut packet, maps) = open(&context);
+    if !pace::depart(packet.skb) {
+        return TC_ACT_SHOT as i32;
+    }
     if settled(&mut packet) {
         return TC_ACT_UNSPEC;
     }
@@ -49,6 +52,7 @@ pub fn uplink_out(context: TcContext) -> i32 {
 #[classifier]
 pub fn pod_in(context: TcContext) -> i32 {
     let (mut packet, maps) = open(&context);
+    pace::note(packet.skb);
     let verdict = from_pod(&mut packet, &maps);
     close(&mut packet, &maps, verdict)
 }
@@ -102,8 +106,11 @@ fn close(packet: &mut Buffer, maps: &Kernel, verdict: Verdict) -> i32 {
         // SAFETY: without a neighbour of its own the helper asks the kernel's routes.
         Verdict::Onward(link) => unsafe { bpf_redirect_neigh(link, core::ptr::null_mut(), 0, 0) as i32 },
         Verdict::Leave(place) => route::leave(place),
-        // SAFETY: the helper has no preconditions.
-        Verdict::Into(link) => unsafe { bpf_redirect_peer(link, 0) as i32 },
+        Verdict::Into(link) => {
+            pace::forget(packet.skb);
+            // SAFETY: the helper has no preconditions.
+            unsafe { bpf_redirect_peer(link, 0) as i32 }
+        }
     }
 }
 

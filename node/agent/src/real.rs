@@ -130,7 +130,7 @@ impl PodNetwork for RealNetwork {
         }
         let net = self.network.create_pod(&pod.uid).await.map_err(|e| e.to_string())?;
         if let Some(dataplane) = self.dataplane.clone() {
-            // What a pod sends is limited on its own side of the link, what it receives on the node's.
+            // What a pod sends is limited on its own side of the link or on the uplinks, what it receives on the node's.
             let straight = limits.ingress.is_none() && !net.queued;
             let neighbour = straight.then(|| Neighbour { addresses: net.ips.clone(), mac: net.mac });
             let info = PodInfo { namespace: pod.namespace.clone(), name: pod.name.clone(), services, neighbour };
@@ -141,7 +141,15 @@ impl PodNetwork for RealNetwork {
         Ok(PodAddress { netns: net.netns, ips: net.ips })
     }
 
-    async fn limit(&self, uid: &str, bandwidth: Bandwidth) -> Result<(), String> {
+    async fn limit(&self, uid: &str, mut bandwidth: Bandwidth) -> Result<(), String> {
+        if let (Some(dataplane), Some(bits)) = (self.dataplane.clone(), bandwidth.egress) {
+            let index = self.network.create_pod(uid).await.map_err(|e| e.to_string())?.host_ifindex;
+            let paced = tokio::task::spawn_blocking(move || dataplane.pace_pod(index, bits / 8)).await;
+            match paced.map_err(|e| e.to_string())?.map_err(|e| e.to_string())? {
+                None => bandwidth.egress = None,
+                Some(reason) => tracing::debug!(uid, reason, "the pod's own link limits what it sends"),
+            }
+        }
         self.network.limit_pod(uid, bandwidth).await.map_err(|e| e.to_string())
     }
 

@@ -24,6 +24,7 @@ use crate::migrate::{self, BUILD, Build};
 use crate::model::{Forwarding, Snapshot};
 use crate::neighbours::{Neighbour, Neighbours, Redirect};
 use crate::object::Mode;
+use crate::pace::{self, Paces};
 use crate::pins::{self, Pins};
 use crate::plan::{Capacity, Tables};
 use crate::policy::driver::Policies;
@@ -124,6 +125,7 @@ pub(crate) struct Inner {
     pub(crate) neighbours: Mutex<Neighbours>,
     /// Held while the neighbours are changed for their sake.
     pub(crate) policies: Mutex<Policies>,
+    pub(crate) paces: Mutex<Paces>,
     pub(crate) datagrams: Datagrams,
     settings: Mutex<(Settings, Array<MapData, Settings>)>,
     pub(crate) table: Mutex<Table>,
@@ -219,6 +221,7 @@ impl Dataplane {
             datagrams: Datagrams::default(),
             neighbours: Mutex::new(Neighbours::open(&pins, config.redirect, policies.isolated())?),
             policies: Mutex::new(policies),
+            paces: Mutex::new(Paces::open(&pins)?),
             sources: Mutex::new(typed(&pins, maps::SOURCES)?),
             uplinks: Mutex::default(),
             sweeping: Mutex::default(),
@@ -318,8 +321,10 @@ impl Dataplane {
     /// Removes every program and map that is pinned below `pin_dir`, from any process. Nothing there is success.
     pub fn remove_all(pin_dir: &Path) -> Result<(), Error> {
         let pins = Pins::new(pin_dir, BUILD.schema);
+        let links = Link::all()?;
+        pace::take_back(links.iter().cloned()).map_err(|error| Error::system("give queues back", error))?;
         if Traffic::best() == Traffic::Clsact {
-            for link in Link::all()? {
+            for link in links {
                 attach::detach_traffic(&pins, Traffic::Clsact, UPLINK_PROGRAMS, &link)?;
             }
         }
@@ -409,6 +414,7 @@ impl Dataplane {
     /// Takes the pod programs off a link; a link that is gone is success.
     pub fn detach_pod(&self, index: u32) -> Result<(), Error> {
         self.inner.neighbours.lock().forget_link(index)?;
+        self.inner.paces.lock().forget(index)?;
         self.forget_namespace(index)?;
         attach::detach_pod(&self.inner.pins, index)?;
         self.inner.policies.lock().forget_link(index)
@@ -427,11 +433,13 @@ impl Dataplane {
         let inner = &self.inner;
         let mut ebpf = inner.ebpf.lock();
         attach::attach_traffic(&mut ebpf, &inner.pins, inner.traffic, UPLINK_PROGRAMS, link, attach::BOTH)?;
-        wire::attach(&mut ebpf, &inner.pins, inner.config.xdp, link)
+        wire::attach(&mut ebpf, &inner.pins, inner.config.xdp, link)?;
+        self.hold_packets(link)
     }
 
     pub(crate) fn detach_uplink(&self, link: &Link) -> Result<(), Error> {
         attach::detach_traffic(&self.inner.pins, self.inner.traffic, UPLINK_PROGRAMS, link)?;
+        pace::take_back([link.clone()].into_iter()).map_err(|error| Error::system("give a queue back", error))?;
         wire::detach(&self.inner.pins, link.index)
     }
 

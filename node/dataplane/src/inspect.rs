@@ -17,7 +17,7 @@ use crate::pins::{Pins, cgroup_root};
 use crate::range::unwire;
 use crate::store::{Store, typed};
 use crate::wire::{self, UplinkRow};
-use crate::{Dataplane, Error, datagrams, neighbours, sweep, sys};
+use crate::{Dataplane, Error, datagrams, neighbours, pace, sweep, sys};
 
 /// How deep the cgroup tree is searched for the cgroup that programs are attached to.
 const CGROUP_DEPTH: usize = 8;
@@ -98,6 +98,8 @@ pub struct Status {
     pub uplinks: Vec<UplinkRow>,
     /// Maps, their use and their limits.
     pub maps: Vec<MapRow>,
+    /// Pods whose egress limit is kept by departure times.
+    pub paced: usize,
     /// Connections translated packet by packet now.
     pub flows: usize,
     /// Packets and connections refused, by reason; those that never happened are left out.
@@ -244,7 +246,9 @@ fn status_in(pins: &Pins) -> Result<Status, Error> {
         ));
     }
     problems.extend(datagrams::problem());
-    Ok(Status { programs, uplinks: wire::rows(pins)?, maps, flows, refused: refused(pins)?, problems })
+    problems.extend(pace::problems(pins, wire::indices(pins)?.into_iter())?);
+    let (uplinks, paced) = (wire::rows(pins)?, pace::count(pins)?);
+    Ok(Status { programs, uplinks, maps, paced, flows, refused: refused(pins)?, problems })
 }
 
 fn refused(pins: &Pins) -> Result<BTreeMap<&'static str, u64>, Error> {

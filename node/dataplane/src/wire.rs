@@ -117,6 +117,12 @@ pub(crate) fn detach(pins: &Pins, index: u32) -> Result<(), Error> {
     Ok(())
 }
 
+/// The uplinks' indices.
+pub(crate) fn indices(pins: &Pins) -> Result<BTreeSet<u32>, Error> {
+    let map: HashMap<MapData, u32, Uplink> = typed(pins, maps::UPLINKS)?;
+    Ok(map.keys().filter_map(Result::ok).collect())
+}
+
 /// How packets come in on each uplink.
 pub(crate) fn rows(pins: &Pins) -> Result<Vec<UplinkRow>, Error> {
     let map: HashMap<MapData, u32, Uplink> = typed(pins, maps::UPLINKS)?;

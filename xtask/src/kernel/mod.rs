@@ -39,6 +39,7 @@ const TESTS: &[(&str, &[&str])] = &[
     ("devices", &["--include-ignored"]),
     ("neighbours", &[]),
     ("outward", &[]),
+    ("pace", &[]),
     ("datagrams", &[]),
     ("lost", &[]),
     ("policy_verdicts", &["--nocapture"]),

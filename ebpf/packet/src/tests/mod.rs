@@ -22,6 +22,8 @@ mod neighbours;
 #[cfg(test)]
 mod outward;
 #[cfg(test)]
+mod pace;
+#[cfg(test)]
 mod policy;
 #[cfg(test)]
 mod sctp;
