@@ -1,5 +1,6 @@
 //! Every packet that was dropped, and why: by the programs here, and by the kernel anywhere on the machine.
 
+use std::fs::File;
 use std::path::Path;
 
 use aya::Ebpf;
@@ -66,8 +67,9 @@ pub(crate) fn attach(ebpf: &mut Ebpf) -> Option<RawTracePointLink> {
 
 /// The kernel's names for its reasons.
 fn names() -> Result<Vec<(u32, String)>, String> {
-    let bytes = std::fs::read(btf::VMLINUX).map_err(|error| format!("cannot read {}: {error}", btf::VMLINUX))?;
-    let values = btf::values(&bytes, ENUM).map_err(|error| format!("{}: {error}", btf::VMLINUX))?;
+    let file = File::open(btf::VMLINUX);
+    let values =
+        file.and_then(|file| btf::values(&file, ENUM)).map_err(|error| format!("{}: {error}", btf::VMLINUX))?;
     values.ok_or_else(|| format!("this kernel gives no reasons (no enum {ENUM}); Linux 5.17 and newer do"))
 }
 
