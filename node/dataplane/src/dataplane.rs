@@ -518,6 +518,7 @@ impl Dataplane {
     /// Grows the flow map when so many entries press it. It fills while it is replaced, so it counts twice.
     pub(crate) fn grow_flows(&self, used: u32) -> Result<(), Error> {
         let mut table = self.inner.table.lock();
+        // Twice as much as there is: flows may come faster than their map grows.
         let need = Sizes { table: Capacity::default(), flows: used.saturating_mul(2) };
         let most = self.inner.build.most;
         let most = Sizes { flows: most.flows.min(limits::flows(sys::memory())), ..most };

@@ -8,6 +8,7 @@ mod common;
 mod load;
 
 use std::io::{BufRead, BufReader};
+use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -164,15 +165,22 @@ fn flows_go_along_to_another_record_and_back() {
 const TINY: Sizes =
     Sizes { table: Capacity { frontends: 16, backends: 16, slab: 32, services: 8, ranges: 8 }, flows: 16_384 };
 
+/// One datagram from a port of its own, which makes a flow that stays for a while.
+fn datagram(address: &str, port: u16) {
+    UdpSocket::bind((address, port)).unwrap().send_to(b"x", NODE_UDP).unwrap();
+}
+
 #[test]
 fn maps_grow_while_connections_run_and_say_when_they_may_not() {
     isolated("maps_grow_while_connections_run_and_say_when_they_may_not", |place| {
         let outside = world(place);
         let most = Sizes {
             table: Capacity { frontends: 256, backends: 256, slab: 512, services: 128, ranges: 8 },
-            flows: 65_536,
+            flows: 131_072,
         };
-        let dataplane = load(place, Build { start: TINY, most, ..BUILD });
+        // The clients of the story do not fill the flow map while it grows, however long that takes here.
+        let start = Sizes { flows: 65_536, ..TINY };
+        let dataplane = load(place, Build { start, most, ..BUILD });
         dataplane.apply(&table(0)).unwrap();
         packets_from_outside(&dataplane);
         let limit = |name: &str| {
@@ -196,7 +204,11 @@ fn maps_grow_while_connections_run_and_say_when_they_may_not() {
                 assert_eq!(dataplane.services().unwrap().len(), 127, "those that fit are served");
                 assert_eq!(dataplane.apply(&table(60)).unwrap(), Vec::<String>::new());
                 assert!(refused.borrow().is_empty(), "{refused:?}");
+                let mut ports = 1024..32_000;
                 while limit("flows") == before {
+                    let some: Vec<u16> = ports.by_ref().take(1000).collect();
+                    assert!(!some.is_empty(), "the flow map did not grow");
+                    outside.within(|| some.iter().for_each(|port| datagram("10.1.0.2", *port)));
                     dataplane.tend().unwrap();
                     step("flows come");
                 }
@@ -205,7 +217,7 @@ fn maps_grow_while_connections_run_and_say_when_they_may_not() {
         assert_eq!((limit("frontends"), limit("names")), (256, 128));
         // A later process goes on with what it finds.
         drop(dataplane);
-        let next = load(place, Build { start: TINY, most, ..BUILD });
+        let next = load(place, Build { start, most, ..BUILD });
         next.apply(&table(60)).unwrap();
         assert_eq!(next.services().unwrap().len(), 62);
     });
