@@ -10,6 +10,7 @@ mod control_plane;
 mod daemon;
 mod documents;
 mod drops;
+mod flows;
 mod image;
 mod leftovers;
 mod machine;
@@ -61,6 +62,8 @@ enum Command {
     Image(image::Command),
     /// Print the service table as the kernel holds it: frontends, backends, counters
     Services(services::Arguments),
+    /// Print the connections that this node translates packet by packet
+    Flows(flows::Arguments),
     /// Print what was dropped on this machine and why, by the data plane and by the kernel
     Drops(drops::Arguments),
     /// Say what is healthy, and for what is not, why and what to do
@@ -103,6 +106,7 @@ fn run(command: Command) -> Result<()> {
             Command::Migrate(arguments) => backup::migrate::run(arguments).await,
             Command::Image(command) => image::run(command).await,
             Command::Services(arguments) => services::run(arguments),
+            Command::Flows(arguments) => flows::run(arguments),
             Command::Drops(arguments) => drops::run(arguments),
             Command::Status(arguments) => status::run(arguments).await,
             Command::Reset(arguments) => reset::run(arguments).await,
