@@ -57,7 +57,7 @@ pub(crate) struct World {
     pub(crate) generation: u32,
     desk: RefCell<Desk>,
     trails: RefCell<BTreeMap<u32, Trail>>,
-    begun: RefCell<BTreeMap<u32, Begun>>,
+    pub(crate) begun: RefCell<BTreeMap<u32, Begun>>,
     pub(crate) known: RefCell<BTreeMap<u32, u64>>,
     paths: RefCell<BTreeMap<u32, Path>>,
     /// Index of the link that packets use.
