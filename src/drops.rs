@@ -2,32 +2,12 @@
 
 use std::fmt::Write as _;
 
-use anyhow::{Context, Result};
-use clap::Args;
 use sluice_dataplane::{By, Drops};
 
-use crate::config::Options;
+use crate::held::View;
 
-#[derive(Args)]
-pub(crate) struct Arguments {
-    /// One JSON document instead of a table
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    options: Options,
-}
-
-pub(crate) fn run(arguments: Arguments) -> Result<()> {
-    let pins = arguments.options.resolve()?.pin_dir();
-    let drops = sluice_dataplane::drops(&pins).with_context(|| {
-        format!("cannot read the maps pinned under {}; is the node running, and are you root?", pins.display())
-    })?;
-    if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&drops)?);
-    } else {
-        print!("{}", table(&drops));
-    }
-    Ok(())
+pub(crate) fn run(view: View) -> anyhow::Result<()> {
+    view.print(sluice_dataplane::drops, table)
 }
 
 fn table(drops: &Drops) -> String {

@@ -2,12 +2,13 @@
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
+use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use sluice_dataplane::{End, FlowRow};
 
-use crate::config::Options;
+use crate::held::View;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -23,31 +24,24 @@ pub(crate) struct Arguments {
     /// Only this protocol: tcp, udp, sctp or icmp
     #[arg(long, value_name = "NAME", value_parser = ["tcp", "udp", "sctp", "icmp"], ignore_case = true)]
     protocol: Option<String>,
-    /// One JSON document instead of a table
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    options: Options,
+    view: View,
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<()> {
-    let Arguments { service, address, port, protocol, json, options } = arguments;
-    let pins = options.resolve()?.pin_dir();
-    let mut flows = sluice_dataplane::flows(&pins).with_context(|| {
-        format!("cannot read the maps pinned under {}; is the node running, and are you root?", pins.display())
-    })?;
-    flows.retain(|row| {
+    let Arguments { service, address, port, protocol, view } = arguments;
+    let wanted = |row: &FlowRow| {
         service.as_deref().is_none_or(|wanted| row.service.as_deref().is_some_and(|name| is_of(name, wanted)))
             && address.is_none_or(|wanted| ends(row).any(|end| end.address == wanted))
             && port.is_none_or(|wanted| ends(row).any(|end| end.port == wanted))
             && protocol.as_deref().is_none_or(|wanted| row.protocol.eq_ignore_ascii_case(wanted))
-    });
-    if json {
-        println!("{}", serde_json::to_string_pretty(&flows)?);
-    } else {
-        print!("{}", table(&flows));
-    }
-    Ok(())
+    };
+    let read = |pins: &Path| {
+        let mut flows = sluice_dataplane::flows(pins)?;
+        flows.retain(wanted);
+        Ok(flows)
+    };
+    view.print(read, |flows| table(flows))
 }
 
 /// Is `namespace/name:port` the service that was asked for?

@@ -11,6 +11,7 @@ mod daemon;
 mod documents;
 mod drops;
 mod flows;
+mod held;
 mod image;
 mod leftovers;
 mod machine;
@@ -61,11 +62,11 @@ enum Command {
     #[command(subcommand)]
     Image(image::Command),
     /// Print the service table as the kernel holds it: frontends, backends, counters
-    Services(services::Arguments),
+    Services(held::View),
     /// Print the connections that this node translates packet by packet
     Flows(flows::Arguments),
     /// Print what was dropped on this machine and why, by the data plane and by the kernel
-    Drops(drops::Arguments),
+    Drops(held::View),
     /// Say what is healthy, and for what is not, why and what to do
     Status(status::Arguments),
     /// Stop and remove everything of this installation on this machine
@@ -105,9 +106,9 @@ fn run(command: Command) -> Result<()> {
             Command::Restore(arguments) => backup::restore::run(arguments).await,
             Command::Migrate(arguments) => backup::migrate::run(arguments).await,
             Command::Image(command) => image::run(command).await,
-            Command::Services(arguments) => services::run(arguments),
+            Command::Services(view) => services::run(view),
             Command::Flows(arguments) => flows::run(arguments),
-            Command::Drops(arguments) => drops::run(arguments),
+            Command::Drops(view) => drops::run(view),
             Command::Status(arguments) => status::run(arguments).await,
             Command::Reset(arguments) => reset::run(arguments).await,
             Command::Documents(arguments) => documents::run(&arguments),

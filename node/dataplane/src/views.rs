@@ -167,48 +167,49 @@ struct ConditionsView {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct PodView {
-    metadata: ObjectMeta,
-    spec: PodSpecView,
-    status: PodStatusView,
+    pub(crate) metadata: ObjectMeta,
+    pub(crate) spec: PodSpecView,
+    pub(crate) status: PodStatusView,
 }
 view!(PodView, "Pod", "", "v1", "pods", NamespaceResourceScope);
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct PodSpecView {
-    host_network: bool,
-    containers: Vec<ContainerView>,
-    init_containers: Option<Vec<ContainerView>>,
+pub(crate) struct PodSpecView {
+    pub(crate) host_network: bool,
+    pub(crate) containers: Vec<ContainerView>,
+    pub(crate) init_containers: Option<Vec<ContainerView>>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
-struct ContainerView {
-    ports: Option<Vec<ContainerPortView>>,
+pub(crate) struct ContainerView {
+    pub(crate) ports: Option<Vec<ContainerPortView>>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct ContainerPortView {
-    container_port: u16,
-    host_port: Option<u16>,
+pub(crate) struct ContainerPortView {
+    pub(crate) name: Option<String>,
+    pub(crate) container_port: u16,
+    pub(crate) host_port: Option<u16>,
     #[serde(rename = "hostIP")]
-    host_ip: Option<String>,
-    protocol: Option<String>,
+    pub(crate) host_ip: Option<String>,
+    pub(crate) protocol: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
-struct PodStatusView {
-    phase: Option<String>,
+pub(crate) struct PodStatusView {
+    pub(crate) phase: Option<String>,
     #[serde(rename = "podIPs")]
-    ips: Option<Vec<PodIpView>>,
+    pub(crate) ips: Option<Vec<PodIpView>>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
-struct PodIpView {
-    ip: String,
+pub(crate) struct PodIpView {
+    pub(crate) ip: String,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

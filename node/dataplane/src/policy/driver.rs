@@ -16,10 +16,11 @@ use super::compile::Compiler;
 use super::model::{Labels, Pod, Policy, Snapshot};
 use super::rules::Tables;
 use super::store::Store;
-use super::views::{NamespaceView, PodView, PolicyView};
+use super::views::{NamespaceView, PolicyView};
 use crate::limits::{GATHERED, QUARANTINE};
 use crate::model::ObjectName;
 use crate::pins::Pins;
+use crate::views::PodView;
 use crate::watch::{events, taken};
 use crate::{Dataplane, Error};
 

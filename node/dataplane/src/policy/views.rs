@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::model::{Labels, NamedPort, Namespaces, Peer, Pod, Policy, Port, Requirement, Rule, Selector, Which};
 use crate::Range;
 use crate::model::Protocol;
-use crate::views::view;
+use crate::views::{PodView, view};
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
@@ -25,51 +25,6 @@ impl From<NamespaceView> for Option<Labels> {
     fn from(view: NamespaceView) -> Option<Labels> {
         Some(view.metadata.labels.into_iter().flatten().collect())
     }
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub(crate) struct PodView {
-    metadata: ObjectMeta,
-    spec: PodSpecView,
-    status: PodStatusView,
-}
-view!(PodView, "Pod", "", "v1", "pods", NamespaceResourceScope);
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct PodSpecView {
-    host_network: bool,
-    containers: Vec<ContainerView>,
-    init_containers: Option<Vec<ContainerView>>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-struct ContainerView {
-    ports: Option<Vec<ContainerPortView>>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct ContainerPortView {
-    name: Option<String>,
-    container_port: u16,
-    protocol: Option<String>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-struct PodStatusView {
-    phase: Option<String>,
-    #[serde(rename = "podIPs")]
-    ips: Option<Vec<PodIpView>>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-struct PodIpView {
-    ip: String,
 }
 
 impl From<PodView> for Option<Pod> {
