@@ -3,7 +3,6 @@
 //! What `kubectl logs` shows, from the files that the logger writes; the only coupling is their format and names. A follower
 //! sleeps on inotify and is woken by writes, never by a clock.
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::future::Future;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
@@ -131,18 +130,20 @@ async fn drain(files: &mut Files, format: &mut Format, chunks: &mpsc::Sender<Res
 /// The files of one log, read in order.
 struct Files {
     path: PathBuf,
-    reader: Option<BufReader<File>>,
-    inode: u64,
-    queue: VecDeque<PathBuf>,
+    current: Option<Current>,
     /// A line whose end is not written yet.
     rest: Vec<u8>,
 }
 
+/// The file being read. It is open, so that its inode number stays its own whatever rotation does to its name.
+struct Current {
+    reader: BufReader<File>,
+    inode: u64,
+}
+
 impl Files {
     fn open(path: &Path, tail: Option<usize>) -> io::Result<Self> {
-        let mut all: VecDeque<PathBuf> = rotated(path).into();
-        all.push_back(path.to_owned());
-        let mut files = Self { path: path.to_owned(), reader: None, inode: 0, queue: all, rest: Vec::new() };
+        let mut files = Self { path: path.to_owned(), current: None, rest: Vec::new() };
         if let Some(lines) = tail {
             files.skip_to_tail(lines)?;
         }
@@ -152,17 +153,12 @@ impl Files {
     /// Starts at the last lines: whole files are left out from the newest backwards.
     fn skip_to_tail(&mut self, lines: usize) -> io::Result<()> {
         let mut wanted = lines;
-        for at in (0..self.queue.len()).rev() {
-            let mut file = match File::open(&self.queue[at]) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                other => other?,
-            };
+        for (inode, mut file) in self.all()?.into_iter().rev() {
             let (start, found) = tail_start(&mut file, wanted)?;
             wanted -= found;
             if wanted == 0 {
-                self.queue.drain(..=at);
                 file.seek(SeekFrom::Start(start))?;
-                self.take(file)?;
+                self.current = Some(Current { reader: BufReader::new(file), inode });
                 break;
             }
         }
@@ -172,53 +168,59 @@ impl Files {
     /// The next whole line without its newline; `None`: no more at the moment.
     fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
         loop {
-            if let Some(reader) = &mut self.reader {
-                reader.read_until(b'\n', &mut self.rest)?;
-                if self.rest.last() == Some(&b'\n') {
-                    self.rest.pop();
-                    return Ok(Some(std::mem::take(&mut self.rest)));
-                }
+            if let Some(line) = self.line()? {
+                return Ok(Some(line));
             }
-            if !self.advance()? {
-                return Ok(None);
+            let Some(newer) = self.newer()? else { return Ok(None) };
+            // Since its end was seen, lines may have come before the file that follows was begun; none come after.
+            if let Some(line) = self.line()? {
+                return Ok(Some(line));
             }
+            self.rest.clear();
+            self.current = Some(newer);
         }
     }
 
-    /// Goes to the file that follows, if there is one.
-    fn advance(&mut self) -> io::Result<bool> {
-        if self.queue.is_empty() {
-            self.queue = self.newer()?;
-        }
-        let Some(next) = self.queue.pop_front() else { return Ok(false) };
-        match File::open(&next) {
-            Ok(file) => self.take(file).map(|()| true),
-            // Rotated away or not written yet.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(!self.queue.is_empty()),
-            Err(error) => Err(error),
-        }
+    /// The next whole line of the file being read.
+    fn line(&mut self) -> io::Result<Option<Vec<u8>>> {
+        let Some(current) = &mut self.current else { return Ok(None) };
+        current.reader.read_until(b'\n', &mut self.rest)?;
+        let whole = self.rest.pop_if(|last| *last == b'\n').is_some();
+        Ok(whole.then(|| std::mem::take(&mut self.rest)))
     }
 
-    fn take(&mut self, file: File) -> io::Result<()> {
-        self.inode = file.metadata()?.ino();
-        self.rest.clear();
-        self.reader = Some(BufReader::new(file));
-        Ok(())
+    /// The file after the one being read, if it is there.
+    fn newer(&self) -> io::Result<Option<Current>> {
+        let mut all = self.all()?;
+        // One that is not found was dropped as the oldest: all that are left follow it.
+        let at = self.current.as_ref().and_then(|current| all.iter().position(|(inode, _)| *inode == current.inode));
+        let next = at.map_or(0, |at| at + 1);
+        if next >= all.len() {
+            return Ok(None);
+        }
+        let (inode, file) = all.swap_remove(next);
+        Ok(Some(Current { reader: BufReader::new(file), inode }))
     }
 
-    /// Files after the one being read, which rotation may have renamed meanwhile.
-    fn newer(&self) -> io::Result<VecDeque<PathBuf>> {
-        let mut all = rotated(&self.path);
-        all.push(self.path.clone());
-        let inode = |path: &PathBuf| std::fs::metadata(path).map(|about| about.ino()).ok();
-        if self.reader.is_none() {
-            return Ok(all.into_iter().filter(|path| path.exists()).collect());
+    /// All files with their inode numbers, the oldest first, none left out whenever rotation happens: the active one is
+    /// opened before the rotated ones are listed, so one that is renamed in between is held either way.
+    fn all(&self) -> io::Result<Vec<(u64, File)>> {
+        let active = open(&self.path)?;
+        let mut all = Vec::new();
+        for path in rotated(&self.path) {
+            all.extend(open(&path)?);
         }
-        let current = all.iter().position(|path| inode(path) == Some(self.inode));
-        Ok(match current {
-            Some(at) => all.split_off(at + 1).into(),
-            None => all.into(),
-        })
+        all.extend(active.filter(|(inode, _)| all.iter().all(|(rotated, _)| rotated != inode)));
+        Ok(all)
+    }
+}
+
+/// Opens a file that may be rotated away or not written yet.
+fn open(path: &Path) -> io::Result<Option<(u64, File)>> {
+    match File::open(path) {
+        Ok(file) => Ok(Some((file.metadata()?.ino(), file))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -352,19 +354,21 @@ mod tests {
 
     #[tokio::test]
     async fn a_follower_sees_every_line_over_rotations() {
+        const FILES: usize = 200;
+        const LINES: usize = 20;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("0.log");
         let (end, ended) = tokio::sync::oneshot::channel::<()>();
         let options = LogOptions { follow: true, ..LogOptions::default() };
         let mut chunks = read(&path, options, async { drop(ended.await) });
         let writer = tokio::task::spawn_blocking(move || {
-            for file in 0..4 {
+            for file in 0..FILES {
                 let mut log = fs::File::create(&path).unwrap();
-                for line in 0..500 {
-                    writeln!(log, "2026-01-01T00:00:00Z stdout F {}", file * 500 + line).unwrap();
+                for line in 0..LINES {
+                    writeln!(log, "2026-01-01T00:00:00Z stdout F {}", file * LINES + line).unwrap();
                 }
-                if file < 3 {
-                    fs::rename(&path, format!("{}.2026-{file}", path.display())).unwrap();
+                if file < FILES - 1 {
+                    fs::rename(&path, format!("{}.2026-{file:03}", path.display())).unwrap();
                 }
             }
             end.send(()).unwrap();
@@ -374,7 +378,7 @@ mod tests {
             text.push_str(std::str::from_utf8(&chunk.unwrap()).unwrap());
         }
         writer.await.unwrap();
-        let want: String = (0..2000).map(|line| format!("{line}\n")).collect();
+        let want: String = (0..FILES * LINES).map(|line| format!("{line}\n")).collect();
         assert!(text == want, "{} lines", text.lines().count());
     }
 }
