@@ -334,6 +334,9 @@ fn flags<F: Family, P: Bytes>(packet: &P, number: u8) -> Option<u8> {
     }
 }
 
+/// The protocol of a record that is in use, but no packet's.
+const NOBODYS: u8 = 0xff;
+
 /// Bytes of a record that are counted at most before they are added up.
 const BYTES: u32 = 1 << 31;
 
@@ -363,6 +366,9 @@ fn run<F: Family, P: Raw, M: Fast>(packet: &mut P, maps: &M, look: u32) -> u32 {
                     record.protocol = 0;
                 }
                 return STACK;
+            }
+            if opens {
+                record.protocol = NOBODYS;
             }
             apply::<F, P>(packet, &plain, record)
         },

@@ -73,6 +73,23 @@ pub struct Begun {
     trace: u64,
     service: u32,
     backend: u32,
+    /// The port of this node that it goes on with, network order; 0 if the backend answers by itself.
+    port: u16,
+    reserved: [u16; 3],
+}
+
+impl Begun {
+    /// The port that this connection has, 0 for none.
+    #[inline(always)]
+    pub(crate) fn port(&self, trace: u64, target: &Target) -> u16 {
+        let same = self.trace == trace && self.service == target.service && self.backend == target.backend;
+        if same { self.port } else { 0 }
+    }
+
+    #[inline(always)]
+    pub(crate) fn new(trace: u64, target: &Target, port: u16) -> Begun {
+        Begun { trace, service: target.service, backend: target.backend, port, reserved: [0; 3] }
+    }
 }
 
 /// How many connections a processor remembered in a second of the coarse clock.
@@ -121,19 +138,20 @@ fn reaches<M: Maps>(maps: &M, header: &Header, target: &mut Target) -> bool {
 
 /// A client's connection as one number.
 #[inline(always)]
-fn trace(header: &Header) -> u64 {
+pub(crate) fn trace(header: &Header) -> u64 {
     known::trace(&flow::key(header, FlowKind::Service))
 }
 
+/// Where its beginning is remembered.
 #[inline(always)]
-fn place(trace: u64) -> u32 {
+pub(crate) fn place(trace: u64) -> u32 {
     trace as u32 >> 8 & (limits::BEGUN - 1)
 }
 
 /// Is this the beginning of a connection of which the flow table knows nothing?
 #[inline(always)]
-pub(crate) fn opens_unknown<M: Maps>(maps: &M, header: &Header, frontend: &Frontend) -> bool {
-    if frontend.flags & Frontend::DIRECT == 0 || !header.opens() {
+pub(crate) fn opens_unknown<M: Maps>(maps: &M, header: &Header) -> bool {
+    if !header.opens() {
         return false;
     }
     let (word, bit) = known::place(trace(header));
@@ -168,7 +186,7 @@ pub(crate) fn remember<M: Maps>(maps: &M, header: &Header, target: &mut Target, 
         maps.begun(
             place(trace),
             #[inline(always)]
-            |begun| *begun = Begun { trace, service: target.service, backend: target.backend },
+            |begun| *begun = Begun::new(trace, target, 0),
         );
         return;
     }

@@ -183,6 +183,13 @@ fn unmasquerade<P: Packet, M: Maps>(
         let waits = maps.holds() && maps.is_local(&header.destination);
         return if waits { Err(Reason::FlowsFull) } else { Ok(false) };
     }
+    if target.has(Flow::HALF) {
+        match fused::join(maps, header) {
+            fused::JOINED => {}
+            fused::STALE => return Ok(false),
+            _ => return Err(Reason::FlowsFull),
+        }
+    }
     if target.has(Flow::FUSED) {
         fused::divide(maps, header, FlowKind::MasqueradeReply)?;
     }
@@ -206,11 +213,13 @@ fn masqueraded<M: Maps>(maps: &M, header: &Header, target: &mut Target, bytes: u
 /// function of its own in the kernel, where the stack is small.
 #[inline(never)]
 fn deliver_error<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Header) -> Result<(), Reason> {
-    let fused = maps.scratch(
+    let found = maps.scratch(
         #[inline(always)]
         |scratch| deliver_quoted(packet, maps, header, scratch),
     );
-    if fused.unwrap_or(Ok(false))? { fused::divide_known(maps) } else { Ok(()) }
+    let flags = found.unwrap_or(Ok(0))?;
+    let whole = flags & Flow::HALF == 0 || fused::join_known(maps) == fused::JOINED;
+    if whole && flags & Flow::FUSED != 0 { fused::divide_known(maps) } else { Ok(()) }
 }
 
 #[inline(always)]
@@ -219,10 +228,10 @@ fn deliver_quoted<P: Packet, M: Maps>(
     maps: &M,
     header: &Header,
     scratch: &mut Scratch,
-) -> Result<bool, Reason> {
+) -> Result<u16, Reason> {
     let Scratch { key, quote, .. } = scratch;
     if parse_quote(packet, header, quote).is_none() || quote.kind != Kind::Ports {
-        return Ok(false);
+        return Ok(0);
     }
     // The quoted packet went out, so the connection's incoming direction has its ends swapped.
     *key = FlowKey {
@@ -239,9 +248,9 @@ fn deliver_quoted<P: Packet, M: Maps>(
         key.kind = FlowKind::Service as u8;
         target = maps.flow(key, |flow| (flow.address, flow.port, flow.flags));
     }
-    let Some((address, port, flags)) = target else { return Ok(false) };
+    let Some((address, port, flags)) = target else { return Ok(0) };
     rewrite_error(packet, header, quote, End::Destination, &(address, port)).ok_or(Reason::Rewrite)?;
-    Ok(flags & Flow::FUSED != 0)
+    Ok(flags)
 }
 
 #[inline(always)]

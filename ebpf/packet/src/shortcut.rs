@@ -8,6 +8,7 @@ use sluice_ebpf_common::{Address, Flow, FlowKind, Scope};
 
 use crate::cache::{BEGUN, DECIDED, FORGET, Fast, NOTHING};
 use crate::egress::{self, Source};
+use crate::fused::JOINED;
 use crate::header::Header;
 use crate::ingress::{self, Target};
 use crate::{Maps, encap, flow, fused, service};
@@ -86,6 +87,7 @@ pub(crate) fn decide<M: Fast>(maps: &M) -> u32 {
         #[inline(always)]
         |desk| match begin(maps, desk) {
             ANSWER => DECIDED,
+            FIRST_ANSWER if fused::join(maps, &desk.header) == JOINED => DECIDED,
             REQUEST if backend(maps, desk) && reach(maps, desk) => {
                 if desk.record == BEGINS {
                     BEGUN
@@ -116,6 +118,7 @@ const WHOLE: u32 = 3;
 const STRANGER: u32 = 0;
 const ANSWER: u32 = 1;
 const REQUEST: u32 = 2;
+const FIRST_ANSWER: u32 = 3;
 
 /// Settles what was counted, and decides about answers.
 #[inline(never)]
@@ -138,11 +141,7 @@ fn begin<M: Fast>(maps: &M, desk: &mut Desk) -> u32 {
     if port < settings.source_port_first || port > settings.source_port_last {
         return REQUEST;
     }
-    match back(maps, desk) {
-        None => REQUEST,
-        Some(true) => ANSWER,
-        Some(false) => STRANGER,
-    }
+    back(maps, desk)
 }
 
 /// Adds what the record before counted to the service's and the backend's counters.
@@ -155,22 +154,22 @@ fn settle<M: Fast>(maps: &M, desk: &Desk) {
     flow::count(maps, path.service, path.backend, *packets, *bytes);
 }
 
-/// An answer to what left with this node's address: to a pod, or to the client of a backend elsewhere. `None` if it is none,
-/// false if it cannot be sent on.
+/// An answer to what left with this node's address: to a pod, or to the client of a backend elsewhere.
 #[inline(always)]
-fn back<M: Fast>(maps: &M, desk: &mut Desk) -> Option<bool> {
+fn back<M: Fast>(maps: &M, desk: &mut Desk) -> u32 {
     let Desk { header, onward, length, path, .. } = desk;
     let (now, bytes) = (maps.now(), u32::from(*length));
-    let mut of_service = maps.flow(&flow::key(header, FlowKind::MasqueradeReply), |flow| {
+    let found = maps.flow(&flow::key(header, FlowKind::MasqueradeReply), |flow| {
         flow::touch(flow, header, now, bytes);
         (onward.destination, onward.destination_port) = (flow.address, flow.port);
-        if flow.flags & Flow::FUSED == 0 {
-            return false;
+        if flow.flags & Flow::FUSED != 0 {
+            (path.source, path.source_port) = (flow.other.destination, flow.other.destination_port);
+            (path.service, path.backend) = (flow.service, flow.backend);
         }
-        (path.source, path.source_port) = (flow.other.destination, flow.other.destination_port);
-        (path.service, path.backend) = (flow.service, flow.backend);
-        true
-    })?;
+        flow.flags
+    });
+    let Some(flags) = found else { return REQUEST };
+    let mut of_service = flags & Flow::FUSED != 0;
     (path.destination, path.destination_port) = (onward.destination, onward.destination_port);
     if !of_service {
         let found = maps.flow(&flow::key(onward, FlowKind::ServiceReply), |flow| {
@@ -180,7 +179,13 @@ fn back<M: Fast>(maps: &M, desk: &mut Desk) -> Option<bool> {
         });
         of_service = found.is_some();
     }
-    Some(!of_service || maps.route(onward, *length, &mut path.route))
+    if of_service && !maps.route(onward, *length, &mut path.route) {
+        STRANGER
+    } else if flags & Flow::HALF != 0 {
+        FIRST_ANSWER
+    } else {
+        ANSWER
+    }
 }
 
 /// Finds the backend that a client's connection to a service has, or picks one.
@@ -192,7 +197,7 @@ fn backend<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
     if frontend.is_none() && !service::is_node_port(maps, settings, address, port) {
         return false;
     }
-    let unknown = frontend.is_some_and(|frontend| encap::opens_unknown(maps, &desk.header, &frontend));
+    let unknown = frontend.is_some() && encap::opens_unknown(maps, &desk.header);
     if !unknown && connection(maps, desk) {
         return true;
     }

@@ -75,9 +75,22 @@ pub fn flows(pin_dir: &Path) -> Result<Vec<FlowRow>, Error> {
 }
 
 fn rows(entries: &HashMap<FlowKey, Flow>, now: u32, name: impl Fn(u32) -> String) -> Vec<FlowRow> {
-    let mut rows: Vec<FlowRow> = entries.iter().filter_map(|(key, flow)| row(entries, key, flow, now, &name)).collect();
+    let row = |(key, flow): (&FlowKey, &Flow)| match opened(key, flow) {
+        Some((key, flow)) => row(entries, &key, &flow, now, &name),
+        None => row(entries, key, flow, now, &name),
+    };
+    let mut rows: Vec<FlowRow> = entries.iter().filter_map(row).collect();
     rows.sort_by_key(|row| (row.client, row.destination, row.protocol));
     rows
+}
+
+/// A client's own direction as it will be when the connection is answered, where it is only opened.
+fn opened(reply: &FlowKey, flow: &Flow) -> Option<(FlowKey, Flow)> {
+    let half = flow.flags & Flow::HALF != 0;
+    half.then(|| {
+        let (packets, bytes) = (1, flow.opened_by.into());
+        (flow.other, Flow { other: *reply, address: reply.source, port: reply.source_port, packets, bytes, ..*flow })
+    })
 }
 
 /// Entries of a client's own direction make a row. The way out of a service's connection is part of its row.
@@ -219,6 +232,12 @@ mod tests {
         ];
         let again = &table(&fused)[0];
         assert_eq!((again.leaves_as, again.backend), (row.leaves_as, row.backend));
+        // Before it is answered, one of them does.
+        let half = Flow { opened_by: 60, ..flow(asked, client, Flow::FUSED | Flow::HALF, 0) };
+        let opening = &table(&[(back, half)])[0];
+        assert_eq!((opening.client, opening.destination), (row.client, row.destination));
+        assert_eq!((opening.leaves_as, opening.backend, opening.state), (row.leaves_as, row.backend, "opening"));
+        assert_eq!((opening.packets, opening.bytes, opening.answer_packets), (1, 60, 0));
     }
 
     #[test]

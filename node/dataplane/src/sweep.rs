@@ -199,8 +199,8 @@ fn over(key: &FlowKey, flow: &Flow, other: Option<&Flow>, now: u32) -> bool {
     let seen = other.map_or(flow.seen, |other| flow.seen.max(other.seen));
     let quiet = now.saturating_sub(seen);
     let Some(other) = other.filter(|other| other.other == *key) else {
-        // Half a flow: being made just now, or left over.
-        return quiet > idle::OTHER;
+        // Half a flow: not answered yet, being made just now, or left over.
+        return quiet > if flow.flags & Flow::HALF == 0 { idle::OTHER } else { alone(key.protocol, flow) };
     };
     if flow.other == *key {
         return quiet > alone(key.protocol, flow);
@@ -237,8 +237,11 @@ const ALONE: u64 = 2;
 /// A connection's two entries, as many as there are flows in the map.
 pub(crate) fn count(pins: &Pins) -> Result<usize, Error> {
     let flows: HashMap<MapData, FlowKey, Flow> = typed(pins, maps::FLOWS)?;
-    let original = |key: &FlowKey| key.kind == FlowKind::Service as u8 || key.kind == FlowKind::Masquerade as u8;
-    Ok(flows.keys().filter_map(Result::ok).filter(original).count())
+    let original = |(key, flow): &(FlowKey, Flow)| {
+        let asks = key.kind == FlowKind::Service as u8 || key.kind == FlowKind::Masquerade as u8;
+        asks || flow.flags & Flow::HALF != 0
+    };
+    Ok(flows.iter().filter_map(Result::ok).filter(original).count())
 }
 
 #[cfg(test)]
@@ -401,6 +404,11 @@ mod tests {
             assert!(over(&key, &flow, Some(&other), 1001 + limit), "{number} {ours:?} {theirs:?}");
             assert!(over(&reply, &other, Some(&flow), 1001 + limit));
             assert!(over(&key, &flow, None, 1001 + idle::OTHER), "half a flow");
+        }
+        let key = FlowKey { protocol: protocol::TCP, source_port: 1, ..FlowKey::default() };
+        for (flags, limit) in [(0, idle::TCP_OPENING), (rst, idle::TCP_CLOSED)] {
+            let opened = Flow { flags: Flow::HALF | Flow::FUSED | flags, seen: 1000, ..Flow::default() };
+            assert!(!over(&key, &opened, None, 1000 + limit) && over(&key, &opened, None, 1001 + limit), "{flags}");
         }
     }
 }

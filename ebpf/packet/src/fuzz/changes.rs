@@ -93,6 +93,10 @@ impl Story {
             // What the driver knows of the old one ends with its tick.
             self.pass(SECOND);
         }
+        // Before it is answered it may go on by another port, if not from the same processor and by the same way.
+        if self.is_half(name) {
+            self.held.remove(&name);
+        }
         let end = travel(&mut self.world, Story::packet(name, flags), door);
         if name.2 && flags & CLOSES != 0 {
             self.ended.insert(name);
@@ -110,6 +114,18 @@ impl Story {
         if ends(&end).is_some() {
             self.held.insert(name, end);
         }
+    }
+
+    /// Is it only opened?
+    fn is_half(&self, (client, service, tcp): Name) -> bool {
+        let flows = self.world.flows.borrow();
+        let opened = |flow: &Flow| {
+            let (FlowKey { destination, destination_port, source_port, .. }, to) = (flow.other, end(SERVICES[service]));
+            flow.flags & Flow::HALF != 0
+                && (destination, destination_port) == to
+                && source_port == (5000 + u16::from(client)).to_be()
+        };
+        tcp && flows.values().any(|flow| opened(flow) && !flows.contains_key(&flow.other))
     }
 
     /// What the backend answers comes to the client.

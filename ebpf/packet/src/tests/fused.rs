@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::string::{String, ToString};
 use std::{format, vec};
 
-use sluice_ebpf_common::{Flow, FlowKind, Scope, protocol};
+use sluice_ebpf_common::{Flow, FlowKind, Reason, Scope, protocol};
 
 use super::frame::{ACK, FIN, Frame, SYN};
 use super::world::World;
@@ -55,8 +55,9 @@ fn two_entries_say_everything_until_the_stack_needs_four() {
     for driver in [true, false] {
         let world = shop();
         let source = send(&world, CLIENT, SYN, true);
-        assert_eq!(world.flows.borrow().len(), 2);
+        assert_eq!(world.flows.borrow().len(), 1);
         assert_eq!(answer(&world, &source, SYN | ACK, driver), CLIENT);
+        assert_eq!(world.flows.borrow().len(), if driver { 2 } else { 4 });
         assert_eq!(send(&world, CLIENT, ACK, driver), source);
         assert_eq!(world.flows.borrow().len(), if driver { 2 } else { 4 });
         assert_eq!(taken(&world), 1);
@@ -113,6 +114,7 @@ fn what_a_divided_connection_left_behind_misleads_nobody() {
     let mut world = shop();
     (world.settings.source_port_first, world.settings.source_port_last) = (61000, 61001);
     let source = send(&world, CLIENT, SYN, true);
+    answer(&world, &source, SYN | ACK, true);
     send(&world, CLIENT, ACK, false);
     // The sweep took the pair, and gave the port back.
     let pair = |kind: u8| kind == FlowKind::Service as u8 || kind == FlowKind::MasqueradeReply as u8;
@@ -132,7 +134,11 @@ fn a_connection_that_another_node_takes_over_keeps_no_port() {
     let mut world = shop();
     world.serve(protocol::TCP, Scope::External, "198.51.100.7:80", &["~10.244.9.9:80"]);
     let sent = Frame::tcp(CLIENT, "198.51.100.7:80", SYN, b"");
-    assert!(matches!(uplink(&mut sent.clone(), &world), Way::Out(_)));
+    let mut onward = sent.clone();
+    assert!(matches!(uplink(&mut onward, &world), Way::Out(_)));
+    let (source, _) = onward.ends().split_once(" > ").map(|(from, to)| (from.to_string(), to.to_string())).unwrap();
+    let mut accepted = Frame::tcp(BACKEND, &source, SYN | ACK, b"");
+    assert!(matches!(uplink(&mut accepted, &world), Way::Out(_)));
     assert_eq!(taken(&world), 1);
     let mut carried = Frame::carrying("10.1.0.3", "10.244.0.5", 8080, &sent);
     assert_eq!(ingress(&mut carried, &world, Scope::External), Verdict::Pass);
@@ -160,6 +166,7 @@ fn by_whatever_way_packets_go_connections_hold() {
         let Some(source) = open.get(&client).cloned() else {
             let source = send(&world, &client, SYN, driver);
             assert!(!open.values().any(|other| *other == source), "{source} is another's");
+            assert_eq!(answer(&world, &source, SYN | ACK, next(2) == 0), client);
             open.insert(client, source);
             continue;
         };
@@ -177,5 +184,71 @@ fn by_whatever_way_packets_go_connections_hold() {
         let ports = flows.keys().filter(|key| key.kind == FlowKind::MasqueradeReply as u8).count();
         assert_eq!(taken(&world) as usize, ports, "a port for each");
         assert!(flows.values().filter(|flow| flow.flags & Flow::FUSED != 0).count() > 0);
+    }
+}
+
+#[test]
+fn what_opens_again_goes_on_as_before_until_it_is_answered() {
+    let world = shop();
+    let source = send(&world, CLIENT, SYN, true);
+    assert_eq!(send(&world, CLIENT, SYN, true), source);
+    assert_eq!((world.flows.borrow().len(), taken(&world)), (1, 1));
+    let counted = |world: &World| world.services.borrow().values().map(|counters| counters.connections).sum::<u64>();
+    assert_eq!(counted(&world), 1);
+    assert_eq!(answer(&world, &source, SYN | ACK, true), CLIENT);
+    assert_eq!(send(&world, CLIENT, SYN, true), source, "the answer was lost");
+    assert_eq!(answer(&world, &source, SYN | ACK, true), CLIENT);
+    assert_eq!(send(&world, CLIENT, ACK, true), source);
+    assert_eq!((world.flows.borrow().len(), taken(&world)), (2, 1));
+    assert_eq!(counted(&world), 1);
+    let flows = world.flows.borrow();
+    let asked = flows.iter().find(|(key, _)| key.kind == FlowKind::Service as u8).unwrap().1;
+    assert!(flows.values().all(|flow| flow.flags & Flow::HALF == 0 && flow.opened_by == 0));
+    // The first one, and the one that was not in the record of the driver.
+    assert_eq!(
+        (asked.packets, asked.other.destination_port.to_be()),
+        (2, source.rsplit_once(':').unwrap().1.parse().unwrap())
+    );
+}
+
+/// Two processors let a client's beginning go on with two ports, or the driver with one and the stack with another. The first
+/// answer decides; what the other port gets is a stranger's, which the node's kernel ends.
+#[test]
+fn the_first_answer_decides() {
+    for (second, driver) in [(true, true), (true, false), (false, true), (false, false)] {
+        let world = shop();
+        let source = send(&world, CLIENT, SYN, true);
+        world.begun.borrow_mut().clear();
+        let other = send(&world, CLIENT, SYN, second);
+        assert_ne!(source, other);
+        let (first, late) = if second { (&source, &other) } else { (&other, &source) };
+        assert_eq!(answer(&world, first, SYN | ACK, driver), CLIENT);
+        let before = taken(&world);
+        let mut frame = Frame::tcp(BACKEND, late, SYN | ACK, b"");
+        if driver {
+            assert_eq!(uplink(&mut frame, &world), Way::Stack);
+        }
+        assert_eq!(ingress(&mut frame, &world, Scope::External), Verdict::Pass);
+        assert_eq!(frame.ends(), format!("{BACKEND} > {late}"), "it is as it was");
+        assert_eq!(taken(&world), before - 1);
+        assert_eq!(send(&world, CLIENT, ACK, driver), *first);
+        assert_eq!(answer(&world, first, ACK, driver), CLIENT);
+    }
+}
+
+#[test]
+fn an_answer_waits_for_room_in_the_flow_table() {
+    for driver in [true, false] {
+        let mut world = shop();
+        let source = send(&world, CLIENT, SYN, true);
+        world.flow_limit = 1;
+        let mut frame = Frame::tcp(BACKEND, &source, SYN | ACK, b"");
+        if driver {
+            assert_eq!(uplink(&mut frame, &world), Way::Stack);
+        }
+        assert_eq!(ingress(&mut frame, &world, Scope::External), Verdict::Drop(Reason::FlowsFull));
+        world.flow_limit = 100;
+        assert_eq!(answer(&world, &source, SYN | ACK, driver), CLIENT);
+        assert_eq!(send(&world, CLIENT, ACK, driver), source);
     }
 }
