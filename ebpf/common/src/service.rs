@@ -205,8 +205,8 @@ pub struct Settings {
     /// 1: only sockets of the node and of known pods are translated, others' traffic is translated packet by packet when
     /// it arrives. 0 while no pod's namespace is known: every socket below the cgroup is translated.
     pub known_only: u32,
-    /// 1: there are frontends on every local address outside the node ports (host ports).
-    pub host_ports: u32,
+    /// `Settings::*` bits.
+    pub flags: u32,
     /// Processors, which is how many counters each id has.
     pub processors: u32,
     /// Raised when links, addresses or routes change: no cached decision holds any more.
@@ -218,6 +218,11 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// There are frontends on every local address outside the node ports (host ports).
+    pub const HOST_PORTS: u32 = 1;
+    /// The kernel has no other rules for routes than those that it begins with, so a packet's way depends on where it goes.
+    pub const PLAIN_RULES: u32 = 2;
+
     /// What holds for IPv4 or IPv6.
     #[inline(always)]
     pub const fn family(&self, v4: bool) -> &Family {

@@ -11,8 +11,8 @@ use sluice_ebpf_common::{Address, Backend, Flow, FlowKind, Frontend, Reason, kno
 use crate::cache::{Fast, Plain, fold};
 use crate::header::{ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Header, transport_header};
 use crate::ingress::Target;
-use crate::shortcut::{Desk, Route};
-use crate::{InsertError, Maps, Packet, Raw, Scratch, Verdict, flow, hide, refuse};
+use crate::shortcut::Desk;
+use crate::{InsertError, Maps, Packet, Raw, Scratch, Verdict, flow, hide, refuse, trail};
 
 /// Bytes of an outer IPv4 header.
 pub(crate) const OUTER_V4: u32 = 20;
@@ -391,17 +391,6 @@ pub(crate) fn outer_v6_first(start: u32, length: u32, port: u16) -> [u32; 2] {
     [first.to_be(), second.to_be()]
 }
 
-/// The way to a backend's node, as the kernel told it: it holds for all connections that go there until the clock ticks, or
-/// until links or routes change.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Trail {
-    address: Address,
-    stamp: u32,
-    tick: u32,
-    route: Route,
-}
-
 /// Decides the same for the flow cache, where the driver sends the packet on.
 #[inline(never)]
 pub(crate) fn finish<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
@@ -414,28 +403,8 @@ pub(crate) fn finish<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
     (path.service, path.backend) = (target.service, target.backend);
     path.encapsulate = true;
     let length = length.saturating_add(outer);
-    let stamp = settings.epoch.wrapping_mul(0x9e37_79b1) ^ maps.vlan() ^ maps.link().rotate_left(8);
-    let tick = settings.tick(maps.jiffies());
-    let known = maps.trail(
-        target.backend,
-        #[inline(always)]
-        |trail| {
-            path.route = trail.route;
-            trail.address.same(&target.address)
-                && trail.stamp == stamp
-                && trail.tick == tick
-                && length <= trail.route.mtu
-        },
-    );
-    if known != Some(true) {
-        if !maps.route(onward, length, &mut path.route) {
-            return false;
-        }
-        maps.trail(
-            target.backend,
-            #[inline(always)]
-            |trail| *trail = Trail { address: target.address, stamp, tick, route: path.route },
-        );
+    if !trail::follow(maps, settings, onward, length, target.backend, &mut path.route) {
+        return false;
     }
     path.route.mtu = path.route.mtu.saturating_sub(outer);
     true

@@ -13,7 +13,7 @@ use sluice_ebpf_common::{Address, Flow, FlowKey, FlowKind, Reason, known};
 use crate::egress::{self, Source};
 use crate::header::Header;
 use crate::ingress::Target;
-use crate::{Begun, InsertError, Maps, Scratch, encap, flow, nat};
+use crate::{Begun, InsertError, Maps, Scratch, encap, flow, hide, nat};
 
 /// Records a new connection from a client through `source`'s address to the target, and finds the port that it leaves with.
 /// False if the stack has to see to it: without room, or when another processor was faster.
@@ -27,7 +27,7 @@ pub(crate) fn make<M: Maps>(maps: &M, header: &Header, target: &Target, source: 
         maps.count_service(target.service, |counters| counters.connections += 1);
         maps.count_backend(target.backend, |counters| counters.connections += 1);
     }
-    made.is_some_and(|made| made != FAILED)
+    hide(made.unwrap_or(FAILED)) != FAILED
 }
 
 /// What becomes of a packet that none of a connection's entries knew: it began one, it opens one again, there is no room.
@@ -68,9 +68,8 @@ fn record<M: Maps>(
         seen: now,
         ..Flow::default()
     };
-    let opens = header.opens();
     let trace = known::trace(key);
-    if opens {
+    if header.opens() {
         (flow.flags, flow.opened_by) = (Flow::FUSED | Flow::HALF, bytes);
         reply.destination_port = begun(maps, trace, target);
         if reply.destination_port != 0 && opens_again(maps, reply, key, now) {
@@ -82,7 +81,8 @@ fn record<M: Maps>(
         return FAILED;
     }
     source.port = reply.destination_port;
-    if opens {
+    // The kernel's verifier walks what is in between once, as it does not follow what stands there.
+    if flow.flags & Flow::HALF != 0 {
         maps.begun(
             encap::place(trace),
             #[inline(always)]
@@ -148,7 +148,7 @@ pub(crate) fn join_known<M: Maps>(maps: &M) -> u32 {
         #[inline(always)]
         |scratch| whole(maps, scratch),
     );
-    joined.unwrap_or(FULL)
+    hide(joined.unwrap_or(FULL))
 }
 
 #[inline(always)]

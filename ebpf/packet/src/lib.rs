@@ -37,11 +37,12 @@ mod socket;
 mod straight;
 #[cfg(any(test, feature = "fuzz"))]
 mod tests;
+mod trail;
 
 pub use access::{Bytes, Covered, InsertError, Maps, Packet, Raw, Scratch, Verdict};
 pub use cache::{Fast, Way, hide, uplink};
 pub use egress::{egress_pod, egress_uplink};
-pub use encap::{Begun, Carried, Hop, Rate, Trail, Tunnel, carry_out};
+pub use encap::{Begun, Carried, Hop, Rate, Tunnel, carry_out};
 pub use header::{ETHERNET, Header, Kind, Part};
 pub use ingress::{from_outside, from_pod, ingress};
 pub use path::{Exit, PATHS, Path, Paths, Routed};
@@ -51,6 +52,7 @@ pub use service::{find, pick};
 pub use shortcut::{Desk, Route};
 pub use socket::{SocketVerdict, connect, may_listen, original, remember, send};
 pub use straight::settled;
+pub use trail::Trail;
 
 /// Bit of a packet's mark that carries the decision "the source must become this node" from ingress to egress.
 pub const MARK_NEEDS_SOURCE: u32 = 0x2000;

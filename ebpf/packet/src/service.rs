@@ -37,7 +37,7 @@ pub fn find<M: Maps>(
 /// Could this be a node port or a host port of this node?
 #[inline(always)]
 pub(crate) fn is_node_port<M: Maps>(maps: &M, settings: &Settings, address: &Address, port: u16) -> bool {
-    (settings.host_ports != 0 || in_node_ports(settings, port)) && maps.is_local(address)
+    (settings.flags & Settings::HOST_PORTS != 0 || in_node_ports(settings, port)) && maps.is_local(address)
 }
 
 /// Is it in the range of the node ports?

@@ -4,14 +4,14 @@
 //!
 //! In the kernel each decision is a function of its own, and everything is passed through one desk: the stack is small.
 
-use sluice_ebpf_common::{Address, Flow, FlowKind, Scope};
+use sluice_ebpf_common::{Address, Flow, FlowKind, Scope, Settings};
 
 use crate::cache::{BEGUN, DECIDED, FORGET, Fast, NOTHING};
 use crate::egress::{self, Source};
 use crate::fused::JOINED;
 use crate::header::Header;
 use crate::ingress::{self, Target};
-use crate::{Maps, encap, flow, fused, service};
+use crate::{Maps, encap, flow, fused, hide, service, trail};
 
 /// The way out to a neighbour.
 #[repr(C)]
@@ -85,7 +85,7 @@ pub struct Desk {
 pub(crate) fn decide<M: Fast>(maps: &M) -> u32 {
     let decided = maps.desk(
         #[inline(always)]
-        |desk| match begin(maps, desk) {
+        |desk| match hide(begin(maps, desk)) {
             ANSWER => DECIDED,
             FIRST_ANSWER if fused::join(maps, &desk.header) == JOINED => DECIDED,
             REQUEST if backend(maps, desk) && reach(maps, desk) => {
@@ -239,11 +239,26 @@ fn reach<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
 /// Makes both translations, or none.
 #[inline(always)]
 fn finish<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
-    let Desk { onward, length, path, target, .. } = desk;
+    let Desk { onward, path, target, .. } = desk;
     (path.destination, path.destination_port) = (target.address, target.port);
     (path.service, path.backend) = (target.service, target.backend);
     (onward.destination, onward.destination_port) = (target.address, target.port);
-    !target.has(Flow::NEEDS_SOURCE) || maps.route(onward, *length, &mut path.route) && leave(maps, desk)
+    !target.has(Flow::NEEDS_SOURCE) || way(maps, desk) && leave(maps, desk)
+}
+
+/// The way to the backend. What opens a connection takes the one that others took, where the client's address makes no
+/// difference; the packets after it are asked about with all that routes may look at, and on every tick.
+#[inline(never)]
+fn way<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
+    let Some(settings) = maps.settings() else { return false };
+    let Desk { onward, length, path, target, record, .. } = desk;
+    let kept = *record == BEGINS && onward.opens() && settings.flags & Settings::PLAIN_RULES != 0;
+    let found = if kept {
+        trail::follow(maps, settings, onward, *length, target.backend, &mut path.route)
+    } else {
+        maps.route(onward, *length, &mut path.route)
+    };
+    hide(found.into()) != 0
 }
 
 /// Gives the packet the source that it leaves with.

@@ -384,6 +384,12 @@ impl Dataplane {
     }
 
     /// Writes the settings anew if they change.
+    pub(crate) fn set_flag(&self, flag: u32, set: bool) -> Result<(), Error> {
+        self.change_settings(|settings| {
+            settings.flags = if set { settings.flags | flag } else { settings.flags & !flag };
+        })
+    }
+
     pub(crate) fn change_settings(&self, change: impl FnOnce(&mut Settings)) -> Result<(), Error> {
         let mut guard = self.inner.settings.lock();
         let (settings, map) = &mut *guard;
@@ -490,9 +496,9 @@ impl Dataplane {
         if table.unsure {
             changes = table.tables.difference(&table.wanted);
         }
-        let host_ports = u32::from(table.wanted.has_pods());
-        if host_ports == 1 {
-            self.change_settings(|settings| settings.host_ports = 1)?;
+        let host_ports = table.wanted.has_pods();
+        if host_ports {
+            self.set_flag(Settings::HOST_PORTS, true)?;
         }
         let need = Sizes { table: table.tables.need(&changes), flows: 0 };
         let sizes = table.sizes.holding(need, &self.inner.build.most);
@@ -510,7 +516,7 @@ impl Dataplane {
         }
         table.unsure = false;
         self.inner.datagrams.notice(all, &changes);
-        self.change_settings(|settings| settings.host_ports = host_ports)?;
+        self.set_flag(Settings::HOST_PORTS, host_ports)?;
         table.problems = bounded(plan.problems.iter().map(String::as_str));
         Ok((table.problems.clone(), table.tables.may_fit_later()))
     }

@@ -1,4 +1,4 @@
-//! The node's links and addresses: which addresses node ports answer on, which address masqueraded traffic leaves with,
+//! The node's links and addresses, and the rules for its routes: which addresses node ports answer on, which address masqueraded traffic leaves with,
 //! and which links get the uplink programs. Read from the kernel at start and whenever it says that something changed.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,13 +12,13 @@ use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage}
 use nix::sys::socket::{AddressFamily, SockaddrLike};
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
-use sluice_ebpf_common::{Address, SourceKey};
+use sluice_ebpf_common::{Address, Settings, SourceKey};
 use tokio_util::sync::CancellationToken;
 
 use crate::attach::Link;
 use crate::dataplane::{Dataplane, Uplinks};
 use crate::range::wire;
-use crate::{Error, sys};
+use crate::{Error, rules, sys};
 
 const ETHERNET: u16 = 1;
 
@@ -81,6 +81,8 @@ impl Dataplane {
             Uplinks::Every { except } => link.ethernet && !is_pod(name, except),
             Uplinks::Named(names) => names.iter().any(|known| known == name),
         };
+        let plain = rules::are_plain().map_err(|error| Error::system("read the rules for routes", error))?;
+        self.set_flag(Settings::PLAIN_RULES, plain)?;
         self.change_settings(|settings| settings.epoch = settings.epoch.wrapping_add(1))?;
         if !configured.iter().any(IpAddr::is_ipv6) {
             let six = links.iter().filter(|(name, link)| is_uplink(name, link)).find_map(|(_, link)| source(link, 6));
@@ -111,7 +113,13 @@ impl Dataplane {
 
     /// Follows the kernel's links and addresses until the shutdown.
     pub async fn follow_links(&self, shutdown: &CancellationToken) -> Result<(), Error> {
-        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv4Rule,
+            MulticastGroup::Ipv6Rule,
+        ];
         let (connection, _handle, mut messages) = rtnetlink::new_multicast_connection(&groups)
             .map_err(|error| Error::system("listen for changes of links", error))?;
         let listener = tokio::spawn(connection);

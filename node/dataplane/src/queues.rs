@@ -5,10 +5,9 @@ use std::io;
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcOption};
-use rtnetlink::packet_core::{
-    DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
-};
-use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use rtnetlink::packet_core::{DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE};
+
+use crate::netlink::Netlink;
 
 /// Below those that the kernel gives out by itself.
 const OURS: u16 = 0x51ce;
@@ -61,15 +60,12 @@ pub(crate) fn step(rows: &[Row]) -> Step {
     }
 }
 
-/// A connection to the kernel, of the namespace of the thread that opened it.
-pub(crate) struct Queues(Socket);
+/// The queues of the namespace of the thread that opened it.
+pub(crate) struct Queues(Netlink);
 
 impl Queues {
     pub(crate) fn open() -> io::Result<Queues> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(Queues(socket))
+        Netlink::open().map(Queues)
     }
 
     /// Makes a link hold packets until they are to leave. Returns the kind of queue that somebody chose instead.
@@ -112,13 +108,13 @@ impl Queues {
         }
         let mut message = TcMessage::with_index(i32::try_from(link).unwrap_or_default());
         message.header.parent = TcHandle::ROOT;
-        self.ask(RouteNetlinkMessage::DelQueueDiscipline(message), NLM_F_ACK, |_| {})
+        self.0.ask(RouteNetlinkMessage::DelQueueDiscipline(message), NLM_F_ACK, |_| {})
     }
 
     fn rows(&self, link: u32) -> io::Result<Vec<Row>> {
         let mut rows = Vec::new();
         let request = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
-        self.ask(request, NLM_F_DUMP, |message| {
+        self.0.ask(request, NLM_F_DUMP, |message| {
             let RouteNetlinkMessage::NewQueueDiscipline(message) = message else { return };
             let kind = message.attributes.iter().find_map(|attribute| match attribute {
                 TcAttribute::Kind(kind) => Some(kind.clone()),
@@ -141,36 +137,7 @@ impl Queues {
             message.attributes.push(TcAttribute::Options(vec![each]));
         }
         let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
-        self.ask(RouteNetlinkMessage::NewQueueDiscipline(message), flags, |_| {})
-    }
-
-    fn ask(
-        &self,
-        message: RouteNetlinkMessage,
-        flags: u16,
-        mut take: impl FnMut(RouteNetlinkMessage),
-    ) -> io::Result<()> {
-        let mut request = NetlinkMessage::from(message);
-        request.header.flags = NLM_F_REQUEST | flags;
-        request.finalize();
-        let mut bytes = vec![0; request.buffer_len()];
-        request.serialize(&mut bytes);
-        self.0.send(&bytes, 0)?;
-        loop {
-            let (datagram, _) = self.0.recv_from_full()?;
-            let mut rest = datagram.as_slice();
-            while !rest.is_empty() {
-                let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
-                let length = (answer.header.length as usize).next_multiple_of(4).clamp(4, rest.len());
-                rest = &rest[length..];
-                match answer.payload {
-                    NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
-                    NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => return Ok(()),
-                    NetlinkPayload::InnerMessage(message) => take(message),
-                    _ => {}
-                }
-            }
-        }
+        self.0.ask(RouteNetlinkMessage::NewQueueDiscipline(message), flags, |_| {})
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::string::{String, ToString};
 use std::{format, vec};
 
-use sluice_ebpf_common::{Flow, FlowKind, Reason, Scope, protocol};
+use sluice_ebpf_common::{Flow, FlowKind, Reason, Scope, Settings, protocol};
 
 use super::frame::{ACK, FIN, Frame, SYN};
 use super::world::World;
@@ -251,4 +251,29 @@ fn an_answer_waits_for_room_in_the_flow_table() {
         assert_eq!(answer(&world, &source, SYN | ACK, driver), CLIENT);
         assert_eq!(send(&world, CLIENT, ACK, driver), source);
     }
+}
+
+/// With rules for routes beside the kernel's own, every client may have a way of its own.
+#[test]
+fn what_opens_a_connection_takes_the_way_that_others_took() {
+    let mut world = shop();
+    let begin = |world: &World, clients: core::ops::Range<u16>| {
+        let before = world.routed.get();
+        clients.for_each(|port| drop(send(world, &format!("192.0.2.9:{port}"), SYN, true)));
+        world.routed.get() - before
+    };
+    world.flow_limit = 100;
+    world.random = (0..97).map(|at: u32| at.wrapping_mul(0x9e37_79b9)).collect();
+    assert_eq!(begin(&world, 1..6), 5);
+    world.settings.flags |= Settings::PLAIN_RULES;
+    assert_eq!((begin(&world, 6..11), begin(&world, 11..16)), (1, 0));
+    world.jiffies += 256;
+    assert_eq!(begin(&world, 16..21), 1, "a tick");
+    world.settings.epoch += 1;
+    assert_eq!(begin(&world, 21..26), 1, "another link");
+    let source = send(&world, CLIENT, SYN, true);
+    answer(&world, &source, SYN | ACK, true);
+    let before = world.routed.get();
+    send(&world, CLIENT, ACK, true);
+    assert_eq!(world.routed.get() - before, 1, "what comes after it is asked about");
 }
