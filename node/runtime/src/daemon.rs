@@ -7,6 +7,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -58,6 +59,7 @@ impl Containerd {
         let config = dir.join("config.toml");
         fs::write(&config, configuration(dir, socket)).map_err(Error::io(format!("writing {}", config.display())))?;
         let log = dir.join("containerd.log");
+        let of_before = shims(socket);
         let mut child = Command::new("containerd")
             .arg("--config")
             .arg(&config)
@@ -83,6 +85,7 @@ impl Containerd {
                 });
             }
         }
+        end_forsaken(dir, &of_before);
         Ok(known(process))
     }
 
@@ -296,6 +299,22 @@ fn shims_with(flags: &[(&str, &OsStr)]) -> impl Iterator<Item = Pid> {
             name.starts_with("containerd-shim") && flags.iter().all(has)
         })
         .map(|(pid, _)| pid)
+}
+
+/// Ends shims that were being started when the containerd before ended: the next one finds no bundle that tells of them, and
+/// they would wait for its calls for ever. One that a container lives under has a child.
+fn end_forsaken(dir: &Path, shims: &[Pid]) {
+    let bundles = dir.join("state/io.containerd.runtime.v2.task");
+    for &pid in shims {
+        let Some(line) = sys::command_line(pid) else { continue };
+        let words: Vec<&OsStr> = line.split(|byte| *byte == 0).map(OsStr::from_bytes).collect();
+        let value = |flag: &str| words.windows(2).find(|pair| pair[0] == flag).map(|pair| pair[1]);
+        let (Some(namespace), Some(id)) = (value("-namespace"), value("-id")) else { continue };
+        if !bundles.join(namespace).join(id).exists() && sys::children(pid).is_empty() {
+            tracing::warn!(%pid, container = %id.display(), "a shim was left by containerd's end; ending it");
+            signal(pid, Signal::SIGKILL);
+        }
+    }
 }
 
 /// Where the shims listen: outside of our folders, named in each container's bundle.

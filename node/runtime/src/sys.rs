@@ -98,9 +98,14 @@ fn open_pidfd(pid: Pid) -> io::Result<OwnedFd> {
 /// Every process with its command line (arguments end with a zero byte).
 pub(crate) fn processes() -> impl Iterator<Item = (Pid, Vec<u8>)> {
     fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
-        let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-        Some((Pid::from_raw(pid), fs::read(entry.path().join("cmdline")).ok()?))
+        let pid = Pid::from_raw(entry.file_name().to_str()?.parse().ok()?);
+        Some((pid, command_line(pid)?))
     })
+}
+
+/// A process's command line (arguments end with a zero byte).
+pub(crate) fn command_line(pid: Pid) -> Option<Vec<u8>> {
+    fs::read(format!("/proc/{pid}/cmdline")).ok()
 }
 
 /// The processes whose parent this is.

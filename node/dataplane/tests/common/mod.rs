@@ -32,6 +32,7 @@ pub struct Place {
 /// Runs `story` in a process with fresh namespaces; `name` is the test function's name.
 pub fn isolated(name: &str, story: fn(&Place)) {
     if std::env::var(INNER).as_deref() == Ok(name) {
+        detect_no_duplicates();
         run("ip", &["link", "set", "lo", "up"]);
         return story(&place(name, std::os::unix::process::parent_id()));
     }
@@ -127,6 +128,8 @@ impl Place {
     pub fn neighbour(&self, name: &str, link: &str, here: Option<&str>, there: &str, via: Option<&str>) -> Namespace {
         let namespace = format!("{}-{name}", self.name);
         run("ip", &["netns", "add", &namespace]);
+        let place = Namespace { path: Path::new("/run/netns").join(&namespace) };
+        place.within(detect_no_duplicates);
         run("ip", &["link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", &namespace]);
         if let Some(here) = here {
             run("ip", &["address", "add", here, "dev", link]);
@@ -143,7 +146,15 @@ impl Place {
             run("ip", &["-n", &namespace, "route", "add", via, "dev", "eth0", "scope", "link"]);
             run("ip", &["-n", &namespace, "route", "add", "default", "via", via, "dev", "eth0"]);
         }
-        Namespace { path: Path::new("/run/netns").join(namespace) }
+        place
+    }
+}
+
+/// Links that come have an address of their own at once: without one the kernel does not ask for its neighbours, and on a busy
+/// machine it takes seconds to find out that nobody else has it.
+fn detect_no_duplicates() {
+    for which in ["all", "default"] {
+        std::fs::write(format!("/proc/sys/net/ipv6/conf/{which}/accept_dad"), "0").unwrap();
     }
 }
 
