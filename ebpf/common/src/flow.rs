@@ -46,8 +46,8 @@ impl FlowKey {
     }
 }
 
-/// What to do with the packets of a direction. Both directions have an entry and name each other (but for [`Flow::ENCAPSULATED`]
-/// and [`Flow::HALF`]); an entry is removed only by user space, never by another connection.
+/// What to do with the packets of a direction. Both directions have an entry and name each other; an entry is removed
+/// only by user space, never by another connection.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flow {
@@ -67,8 +67,8 @@ pub struct Flow {
     pub created: u32,
     /// Seconds of the coarse monotonic clock at the last packet.
     pub seen: u32,
-    /// Bytes of the packet that opened the connection, while it is [`Flow::HALF`].
-    pub opened_by: u32,
+    /// Zero.
+    pub reserved: u32,
     /// Packets in this direction.
     pub packets: u64,
     /// Bytes in this direction.
@@ -89,9 +89,6 @@ impl Flow {
     pub const ENCAPSULATED: u16 = 16;
     /// A packet was seen that acknowledged another one.
     pub const ACKNOWLEDGED: u16 = 32;
-    /// Of a connection that a client only opens, through this node to a backend elsewhere: the answers' entry is the only one.
-    /// The first answer makes the other one.
-    pub const HALF: u16 = 64;
     /// Service id of a plain masquerade.
     pub const NO_SERVICE: u32 = u32::MAX;
     /// Backend id of a connection whose backend was chosen by another node.

@@ -14,6 +14,7 @@ pub mod bench;
 pub mod cache;
 mod flow;
 pub mod known;
+pub mod opened;
 mod pace;
 mod pod;
 mod policy;
@@ -149,6 +150,10 @@ pub mod maps {
     pub const FLOWS: &str = "flows";
     /// The other flow map while one replaces the other; never pinned under this name.
     pub const FLOWS_BESIDE: &str = "flows_beside";
+    /// Places of connections that were only opened; see `opened`.
+    pub const OPENED: &str = "opened";
+    /// Bits of those that somebody has.
+    pub const PLACES: &str = "places";
     /// `FragmentKey` to `FragmentPorts`.
     pub const FRAGMENTS: &str = "fragments";
     /// Bits of the ports that masqueraded connections have; see `ports`.
@@ -220,7 +225,7 @@ pub mod maps {
         }
     }
     /// Every pinned map.
-    pub const ALL: [&str; 34] = [
+    pub const ALL: [&str; 36] = [
         FRONTENDS,
         BACKENDS,
         SLAB,
@@ -228,6 +233,8 @@ pub mod maps {
         AFFINITIES,
         RANGES,
         FLOWS,
+        OPENED,
+        PLACES,
         FRAGMENTS,
         PORTS,
         KNOWN,
@@ -292,6 +299,7 @@ mod user {
     #![allow(unsafe_code)]
     use super::bench::Round;
     use super::cache::{Record, Uplink};
+    use super::opened::Opened;
     use super::{
         Address, Affinity, AffinityKey, Allowed, AllowedKey, Backend, Counters, Flow, FlowKey, FragmentKey,
         FragmentPorts, Frontend, FrontendKey, Guard, Pace, PodLink, RangeKey, RuleKey, ServiceName, Settings,
@@ -318,6 +326,7 @@ mod user {
         FlowKey,
         FragmentKey,
         FragmentPorts,
+        Opened,
         Frontend,
         FrontendKey,
         Guard,

@@ -1,5 +1,6 @@
 //! The two doors of this crate: a packet's bytes and the maps.
 
+use sluice_ebpf_common::opened::Opened;
 use sluice_ebpf_common::{
     Address, Affinity, AffinityKey, Backend, Counters, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
     FrontendKey, PodLink, RangeKey, Reason, Settings,
@@ -161,6 +162,12 @@ pub trait Maps {
     fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError>;
     /// Removes a flow entry; false if there was none.
     fn remove_flow(&self, key: &FlowKey) -> bool;
+    /// Lends one of the places of connections that were only opened.
+    fn opened<R>(&self, place: u32, with: impl FnOnce(&mut Opened) -> R) -> Option<R>;
+    /// Takes one of them; false if somebody has it.
+    fn take_place(&self, place: u32) -> bool;
+    /// Gives it back.
+    fn give_place(&self, place: u32);
     /// The ports of a datagram that comes in fragments.
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;
     /// Remembers the ports of a datagram that comes in fragments.

@@ -1,14 +1,17 @@
 //! Connections through this node to a backend elsewhere, as the driver's program makes them: both ends of their packets
 //! change at once, so two entries say everything. Each one's other key, turned round, is what its packets become.
 //!
-//! What only opens a connection makes but one of them, that of the answers: the first answer makes the other one, so that a
-//! flood from clients that are not there costs half as much.
+//! What only opens a TCP connection makes neither: it stands in a place of its own until the first answer makes both
+//! ([`sluice_ebpf_common::opened`]).
 //!
 //! The programs on the links change one end at a time, on the way in and on the way out. When one of them meets such a
 //! connection (fragments, options, a packet too long for the link), it divides it: two more entries tell the way out what
 //! the first two say.
 
-use sluice_ebpf_common::{Address, Flow, FlowKey, FlowKind, Reason, known};
+use core::sync::atomic::{Ordering, compiler_fence};
+
+use sluice_ebpf_common::opened::{self, Opened};
+use sluice_ebpf_common::{Address, Flow, FlowKey, FlowKind, Reason, known, protocol};
 
 use crate::egress::{self, Source};
 use crate::header::Header;
@@ -70,27 +73,30 @@ fn record<M: Maps>(
     };
     let trace = known::trace(key);
     if header.opens() {
-        (flow.flags, flow.opened_by) = (Flow::FUSED | Flow::HALF, bytes);
         reply.destination_port = begun(maps, trace, target);
         if reply.destination_port != 0 && opens_again(maps, reply, key, now) {
             source.port = reply.destination_port;
             return AGAIN;
         }
+        if nat::take(maps, settings, reply).is_none() {
+            return FAILED;
+        }
+        source.port = reply.destination_port;
+        if open(maps, reply, key, target, bytes, now) {
+            maps.begun(
+                encap::place(trace),
+                #[inline(always)]
+                |begun| *begun = Begun::new(trace, target, source.port),
+            );
+            maps.flow_created();
+            return NEW;
+        }
+        nat::give(maps, settings, reply);
     }
     if egress::claim(maps, settings, reply, flow).is_err() {
         return FAILED;
     }
     source.port = reply.destination_port;
-    // The kernel's verifier walks what is in between once, as it does not follow what stands there.
-    if flow.flags & Flow::HALF != 0 {
-        maps.begun(
-            encap::place(trace),
-            #[inline(always)]
-            |begun| *begun = Begun::new(trace, target, source.port),
-        );
-        maps.flow_created();
-        return NEW;
-    }
     flow.other = *reply;
     flow.address = target.address;
     flow.port = target.port;
@@ -115,25 +121,70 @@ fn begun<M: Maps>(maps: &M, trace: u64, target: &Target) -> u16 {
     port.unwrap_or(0)
 }
 
-/// Is the connection still being opened that has this entry for its answers?
+/// Is the connection still being opened that has this key for its answers?
 #[inline(always)]
 fn opens_again<M: Maps>(maps: &M, reply: &FlowKey, key: &FlowKey, now: u32) -> bool {
-    let found = maps.flow(reply, |flow| {
-        flow.seen = now;
-        flow.flags & (Flow::HALF | Flow::RST) == Flow::HALF && flow.other.same(key)
-    });
-    found == Some(true)
+    let found = find(
+        maps,
+        reply,
+        #[inline(always)]
+        |opened| {
+            opened.seen = now;
+            opened.client.same(key)
+        },
+    );
+    found.is_some_and(|(_, same)| same)
 }
 
-/// What [`join`] says: both entries are there; the client has another connection by now, and this one is gone; the flow table
-/// is full.
-pub(crate) const JOINED: u32 = 0;
-pub(crate) const STALE: u32 = 1;
-const FULL: u32 = 2;
-
-/// Makes the client's entry of a connection that was only opened, now that it is answered.
+/// Puts a connection into one of its places, if one is free.
 #[inline(always)]
-pub(crate) fn join<M: Maps>(maps: &M, header: &Header) -> u32 {
+fn open<M: Maps>(maps: &M, reply: &FlowKey, client: &FlowKey, target: &Target, bytes: u32, now: u32) -> bool {
+    let first = opened::place(known::trace(reply));
+    let place = if maps.take_place(first) { first } else { first ^ 1 };
+    if place != first && !maps.take_place(place) {
+        return false;
+    }
+    let put = maps.opened(
+        place,
+        #[inline(always)]
+        |opened| {
+            (opened.reply, opened.client) = (*reply, *client);
+            (opened.service, opened.backend) = (target.service, target.backend);
+            (opened.seen, opened.bytes) = (now, bytes);
+            compiler_fence(Ordering::Release);
+            opened.state = Opened::WAITS;
+        },
+    );
+    put.is_some()
+}
+
+/// Lends the place of the connection with this key for its answers, and says which it is.
+#[inline(always)]
+fn find<M: Maps, R>(maps: &M, reply: &FlowKey, with: impl FnOnce(&mut Opened) -> R) -> Option<(u32, R)> {
+    let first = opened::place(known::trace(reply));
+    let place = if stands_at(maps, first, reply) { first } else { first ^ 1 };
+    if place != first && !stands_at(maps, place, reply) {
+        return None;
+    }
+    Some((place, maps.opened(place, with)?))
+}
+
+#[inline(always)]
+fn stands_at<M: Maps>(maps: &M, place: u32, reply: &FlowKey) -> bool {
+    let stands = maps.opened(
+        place,
+        #[inline(always)]
+        |opened| opened.waits() && opened.reply.same(reply),
+    );
+    stands == Some(true)
+}
+
+/// Makes the entries of a connection that was only opened, if this is its first answer; false if there is no room for them.
+#[inline(always)]
+pub(crate) fn join<M: Maps>(maps: &M, header: &Header) -> bool {
+    if header.protocol != protocol::TCP {
+        return true;
+    }
     maps.scratch(
         #[inline(always)]
         |scratch| scratch.key = flow::key(header, FlowKind::MasqueradeReply),
@@ -141,51 +192,81 @@ pub(crate) fn join<M: Maps>(maps: &M, header: &Header) -> u32 {
     join_known(maps)
 }
 
-/// The same for the connection whose answers have the key in the scratch space; the client's key stands there then.
+/// The same for the connection whose answers have the key in the scratch space.
 #[inline(never)]
-pub(crate) fn join_known<M: Maps>(maps: &M) -> u32 {
+pub(crate) fn join_known<M: Maps>(maps: &M) -> bool {
     let joined = maps.scratch(
         #[inline(always)]
         |scratch| whole(maps, scratch),
     );
-    hide(joined.unwrap_or(FULL))
+    hide(u32::from(joined == Some(true))) != 0
 }
 
 #[inline(always)]
-fn whole<M: Maps>(maps: &M, scratch: &mut Scratch) -> u32 {
-    let Some(settings) = maps.settings() else { return FULL };
+fn whole<M: Maps>(maps: &M, scratch: &mut Scratch) -> bool {
+    let Some(settings) = maps.settings() else { return true };
     let Scratch { key, reply, flow, .. } = scratch;
     *reply = *key;
-    *flow = Flow { other: *reply, address: reply.source, port: reply.source_port, ..Flow::default() };
-    let found = maps.flow(reply, |entry| {
-        *key = entry.other;
-        flow.flags = Flow::FUSED | Flow::NEEDS_SOURCE;
-        (flow.service, flow.backend) = (entry.service, entry.backend);
-        (flow.created, flow.seen) = (entry.created, entry.seen);
-        (flow.packets, flow.bytes) = (1, entry.opened_by.into());
-    });
-    if found.is_none() {
-        return STALE;
+    let found = find(
+        maps,
+        reply,
+        #[inline(always)]
+        |opened| {
+            *key = opened.client;
+            *flow = Flow {
+                other: opened.client,
+                address: opened.client.source,
+                port: opened.client.source_port,
+                flags: Flow::FUSED,
+                service: opened.service,
+                backend: opened.backend,
+                created: opened.seen,
+                seen: opened.seen,
+                bytes: opened.bytes.into(),
+                ..Flow::default()
+            };
+        },
+    );
+    let Some((place, ())) = found else { return true };
+    let bytes = flow.bytes;
+    flow.bytes = 0;
+    match maps.insert_flow(reply, flow) {
+        Ok(()) => {}
+        // Another processor saw the answer, too; or it was left over from before.
+        Err(InsertError::Exists) => {
+            if maps.flow(reply, |known| known.other.same(key)) != Some(true) {
+                maps.remove_flow(reply);
+                if maps.insert_flow(reply, flow).is_err() {
+                    return false;
+                }
+            }
+        }
+        Err(InsertError::Full) => return false,
     }
+    (flow.other, flow.address, flow.port) = (*reply, reply.source, reply.source_port);
+    (flow.flags, flow.packets, flow.bytes) = (Flow::FUSED | Flow::NEEDS_SOURCE, 1, bytes);
     flow::make_known(maps, key);
     match maps.insert_flow(key, flow) {
         Ok(()) => {}
-        Err(InsertError::Full) => return FULL,
-        // Another processor saw the answer, too; or the client went on by another way meanwhile.
+        Err(InsertError::Full) => {
+            maps.remove_flow(reply);
+            return false;
+        }
+        // The client may have gone on by another way meanwhile: this is nobody's answer then.
         Err(InsertError::Exists) => {
             if maps.flow(key, |known| known.other.same(reply)) != Some(true) {
-                if maps.remove_flow(reply) {
-                    nat::give(maps, settings, reply);
-                }
-                return STALE;
+                maps.remove_flow(reply);
+                nat::give(maps, settings, reply);
             }
         }
     }
-    maps.flow(reply, |entry| {
-        entry.flags &= !Flow::HALF;
-        entry.opened_by = 0;
-    });
-    JOINED
+    maps.opened(
+        place,
+        #[inline(always)]
+        |opened| opened.state = 0,
+    );
+    maps.give_place(place);
+    true
 }
 
 /// Divides the connection that one of this packet's entries is of, unless that was done already.

@@ -178,17 +178,17 @@ fn unmasquerade<P: Packet, M: Maps>(
     if number < settings.source_port_first || number > settings.source_port_last {
         return Ok(false);
     }
-    if !masqueraded(maps, header, target, packet.length()) {
+    let mut found = masqueraded(maps, header, target, packet.length());
+    if !found {
+        if !fused::join(maps, header) {
+            return Err(Reason::FlowsFull);
+        }
+        found = masqueraded(maps, header, target, packet.length());
+    }
+    if !found {
         // The node would end a connection that it does not know, and the flow may only not be here yet.
         let waits = maps.holds() && maps.is_local(&header.destination);
         return if waits { Err(Reason::FlowsFull) } else { Ok(false) };
-    }
-    if target.has(Flow::HALF) {
-        match fused::join(maps, header) {
-            fused::JOINED => {}
-            fused::STALE => return Ok(false),
-            _ => return Err(Reason::FlowsFull),
-        }
     }
     if target.has(Flow::FUSED) {
         fused::divide(maps, header, FlowKind::MasqueradeReply)?;
@@ -213,13 +213,45 @@ fn masqueraded<M: Maps>(maps: &M, header: &Header, target: &mut Target, bytes: u
 /// function of its own in the kernel, where the stack is small.
 #[inline(never)]
 fn deliver_error<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Header) -> Result<(), Reason> {
-    let found = maps.scratch(
+    let quoted = maps.scratch(
+        #[inline(always)]
+        |scratch| quoted(packet, header, scratch),
+    );
+    if quoted != Some(true) {
+        return Ok(());
+    }
+    // It may be about what only opened a connection.
+    fused::join_known(maps);
+    let fused = maps.scratch(
         #[inline(always)]
         |scratch| deliver_quoted(packet, maps, header, scratch),
     );
-    let flags = found.unwrap_or(Ok(0))?;
-    let whole = flags & Flow::HALF == 0 || fused::join_known(maps) == fused::JOINED;
-    if whole && flags & Flow::FUSED != 0 { fused::divide_known(maps) } else { Ok(()) }
+    if fused.unwrap_or(Ok(false))? { fused::divide_known(maps) } else { Ok(()) }
+}
+
+/// Reads the packet that an error quotes, and makes the key that its answers have.
+#[inline(always)]
+fn quoted<P: Packet>(packet: &P, header: &Header, scratch: &mut Scratch) -> bool {
+    let Scratch { key, quote, .. } = scratch;
+    if parse_quote(packet, header, quote).is_none() || quote.kind != Kind::Ports {
+        return false;
+    }
+    *key = back_to(quote);
+    true
+}
+
+/// The quoted packet went out, so the connection's incoming direction has its ends swapped.
+#[inline(always)]
+fn back_to(quote: &Header) -> FlowKey {
+    FlowKey {
+        source: quote.destination,
+        destination: quote.source,
+        source_port: quote.destination_port,
+        destination_port: quote.source_port,
+        protocol: quote.protocol,
+        kind: FlowKind::MasqueradeReply as u8,
+        reserved: 0,
+    }
 }
 
 #[inline(always)]
@@ -228,29 +260,17 @@ fn deliver_quoted<P: Packet, M: Maps>(
     maps: &M,
     header: &Header,
     scratch: &mut Scratch,
-) -> Result<u16, Reason> {
+) -> Result<bool, Reason> {
     let Scratch { key, quote, .. } = scratch;
-    if parse_quote(packet, header, quote).is_none() || quote.kind != Kind::Ports {
-        return Ok(0);
-    }
-    // The quoted packet went out, so the connection's incoming direction has its ends swapped.
-    *key = FlowKey {
-        source: quote.destination,
-        destination: quote.source,
-        source_port: quote.destination_port,
-        destination_port: quote.source_port,
-        protocol: quote.protocol,
-        kind: FlowKind::MasqueradeReply as u8,
-        reserved: 0,
-    };
+    *key = back_to(quote);
     let mut target = maps.flow(key, |flow| (flow.address, flow.port, flow.flags));
     if target.is_none() {
         key.kind = FlowKind::Service as u8;
         target = maps.flow(key, |flow| (flow.address, flow.port, flow.flags));
     }
-    let Some((address, port, flags)) = target else { return Ok(0) };
+    let Some((address, port, flags)) = target else { return Ok(false) };
     rewrite_error(packet, header, quote, End::Destination, &(address, port)).ok_or(Reason::Rewrite)?;
-    Ok(flags)
+    Ok(flags & Flow::FUSED != 0)
 }
 
 #[inline(always)]

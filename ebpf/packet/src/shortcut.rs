@@ -8,7 +8,6 @@ use sluice_ebpf_common::{Address, Flow, FlowKind, Scope, Settings};
 
 use crate::cache::{BEGUN, DECIDED, FORGET, Fast, NOTHING};
 use crate::egress::{self, Source};
-use crate::fused::JOINED;
 use crate::header::Header;
 use crate::ingress::{self, Target};
 use crate::{Maps, encap, flow, fused, hide, service, trail};
@@ -25,6 +24,8 @@ pub struct Route {
     pub ethernet: [u32; 3],
     /// Index of the link that the kernel's routes name: a VLAN's, or the same.
     pub device: u32,
+    /// The node's address there, which masqueraded packets leave with.
+    pub own: Address,
 }
 
 /// What becomes of a connection's packets in one direction.
@@ -85,9 +86,8 @@ pub struct Desk {
 pub(crate) fn decide<M: Fast>(maps: &M) -> u32 {
     let decided = maps.desk(
         #[inline(always)]
-        |desk| match hide(begin(maps, desk)) {
+        |desk| match decided_before(maps, desk) {
             ANSWER => DECIDED,
-            FIRST_ANSWER if fused::join(maps, &desk.header) == JOINED => DECIDED,
             REQUEST if backend(maps, desk) && reach(maps, desk) => {
                 if desk.record == BEGINS {
                     BEGUN
@@ -118,13 +118,19 @@ const WHOLE: u32 = 3;
 const STRANGER: u32 = 0;
 const ANSWER: u32 = 1;
 const REQUEST: u32 = 2;
-const FIRST_ANSWER: u32 = 3;
 
-/// Settles what was counted, and decides about answers.
+/// Settles what was counted, and decides about answers. The first one of a connection makes its entries.
+#[inline(always)]
+fn decided_before<M: Fast>(maps: &M, desk: &mut Desk) -> u32 {
+    // Without room the stack tells.
+    let whole = !is_answer(maps, &desk.header) || fused::join(maps, &desk.header);
+    let code = begin(maps, desk);
+    hide(if whole { code } else { STRANGER })
+}
+
 #[inline(never)]
 fn begin<M: Fast>(maps: &M, desk: &mut Desk) -> u32 {
     settle(maps, desk);
-    let Some(settings) = maps.settings() else { return STRANGER };
     desk.path = Path {
         source: desk.header.source,
         destination: desk.header.destination,
@@ -137,11 +143,15 @@ fn begin<M: Fast>(maps: &M, desk: &mut Desk) -> u32 {
     };
     desk.onward = desk.header;
     desk.record = BEGINS;
-    let port = u16::from_be(desk.header.destination_port);
-    if port < settings.source_port_first || port > settings.source_port_last {
-        return REQUEST;
-    }
-    back(maps, desk)
+    if is_answer(maps, &desk.header) { back(maps, desk) } else { REQUEST }
+}
+
+/// May it answer what left with this node's address?
+#[inline(always)]
+fn is_answer<M: Maps>(maps: &M, header: &Header) -> bool {
+    let Some(settings) = maps.settings() else { return false };
+    let port = u16::from_be(header.destination_port);
+    port >= settings.source_port_first && port <= settings.source_port_last
 }
 
 /// Adds what the record before counted to the service's and the backend's counters.
@@ -162,14 +172,14 @@ fn back<M: Fast>(maps: &M, desk: &mut Desk) -> u32 {
     let found = maps.flow(&flow::key(header, FlowKind::MasqueradeReply), |flow| {
         flow::touch(flow, header, now, bytes);
         (onward.destination, onward.destination_port) = (flow.address, flow.port);
-        if flow.flags & Flow::FUSED != 0 {
-            (path.source, path.source_port) = (flow.other.destination, flow.other.destination_port);
-            (path.service, path.backend) = (flow.service, flow.backend);
+        if flow.flags & Flow::FUSED == 0 {
+            return false;
         }
-        flow.flags
+        (path.source, path.source_port) = (flow.other.destination, flow.other.destination_port);
+        (path.service, path.backend) = (flow.service, flow.backend);
+        true
     });
-    let Some(flags) = found else { return REQUEST };
-    let mut of_service = flags & Flow::FUSED != 0;
+    let Some(mut of_service) = found else { return REQUEST };
     (path.destination, path.destination_port) = (onward.destination, onward.destination_port);
     if !of_service {
         let found = maps.flow(&flow::key(onward, FlowKind::ServiceReply), |flow| {
@@ -179,13 +189,7 @@ fn back<M: Fast>(maps: &M, desk: &mut Desk) -> u32 {
         });
         of_service = found.is_some();
     }
-    if of_service && !maps.route(onward, *length, &mut path.route) {
-        STRANGER
-    } else if flags & Flow::HALF != 0 {
-        FIRST_ANSWER
-    } else {
-        ANSWER
-    }
+    if of_service && !maps.route(onward, *length, &mut path.route) { STRANGER } else { ANSWER }
 }
 
 /// Finds the backend that a client's connection to a service has, or picks one.
@@ -256,7 +260,7 @@ fn way<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
     let found = if kept {
         trail::follow(maps, settings, onward, *length, target.backend, &mut path.route)
     } else {
-        maps.route(onward, *length, &mut path.route)
+        trail::ask(maps, settings, onward, *length, &mut path.route)
     };
     hide(found.into()) != 0
 }
@@ -265,14 +269,13 @@ fn way<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
 #[inline(always)]
 fn leave<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
     let Desk { header, onward, length, path, target, source, record, .. } = desk;
-    let (link, length) = (path.route.device, u32::from(*length));
+    let length = u32::from(*length);
     let known = match *record {
         WHOLE => true,
         // The stack finds a port for what it began.
         AIMED => egress::keeps(maps, onward, length, source),
         _ => {
-            let Some(settings) = maps.settings() else { return false };
-            source.address = egress::own_address(maps, settings, link, header.v4);
+            source.address = path.route.own;
             fused::make(maps, header, target, source, length)
         }
     };

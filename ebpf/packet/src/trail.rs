@@ -5,6 +5,7 @@ use sluice_ebpf_common::{Address, Settings};
 
 use crate::Header;
 use crate::cache::Fast;
+use crate::egress::own_address;
 use crate::shortcut::Route;
 
 /// A way that holds until the clock ticks, or until links or their addresses change.
@@ -43,7 +44,7 @@ pub(crate) fn follow<M: Fast>(
     if known == Some(true) {
         return true;
     }
-    if !maps.route(header, length, route) {
+    if !ask(maps, settings, header, length, route) {
         return false;
     }
     maps.trail(
@@ -52,4 +53,14 @@ pub(crate) fn follow<M: Fast>(
         |trail| *trail = Trail { address: header.destination, stamp, tick, route: *route },
     );
     true
+}
+
+/// Asks the kernel for the way, and for the address to leave with.
+#[inline(always)]
+pub(crate) fn ask<M: Fast>(maps: &M, settings: &Settings, header: &Header, length: u16, route: &mut Route) -> bool {
+    let found = maps.route(header, length, route);
+    if found {
+        route.own = own_address(maps, settings, route.device, header.v4);
+    }
+    found
 }

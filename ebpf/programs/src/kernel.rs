@@ -12,10 +12,11 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::bpf_fib_lookup as fib_lookup;
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use sluice_ebpf_common::cache::{Bucket4, Bucket6, Uplink};
+use sluice_ebpf_common::opened::Opened;
 use sluice_ebpf_common::{
     Address, Affinity, AffinityKey, Allowed, AllowedKey, Backend, Counters, Event, Flow, FlowKey, FragmentKey,
     FragmentPorts, Frontend, FrontendKey, Guard, PodLink, RangeKey, Reason, RuleKey, SLAB_LINE, Settings, SourceKey,
-    limits, protocol,
+    limits, opened, protocol,
 };
 use sluice_packet::{
     Begun, Desk, Fast, Header, Hop, InsertError, Judging, Maps, Path, Paths, Policies, Route, Scratch, Trail,
@@ -200,6 +201,27 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
+    fn opened<R>(&self, place: u32, with: impl FnOnce(&mut Opened) -> R) -> Option<R> {
+        let opened = maps::OPENED.get_ptr_mut(place)?;
+        // SAFETY: the map returned a pointer to a whole value. Who took the place writes it before it says that it is whole.
+        Some(with(unsafe { &mut *opened }))
+    }
+
+    #[inline(always)]
+    fn take_place(&self, place: u32) -> bool {
+        let (word, bit) = opened::bit(place);
+        maps::PLACES.get_ptr_mut(word).is_some_and(|word| set(word, bit))
+    }
+
+    #[inline(always)]
+    fn give_place(&self, place: u32) {
+        let (word, bit) = opened::bit(place);
+        if let Some(word) = maps::PLACES.get_ptr_mut(word) {
+            clear(word, bit);
+        }
+    }
+
+    #[inline(always)]
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
         let ports = maps::FRAGMENTS.get_ptr(key)?;
         // SAFETY: the map returned a pointer to a whole value.
@@ -221,22 +243,14 @@ impl Maps for Kernel {
 
     #[inline(always)]
     fn take_port(&self, word: u32, bit: u32) -> bool {
-        let Some(word) = maps::PORTS.get_ptr_mut(word) else { return false };
-        let mask = 1_u64 << (bit & 63);
-        let mut value = mask;
-        // SAFETY: a word of an array map, which all sides change by atomic operations. (The library has none for this target.)
-        unsafe {
-            asm!("{value} = atomic_fetch_or((u64 *)({word} + 0), {value})", value = inout(reg) value, word = in(reg) word)
-        };
-        value & mask == 0
+        maps::PORTS.get_ptr_mut(word).is_some_and(|word| set(word, bit))
     }
 
     #[inline(always)]
     fn give_port(&self, word: u32, bit: u32) {
-        let Some(word) = maps::PORTS.get_ptr_mut(word) else { return };
-        let mask = !(1_u64 << (bit & 63));
-        // SAFETY: as above.
-        unsafe { asm!("lock *(u64 *)({word} + 0) &= {mask}", mask = in(reg) mask, word = in(reg) word) };
+        if let Some(word) = maps::PORTS.get_ptr_mut(word) {
+            clear(word, bit);
+        }
     }
 
     #[inline(always)]
@@ -496,6 +510,26 @@ fn comes_by(link: u32) -> u32 {
     // SAFETY: the map returned a pointer to a whole value.
     let parent = unsafe { read_volatile(addr_of!((*uplink).parent)) };
     if parent == 0 { link } else { parent }
+}
+
+/// Sets a bit of a word that all sides change by atomic operations; false if it was set.
+#[inline(always)]
+fn set(word: *mut u64, bit: u32) -> bool {
+    let mask = 1_u64 << (bit & 63);
+    let mut value = mask;
+    // SAFETY: a word of an array map. (The library has no such operation for this target.)
+    unsafe {
+        asm!("{value} = atomic_fetch_or((u64 *)({word} + 0), {value})", value = inout(reg) value, word = in(reg) word)
+    };
+    value & mask == 0
+}
+
+/// Clears such a bit.
+#[inline(always)]
+fn clear(word: *mut u64, bit: u32) {
+    let mask = !(1_u64 << (bit & 63));
+    // SAFETY: as above.
+    unsafe { asm!("lock *(u64 *)({word} + 0) &= {mask}", mask = in(reg) mask, word = in(reg) word) };
 }
 
 /// Where this processor counts for an id.

@@ -6,10 +6,11 @@ use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingB
 use aya_ebpf::macros::btf_map;
 use sluice_ebpf_common::cache::{Bucket4, Bucket6, Uplink};
 use sluice_ebpf_common::maps::mode;
+use sluice_ebpf_common::opened::Opened;
 use sluice_ebpf_common::{
     Address, Affinity, AffinityKey, Allowed, AllowedKey, Backend, Counters, Event, Flow, FlowKey, FragmentKey,
     FragmentPorts, Frontend, FrontendKey, Guard, Pace, PodLink, RangeKey, Reason, RuleKey, SLAB_LINE, ServiceName,
-    Settings, SocketState, SourceKey, known, limits, ports,
+    Settings, SocketState, SourceKey, known, limits, opened, ports,
 };
 use sluice_packet::{Begun, Desk, Judging, Path, Scratch, Trail};
 
@@ -63,6 +64,12 @@ pub fn beside() -> bool {
 pub fn hold() -> bool {
     mode() == mode::HOLD
 }
+#[btf_map(name = "opened")]
+pub static OPENED: Array<Opened, { opened::PLACES as usize }, MAPPED> = Array::new();
+
+#[btf_map(name = "places")]
+pub static PLACES: Array<u64, { opened::WORDS as usize }, MAPPED> = Array::new();
+
 #[btf_map(name = "fragments")]
 pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, { limits::FRAGMENTS as usize }> = LruHashMap::new();
 #[btf_map(name = "ports")]

@@ -7,8 +7,10 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use serde::Serialize;
+use sluice_ebpf_common::opened::Opened;
 use sluice_ebpf_common::{Flow, FlowKey, FlowKind, SCHEMA, maps, protocol};
 
+use crate::openings::Openings;
 use crate::pins::Pins;
 use crate::range::unwire;
 use crate::store::{Store, descriptor};
@@ -70,27 +72,29 @@ pub fn flows(pin_dir: &Path) -> Result<Vec<FlowRow>, Error> {
         entries.insert(key, flow);
     })
     .map_err(|error| Error::system("read the flow map", error))?;
+    entries.extend(
+        Openings::open(&pins)?
+            .waiting()
+            .map(|opened| entry(&opened))
+            .filter(|(key, _)| !entries.contains_key(key))
+            .collect::<Vec<_>>(),
+    );
     let name = |service: u32| names.get(&service).map_or_else(|| "?".to_owned(), ToString::to_string);
     Ok(rows(&entries, sys::coarse_seconds(), name))
 }
 
 fn rows(entries: &HashMap<FlowKey, Flow>, now: u32, name: impl Fn(u32) -> String) -> Vec<FlowRow> {
-    let row = |(key, flow): (&FlowKey, &Flow)| match opened(key, flow) {
-        Some((key, flow)) => row(entries, &key, &flow, now, &name),
-        None => row(entries, key, flow, now, &name),
-    };
-    let mut rows: Vec<FlowRow> = entries.iter().filter_map(row).collect();
+    let mut rows: Vec<FlowRow> = entries.iter().filter_map(|(key, flow)| row(entries, key, flow, now, &name)).collect();
     rows.sort_by_key(|row| (row.client, row.destination, row.protocol));
     rows
 }
 
-/// A client's own direction as it will be when the connection is answered, where it is only opened.
-fn opened(reply: &FlowKey, flow: &Flow) -> Option<(FlowKey, Flow)> {
-    let half = flow.flags & Flow::HALF != 0;
-    half.then(|| {
-        let (packets, bytes) = (1, flow.opened_by.into());
-        (flow.other, Flow { other: *reply, address: reply.source, port: reply.source_port, packets, bytes, ..*flow })
-    })
+/// The client's entry that a connection will have when it is answered.
+fn entry(opened: &Opened) -> (FlowKey, Flow) {
+    let Opened { reply, client, service, backend, seen, bytes, .. } = *opened;
+    let (address, port, flags) = (reply.source, reply.source_port, Flow::FUSED | Flow::NEEDS_SOURCE);
+    let flow = Flow { other: reply, address, port, flags, service, backend, created: seen, seen, ..Flow::default() };
+    (client, Flow { packets: 1, bytes: bytes.into(), ..flow })
 }
 
 /// Entries of a client's own direction make a row. The way out of a service's connection is part of its row.
@@ -232,9 +236,9 @@ mod tests {
         ];
         let again = &table(&fused)[0];
         assert_eq!((again.leaves_as, again.backend), (row.leaves_as, row.backend));
-        // Before it is answered, one of them does.
-        let half = Flow { opened_by: 60, ..flow(asked, client, Flow::FUSED | Flow::HALF, 0) };
-        let opening = &table(&[(back, half)])[0];
+        // So does its place before it is answered.
+        let opened = Opened { reply: back, client: asked, bytes: 60, seen: 15, ..Opened::default() };
+        let opening = &table(&[entry(&opened)])[0];
         assert_eq!((opening.client, opening.destination), (row.client, row.destination));
         assert_eq!((opening.leaves_as, opening.backend, opening.state), (row.leaves_as, row.backend, "opening"));
         assert_eq!((opening.packets, opening.bytes, opening.answer_packets), (1, 60, 0));

@@ -34,6 +34,7 @@ pub mod model;
 mod neighbours;
 mod netlink;
 mod object;
+mod openings;
 mod pace;
 mod pending;
 mod picture;

@@ -10,6 +10,7 @@ use sluice_ebpf_common::{Flow, FlowKey, FlowKind, Settings, known, maps, ports, 
 use tokio_util::sync::CancellationToken;
 
 use crate::limits::{STRANGERS, SWEEP, SWEEP_BUSY, idle};
+use crate::openings::Openings;
 use crate::pins::Pins;
 use crate::store::{typed, words};
 use crate::{Dataplane, Error, sys};
@@ -107,7 +108,7 @@ pub(crate) fn sweep(pins: &Pins, now: u32) -> Result<usize, Error> {
         }
     }
     forget_strangers(pins, &live)?;
-    Ok(left)
+    Ok(left + Openings::open(pins)?.sweep(&taken, now))
 }
 
 /// Clears bits that no connection has any more, when they are so many that they cost looks at the flow table.
@@ -156,11 +157,12 @@ pub(crate) fn take_ports(pins: &Pins) -> Result<(), Error> {
     for key in flows.keys().filter_map(Result::ok).filter(|key| key.kind == FlowKind::MasqueradeReply as u8) {
         taken.take(&key);
     }
+    Openings::open(pins)?.waiting().for_each(|opened| taken.take(&opened.reply));
     Ok(())
 }
 
 /// The ports that masqueraded connections have.
-struct Taken {
+pub(crate) struct Taken {
     words: sys::Words,
     first: u16,
 }
@@ -173,7 +175,7 @@ impl Taken {
         Ok(Taken { words, first: settings.source_port_first })
     }
 
-    fn give_back(&self, reply: &FlowKey) {
+    pub(crate) fn give_back(&self, reply: &FlowKey) {
         let Some((row, number)) = self.place(reply) else { return };
         // The port first: a group that is said to have room has it.
         for (word, bit) in [ports::place(row, number), (row, ports::group(number))] {
@@ -199,8 +201,8 @@ fn over(key: &FlowKey, flow: &Flow, other: Option<&Flow>, now: u32) -> bool {
     let seen = other.map_or(flow.seen, |other| flow.seen.max(other.seen));
     let quiet = now.saturating_sub(seen);
     let Some(other) = other.filter(|other| other.other == *key) else {
-        // Half a flow: not answered yet, being made just now, or left over.
-        return quiet > if flow.flags & Flow::HALF == 0 { idle::OTHER } else { alone(key.protocol, flow) };
+        // Half a flow: being made just now, or left over.
+        return quiet > idle::OTHER;
     };
     if flow.other == *key {
         return quiet > alone(key.protocol, flow);
@@ -237,11 +239,8 @@ const ALONE: u64 = 2;
 /// A connection's two entries, as many as there are flows in the map.
 pub(crate) fn count(pins: &Pins) -> Result<usize, Error> {
     let flows: HashMap<MapData, FlowKey, Flow> = typed(pins, maps::FLOWS)?;
-    let original = |(key, flow): &(FlowKey, Flow)| {
-        let asks = key.kind == FlowKind::Service as u8 || key.kind == FlowKind::Masquerade as u8;
-        asks || flow.flags & Flow::HALF != 0
-    };
-    Ok(flows.iter().filter_map(Result::ok).filter(original).count())
+    let original = |key: &FlowKey| key.kind == FlowKind::Service as u8 || key.kind == FlowKind::Masquerade as u8;
+    Ok(flows.keys().filter_map(Result::ok).filter(original).count() + Openings::open(pins)?.waiting().count())
 }
 
 #[cfg(test)]
@@ -404,11 +403,6 @@ mod tests {
             assert!(over(&key, &flow, Some(&other), 1001 + limit), "{number} {ours:?} {theirs:?}");
             assert!(over(&reply, &other, Some(&flow), 1001 + limit));
             assert!(over(&key, &flow, None, 1001 + idle::OTHER), "half a flow");
-        }
-        let key = FlowKey { protocol: protocol::TCP, source_port: 1, ..FlowKey::default() };
-        for (flags, limit) in [(0, idle::TCP_OPENING), (rst, idle::TCP_CLOSED)] {
-            let opened = Flow { flags: Flow::HALF | Flow::FUSED | flags, seen: 1000, ..Flow::default() };
-            assert!(!over(&key, &opened, None, 1000 + limit) && over(&key, &opened, None, 1001 + limit), "{flags}");
         }
     }
 }

@@ -329,6 +329,13 @@ impl Words {
         self.words
     }
 
+    /// Writes a word that has a value, and leaves it alone where it has another one.
+    pub(crate) fn replace(&self, index: usize, from: u32, to: u32) {
+        if let Some(word) = self.word(index) {
+            let _ = word.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
+
     /// Writes a word; out of range is ignored, the planner never asks for it.
     pub(crate) fn set(&self, index: usize, value: u32) {
         if let Some(word) = self.word(index) {

@@ -445,8 +445,8 @@ fn ceiling(program: &str) -> u32 {
     let version = (numbers.next().unwrap(), numbers.next().unwrap());
     match program {
         _ if version < (6, 6) => 180_000,
-        "uplink_xdp" => 60_000,
-        _ => 120_000,
+        "uplink_xdp" => 70_000,
+        _ => 130_000,
     }
 }
 

@@ -35,6 +35,7 @@ pub fn changes(bytes: &[u8]) {
         story.event(event, detail);
         story.ports_are_counted();
         story.pairs_are_whole();
+        story.places_are_counted();
     }
 }
 
@@ -116,16 +117,15 @@ impl Story {
         }
     }
 
-    /// Is it only opened?
+    /// Is it only opened, and nothing but its answer to be expected?
     fn is_half(&self, (client, service, tcp): Name) -> bool {
-        let flows = self.world.flows.borrow();
-        let opened = |flow: &Flow| {
-            let (FlowKey { destination, destination_port, source_port, .. }, to) = (flow.other, end(SERVICES[service]));
-            flow.flags & Flow::HALF != 0
-                && (destination, destination_port) == to
-                && source_port == (5000 + u16::from(client)).to_be()
+        let (to, port) = (end(SERVICES[service]), (5000 + u16::from(client)).to_be());
+        let waits = |FlowKey { destination, destination_port, source_port, .. }: FlowKey| {
+            (destination, destination_port) == to && source_port == port
         };
-        tcp && flows.values().any(|flow| opened(flow) && !flows.contains_key(&flow.other))
+        let asks = |key: &FlowKey| key.kind == FlowKind::Service as u8 && key.protocol == protocol::TCP;
+        let known = self.world.flows.borrow().keys().any(|key| asks(key) && waits(*key));
+        tcp && !known && self.world.opened.borrow().values().any(|opened| waits(opened.client))
     }
 
     /// What the backend answers comes to the client.
@@ -242,6 +242,13 @@ impl Story {
                 }
             }
         }
+        let (all, kept): (BTreeMap<_, _>, _) =
+            self.world.opened.take().into_iter().partition(|(_, opened)| now - opened.seen > seconds % 8);
+        self.world.opened.replace(kept);
+        for (place, opened) in all {
+            nat::give(&self.world, &settings, &opened.reply);
+            self.world.give_place(place);
+        }
         self.held.clear();
     }
 
@@ -265,7 +272,9 @@ impl Story {
     /// Every taken port is one connection's, and every connection's port is taken.
     fn ports_are_counted(&self) {
         let mut expected: BTreeMap<u32, u64> = BTreeMap::new();
-        for key in self.world.flows.borrow().keys().filter(|key| key.kind == FlowKind::MasqueradeReply as u8) {
+        let (flows, opened) = (self.world.flows.borrow(), self.world.opened.borrow());
+        let answered = flows.keys().filter(|key| key.kind == FlowKind::MasqueradeReply as u8);
+        for key in answered.chain(opened.values().map(|opened| &opened.reply)) {
             let number = u16::from_be(key.destination_port) - self.world.settings.source_port_first;
             let row = ports::row(&key.source, key.source_port, key.protocol);
             let (word, bit) = ports::place(row, number.into());
@@ -274,6 +283,11 @@ impl Story {
         let words = self.world.ports.borrow();
         let taken = words.iter().filter(|(word, bits)| !word.is_multiple_of(ports::ROW) && **bits != 0);
         assert_eq!(taken.map(|(word, bits)| (*word, *bits)).collect::<BTreeMap<_, _>>(), expected);
+    }
+
+    /// Every place that somebody has is a connection's.
+    fn places_are_counted(&self) {
+        assert!(self.world.places.borrow().iter().eq(self.world.opened.borrow().keys()));
     }
 
     /// A client's entry names another that is there, or itself. (What the way out leaves behind goes when it was silent for

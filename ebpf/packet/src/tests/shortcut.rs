@@ -34,7 +34,7 @@ fn there_and_back(client: &str, service: &str, node: &str, backend: &str) {
         assert!(source.starts_with(node) && destination == backend && frame.valid(), "{source} {destination}");
         assert_eq!(frame.bytes[..6], [6, 0, 0, 0, 0, INWARD as u8]);
         assert_eq!(frame.life(), 63);
-        let mut answer = Frame::tcp(backend, &source, ACK, &[round; 8]);
+        let mut answer = Frame::tcp(backend, &source, if round == 0 { SYN | ACK } else { ACK }, &[round; 8]);
         assert_eq!(uplink(&mut answer, &world), Way::Out(UPLINK));
         assert_eq!(ends(&answer), (service.to_string(), client.to_string()));
         assert!(answer.valid());

@@ -1,12 +1,13 @@
 //! Maps made of collections.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 use std::vec;
 use std::vec::Vec;
 
 use sluice_ebpf_common::cache::{Bucket4, Bucket6};
+use sluice_ebpf_common::opened::Opened;
 use sluice_ebpf_common::{
     Address, Affinity, AffinityKey, Allowed, AllowedKey, Backend, Counters, Family, Flow, FlowKey, FragmentKey,
     FragmentPorts, Frontend, FrontendKey, Guard, PodLink, RangeKey, Reason, RuleKey, Scope, Settings, ports,
@@ -29,6 +30,8 @@ pub(crate) struct World {
     pub(crate) flow_limit: usize,
     /// No flow may be made.
     pub(crate) holds: bool,
+    pub(crate) opened: RefCell<BTreeMap<u32, Opened>>,
+    pub(crate) places: RefCell<BTreeSet<u32>>,
     fragments: RefCell<BTreeMap<FragmentKey, FragmentPorts>>,
     scratch: RefCell<Scratch>,
     pub(crate) ports: RefCell<BTreeMap<u32, u64>>,
@@ -112,6 +115,8 @@ impl World {
             flows: RefCell::default(),
             flow_limit: 100,
             holds: false,
+            opened: RefCell::default(),
+            places: RefCell::default(),
             fragments: RefCell::default(),
             scratch: RefCell::default(),
             ports: RefCell::default(),
@@ -277,6 +282,21 @@ impl Maps for World {
         self.flows.borrow_mut().get_mut(key).map(change)
     }
 
+    fn opened<R>(&self, place: u32, with: impl FnOnce(&mut Opened) -> R) -> Option<R> {
+        let mut opened = self.opened.borrow_mut();
+        let result = with(opened.entry(place).or_default());
+        opened.retain(|_, opened| opened.state != 0);
+        Some(result)
+    }
+
+    fn take_place(&self, place: u32) -> bool {
+        self.places.borrow_mut().insert(place)
+    }
+
+    fn give_place(&self, place: u32) {
+        self.places.borrow_mut().remove(&place);
+    }
+
     fn holds(&self) -> bool {
         self.holds
     }
@@ -400,7 +420,7 @@ impl Fast for World {
         let inward = ["10.244.9.9", "fd44:0:0:2::5"].iter().any(|pod| header.destination == wire(pod));
         let link = if inward { INWARD } else { UPLINK };
         let ethernet = [u32::from_ne_bytes([6, 0, 0, 0]), u32::from_ne_bytes([0, link as u8, 4, 0]), 0];
-        *route = Route { link: link as u16, mtu: self.mtu, ethernet, device: link };
+        *route = Route { link: link as u16, mtu: self.mtu, ethernet, device: link, ..Route::default() };
         length <= self.mtu
     }
 }

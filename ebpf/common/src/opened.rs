@@ -1,0 +1,59 @@
+//! Connections that clients only opened, through this node to a backend elsewhere. They stand in places of their own until they
+//! are answered: a place costs a fraction of two entries of the flow table, and a flood of clients that are not there leaves
+//! that table to those that are.
+
+use crate::FlowKey;
+
+/// Places; a power of two. A connection may stand in either of two that differ in the lowest bit.
+pub const PLACES: u32 = 65_536;
+/// Words of the bits that say which places somebody has: so few that they stay in a processor's own cache.
+pub const WORDS: u32 = PLACES / 64;
+
+/// What stands at a place.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Opened {
+    /// One of the `Opened::*` numbers; 0 while it is made.
+    pub state: u32,
+    /// Seconds of the coarse monotonic clock at the last packet that opened it.
+    pub seen: u32,
+    /// Bytes of the first one.
+    pub bytes: u32,
+    /// Service id.
+    pub service: u32,
+    /// The key that its answers will have.
+    pub reply: FlowKey,
+    /// The key that the client's packets will have.
+    pub client: FlowKey,
+    /// Backend id.
+    pub backend: u32,
+    /// Zero: two cache lines.
+    pub reserved: [u32; 7],
+}
+
+impl Opened {
+    /// It waits for an answer.
+    pub const WAITS: u32 = 1;
+    /// It waited for too long: user space is about to free the place.
+    pub const ENDED: u32 = 2;
+
+    /// Does it wait for an answer?
+    #[inline(always)]
+    pub const fn waits(&self) -> bool {
+        self.state == Opened::WAITS
+    }
+}
+
+/// The word that holds a place's bit, and which bit.
+#[inline(always)]
+pub const fn bit(place: u32) -> (u32, u32) {
+    (place / 64 & (WORDS - 1), place % 64)
+}
+
+/// The first of a connection's two places, by its answers' [`trace`](crate::known::trace).
+#[inline(always)]
+pub const fn place(trace: u64) -> u32 {
+    (trace >> 40) as u32 & (PLACES - 1)
+}
+
+const _: () = assert!(PLACES.is_power_of_two() && size_of::<Opened>() == 128 && align_of::<Opened>() == 8);
