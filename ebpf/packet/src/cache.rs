@@ -348,8 +348,13 @@ fn run<F: Family, P: Raw, M: Fast>(packet: &mut P, maps: &M, look: u32) -> u32 {
     let mask = settings.cache_mask >> F::SHARE;
     let base = maps.processor().wrapping_mul(mask.wrapping_add(1));
     // What opens a connection has no record but one place for all, and the next packet makes one: a flood displaces nobody's.
-    let opens = plain.tcp_flags & (SYN | ACK) == SYN && (look == FIRST || look == BEGUN);
-    let place = hide(if opens { base << 1 } else { place::<F, M>(maps, &plain, tick, base, mask) });
+    // Where there may be one of an earlier connection, it takes that one's place.
+    let opens = plain.tcp_flags & (SYN | ACK) == SYN;
+    let place = hide(if opens && (look == FIRST || look == BEGUN) {
+        base << 1
+    } else {
+        place::<F, M>(maps, &plain, tick, base, mask)
+    });
     let way = F::bucket(
         maps,
         place >> 1,

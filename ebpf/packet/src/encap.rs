@@ -159,18 +159,22 @@ pub(crate) fn opens_unknown<M: Maps>(maps: &M, header: &Header) -> bool {
 }
 
 /// The backend to which a connection's first packet went, if that is still there; 0 for none: backends' numbers begin with 1.
-/// What clients keep by their address is known without it. A function of its own in the kernel, so that the verifier forgets how
-/// it was found.
+/// By direct return the packets after it ask for it; else it is sent once more, with the port that it had. What clients keep by
+/// their address is known without it. A function of its own in the kernel, so that the verifier forgets how it was found.
 #[inline(never)]
 pub(crate) fn begun<M: Maps>(maps: &M, header: &Header, frontend: &Frontend) -> u32 {
-    if frontend.flags & Frontend::DIRECT == 0 || frontend.affinity != 0 || header.opens() {
+    let direct = frontend.flags & Frontend::DIRECT != 0;
+    if direct == header.opens() || frontend.affinity != 0 {
         return 0;
     }
     let trace = trace(header);
     let known = maps.begun(
         place(trace),
         #[inline(always)]
-        |begun| if begun.trace == trace && begun.service == frontend.service { begun.backend } else { 0 },
+        |begun| {
+            let same = begun.trace == trace && begun.service == frontend.service && direct == (begun.port == 0);
+            if same { begun.backend } else { 0 }
+        },
     );
     let known = known.unwrap_or(0);
     let there = maps.backend(known).is_some_and(|backend| backend.flags & Backend::USED != 0);

@@ -206,7 +206,8 @@ fn backend<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
         return true;
     }
     let Desk { header, length, target, record, .. } = desk;
-    *record = if *record == BEGINS { BEGINS } else { AGAIN };
+    // What may be known opens again: the cache may have a record of it.
+    *record = if *record == BEGINS && (unknown || !header.opens()) { BEGINS } else { AGAIN };
     target.flags = Flow::NEEDS_SOURCE;
     // A refusal is the stack's to tell.
     let Some(frontend) = frontend else { return false };

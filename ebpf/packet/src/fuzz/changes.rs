@@ -163,7 +163,8 @@ impl Story {
             return;
         }
         let end = travel(&mut self.world, Frame::error(router, node, &sent), door);
-        if end == End::Gone && self.is_full() {
+        // What only opened a connection stays that where there is no room, and the node's kernel knows nothing of it.
+        if matches!(end, End::Gone | End::Here(_)) && self.is_full() {
             return;
         }
         let End::Out(came) = end else { panic!("{name:?}: the error is lost: {end:?}") };

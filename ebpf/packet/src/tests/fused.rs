@@ -206,7 +206,7 @@ fn what_opens_again_goes_on_as_before_until_it_is_answered() {
     // The first one, and the one that was not in the record of the driver.
     assert_eq!(
         (asked.packets, asked.other.destination_port.to_be()),
-        (2, source.rsplit_once(':').unwrap().1.parse().unwrap())
+        (3, source.rsplit_once(':').unwrap().1.parse().unwrap())
     );
 }
 
