@@ -131,7 +131,7 @@ impl ApiServer {
             authenticator,
             authorizer,
             connect,
-            services: Services::new(ranges),
+            services: Services::new(&ranges),
             metrics: Arc::new(Metrics::default()),
             openapi: Default::default(),
             shutdown: CancellationToken::new(),

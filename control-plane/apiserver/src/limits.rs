@@ -77,11 +77,10 @@ pub const EVENT_LEASE_SHARED: Duration = Duration::from_secs(5 * 60);
 pub const METRIC_SERIES: usize = 2048;
 /// How soon a CustomResourceDefinition that waits for its objects to go is looked at again.
 pub const CRD_RETRY: Duration = Duration::from_secs(2);
-/// How long an address or port that a server is about to give to a Service stays noted, in seconds:
-/// well above [`REQUEST_TIMEOUT`] and what clocks of servers may differ by.
-pub const RESERVED_SECONDS: i64 = 300;
-/// The pause before another look at what is noted, when it is in the way.
-pub const RESERVED_WAIT: Duration = Duration::from_millis(25);
+/// Attempts of a write whose address or port another request took.
+pub const ALLOCATION_ATTEMPTS: usize = 32;
+/// Notes that node ports share: a transaction renews no more than these, whatever a Service has.
+pub const PORT_NOTES: u16 = 64;
 /// Node ports handed out and accepted.
 pub const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 

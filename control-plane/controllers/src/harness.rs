@@ -17,9 +17,9 @@ use crate::object::Object;
 use crate::queue::{self, Key, Queue};
 use crate::quotas::Quota;
 use crate::types::{
-    Announcement, Certificate, ConfigMap, ControllerRevision, CronJob, DaemonSet, Deployment, Endpoints, Job, Lease,
-    Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Pool, ReplicaSet, ReplicationController, Secret,
-    Service, ServiceAccount, Slice, StatefulSet, StorageClass,
+    Announcement, Certificate, ConfigMap, ControllerRevision, CronJob, DaemonSet, Deployment, Endpoints, IpAddress,
+    Job, Lease, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Pool, ReplicaSet, ReplicationController,
+    Secret, Service, ServiceAccount, ServiceCidr, Slice, StatefulSet, StorageClass,
 };
 use crate::{accounts, tokens};
 
@@ -135,6 +135,8 @@ informers! {
     quotas: Quota;
     cluster_roles: ClusterRole;
     services: Service;
+    addresses: IpAddress;
+    service_cidrs: ServiceCidr;
     slices: Slice;
     pools: Pool;
     announcements: Announcement;

@@ -5,6 +5,7 @@
 //! here opens the store. Nothing polls: timers exist only for deadlines.
 
 mod accounts;
+mod addresses;
 mod aggregation;
 mod certificates;
 mod claim;
@@ -133,6 +134,8 @@ fn start(context: &Context) -> Result<(), String> {
     endpoints::mirror::start(context, &all);
     loadbalancer::start(context, &all);
     accounts::start(context, &all);
+    addresses::ranges::start(context, &all);
+    addresses::repair::start(context, &all);
     let emptied = namespaces::start(context, &all);
     let catalog = gc::Catalog::default();
     let counted = quotas::start(context, &all, catalog.clone());

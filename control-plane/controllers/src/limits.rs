@@ -50,3 +50,7 @@ pub(crate) const LARGE_ZONE: usize = 50;
 pub(crate) const ORPHAN_QUARANTINE: Duration = Duration::from_secs(40);
 /// Nodes that stand by for one address of a load balancer, the one that announces it among them.
 pub(crate) const ANNOUNCING_NODES: usize = 4;
+/// How long a ServiceCIDR that nobody needs stays after its deletion: until every API server has heard of it (upstream's).
+pub(crate) const RANGE_GRACE: Duration = Duration::from_secs(10);
+/// How long an IPAddress waits for the Service that it was made for (upstream's: a request's longest time).
+pub(crate) const ADDRESS_GRACE: Duration = Duration::from_secs(60);

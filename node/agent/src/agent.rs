@@ -191,12 +191,15 @@ impl Agent {
         tasks.spawn(informers::services(client.clone(), self.services, stop.clone()));
         let labels = labels(&self.nodes, &tasks, &stop);
         let ranges = self.nodes.subscribe();
+        let (known, services) = watch::channel(Vec::new());
+        tasks.spawn(informers::service_ranges(client.clone(), known, stop.clone()));
         tasks.spawn(informers::nodes(client.clone(), own, self.config.peer_path, self.nodes, stop.clone()));
         let routes = Routes {
             client: client.clone(),
             config: self.config.clone(),
             network: self.network,
             dataplane: self.dataplane.clone(),
+            services,
             ready: self.network_ready,
         };
         tasks.spawn(routes.run(ranges, tasks.clone(), stop.clone()));
@@ -320,16 +323,20 @@ struct Routes {
     config: Config,
     network: Network,
     dataplane: Option<Dataplane>,
+    /// The ranges of Services' addresses; none before they are known.
+    services: watch::Receiver<Vec<Cidr>>,
     ready: watch::Sender<bool>,
 }
 
 impl Routes {
-    async fn run(self, mut views: watch::Receiver<NodesView>, tasks: TaskTracker, shutdown: CancellationToken) {
+    async fn run(mut self, mut views: watch::Receiver<NodesView>, tasks: TaskTracker, shutdown: CancellationToken) {
         let mut ranges = Vec::new();
         let mut peers = Vec::new();
+        let (mut refused, mut shared) = ((Vec::new(), Vec::new()), Vec::new());
         let mut dns = false;
         loop {
             let view = views.borrow_and_update().clone();
+            let nodes: Vec<IpAddr> = view.peers.iter().flat_map(|peer| peer.node_ips.iter().copied()).collect();
             if view.ranges != ranges && !view.ranges.is_empty() {
                 match self.set_ranges(&view).await {
                     Ok(()) => {
@@ -348,14 +355,27 @@ impl Routes {
                     Ok(()) => peers = view.peers,
                     Err(error) => tracing::error!(%error, "routes to other nodes' pods could not be set"),
                 }
-                let nodes = peers.iter().flat_map(|peer| peer.node_ips.iter().copied());
-                if let Some(Err(error)) = self.dataplane.as_ref().map(|dataplane| dataplane.set_nodes(nodes)) {
+                let told = self.dataplane.as_ref().map(|dataplane| dataplane.set_nodes(nodes.iter().copied()));
+                if let Some(Err(error)) = told {
                     tracing::error!(%error, "the data plane does not know the other nodes");
+                }
+            }
+            let services = self.services.borrow_and_update().clone();
+            if !services.is_empty() && refused != (services.clone(), nodes.clone()) {
+                match self.network.set_service_cidrs(&services, &nodes).await {
+                    Ok(left) => {
+                        for range in left.iter().filter(|range| !shared.contains(*range)) {
+                            tracing::warn!(%range, "nodes have addresses in a range of Services: what nobody serves there is not refused");
+                        }
+                        (refused, shared) = ((services, nodes), left);
+                    }
+                    Err(error) => tracing::error!(%error, "routes to further ranges of Services could not be set"),
                 }
             }
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 changed = views.changed() => if changed.is_err() { return },
+                Ok(()) = self.services.changed() => {}
             }
         }
     }

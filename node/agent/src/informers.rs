@@ -1,5 +1,5 @@
-//! The two cluster-wide views a node keeps besides its pods: nodes (its own pod range and labels, routes to the
-//! others) and Services (environment variables). Narrow, event-driven.
+//! The cluster-wide views a node keeps besides its pods: nodes (its own pod range and labels, routes to the others), Services
+//! (environment variables) and the ranges of their addresses. Narrow, event-driven.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -78,8 +78,23 @@ pub struct ServicePort {
     pub protocol: String,
 }
 
-macro_rules! core_resource {
-    ($type:ty, $kind:literal, $plural:literal, $scope:ty) => {
+/// A ServiceCIDR.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ServiceCidr {
+    pub metadata: ObjectMeta,
+    pub spec: ServiceCidrSpec,
+}
+
+/// See [`ServiceCidr`].
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ServiceCidrSpec {
+    pub cidrs: Vec<String>,
+}
+
+macro_rules! resource {
+    ($type:ty, $group:literal, $kind:literal, $plural:literal, $scope:ty) => {
         impl Resource for $type {
             type DynamicType = ();
             type Scope = $scope;
@@ -87,7 +102,7 @@ macro_rules! core_resource {
                 $kind.into()
             }
             fn group(_: &()) -> Cow<'_, str> {
-                "".into()
+                $group.into()
             }
             fn version(_: &()) -> Cow<'_, str> {
                 "v1".into()
@@ -105,8 +120,9 @@ macro_rules! core_resource {
     };
 }
 
-core_resource!(Node, "Node", "nodes", k8s_openapi::ClusterResourceScope);
-core_resource!(Service, "Service", "services", k8s_openapi::NamespaceResourceScope);
+resource!(Node, "", "Node", "nodes", k8s_openapi::ClusterResourceScope);
+resource!(Service, "", "Service", "services", k8s_openapi::NamespaceResourceScope);
+resource!(ServiceCidr, "networking.k8s.io", "ServiceCIDR", "servicecidrs", k8s_openapi::ClusterResourceScope);
 
 impl Node {
     /// The pod ranges the controllers assigned.
@@ -192,6 +208,29 @@ pub async fn services(client: Client, out: watch::Sender<Option<ServiceLinks>>, 
                 links.remove(&namespace, &name);
             }
             (_, None) => {}
+        });
+    })
+    .await;
+}
+
+/// Follows the ranges of Services' addresses until the shutdown.
+pub async fn service_ranges(client: Client, out: watch::Sender<Vec<Cidr>>, shutdown: CancellationToken) {
+    let mut all: BTreeMap<String, Vec<Cidr>> = BTreeMap::new();
+    let ranges = |object: &ServiceCidr| object.spec.cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect();
+    let stream = watcher(Api::<Lenient<ServiceCidr>>::all(client), watcher::Config::default()).default_backoff();
+    follow(stream, shutdown, |change| {
+        match change {
+            Change::All(objects) => all = objects.iter().map(|o| (key(&o.metadata).1, ranges(o))).collect(),
+            Change::Put(object) => drop(all.insert(key(&object.metadata).1, ranges(&object))),
+            Change::Gone(meta) => drop(all.remove(&key(meta).1)),
+        }
+        let mut now: Vec<Cidr> = all.values().flatten().copied().collect();
+        now.sort();
+        now.dedup();
+        out.send_if_modified(|old| {
+            let differs = *old != now;
+            *old = now;
+            differs
         });
     })
     .await;

@@ -135,6 +135,15 @@ impl Netlink {
         request.execute().await.map_err(failed(&format!("setting the route to {}", route.to)))
     }
 
+    /// Adds the route, unless somebody has one to the same range.
+    pub(crate) async fn add_route(&self, route: &Route) -> Result<(), Error> {
+        let request = self.handle.route().add(route.message()?);
+        match request.execute().await.map_err(failed(&format!("adding the route to {}", route.to))) {
+            Err(error) if is(&error, &[libc::EEXIST]) => Ok(()),
+            other => other,
+        }
+    }
+
     pub(crate) async fn delete_route(&self, route: &Route) -> Result<(), Error> {
         let request = self.handle.route().del(route.message()?);
         gone(request.execute().await.map_err(failed(&format!("removing the route to {}", route.to))))

@@ -46,6 +46,32 @@ impl Network {
         Ok(())
     }
 
+    /// Refuses what nobody serves in further ranges of Services too, beside those configured, and no longer in those that are
+    /// gone. A range is left alone, and returned, when it holds an address of a node, this one or one of `nodes`: what lies
+    /// around it is not Services' alone. So is what somebody else has a route for. Idempotent.
+    pub async fn set_service_cidrs(&self, ranges: &[Cidr], nodes: &[IpAddr]) -> Result<Vec<Cidr>, Error> {
+        let (config, node) = (&self.inner.config, &self.inner.netlink);
+        let own: Vec<IpAddr> = node.addresses().await?.into_iter().map(|(_, ip)| ip).collect();
+        let pods = self.inner.ranges.read().clone();
+        let refused = |range: &&Cidr| {
+            config.service_cidrs.contains(range)
+                || pods.contains(range)
+                || config.cluster_cidrs.iter().any(|all| all.contains(range.addr()))
+        };
+        let shared = |range: &&Cidr| nodes.iter().chain(&own).any(|ip| range.contains(*ip));
+        let (left, wanted): (Vec<&Cidr>, Vec<&Cidr>) = ranges.iter().filter(|range| !refused(range)).partition(shared);
+        let routes = node.routes().await?;
+        let there: Vec<&Route> =
+            routes.iter().filter(|route| route.via == Hop::Unreachable && !refused(&&route.to)).collect();
+        for route in there.iter().filter(|route| !wanted.contains(&&route.to)) {
+            node.delete_route(route).await?;
+        }
+        for range in wanted.iter().filter(|range| !there.iter().any(|route| route.to == ***range)) {
+            node.add_route(&Route { to: **range, via: Hop::Unreachable, source: None }).await?;
+        }
+        Ok(left.into_iter().copied().collect())
+    }
+
     /// The node's address inside each pod range (the first one, on `lo`): the source of node-to-pod traffic, so that a pod's
     /// answer to a node takes the way of pods wherever the node's own address is.
     pub fn gateways(&self) -> Vec<IpAddr> {

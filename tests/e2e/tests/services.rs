@@ -1,5 +1,5 @@
 //! What Services and ports do on one node beyond plain balancing: session affinity switched on and off, ports of the
-//! host, and a Service that nobody serves.
+//! host, a Service that nobody serves, and one with an address of a further range.
 
 use anyhow::{Result, ensure};
 use sluice_e2e::{Lab, Options, output, sample_image, step};
@@ -10,7 +10,8 @@ fn services_keep_their_options() -> Result<()> {
     lab.import(&sample_image())?;
     step("session affinity follows the Service", || affinity(&lab))?;
     step("a host port is served, over TCP and UDP", || host_ports(&lab))?;
-    step("a Service without endpoints refuses at once", || nobody(&lab))
+    step("a Service without endpoints refuses at once", || nobody(&lab))?;
+    step("a further ServiceCIDR is served like the first", || further_range(&lab))
 }
 
 fn affinity(lab: &Lab) -> Result<()> {
@@ -84,4 +85,39 @@ fn nobody(lab: &Lab) -> Result<()> {
     let refused = "for i in $(seq 100); do /echo get http://10.96.77.77/ 2>&1 | grep -q refused && exit 0; \
                    sleep 0.1; done; /echo get http://10.96.77.77/; exit 1";
     lab.kubectl_words(&["exec", "deployment/sticky", "--", "sh", "-c", refused]).map(drop)
+}
+
+/// As upstream's "should create Services and serve on different Service CIDRs".
+fn further_range(lab: &Lab) -> Result<()> {
+    lab.apply(
+        "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {name: further}\n\
+         spec: {cidrs: [203.0.113.0/24]}\n",
+    )?;
+    lab.kubectl("wait --for=condition=Ready servicecidr/further --timeout=60s")?;
+    lab.apply(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: further}\n\
+         spec: {selector: {app: sticky}, clusterIP: 203.0.113.10, type: NodePort, ports: [{port: 80, targetPort: 8080}]}\n",
+    )?;
+    let parent = lab.kubectl("get ipaddress 203.0.113.10 --no-headers")?;
+    ensure!(parent.contains("services/default/further"), "{parent}");
+    let served =
+        "for i in $(seq 100); do /echo get http://203.0.113.10/ --distinct 3 && exit 0; sleep 0.1; done; exit 1";
+    lab.kubectl_words(&["exec", "deployment/sticky", "--", "sh", "-c", served])?;
+    lab.kubectl("exec deployment/sticky -- /echo get http://further/ --distinct 3")?;
+    let port = lab.kubectl("get service further -o jsonpath={.spec.ports[0].nodePort}")?;
+    let node = &lab.nodes()[0];
+    for url in ["http://203.0.113.10/".to_owned(), format!("http://{}:{port}/", node.address)] {
+        output(&mut node.echo(&["get", &url, "--distinct", "3"]))?;
+    }
+    // Nobody's addresses of it are refused on the spot, by pods' packets and the node's.
+    let nobody = "/echo get http://203.0.113.99/ 2>&1 | grep -q 'No route to host'";
+    lab.kubectl_words(&["exec", "deployment/sticky", "--", "sh", "-c", nobody])?;
+    let refused = output(&mut node.echo(&["get", "http://203.0.113.99/"])).err().map(|error| error.to_string());
+    ensure!(refused.as_ref().is_some_and(|why| why.contains("No route to host")), "{refused:?}");
+    // It is held while the Service has its address, and serves on.
+    lab.kubectl("delete servicecidr further --wait=false")?;
+    lab.kubectl("wait --for=condition=Ready=false servicecidr/further --timeout=60s")?;
+    lab.kubectl("exec deployment/sticky -- /echo get http://further/ --distinct 3")?;
+    lab.kubectl("delete service further")?;
+    lab.kubectl("wait --for=delete servicecidr/further --timeout=60s").map(drop)
 }

@@ -70,12 +70,14 @@ impl Quota {
         reserved.retain(|uid, r| {
             r.at.elapsed() < limits::QUOTA_RESERVATION && !(here(r) && stored.iter().any(|o| *o.uid == **uid))
         });
+        let uid = text(&object["metadata"], "uid");
         let mut others: Vec<Value> = stored.iter().map(|o| o.value()).collect();
-        others.extend(reserved.values().filter(|r| here(r)).map(|r| r.object.clone()));
+        // A write that is tried again has reserved its own already.
+        let besides = reserved.iter().filter(|(of, r)| here(r) && *of != uid);
+        others.extend(besides.map(|(_, r)| r.object.clone()));
         for quota in &quotas {
             judge(&quota.value(), admit, object, &others)?;
         }
-        let uid = text(&object["metadata"], "uid");
         let new = admit.operation == Operation::Create && !admit.dry_run && !uid.is_empty();
         if new && reserved.len() < limits::QUOTA_RESERVATIONS {
             let reservation = Reservation {

@@ -6,4 +6,5 @@ pub(crate) mod endpoints;
 pub(crate) mod keep;
 pub mod objects;
 pub mod pki;
+mod range;
 pub mod roles;

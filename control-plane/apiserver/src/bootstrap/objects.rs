@@ -16,10 +16,10 @@ use sluice_api::{
     status::Status,
 };
 
-use super::roles;
+use super::{range, roles};
 use crate::{
     authz::{Rule, escalation},
-    limits,
+    limits, services,
     storage::Storage,
 };
 
@@ -57,15 +57,16 @@ pub async fn ensure(storage: &Storage, cluster: &Cluster) -> Result<()> {
         run(storage, roles, reconciled),
         run(storage, fixed(cluster), present),
         run(storage, described(cluster), exact),
+        run(storage, vec![range::default(cluster)], range::kept),
     )?;
-    Ok(())
+    services::adopt(storage).await.context("the addresses of Services cannot be noted")
 }
 
 /// The objects that are made again when somebody deletes them: the system's namespaces, the Services
 /// that every pod counts on, and what describes the cluster.
 pub(super) fn lasting(cluster: &Cluster) -> Vec<Item> {
     let namespaces = NAMESPACES.map(|name| ("", "namespaces", namespace(name)));
-    namespaces.into_iter().chain(fixed(cluster)).chain(described(cluster)).collect()
+    namespaces.into_iter().chain(fixed(cluster)).chain(described(cluster)).chain([range::default(cluster)]).collect()
 }
 
 /// Group, plural and object.
@@ -109,7 +110,7 @@ where
 }
 
 /// Creates the object if there is none of its name.
-async fn present(storage: &Storage, row: &Resource, object: Value) -> Result<(), Status> {
+pub(super) async fn present(storage: &Storage, row: &Resource, object: Value) -> Result<(), Status> {
     let (namespace, name) = key(&object);
     if storage.get(row.store_prefix(), namespace, name).is_some() {
         return Ok(());
@@ -237,14 +238,7 @@ fn fixed(cluster: &Cluster) -> Vec<Item> {
 
 /// Follows the configuration at each start.
 fn described(cluster: &Cluster) -> Vec<Item> {
-    let ranges: Vec<&str> = cluster.service_cidr.split(',').map(str::trim).collect();
-    let range = json!({"metadata": {"name": "kubernetes"},
-        "spec": {"cidrs": ranges},
-        "status": {"conditions": [{"type": "Ready", "status": "True", "reason": "",
-            "message": "Kubernetes default Service CIDR is ready",
-            "lastTransitionTime": jiff::Timestamp::now().round(jiff::Unit::Second).map_or_else(|_| String::new(), |t| t.to_string())}]}});
     vec![
-        ("networking.k8s.io", "servicecidrs", range),
         ("", "configmaps", network(cluster)),
         ("", "configmaps", cluster_info(cluster)),
         (
@@ -340,7 +334,8 @@ mod tests {
             pod_cidr: "10.244.0.0/16,fd01::/48".into(),
             ca_pem: "PEM".into(),
         };
-        let items = described(&cluster);
+        let mut items = described(&cluster);
+        items.push(range::default(&cluster));
         let of = |plural: &str| &items.iter().find(|i| i.1 == plural).unwrap().2;
         assert_eq!(of("servicecidrs")["spec"]["cidrs"], json!(["10.96.0.0/16", "fd00::/108"]));
         let info = items.iter().find(|i| i.2["metadata"]["name"] == "cluster-info").unwrap();

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use serde_json::{Value, json};
 use sluice_api::status::FieldError;
 
-use super::{Range, Taken};
+use super::{Range, Refused, ports as notes};
 use crate::{limits, meta};
 
 pub(super) fn kind(object: &Value) -> &str {
@@ -106,61 +106,76 @@ fn drop_unused(old: &Value, new: &mut Value) {
 }
 
 /// Gives the Service an address of each of its families, or checks those it asks for; those it held stay without a look.
-pub(super) fn addresses(old: Option<&Value>, object: &mut Value, ranges: &[Range], taken: &Taken) -> Vec<FieldError> {
+/// `is_avoided` are addresses that may be taken by the time the Service is stored.
+pub(super) fn addresses(
+    old: Option<&Value>,
+    object: &mut Value,
+    ranges: &[Range],
+    is_taken: impl Fn(&IpAddr) -> bool,
+    is_avoided: impl Fn(&IpAddr) -> bool,
+) -> Result<(), Refused> {
     let spec = &mut object["spec"];
     let text = |list: &Value| -> Vec<String> { meta::strings(list).into_iter().map(str::to_owned).collect() };
     let asked = text(&spec["clusterIPs"]);
     if kind_of(spec) == "ExternalName" || asked.first().is_some_and(|address| address == "None") {
-        return Vec::new();
+        return Ok(());
     }
     let held = old.map(|old| text(&old["spec"]["clusterIPs"])).unwrap_or_default();
     let mut given = Vec::new();
     for (i, family) in text(&spec["ipFamilies"]).iter().enumerate() {
         let address = asked.get(i).filter(|address| !address.is_empty());
-        if let Some(kept) = address.filter(|address| held.contains(address)) {
-            given.push(kept.clone());
+        if let Some(address) = address {
+            if !held.contains(address)
+                && let Some(why) = unavailable(address, ranges, &is_taken)
+            {
+                let why = format!("failed to allocate IP {address}: {why}");
+                return Err(Refused::Invalid(vec![FieldError::invalid("spec.clusterIPs", json!(asked), why)]));
+            }
+            given.push(address.clone());
             continue;
         }
-        let Some(range) = ranges.iter().find(|range| range.family() == family) else { continue };
-        match address {
-            Some(address) => match unavailable(address, *range, taken) {
-                Some(why) => {
-                    let why = format!("failed to allocate IP {address}: {why}");
-                    return vec![FieldError::invalid("spec.clusterIPs", json!(asked), why)];
-                }
-                None => given.push(address.clone()),
-            },
-            None => match range.free(&taken.addresses) {
-                Some(free) => given.push(free.to_string()),
-                None => {
-                    let why = "failed to allocate a serviceIP: range is full";
-                    return vec![FieldError::internal("spec.clusterIPs", why)];
-                }
-            },
+        let free = |is_taken: &dyn Fn(&IpAddr) -> bool| {
+            ranges.iter().filter(|range| range.family() == family).find_map(|range| range.free(is_taken))
+        };
+        let free = free(&|address| is_taken(address) || is_avoided(address)).or_else(|| free(&is_taken));
+        match free {
+            Some(free) => given.push(free.to_string()),
+            None => return Err(Refused::Failed("failed to allocate a serviceIP: range is full".into())),
         }
     }
     let spec = meta::map(spec);
     spec.insert("clusterIP".into(), json!(given.first()));
     spec.insert("clusterIPs".into(), json!(given));
-    Vec::new()
+    Ok(())
 }
 
 /// Why a Service cannot have the address that it asks for.
-fn unavailable(address: &str, range: Range, taken: &Taken) -> Option<String> {
-    match address.parse::<IpAddr>() {
-        Ok(ip) if !range.contains(ip) => {
-            Some(format!("the provided IP ({ip}) is not in the valid range. The range of valid IPs is {range}"))
+fn unavailable(address: &str, ranges: &[Range], is_taken: impl Fn(&IpAddr) -> bool) -> Option<&'static str> {
+    match address.parse() {
+        Ok(ip) if !ranges.iter().any(|range| range.contains(ip)) => {
+            Some("the provided network does not match the current range")
         }
-        Ok(ip) if taken.addresses.contains(&ip.to_string()) => Some("provided IP is already allocated".into()),
+        Ok(ip) if is_taken(&ip) => Some("provided IP is already allocated"),
         Ok(_) => None,
-        Err(_) => Some("not a valid IP address".into()),
+        Err(_) => Some("not a valid IP address"),
     }
 }
 
-pub(super) fn ports(object: &mut Value, taken: &Taken) -> Vec<FieldError> {
-    let mut errors = Vec::new();
-    let mut own = BTreeSet::new();
-    if wants_ports(object) {
+/// Whether a port is to be chosen for the Service.
+pub(super) fn lacks_port(object: &Value) -> bool {
+    let unset = |value: &Value| value.as_u64().unwrap_or(0) == 0;
+    let mut ports = object["spec"]["ports"].as_array().into_iter().flatten();
+    wants_ports(object) && ports.any(|port| unset(&port["nodePort"]))
+        || wants_health_port(object) && unset(&object["spec"]["healthCheckNodePort"])
+}
+
+/// Gives the Service the ports that it needs, or checks those it asks for. `taken` are others'.
+pub(super) fn ports(object: &mut Value, taken: &BTreeSet<u16>) -> Result<(), Refused> {
+    let mut own: BTreeSet<u16> = BTreeSet::new();
+    // Where ports are not given by themselves, those that are asked for still are.
+    let gives = wants_ports(object);
+    if matches!(kind(object), "NodePort" | "LoadBalancer") {
+        let mut errors = Vec::new();
         // (port, protocol, nodePort) of the ports done so far.
         let mut done: Vec<(Value, Value, u64)> = Vec::new();
         let given: BTreeSet<u16> = object["spec"]["ports"]
@@ -177,53 +192,64 @@ pub(super) fn ports(object: &mut Value, taken: &Taken) -> Vec<FieldError> {
             let number = if number != 0 {
                 if clash {
                     errors.push(FieldError::duplicate(field, number));
-                } else {
-                    errors.extend(check_port(&field, number, taken));
+                } else if let Some(why) = port_unavailable(number, taken) {
+                    errors.push(FieldError::invalid(field, number, why));
                 }
                 number
+            } else if !gives {
+                continue;
             } else if let Some((_, _, shared)) =
                 done.iter().find(|(p, protocol, _)| *p == port["port"] && *protocol != port["protocol"])
             {
                 // One number for both protocols of a port, as upstream does for DNS.
                 *shared
-            } else if let Some(free) = taken.free_port(&own.union(&given).copied().collect()) {
+            } else {
+                let free = notes::free(|free| taken.contains(&free) || own.contains(&free) || given.contains(&free));
+                let free =
+                    free.ok_or_else(|| Refused::Failed("failed to allocate a nodePort: range is full".into()))?;
                 own.insert(free);
                 u64::from(free)
-            } else {
-                let why = "failed to allocate a nodePort: range is full";
-                errors.push(FieldError::internal(field, why));
-                continue;
             };
             port["nodePort"] = number.into();
             done.push((port["port"].clone(), port["protocol"].clone(), number));
+        }
+        if !errors.is_empty() {
+            return Err(Refused::Invalid(errors));
         }
         own.extend(given);
     }
     if wants_health_port(object) {
         match object["spec"]["healthCheckNodePort"].as_u64().unwrap_or(0) {
             0 => {
-                if let Some(free) = taken.free_port(&own) {
-                    object["spec"]["healthCheckNodePort"] = free.into();
+                let failed = || Refused::Failed("failed to allocate a HealthCheck NodePort 0: range is full".into());
+                let free = notes::free(|free| taken.contains(&free) || own.contains(&free));
+                object["spec"]["healthCheckNodePort"] = free.ok_or_else(failed)?.into();
+            }
+            number => {
+                let shared = u16::try_from(number).is_ok_and(|number| own.contains(&number));
+                let why = if shared { Some(TAKEN_PORT.into()) } else { port_unavailable(number, taken) };
+                if let Some(why) = why {
+                    let why = format!("failed to allocate requested HealthCheck NodePort {number}: {why}");
+                    return Err(Refused::Failed(why));
                 }
             }
-            number => errors.extend(check_port("spec.healthCheckNodePort", number, taken)),
         }
     }
-    errors
+    Ok(())
 }
 
-fn check_port(field: &str, number: u64, taken: &Taken) -> Option<FieldError> {
-    let inside = u16::try_from(number).ok().filter(|n| limits::NODE_PORTS.contains(n));
-    let why = match inside {
-        None => format!(
+const TAKEN_PORT: &str = "provided port is already allocated";
+
+/// Why a Service cannot have the port that it asks for.
+fn port_unavailable(number: u64, taken: &BTreeSet<u16>) -> Option<String> {
+    match u16::try_from(number).ok().filter(|n| limits::NODE_PORTS.contains(n)) {
+        None => Some(format!(
             "provided port is not in the valid range. The range of valid ports is {}-{}",
             limits::NODE_PORTS.start(),
             limits::NODE_PORTS.end()
-        ),
-        Some(port) if taken.ports.contains(&port) => "provided port is already allocated".to_owned(),
-        Some(_) => return None,
-    };
-    Some(FieldError::invalid(field, number, why))
+        )),
+        Some(port) => taken.contains(&port).then(|| TAKEN_PORT.to_owned()),
+    }
 }
 
 #[cfg(test)]
@@ -232,18 +258,25 @@ mod tests {
     use super::*;
 
     fn ranges() -> Vec<Range> {
-        Range::parse_all("10.96.0.0/16,fd00:96::/108").unwrap()
+        ["10.96.0.0/16", "fd00:96::/108", "203.0.113.0/24"].into_iter().filter_map(Range::of).collect()
     }
 
-    fn taken(addresses: &[&str], ports: &[u16]) -> Taken {
-        Taken { addresses: addresses.iter().map(|a| (*a).to_owned()).collect(), ports: ports.iter().copied().collect() }
+    fn told(refused: Refused) -> String {
+        match refused {
+            Refused::Invalid(errors) => errors.iter().map(ToString::to_string).collect(),
+            Refused::Failed(why) => why,
+        }
+    }
+
+    fn nothing(_: &IpAddr) -> bool {
+        false
     }
 
     #[test]
     fn addresses_are_given_or_checked() {
         let both = json!({"spec": {"ipFamilies": ["IPv6", "IPv4"]}});
         let mut service = both.clone();
-        assert!(addresses(None, &mut service, &ranges(), &taken(&[], &[])).is_empty());
+        assert!(addresses(None, &mut service, &ranges(), nothing, nothing).is_ok());
         let given = meta::strings(&service["spec"]["clusterIPs"]);
         let [six, four] = given[..] else { panic!("{service}") };
         assert!(ranges()[1].contains(six.parse().unwrap()) && ranges()[0].contains(four.parse().unwrap()), "{service}");
@@ -252,15 +285,15 @@ mod tests {
         // One more family: the address that is there stays, even outside of what the range is now.
         let old = json!({"spec": {"clusterIPs": ["192.0.2.1"]}});
         let mut more = json!({"spec": {"ipFamilies": ["IPv4", "IPv6"], "clusterIPs": ["192.0.2.1"]}});
-        assert!(addresses(Some(&old), &mut more, &ranges(), &taken(&["192.0.2.1"], &[])).is_empty());
+        assert!(addresses(Some(&old), &mut more, &ranges(), nothing, nothing).is_ok());
         let given = meta::strings(&more["spec"]["clusterIPs"]);
         assert!(given.len() == 2 && given[0] == "192.0.2.1" && given[1].starts_with("fd00:96::"), "{more}");
 
         let check = |asked: &[&str], expected: &str| {
             let mut service = json!({"spec": {"ipFamilies": ["IPv4", "IPv6"], "clusterIPs": asked}});
-            let errors = addresses(None, &mut service, &ranges(), &taken(&["10.96.0.10", "fd00:96::a"], &[]));
-            let text: Vec<String> = errors.iter().map(ToString::to_string).collect();
-            assert_eq!(text.join(""), expected);
+            let is_taken = |ip: &IpAddr| matches!(&*ip.to_string(), "10.96.0.10" | "fd00:96::a");
+            let refused = addresses(None, &mut service, &ranges(), is_taken, |_| true).err();
+            assert_eq!(refused.map(told).unwrap_or_default(), expected);
         };
         check(
             &["10.96.0.10"],
@@ -273,31 +306,80 @@ mod tests {
         );
         check(
             &["10.1.0.10"],
-            "spec.clusterIPs: Invalid value: [\"10.1.0.10\"]: failed to allocate IP 10.1.0.10: the provided IP (10.1.0.10) is not \
-             in the valid range. The range of valid IPs is 10.96.0.0/16",
+            "spec.clusterIPs: Invalid value: [\"10.1.0.10\"]: failed to allocate IP 10.1.0.10: the provided network does not \
+             match the current range",
         );
+        check(&["203.0.113.10", "fd00:96::b"], "");
+        check(&["10.96.0.11"], "");
         check(&["None"], "");
+    }
+
+    #[test]
+    fn a_further_range_is_for_when_the_first_is_full() {
+        let four = |is_taken: fn(&IpAddr) -> bool, is_avoided: fn(&IpAddr) -> bool| {
+            let mut service = json!({"spec": {"ipFamilies": ["IPv4"]}});
+            match addresses(None, &mut service, &ranges(), is_taken, is_avoided) {
+                Ok(()) => service["spec"]["clusterIP"].as_str().unwrap().split('.').next().unwrap().to_owned(),
+                Err(refused) => told(refused),
+            }
+        };
+        let ten: fn(&IpAddr) -> bool = |ip| ip.to_string().starts_with("10.");
+        assert_eq!(four(nothing, nothing), "10");
+        assert_eq!(four(ten, nothing), "203");
+        assert_eq!(four(|_| true, nothing), "failed to allocate a serviceIP: range is full");
+        // What another request may take is only avoided.
+        assert_eq!(four(nothing, ten), "203");
+        assert_eq!(four(nothing, |_| true), "10");
     }
 
     #[test]
     fn node_ports_are_given_or_checked() {
         let mut service = json!({"spec": {"type": "NodePort", "ports": [
             {"port": 53, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}, {"port": 80, "protocol": "TCP"}]}});
-        assert!(ports(&mut service, &taken(&[], &[])).is_empty());
+        assert!(lacks_port(&service));
+        assert!(ports(&mut service, &BTreeSet::new()).is_ok());
+        assert!(!lacks_port(&service));
         let number = |i: usize| service["spec"]["ports"][i]["nodePort"].as_u64().unwrap();
         assert_eq!(number(0), number(1));
         assert_ne!(number(0), number(2));
 
-        let check = |port: u64, expected: &str| {
-            let mut service = json!({"spec": {"type": "NodePort", "ports": [{"port": 80, "nodePort": port}]}});
-            let errors = ports(&mut service, &taken(&[], &[30080]));
-            assert_eq!(errors[0].to_string(), expected);
+        let check = |spec: Value, expected: &str| {
+            let mut service = json!({"spec": spec});
+            let refused = ports(&mut service, &BTreeSet::from([30080])).err();
+            assert_eq!(refused.map(told).unwrap_or_default(), expected, "{spec}");
         };
-        check(30080, "spec.ports[0].nodePort: Invalid value: 30080: provided port is already allocated");
+        let node_port = |port: u64| json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": port}]});
+        check(node_port(30080), "spec.ports[0].nodePort: Invalid value: 30080: provided port is already allocated");
         check(
-            80,
+            node_port(80),
             "spec.ports[0].nodePort: Invalid value: 80: provided port is not in the valid range. The range of valid ports is 30000-32767",
         );
+        let balanced = |port: u64, health: u64| {
+            json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "allocateLoadBalancerNodePorts": false,
+                "healthCheckNodePort": health, "ports": [{"port": 80, "nodePort": port}]})
+        };
+        check(balanced(30080, 0), "spec.ports[0].nodePort: Invalid value: 30080: provided port is already allocated");
+        let health = |port: u64, why: &str| format!("failed to allocate requested HealthCheck NodePort {port}: {why}");
+        check(balanced(30081, 30080), &health(30080, "provided port is already allocated"));
+        check(balanced(30081, 30081), &health(30081, "provided port is already allocated"));
+        check(
+            balanced(30081, 80),
+            &health(80, "provided port is not in the valid range. The range of valid ports is 30000-32767"),
+        );
+        check(balanced(30081, 0), "");
+
+        let mut service = json!({"spec": balanced(0, 0)});
+        assert!(lacks_port(&service));
+        assert!(ports(&mut service, &BTreeSet::new()).is_ok());
+        assert!(service["spec"]["healthCheckNodePort"].as_u64().unwrap() >= 30000, "{service}");
+        assert_eq!(service["spec"]["ports"][0]["nodePort"], 0);
+    }
+
+    #[test]
+    fn no_port_is_left() {
+        let all: BTreeSet<u16> = limits::NODE_PORTS.collect();
+        let mut service = json!({"spec": {"type": "NodePort", "ports": [{"port": 80}]}});
+        assert_eq!(ports(&mut service, &all).err().map(told).unwrap(), "failed to allocate a nodePort: range is full");
     }
 
     #[test]

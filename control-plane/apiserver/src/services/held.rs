@@ -2,10 +2,11 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    net::IpAddr,
     sync::Arc,
 };
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::Value;
 use sluice_api::resource::Resource;
 use sluice_store::Revision;
@@ -17,11 +18,9 @@ use crate::{
 };
 
 /// The addresses and ports of one Service.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Held {
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub(super) addresses: BTreeSet<String>,
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(super) addresses: BTreeSet<IpAddr>,
     pub(super) ports: BTreeSet<u16>,
 }
 
@@ -61,51 +60,44 @@ impl Held {
         let numbers = spec["ports"].as_array().into_iter().flatten().map(|port| &port["nodePort"]);
         let port = |value: &Value| u16::try_from(value.as_u64()?).ok().filter(|port| *port > 0);
         Self {
-            addresses: listed.filter(|a| !matches!(*a, "" | "None")).map(str::to_owned).collect(),
+            // `None` is no address.
+            addresses: listed.filter_map(|a| a.parse().ok()).collect(),
             ports: numbers.chain([&spec["healthCheckNodePort"]]).filter_map(port).collect(),
         }
     }
 
-    /// Whether all of this is in `other` too.
-    pub(super) fn is_within(&self, other: &Self) -> bool {
-        self.addresses.is_subset(&other.addresses) && self.ports.is_subset(&other.ports)
-    }
-
-    fn read(object: &StoredObject) -> Self {
+    /// Of a stored Service.
+    pub(super) fn read(object: &StoredObject) -> Self {
         // What cannot be read holds nothing.
         let Stored { spec } = object.parse().unwrap_or_default();
         let ports = spec.ports.iter().filter_map(|port| port.node_port).chain(spec.health_check_node_port);
         Self {
-            addresses: spec.cluster_ips.into_iter().filter(|a| a != "None").collect(),
+            addresses: spec.cluster_ips.iter().filter_map(|a| a.parse().ok()).collect(),
             ports: ports.filter(|port| *port > 0).collect(),
         }
     }
 }
 
 impl Known {
-    /// What all Services but one hold. `second` says that they may have a second address.
+    /// What all Services but one (namespace and name) hold. `second` says that they may have a second address.
     pub(super) fn of_others(
         &mut self,
         storage: &Storage,
         services: &Resource,
-        namespace: &str,
-        name: &str,
+        own: Option<(&str, &str)>,
         second: bool,
     ) -> Taken {
         let mut before = std::mem::take(&mut self.held);
         let mut taken = Taken::default();
         for object in storage.list(services.store_prefix(), "").items {
-            if &*object.namespace == namespace && &*object.name == name {
+            if own == Some((&*object.namespace, &*object.name)) {
                 continue;
             }
             let field = |name: &str| {
                 let at = services.selectable.iter().position(|f| f == name);
                 at.and_then(|i| object.fields.get(i)).map_or("", |text| &**text)
             };
-            let address = field("spec.clusterIP");
-            if !address.is_empty() && address != "None" {
-                taken.addresses.insert(address.to_owned());
-            }
+            taken.addresses.extend(field("spec.clusterIP").parse::<IpAddr>());
             if second || matches!(field("spec.type"), "NodePort" | "LoadBalancer") {
                 let known = before.remove(&object.uid).filter(|(revision, _)| *revision == object.revision);
                 let known = known.unwrap_or_else(|| (object.revision, Arc::new(Held::read(&object))));
@@ -128,7 +120,7 @@ mod tests {
         let check = |spec: Value, addresses: &[&str], ports: &[u16]| {
             let held = Held::of(&json!({"spec": spec}));
             let expected = Held {
-                addresses: addresses.iter().map(|a| (*a).to_owned()).collect(),
+                addresses: addresses.iter().filter_map(|a| a.parse().ok()).collect(),
                 ports: ports.iter().copied().collect(),
             };
             assert_eq!(held, expected);

@@ -1,151 +1,203 @@
-//! Addresses and ports of Services: cluster IPs from the service ranges, node ports, health-check
-//! ports, and the address-family fields that go with them. What is in use is read from the cache
-//! under a lock that is held until the Service is stored, so this server never gives one out twice;
-//! what other servers are about to give out is noted in the store ([`reserved`]).
+//! Addresses and ports of Services: cluster IPs from the ranges of ServiceCIDRs, node ports, health-check ports, and the
+//! address-family fields that go with them.
+//!
+//! Several servers may share one store. Nothing is given out twice because it is taken in the very transaction that writes
+//! the Service: an address by the IPAddress object that is created with it ([`addresses`]), a port by a note that every
+//! write that gives out such a port renews ([`ports`]). A write that finds either changed chooses anew. A Service that
+//! goes, or needs an address no more, takes the IPAddress along in the same way.
 
+mod addresses;
 mod complete;
 mod families;
 mod held;
+mod ports;
 mod range;
-mod reserved;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
-use rand::Rng as _;
+use parking_lot::Mutex;
 use serde_json::Value;
-use sluice_api::{resource::Resource, status::Status};
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use sluice_api::{
+    resource::Resource,
+    status::{FieldError, Status},
+};
+use tokio::sync::OwnedMutexGuard;
 
-use crate::{limits, meta, storage::Storage, verbs::Call};
-use complete::{addresses, keep, ports};
+use crate::{
+    meta,
+    storage::{Along, Storage, StoredObject},
+    verbs::Call,
+};
+pub(crate) use addresses::adopt;
+use complete::keep;
 use families::{families, normalize};
 use held::{Held, Known};
-pub(crate) use range::Range;
-use reserved::Reserved;
+pub(crate) use range::{DEFAULT as DEFAULT_RANGE, Range};
 
-/// Held until the Service is stored, or the request has failed.
+/// What is to be written with a Service, and what keeps this server's other requests off it until it is.
+#[derive(Default)]
 pub(crate) struct Allocation {
-    guard: Option<OwnedMutexGuard<Known>>,
-    /// What other servers see of it.
-    noted: Option<(Arc<Storage>, String)>,
+    pub(crate) along: Along,
+    _begun: Option<Begun>,
+    _turn: Option<OwnedMutexGuard<()>>,
 }
 
-impl Drop for Allocation {
+/// Addresses that a request is about to store, which no other request of this server chooses meanwhile.
+struct Begun {
+    all: Arc<Mutex<BTreeSet<IpAddr>>>,
+    own: Vec<IpAddr>,
+}
+
+impl Drop for Begun {
     fn drop(&mut self) {
-        let Some((storage, service)) = self.noted.take() else { return };
-        let guard = self.guard.take();
-        tokio::spawn(async move {
-            if let Err(status) = Reserved::cross_out(&storage, &service).await {
-                tracing::debug!(service, error = %status.message, "a note about a Service is left to expire");
-            }
-            drop(guard);
-        });
+        let mut all = self.all.lock();
+        for address in &self.own {
+            all.remove(address);
+        }
     }
 }
 
 /// See the module.
 pub(crate) struct Services {
-    /// One or two, the default family first.
-    ranges: Vec<Range>,
-    lock: Arc<Mutex<Known>>,
+    /// The cluster's address families as configured, the default one first.
+    families: Vec<&'static str>,
+    known: Mutex<Known>,
+    begun: Arc<Mutex<BTreeSet<IpAddr>>>,
+    /// Whose turn it is to choose ports: requests of one server would meet at the same notes.
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// What other Services hold.
 #[derive(Default)]
 struct Taken {
-    addresses: BTreeSet<String>,
+    addresses: BTreeSet<IpAddr>,
     ports: BTreeSet<u16>,
+}
+
+/// Why a Service gets nothing.
+enum Refused {
+    Invalid(Vec<FieldError>),
+    /// There is nothing left to give.
+    Failed(String),
+}
+
+impl Refused {
+    fn status(self, resource: &Resource, name: &str) -> Status {
+        match self {
+            Self::Invalid(errors) => Status::invalid(resource, name, errors),
+            Self::Failed(why) => Status::internal(why),
+        }
+    }
 }
 
 impl Taken {
     fn add(&mut self, held: &Held) {
-        self.addresses.extend(held.addresses.iter().cloned());
+        self.addresses.extend(&held.addresses);
         self.ports.extend(&held.ports);
-    }
-
-    fn free_port(&self, own: &BTreeSet<u16>) -> Option<u16> {
-        let (first, last) = (*limits::NODE_PORTS.start(), *limits::NODE_PORTS.end());
-        // Upstream keeps the lowest ports for those who ask for one by number.
-        let reserved = ((last - first + 1) / 32).clamp(16, 128);
-        let start = rand::rng().random_range(first + reserved..=last);
-        (start..=last)
-            .chain(first + reserved..start)
-            .chain(first..first + reserved)
-            .find(|port| !self.ports.contains(port) && !own.contains(port))
     }
 }
 
 impl Services {
-    pub(crate) fn new(ranges: Vec<Range>) -> Self {
-        Self { ranges, lock: Arc::default() }
+    pub(crate) fn new(ranges: &[Range]) -> Self {
+        Self {
+            families: ranges.iter().map(|range| range.family()).collect(),
+            known: Mutex::default(),
+            begun: Arc::default(),
+            turn: Arc::default(),
+        }
     }
 
     /// Completes a new Service; nothing for other kinds.
-    pub(crate) async fn create(&self, call: &Call<'_>, object: &mut Value) -> Result<Option<Allocation>, Status> {
+    pub(crate) async fn create(&self, call: &Call<'_>, object: &mut Value) -> Result<Allocation, Status> {
         if !is_service(&call.view.resource) {
-            return Ok(None);
+            return Ok(Allocation::default());
         }
         normalize(None, object);
-        self.allocate(call, None, object).await.map(Some)
+        self.allocate(call, None, object).await
     }
 
     /// Completes a changed Service: what it holds is kept, what it newly needs is given.
-    pub(crate) async fn update(
-        &self,
-        call: &Call<'_>,
-        old: &Value,
-        new: &mut Value,
-    ) -> Result<Option<Allocation>, Status> {
+    pub(crate) async fn update(&self, call: &Call<'_>, old: &Value, new: &mut Value) -> Result<Allocation, Status> {
         if !is_service(&call.view.resource) {
-            return Ok(None);
+            return Ok(Allocation::default());
         }
         keep(old, new);
         normalize(Some(old), new);
-        self.allocate(call, Some(old), new).await.map(Some)
+        self.allocate(call, Some(old), new).await
     }
 
     async fn allocate(&self, call: &Call<'_>, old: Option<&Value>, object: &mut Value) -> Result<Allocation, Status> {
-        let cluster: Vec<&str> = self.ranges.iter().map(|range| range.family()).collect();
-        let mut guard = Arc::clone(&self.lock).lock_owned().await;
-        let (resource, storage) = (&*call.view.resource, &call.core.storage);
+        let (resource, storage) = (&*call.view.resource, &*call.core.storage);
         let name = meta::name(object).to_owned();
-        let own = format!("{}/{name}", call.namespace());
-        let mut refused = None;
-        let held = storage.get(resource.store_prefix(), call.namespace(), &name).map(|o| Held::of(&o.value()));
-        for _ in 0..limits::WRITE_ATTEMPTS {
-            let reserved = Reserved::read(storage).await?;
-            let mut taken = guard.of_others(storage, resource, call.namespace(), &name, self.ranges.len() > 1);
-            reserved.add_to(&mut taken, &own);
+        let errors = families(&self.families, old, object);
+        if !errors.is_empty() {
+            return Err(Status::invalid(resource, &name, errors));
+        }
+        let held = old.map(Held::of).unwrap_or_default();
+        let turn = match ports::wanted(object, &held) {
+            true => Some(Arc::clone(&self.turn).lock_owned().await),
+            false => None,
+        };
+        let mut newest = false;
+        loop {
+            // Before the Services are read: whatever is given out after this is noticed by the write.
+            let notes = match turn {
+                Some(_) => storage.notes(ports::NOTES).await?,
+                None => Default::default(),
+            };
             let mut completed = object.clone();
-            let mut errors = families(&cluster, old, &mut completed);
-            if errors.is_empty() {
-                errors = addresses(old, &mut completed, &self.ranges, &taken);
-            }
-            if errors.is_empty() {
-                errors = ports(&mut completed, &taken);
-            }
-            if !errors.is_empty() {
-                if !reserved.others(&own) {
-                    return Err(Status::invalid(resource, &name, errors));
+            match self.choose(call, old, &held, &mut completed) {
+                Ok(begun) => {
+                    *object = completed;
+                    let mut along = Along::default();
+                    if !call.dry_run {
+                        let holds = Held::of(object);
+                        addresses::take(storage, &mut along, object, holds.addresses.difference(&held.addresses))?;
+                        addresses::give_up(storage, &mut along, object, held.addresses.difference(&holds.addresses));
+                        ports::take(storage, &mut along, &notes, holds.ports.difference(&held.ports));
+                    }
+                    return Ok(Allocation { along, _begun: Some(begun), _turn: turn });
                 }
-                // What another server is about to store may be what is in the way: soon it is known.
-                refused = Some(errors);
-                tokio::time::sleep(limits::RESERVED_WAIT).await;
-                continue;
-            }
-            let wanted = Held::of(&completed);
-            let new = !call.dry_run && !wanted.is_within(&held.clone().unwrap_or_default());
-            if !new || reserved.note(storage, &own, wanted).await? {
-                *object = completed;
-                let noted = new.then(|| (Arc::clone(storage), own));
-                return Ok(Allocation { guard: Some(guard), noted });
+                Err(refused) if newest => return Err(refused.status(resource, &name)),
+                Err(_) => {
+                    // What is in the way may be gone by what another server did.
+                    storage.fresh().await?;
+                    newest = true;
+                }
             }
         }
-        Err(match refused {
-            Some(errors) => Status::invalid(resource, &name, errors),
-            None => Status::conflict(resource, &name),
-        })
     }
+
+    /// Chooses what is missing and checks what is asked for, by what the cache has.
+    fn choose(&self, call: &Call<'_>, old: Option<&Value>, held: &Held, object: &mut Value) -> Result<Begun, Refused> {
+        let (resource, storage) = (&*call.view.resource, &*call.core.storage);
+        // A new Service whose name is taken is refused what the other one holds, as upstream does.
+        let own = old.map(|old| (call.namespace(), meta::name(old)));
+        let taken = self.known.lock().of_others(storage, resource, own, self.families.len() > 1);
+        let ranges = range::ready(storage);
+        let mut all = self.begun.lock();
+        let is_taken = |address: &IpAddr| taken.addresses.contains(address) || addresses::exists(storage, *address);
+        complete::addresses(old, object, &ranges, is_taken, |address| all.contains(address))?;
+        complete::ports(object, &taken.ports)?;
+        let own: Vec<IpAddr> = match call.dry_run {
+            true => Vec::new(),
+            // What is begun by another request is asked for by name in both: the store decides.
+            false => {
+                Held::of(object).addresses.difference(&held.addresses).copied().filter(|a| all.insert(*a)).collect()
+            }
+        };
+        Ok(Begun { all: Arc::clone(&self.begun), own })
+    }
+}
+
+/// What goes with a Service that is removed; nothing for other kinds.
+pub(crate) fn released(storage: &Storage, resource: &Resource, object: &StoredObject) -> Along {
+    let mut along = Along::default();
+    if is_service(resource) {
+        let object = object.value();
+        addresses::give_up(storage, &mut along, &object, Held::of(&object).addresses.iter());
+    }
+    along
 }
 
 fn is_service(resource: &Resource) -> bool {

@@ -1,12 +1,18 @@
-//! One range of Services' addresses. Pure but for the choice among free ones.
+//! Ranges of Services' addresses: one as configured, those of ServiceCIDRs, and the choice among free addresses of one.
 
 use std::{
-    collections::BTreeSet,
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use rand::Rng as _;
+use serde_json::Value;
+use sluice_api::resource::builtin;
+
+use crate::{meta, storage::Storage};
+
+/// The ServiceCIDR that is made from the configuration.
+pub(crate) const DEFAULT: &str = "kubernetes";
 
 /// Prefixes that are taken: one with so many addresses that none of them is ever searched for long, and so few at least.
 const V4_PREFIXES: std::ops::RangeInclusive<u32> = 8..=30;
@@ -30,21 +36,35 @@ impl Range {
         Ok(ranges)
     }
 
-    /// From `10.96.0.0/16`.
+    /// From `10.96.0.0/16`, as configured.
     pub(crate) fn parse(cidr: &str) -> anyhow::Result<Self> {
-        let wrong = || anyhow::anyhow!("the service range {cidr} is no network such as 10.96.0.0/16 or fd00:96::/108");
-        let (address, bits) = cidr.split_once('/').ok_or_else(wrong)?;
-        let address: IpAddr = address.parse().map_err(|_| wrong())?;
-        let prefix: u32 = bits.parse().map_err(|_| wrong())?;
-        let (value, width, prefixes) = match address {
-            IpAddr::V4(ip) => (u128::from(ip.to_bits()), 32, V4_PREFIXES),
-            IpAddr::V6(ip) => (ip.to_bits(), 128, V6_PREFIXES),
-        };
+        let (range, prefix) = Self::read(cidr).ok_or_else(|| {
+            anyhow::anyhow!("the service range {cidr} is no network such as 10.96.0.0/16 or fd00:96::/108")
+        })?;
+        let prefixes = if range.v4 { V4_PREFIXES } else { V6_PREFIXES };
         if !prefixes.contains(&prefix) {
             anyhow::bail!("the service range {cidr} has to be between /{} and /{}", prefixes.start(), prefixes.end());
         }
-        let bits = width - prefix;
-        Ok(Self { base: value >> bits << bits, bits, v4: address.is_ipv4() })
+        Ok(range)
+    }
+
+    /// Of a ServiceCIDR, which may be of any size, but for IPv6 ranges larger than a /64 (upstream's).
+    pub(crate) fn of(cidr: &str) -> Option<Self> {
+        Self::read(cidr).map(|(range, _)| range).filter(|range| range.bits <= 64)
+    }
+
+    /// The range and its prefix.
+    fn read(cidr: &str) -> Option<(Self, u32)> {
+        let (address, prefix) = cidr.split_once('/')?;
+        let (address, prefix): (IpAddr, u32) = (address.parse().ok()?, prefix.parse().ok()?);
+        let (value, width) = match address {
+            IpAddr::V4(ip) => (u128::from(ip.to_bits()), 32u32),
+            IpAddr::V6(ip) => (ip.to_bits(), 128),
+        };
+        let bits = width.checked_sub(prefix)?;
+        // Shifting by all of its bits empties a number.
+        let base = value.checked_shr(bits).unwrap_or(0).checked_shl(bits).unwrap_or(0);
+        Some((Self { base, bits, v4: address.is_ipv4() }, prefix))
     }
 
     /// As `ipFamilies` names it.
@@ -73,19 +93,51 @@ impl Range {
 
     /// A free address, from upstream's upper band first: the lower one is for those who ask for an
     /// address by name.
-    pub(crate) fn free(self, used: &BTreeSet<String>) -> Option<IpAddr> {
-        let size = 1u128 << self.bits;
-        let reserved = (size / 16).clamp(16, 256).min(size / 2);
-        let upper = self.end() - reserved;
-        let start = rand::rng().random_range(0..upper);
-        let upper = (0..upper).map(|i| reserved + (start + i) % upper);
-        upper.chain(1..reserved).map(|offset| self.at(offset)).find(|address| !used.contains(&address.to_string()))
+    pub(crate) fn free(self, is_taken: impl Fn(&IpAddr) -> bool) -> Option<IpAddr> {
+        let (size, hosts) = (1u128 << self.bits, self.end().saturating_sub(1));
+        let reserved = if size <= 16 { 0 } else { (size / 16).clamp(16, 256) };
+        // The offsets of one band, from a random one on.
+        let band = |first: u128, count: u128| {
+            let start = if count == 0 { 0 } else { rand::rng().random_range(0..count) };
+            (0..count).map(move |i| first + (start + i) % count)
+        };
+        let offsets = band(1 + reserved, hosts - reserved).chain(band(1, reserved));
+        offsets.map(|offset| self.at(offset)).find(|address| !is_taken(address))
     }
 
     /// The offset after the last address that is given.
     fn end(self) -> u128 {
         (1u128 << self.bits) - u128::from(self.v4)
     }
+}
+
+/// The ranges of all ServiceCIDRs.
+pub(super) fn all(storage: &Storage) -> Vec<Range> {
+    cidrs(storage, |_| true)
+}
+
+/// The ranges that addresses are given from: those of ServiceCIDRs that are ready and stay, the default one's first.
+pub(super) fn ready(storage: &Storage) -> Vec<Range> {
+    cidrs(storage, is_ready)
+}
+
+fn cidrs(storage: &Storage, wanted: impl Fn(&Value) -> bool) -> Vec<Range> {
+    let Some(row) = builtin().by_path("networking.k8s.io", "v1", "servicecidrs") else { return Vec::new() };
+    let mut found = storage.list(row.store_prefix(), "").items;
+    found.sort_by_key(|object| &*object.name != DEFAULT);
+    let objects = found.iter().map(|object| object.value()).filter(|object| wanted(object));
+    objects.flat_map(|object| ranges(&object)).collect()
+}
+
+fn ranges(object: &Value) -> Vec<Range> {
+    meta::strings(&object["spec"]["cidrs"]).into_iter().filter_map(Range::of).collect()
+}
+
+/// One whose controller has said nothing yet is ready (upstream's `isReady`).
+fn is_ready(object: &Value) -> bool {
+    let conditions = object["status"]["conditions"].as_array();
+    let ready = conditions.into_iter().flatten().find(|condition| condition["type"] == "Ready");
+    !meta::deleting(object) && ready.is_none_or(|condition| condition["status"] == "True")
 }
 
 impl fmt::Display for Range {
@@ -97,6 +149,10 @@ impl fmt::Display for Range {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::collections::BTreeSet;
+
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -148,14 +204,62 @@ mod tests {
 
     #[test]
     fn a_small_range_is_used_up_to_the_last_address() {
-        for (cidr, count) in [("10.0.0.0/29", 6), ("fd00::/125", 7)] {
-            let range = Range::parse(cidr).unwrap();
+        for (cidr, count) in [
+            ("10.0.0.0/24", 254),
+            ("10.0.0.0/29", 6),
+            ("10.0.0.0/31", 0),
+            ("10.0.0.0/32", 0),
+            ("fd00::/120", 255),
+            ("fd00::/125", 7),
+            ("fd00::/128", 0),
+        ] {
+            let range = Range::of(cidr).unwrap();
             let mut used = BTreeSet::new();
-            while let Some(address) = range.free(&used) {
+            while let Some(address) = range.free(|address| used.contains(address)) {
                 assert!(range.contains(address), "{address}");
-                assert!(used.insert(address.to_string()));
+                assert!(used.insert(address));
             }
             assert_eq!(used.len(), count);
+        }
+    }
+
+    #[test]
+    fn the_lower_band_is_given_last() {
+        for (cidr, band) in [("10.96.0.0/16", 256), ("10.96.0.0/24", 16), ("fd00::/64", 256)] {
+            let range = Range::of(cidr).unwrap();
+            for _ in 0..50 {
+                assert!(range.free(|_| false).unwrap() > range.at(band), "{cidr}");
+            }
+        }
+        let range = Range::of("10.96.0.0/24").unwrap();
+        assert!(range.free(|address| *address > range.at(16)).unwrap() <= range.at(16));
+    }
+
+    #[test]
+    fn service_cidrs_have_ranges_of_many_sizes() {
+        for (cidr, expected) in [
+            ("10.0.0.0/4", Some("0.0.0.0/4")),
+            ("0.0.0.0/0", Some("0.0.0.0/0")),
+            ("10.0.0.0/33", None),
+            ("fd00::/64", Some("fd00::/64")),
+            ("fd00::/63", None),
+            ("::/0", None),
+            ("10.0.0.0", None),
+        ] {
+            assert_eq!(Range::of(cidr).map(|range| range.to_string()).as_deref(), expected, "{cidr}");
+        }
+    }
+
+    #[test]
+    fn only_what_is_ready_and_stays_gives_addresses() {
+        let condition = |status: &str| json!({"conditions": [{"type": "Other", "status": "False"}, {"type": "Ready", "status": status}]});
+        for (object, expected) in [
+            (json!({}), true),
+            (json!({"status": condition("True")}), true),
+            (json!({"status": condition("False")}), false),
+            (json!({"status": condition("True"), "metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}), false),
+        ] {
+            assert_eq!(is_ready(&object), expected, "{object}");
         }
     }
 }

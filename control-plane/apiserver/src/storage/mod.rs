@@ -2,6 +2,7 @@
 //! The only module that builds store keys. It knows objects, not requests: validation and admission
 //! happen above it.
 
+mod along;
 mod heartbeat;
 mod lease;
 mod object;
@@ -24,6 +25,7 @@ use sluice_store::{
 use tokio::sync::{Mutex, MutexGuard};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
+pub(crate) use along::{Along, Notes};
 pub use object::StoredObject;
 pub(crate) use object::frame;
 
@@ -205,29 +207,6 @@ impl Storage {
         Ok(Page { items, more: result.more, count: result.count })
     }
 
-    /// A value that servers share and that is no object, empty when there is none, and the revision of
-    /// its last write. The cache is at least as new when this returns.
-    pub(crate) async fn note(&self, name: &str) -> Result<(Bytes, Revision), Status> {
-        let range = Range { key: Bytes::from(format!("{NOTES}{name}")), ..Range::default() };
-        let result = self.engine.range(range).await.map_err(failed)?;
-        let Some(kv) = result.kvs.into_iter().next() else { return Ok((Bytes::new(), 0)) };
-        self.wait_for(kv.mod_revision).await?;
-        Ok((kv.value, kv.mod_revision))
-    }
-
-    /// Replaces such a value that was last written at `expected` (0: that is not there); false when
-    /// that is no longer so. A crash of the only server may lose it.
-    pub(crate) async fn replace_note(&self, name: &str, value: Vec<u8>, expected: Revision) -> Result<bool, Status> {
-        let key = Bytes::from(format!("{NOTES}{name}"));
-        let txn = Txn {
-            compare: vec![Compare::ModRevision { key: key.clone(), equals: expected }],
-            success: vec![Op::Put { key, value: value.into(), lease: 0 }],
-            failure: Vec::new(),
-            lazy: true,
-        };
-        Ok(self.engine.txn(txn).await.map_err(failed)?.succeeded)
-    }
-
     /// What the store says of itself.
     pub async fn status(&self) -> Result<sluice_store::Status, Status> {
         self.engine.status().await.map_err(failed)
@@ -243,44 +222,47 @@ impl Storage {
         self.locks[at].lock().await
     }
 
-    /// Writes a new object; `None` when the key is taken.
+    /// Writes a new object and what goes along with it; `None` when the key is taken, or something does not hold.
     pub(crate) async fn insert(
         &self,
         resource: &Resource,
         object: &Value,
+        along: Along,
     ) -> Result<Option<Arc<StoredObject>>, Status> {
         let key = self.key_of(resource, object);
         let free = Compare::Version { key: Bytes::copy_from_slice(key.as_bytes()), equals: 0 };
-        self.put(resource, key, free, object).await
+        self.put(resource, key, free, object, along).await
     }
 
-    /// Replaces the object that was last written at `expected`; `None` when that is no longer so.
+    /// Replaces the object that was last written at `expected`; `None` when that is no longer so, or something of what
+    /// goes along does not hold.
     pub(crate) async fn replace(
         &self,
         resource: &Resource,
         object: &Value,
         expected: Revision,
+        along: Along,
     ) -> Result<Option<Arc<StoredObject>>, Status> {
         let key = self.key_of(resource, object);
         let unchanged = Compare::ModRevision { key: Bytes::copy_from_slice(key.as_bytes()), equals: expected };
-        self.put(resource, key, unchanged, object).await
+        self.put(resource, key, unchanged, object, along).await
     }
 
-    /// Removes the object that was last written at `expected`; `None` when that is no longer so,
-    /// else the revision of the removal.
+    /// Removes the object that was last written at `expected`; `None` when that is no longer so, or something of what
+    /// goes along does not hold, else the revision of the removal.
     pub(crate) async fn remove(
         &self,
         resource: &Resource,
         namespace: &str,
         name: &str,
         expected: Revision,
+        along: Along,
     ) -> Result<Option<Revision>, Status> {
         let key = Bytes::from(key(resource.store_prefix(), namespace, name));
-        let txn = Txn {
-            compare: vec![Compare::ModRevision { key: key.clone(), equals: expected }],
-            success: vec![Op::Delete { key, end: Bytes::new() }],
-            ..Txn::default()
-        };
+        let Along { mut compare, writes: mut success } = along;
+        compare.push(Compare::ModRevision { key: key.clone(), equals: expected });
+        success.push(Op::Delete { key, end: Bytes::new() });
+        let txn = Txn { compare, success, ..Txn::default() };
         let result = self.engine.txn(txn).await.map_err(failed)?;
         if !result.succeeded {
             return Ok(None);
@@ -295,6 +277,7 @@ impl Storage {
         key: String,
         condition: Compare,
         object: &Value,
+        along: Along,
     ) -> Result<Option<Arc<StoredObject>>, Status> {
         let created = matches!(condition, Compare::Version { .. });
         let before = self
@@ -304,12 +287,11 @@ impl Storage {
         let plain = encode(object)?;
         let value = self.at_rest.seal(&key, plain.clone())?;
         let lease = if resource.store_prefix() == EVENTS { self.event_lease.current(&self.engine).await? } else { 0 };
-        let txn = Txn {
-            compare: vec![condition],
-            success: vec![Op::Put { key: Bytes::copy_from_slice(key.as_bytes()), value, lease }],
-            failure: Vec::new(),
-            lazy: heartbeat::is_one(resource, before.as_deref(), object),
-        };
+        let Along { mut compare, writes: mut success } = along;
+        compare.push(condition);
+        success.push(Op::Put { key: Bytes::copy_from_slice(key.as_bytes()), value, lease });
+        let lazy = heartbeat::is_one(resource, before.as_deref(), object);
+        let txn = Txn { compare, success, failure: Vec::new(), lazy };
         let result = self.engine.txn(txn).await.map_err(failed)?;
         if !result.succeeded {
             return Ok(None);

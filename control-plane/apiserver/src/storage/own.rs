@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use sluice_api::{resource::Resource, status::Status};
 
-use super::{Storage, StoredObject};
+use super::{Along, Storage, StoredObject};
 use crate::{limits, meta};
 
 impl Storage {
@@ -15,7 +15,7 @@ impl Storage {
         type_meta(resource, &mut object);
         sluice_api::strategy::defaults(resource, &mut object);
         meta::stamp(&mut object);
-        match self.insert(resource, &object).await? {
+        match self.insert(resource, &object, Along::default()).await? {
             Some(stored) => Ok(stored),
             None => Err(Status::already_exists(resource, meta::name(&object))),
         }
@@ -44,7 +44,7 @@ impl Storage {
                     meta::set(&mut object, field, old["metadata"][field].clone());
                 }
             }
-            if let Some(stored) = self.replace(resource, &object, current.revision).await? {
+            if let Some(stored) = self.replace(resource, &object, current.revision, Along::default()).await? {
                 return Ok(stored);
             }
             self.fresh().await?;
@@ -57,7 +57,7 @@ impl Storage {
         for _ in 0..limits::WRITE_ATTEMPTS {
             let current =
                 self.get(resource.store_prefix(), namespace, name).ok_or_else(|| Status::not_found(resource, name))?;
-            if self.remove(resource, namespace, name, current.revision).await?.is_some() {
+            if self.remove(resource, namespace, name, current.revision, Along::default()).await?.is_some() {
                 return Ok(());
             }
             self.fresh().await?;

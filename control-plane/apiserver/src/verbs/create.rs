@@ -63,8 +63,8 @@ impl Call<'_> {
                 let error = FieldError::required("metadata.name", required);
                 return Err(Status::invalid(resource, "", vec![error]));
             }
-            // Held until the object is stored, so that nobody else takes the same address or port.
-            let _allocation = self.core.services.create(self, &mut object).await?;
+            // What a Service is given is taken with its write; it is held until then.
+            let mut allocation = self.core.services.create(self, &mut object).await?;
             let mut errors = strategy::validate_create(resource, &object);
             errors.extend(apply::validate_managers(&object));
             rules::invalid(resource, &object, errors)?;
@@ -78,14 +78,27 @@ impl Call<'_> {
                 return Ok(Object::Made(object));
             }
             let stored = self.view.to_stored(object);
-            match self.core.storage.insert(&self.view.stored, &stored).await? {
+            let along = std::mem::take(&mut allocation.along);
+            let takes = !along.is_empty();
+            match self.core.storage.insert(&self.view.stored, &stored, along).await? {
                 Some(stored) => return Ok(Object::Stored(stored)),
+                None if takes && self.lost_to_others(&name).await? => {
+                    if attempt >= limits::ALLOCATION_ATTEMPTS {
+                        return Err(Status::conflict(resource, &name));
+                    }
+                }
                 None if base.is_some() && attempt < limits::GENERATE_NAME_ATTEMPTS => {}
                 None if base.is_some() => return Err(no_name_left(resource, &name)),
                 None => return Err(Status::already_exists(resource, &name)),
             }
         }
         unreachable!("the last attempt returns")
+    }
+
+    /// Whether a write failed for what goes along with the object, whose own name is free.
+    async fn lost_to_others(&self, name: &str) -> Result<bool, Status> {
+        self.core.storage.fresh().await?;
+        Ok(self.current(name).is_none())
     }
 
     /// Sets and checks the namespace of a new object.

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     context::{Body, Operation},
     limits, meta, respond, rules,
-    storage::StoredObject,
+    storage::{Along, StoredObject},
     view::{Object, Selection, encode},
 };
 
@@ -75,7 +75,7 @@ impl Call<'_> {
                     return Ok(Deleted { object: Object::Stored(current), gone: false });
                 }
                 Plan::Update(new) => {
-                    if let Some(object) = self.commit(&current, &old, new).await? {
+                    if let Some(object) = self.commit(&current, &old, new, Along::default()).await? {
                         return Ok(Deleted { object, gone: false });
                     }
                 }
@@ -83,8 +83,7 @@ impl Call<'_> {
                     return Ok(Deleted { object: Object::Stored(current), gone: true });
                 }
                 Plan::Remove => {
-                    let removed = storage.remove(&self.view.stored, &current.namespace, name, current.revision).await?;
-                    if let Some(revision) = removed {
+                    if let Some(revision) = self.remove(&current).await? {
                         let last = current.at_revision(revision).map_or(current, Arc::new);
                         return Ok(Deleted { object: Object::Stored(last), gone: true });
                     }

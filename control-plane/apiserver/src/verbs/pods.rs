@@ -18,7 +18,7 @@ use super::{
 use crate::{
     context::Body,
     limits, meta, respond,
-    storage::StoredObject,
+    storage::{Along, StoredObject},
     view::{View, encode},
 };
 
@@ -125,7 +125,9 @@ impl Call<'_> {
             let Some(spent) = spend(budget, &pod.name, value)? else {
                 return Ok(());
             };
-            if self.dry_run || self.core.storage.replace(budgets, &spent, budget.revision).await?.is_some() {
+            let storage = &self.core.storage;
+            let written = async || storage.replace(budgets, &spent, budget.revision, Along::default()).await;
+            if self.dry_run || written().await?.is_some() {
                 return Ok(());
             }
             self.core.storage.fresh().await?;

@@ -9,12 +9,14 @@ use sluice_api::{
     status::{FieldError, Status},
     strategy,
 };
+use sluice_store::Revision;
 
 use super::Call;
 use crate::{
     context::{Admit, Body, Operation},
     limits, meta, respond, rules,
-    storage::{StoredObject, key},
+    services::{self, Allocation},
+    storage::{Along, StoredObject, key},
     view::Object,
 };
 
@@ -162,8 +164,9 @@ impl Call<'_> {
                 }
                 self.track(Some(&old), &mut new);
             }
-            let _allocation = self.prepare(part, &old, &mut new).await?;
-            let committed = self.commit(&current, &old, new).await?;
+            let mut allocation = self.prepare(part, &old, &mut new).await?;
+            let along = std::mem::take(&mut allocation.along);
+            let committed = self.commit(&current, &old, new, along).await?;
             // That nothing changed is only known of the newest state.
             let unchanged = matches!(&committed, Some(Object::Stored(same)) if Arc::ptr_eq(same, &current));
             if let Some(object) = committed.filter(|_| newest || !unchanged) {
@@ -188,12 +191,7 @@ impl Call<'_> {
     }
 
     /// Admission, defaults and validation of a changed object, whose defaults are set.
-    async fn prepare(
-        &self,
-        part: Part,
-        old: &Value,
-        new: &mut Value,
-    ) -> Result<Option<crate::services::Allocation>, Status> {
+    async fn prepare(&self, part: Part, old: &Value, new: &mut Value) -> Result<Allocation, Status> {
         let resource = &*self.view.resource;
         let name = self.name();
         let frame = self.admit(Operation::Update, name, Some(old));
@@ -210,7 +208,7 @@ impl Call<'_> {
         if old["metadata"]["managedFields"] != new["metadata"]["managedFields"] {
             errors.extend(apply::validate_managers(new));
         }
-        let mut allocation = None;
+        let mut allocation = Allocation::default();
         if part == Part::Whole {
             allocation = self.core.services.update(self, old, new).await?;
             errors.extend(strategy::validate_update(resource, old, new));
@@ -228,13 +226,14 @@ impl Call<'_> {
         Ok(allocation)
     }
 
-    /// Writes a changed object on top of `current`: not at all when nothing changed, as a removal
+    /// Writes a changed object on top of `current`, and `along` with it: not at all when nothing changed, as a removal
     /// when its last finalizer is gone. `None` when another write came in between.
     pub(super) async fn commit(
         &self,
         current: &Arc<StoredObject>,
         old: &Value,
         mut new: Value,
+        along: Along,
     ) -> Result<Option<Object>, Status> {
         meta::set(&mut new, "resourceVersion", current.revision.to_string());
         if apply::same_but_times(old, &new) {
@@ -245,16 +244,22 @@ impl Call<'_> {
         }
         let storage = &self.core.storage;
         if self.finished(old, &new) {
-            let namespace = &current.namespace;
-            let removed = storage.remove(&self.view.stored, namespace, &current.name, current.revision).await?;
+            let removed = self.remove(current).await?;
             return Ok(removed.map(|revision| {
                 meta::set(&mut new, "resourceVersion", revision.to_string());
                 Object::Made(new)
             }));
         }
         let stored = self.view.to_stored(new);
-        let written = storage.replace(&self.view.stored, &stored, current.revision).await?;
+        let written = storage.replace(&self.view.stored, &stored, current.revision, along).await?;
         Ok(written.map(Object::Stored))
+    }
+
+    /// Removes an object with what it holds. `None` when another write came in between.
+    pub(super) async fn remove(&self, current: &StoredObject) -> Result<Option<Revision>, Status> {
+        let (storage, stored) = (&self.core.storage, &self.view.stored);
+        let along = services::released(storage, stored, current);
+        storage.remove(stored, &current.namespace, &current.name, current.revision, along).await
     }
 
     /// True when nothing holds a deleted object back any more (upstream's

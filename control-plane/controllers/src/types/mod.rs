@@ -1,6 +1,7 @@
 //! Narrow views of the kinds the controllers watch: only the fields they use, so that a pod costs hundreds of bytes and not
 //! thousands. Templates are kept as compact JSON text: they are copied and compared, never looked into.
 
+mod address;
 mod balancer;
 mod batch;
 mod cluster;
@@ -11,6 +12,7 @@ mod stateful;
 mod volume;
 mod workload;
 
+pub(crate) use address::{IpAddress, Parent, ServiceCidr};
 pub(crate) use balancer::{Announcement, AnnouncementSpec, AnnouncingNode, Pool, PoolStatus};
 pub(crate) use batch::{CronJob, CronJobStatus, FailureRule, Job, JobCondition, JobStatus, Reference};
 pub(crate) use cluster::{

@@ -1,6 +1,7 @@
 //! Services and their endpoints.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::EndpointSubset;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort};
@@ -28,7 +29,13 @@ pub(crate) struct Service {
     pub(crate) status: ServiceStatus,
 }
 resource!(Service, "", "v1", "Service", "services", NamespaceResourceScope);
-impl Kind for Service {}
+impl Kind for Service {
+    /// Its cluster IPs, each in the one form that names IPAddresses.
+    fn indexes(&self) -> Vec<String> {
+        let addresses = self.spec.cluster_ips.iter().filter_map(|ip| ip.parse::<IpAddr>().ok());
+        addresses.map(|ip| ip.to_string()).collect()
+    }
+}
 
 /// What is wanted of a Service.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -43,6 +50,9 @@ pub(crate) struct ServiceSpec {
     /// Address, `None` for headless ones.
     #[serde(rename = "clusterIP")]
     pub(crate) cluster_ip: Option<String>,
+    /// Addresses, the first one included.
+    #[serde(rename = "clusterIPs", deserialize_with = "nullable")]
+    pub(crate) cluster_ips: Vec<String>,
     /// Pods that are not ready are published too.
     pub(crate) publish_not_ready_addresses: bool,
     /// ClusterIP, ExternalName, ...

@@ -115,6 +115,8 @@ impl Cluster {
             "Endpoints" => self.of("v1", kind, "endpoints"),
             "LoadBalancerAnnouncement" => self.of("sluice.dev/v1", kind, "loadbalancerannouncements"),
             "LoadBalancerPool" => self.of("sluice.dev/v1", kind, "loadbalancerpools"),
+            "IPAddress" => self.of("networking.k8s.io/v1", kind, "ipaddresses"),
+            "ServiceCIDR" => self.of("networking.k8s.io/v1", kind, "servicecidrs"),
             "Lease" => self.of("coordination.k8s.io/v1", kind, "leases"),
             "CertificateSigningRequest" => self.of("certificates.k8s.io/v1", kind, "certificatesigningrequests"),
             _ => self.of("v1", kind, &format!("{}s", kind.to_lowercase())),

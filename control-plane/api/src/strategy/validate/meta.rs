@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Errors, cursor::At};
+use super::{Errors, address, cursor::At};
 use crate::{names, resource::Resource, status::FieldError};
 
 /// All annotations of an object together, in bytes.
@@ -19,7 +19,7 @@ const NAMES: &[(&str, &str, Syntax)] = &[
     ("rbac.authorization.k8s.io", "ClusterRole", names::path_segment),
     ("rbac.authorization.k8s.io", "RoleBinding", names::path_segment),
     ("rbac.authorization.k8s.io", "ClusterRoleBinding", names::path_segment),
-    ("networking.k8s.io", "IPAddress", |_| Vec::new()),
+    ("networking.k8s.io", "IPAddress", address::name),
 ];
 
 pub(super) fn meta(resource: &Resource, meta: At<'_>, errors: &mut Errors) {

@@ -2,6 +2,7 @@
 //! get the checks of metadata and those of required fields by their schema. Source: upstream's
 //! `pkg/apis/*/validation`.
 
+mod address;
 mod balancer;
 mod batch;
 mod config;
@@ -81,11 +82,11 @@ const CREATE: &[(&str, &str, Check)] = &[
     ("events.k8s.io", "Event", other::event),
     (FLOW, "FlowSchema", other::flow_schema),
     (FLOW, "PriorityLevelConfiguration", other::priority_level),
-    (NETWORKING, "IPAddress", networking::ip_address),
+    (NETWORKING, "IPAddress", address::ip_address),
     (NETWORKING, "Ingress", networking::ingress),
     (NETWORKING, "IngressClass", networking::ingress_class),
     (NETWORKING, "NetworkPolicy", networking::network_policy),
-    (NETWORKING, "ServiceCIDR", networking::service_cidr),
+    (NETWORKING, "ServiceCIDR", address::service_cidr),
     ("node.k8s.io", "RuntimeClass", limits::runtime_class),
     (OWN, "LoadBalancerAnnouncement", balancer::announcement),
     (OWN, "LoadBalancerPool", balancer::pool),
@@ -122,6 +123,7 @@ const UPDATE: &[(&str, &str, ChangeCheck)] = &[
     }),
     ("apps", "ControllerRevision", other::controller_revision_change),
     (NETWORKING, "IPAddress", |old, new, errors| update::fixed(old, new, "spec.parentRef", errors)),
+    (NETWORKING, "ServiceCIDR", address::service_cidr_change),
     (NETWORKING, "IngressClass", |old, new, errors| update::fixed(old, new, "spec.controller", errors)),
     ("node.k8s.io", "RuntimeClass", limits::runtime_class_change),
     (OWN, "LoadBalancerAnnouncement", |old, new, errors| update::fixed(old, new, "spec.address", errors)),

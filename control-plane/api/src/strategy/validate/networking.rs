@@ -240,7 +240,7 @@ fn policy_peer(at: &At<'_>, errors: &mut Errors) {
 }
 
 /// An address and its prefix length, or an error.
-fn cidr_of(at: &At<'_>, errors: &mut Errors) -> Option<(IpAddr, u32)> {
+pub(super) fn cidr_of(at: &At<'_>, errors: &mut Errors) -> Option<(IpAddr, u32)> {
     let parsed = parse_cidr(at.text());
     if parsed.is_none() {
         at.invalid("must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)", errors);
@@ -262,31 +262,6 @@ fn contains(outer: (IpAddr, u32), inner: (IpAddr, u32)) -> bool {
     let ((a, family), (b, other)) = (bits(outer.0), bits(inner.0));
     let mask = if outer.1 == 0 { 0 } else { u128::MAX << (128 - outer.1) };
     family == other && (a & mask) == (b & mask)
-}
-
-pub(super) fn ip_address(object: At<'_>, errors: &mut Errors) {
-    let name = object.at("metadata.name");
-    let canonical = name.text().parse::<IpAddr>().is_ok_and(|ip| ip.to_string() == name.text());
-    if !canonical {
-        name.invalid("must be a valid IP address in canonical form", errors);
-    }
-    let parent = object.at("spec.parentRef");
-    if parent.require(errors) {
-        for field in ["resource", "name"] {
-            parent.field(field).require(errors);
-        }
-    }
-}
-
-pub(super) fn service_cidr(object: At<'_>, errors: &mut Errors) {
-    let cidrs = object.at("spec.cidrs");
-    cidrs.require_because("at least one CIDR required", errors);
-    if cidrs.items().count() > 2 {
-        cidrs.invalid("may only hold up to 2 values", errors);
-    }
-    for cidr in cidrs.items() {
-        cidr_of(&cidr, errors);
-    }
 }
 
 pub(super) fn endpoints(object: At<'_>, errors: &mut Errors) {
