@@ -62,7 +62,7 @@ enum Command {
     #[command(subcommand)]
     Image(image::Command),
     /// Print the service table as the kernel holds it: frontends, backends, counters
-    Services(held::View),
+    Services(services::Arguments),
     /// Print the connections that this node translates packet by packet
     Flows(flows::Arguments),
     /// Print what was dropped on this machine and why, by the data plane and by the kernel
@@ -106,7 +106,7 @@ fn run(command: Command) -> Result<()> {
             Command::Restore(arguments) => backup::restore::run(arguments).await,
             Command::Migrate(arguments) => backup::migrate::run(arguments).await,
             Command::Image(command) => image::run(command).await,
-            Command::Services(view) => services::run(view),
+            Command::Services(arguments) => services::run(arguments),
             Command::Flows(arguments) => flows::run(arguments),
             Command::Drops(view) => drops::run(view),
             Command::Status(arguments) => status::run(arguments).await,

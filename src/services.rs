@@ -2,12 +2,59 @@
 
 use std::fmt::Write as _;
 
-use sluice_dataplane::{FrontendRow, ServiceRow};
+use clap::Args;
+use sluice_dataplane::{FrontendRow, ServiceRow, Spread};
 
 use crate::held::View;
 
-pub(crate) fn run(view: View) -> anyhow::Result<()> {
-    view.print(sluice_dataplane::services, |services| table(services))
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// How TCP connections of this node and its pods fare, in place of addresses and backends
+    #[arg(long)]
+    tcp: bool,
+    #[command(flatten)]
+    view: View,
+}
+
+pub(crate) fn run(Arguments { tcp, view }: Arguments) -> anyhow::Result<()> {
+    view.print(sluice_dataplane::services, |services| if tcp { measured(services) } else { table(services) })
+}
+
+fn measured(services: &[ServiceRow]) -> String {
+    let mut out = format!(
+        "{:<38} {:>11} {:>8} {:>11} {:>8} {:>19} {:>19}\n",
+        "SERVICE", "OPENED", "FAILED", "RETRANSMITS", "RESETS", "CONNECT 50% / 99%", "ROUND TRIP"
+    );
+    for row in services {
+        let Some(tcp) = &row.tcp else { continue };
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            out,
+            "{:<38} {:>11} {:>8} {:>11} {:>8} {:>19} {:>19}",
+            row.service,
+            tcp.opened,
+            tcp.failed,
+            tcp.retransmits,
+            tcp.resets,
+            spread(tcp.connect),
+            spread(tcp.round_trip)
+        );
+    }
+    out
+}
+
+fn spread(spread: Option<Spread>) -> String {
+    let Some(spread) = spread else { return "-".to_owned() };
+    format!("{} / {}", duration(spread.median_microseconds), duration(spread.most_microseconds))
+}
+
+/// In the unit that leaves the fewest digits.
+fn duration(microseconds: u64) -> String {
+    match microseconds {
+        0..1_000 => format!("{microseconds} µs"),
+        1_000..1_000_000 => format!("{:.1} ms", microseconds as f64 / 1e3),
+        _ => format!("{:.1} s", microseconds as f64 / 1e6),
+    }
 }
 
 fn table(services: &[ServiceRow]) -> String {
@@ -51,4 +98,18 @@ fn frontend(row: &FrontendRow) -> String {
     let scope = if row.scope == "external" { " from outside" } else { "" };
     let local = if row.local_only { " local only" } else { "" };
     format!("{address}:{}{scope}{local}", row.port)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_short() {
+        let table = [(64, "64 µs"), (2_048, "2.0 ms"), (524_288, "524.3 ms"), (1_048_576, "1.0 s")];
+        for (microseconds, expected) in table {
+            assert_eq!(duration(microseconds), expected);
+        }
+        assert_eq!(spread(None), "-");
+    }
 }

@@ -19,6 +19,7 @@ mod pace;
 mod pod;
 mod policy;
 pub mod ports;
+pub mod probe;
 mod reason;
 mod service;
 mod socket;
@@ -103,6 +104,8 @@ pub mod limits {
     pub const ALLOWED: u32 = 65_536;
     /// Places of pods with a limit of what they send; the first is nobody's.
     pub const PACES: u32 = PODS + 1;
+    /// Services, and pods, that the probe programs count for.
+    pub const FIGURES: u32 = 2_048;
     /// Bytes of the event ring.
     pub const EVENTS: u32 = 65_536;
     /// Looks for a free port for a masqueraded connection: the first one finds it, unless another processor takes it.
@@ -204,6 +207,8 @@ pub mod maps {
     pub const REASONS: &str = "reasons";
     /// The kernel's own reasons to packets, per CPU.
     pub const LOST: &str = "lost";
+    /// `ProbeKey` to `ProbeFigures`, per CPU.
+    pub const FIGURES: &str = "figures";
     /// Ring of `Event`.
     pub const EVENTS: &str = "events";
     /// Socket storage of `SocketState`.
@@ -225,7 +230,7 @@ pub mod maps {
         }
     }
     /// Every pinned map.
-    pub const ALL: [&str; 36] = [
+    pub const ALL: [&str; 37] = [
         FRONTENDS,
         BACKENDS,
         SLAB,
@@ -260,6 +265,7 @@ pub mod maps {
         BACKEND_COUNTERS,
         REASONS,
         LOST,
+        FIGURES,
         EVENTS,
         SOCKETS,
     ];
@@ -300,6 +306,7 @@ mod user {
     use super::bench::Round;
     use super::cache::{Record, Uplink};
     use super::opened::Opened;
+    use super::probe::{ProbeFields, ProbeFigures, ProbeKey};
     use super::{
         Address, Affinity, AffinityKey, Allowed, AllowedKey, Backend, Counters, Flow, FlowKey, FragmentKey,
         FragmentPorts, Frontend, FrontendKey, Guard, Pace, PodLink, RangeKey, RuleKey, ServiceName, Settings,
@@ -332,6 +339,9 @@ mod user {
         Guard,
         Pace,
         PodLink,
+        ProbeFields,
+        ProbeFigures,
+        ProbeKey,
         RangeKey,
         Round,
         RuleKey,

@@ -29,6 +29,7 @@ pub mod pace;
 mod path;
 mod plain;
 mod policy;
+pub mod probe;
 mod reject;
 mod sctp;
 mod service;

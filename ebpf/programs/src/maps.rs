@@ -2,11 +2,12 @@
 #![allow(unsafe_code)]
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_fib_lookup};
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage};
 use aya_ebpf::macros::btf_map;
 use sluice_ebpf_common::cache::{Bucket4, Bucket6, Uplink};
 use sluice_ebpf_common::maps::mode;
 use sluice_ebpf_common::opened::Opened;
+use sluice_ebpf_common::probe::{ProbeFigures, ProbeKey, Watched};
 use sluice_ebpf_common::{
     Address, Affinity, AffinityKey, Allowed, AllowedKey, Backend, Counters, Event, Flow, FlowKey, FragmentKey,
     FragmentPorts, Frontend, FrontendKey, Guard, Pace, PodLink, RangeKey, Reason, RuleKey, SLAB_LINE, ServiceName,
@@ -173,6 +174,14 @@ pub static REASONS: PerCpuArray<u64, { Reason::COUNT as usize }> = PerCpuArray::
 
 #[btf_map(name = "lost")]
 pub static LOST: PerCpuArray<u64, { limits::KERNEL_REASONS as usize }> = PerCpuArray::new();
+
+#[btf_map(name = "figures")]
+pub static FIGURES: PerCpuHashMap<ProbeKey, ProbeFigures, { limits::FIGURES as usize }, ON_DEMAND> =
+    PerCpuHashMap::new();
+
+/// What sockets remember for the probes; not pinned, as nobody else asks.
+#[btf_map(name = "watched")]
+pub static WATCHED: SkStorage<Watched> = SkStorage::new();
 
 #[btf_map(name = "events")]
 pub static EVENTS: RingBuf<Event, { limits::EVENTS as usize }> = RingBuf::new();

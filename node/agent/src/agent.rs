@@ -194,7 +194,9 @@ impl Agent {
         let (known, services) = watch::channel(Vec::new());
         tasks.spawn(informers::service_ranges(client.clone(), known, stop.clone()));
         tasks.spawn(informers::nodes(client.clone(), own, self.config.peer_path, self.nodes, stop.clone()));
+        let sources = api::Sources { dataplane: self.dataplane.clone(), ..api::Sources::default() };
         let routes = Routes {
+            dns_stats: sources.dns.clone(),
             client: client.clone(),
             config: self.config.clone(),
             network: self.network,
@@ -244,6 +246,7 @@ impl Agent {
                 self.workers,
                 client,
                 self.config.thresholds,
+                sources,
                 stop.clone(),
             )?;
             let served = server.run().await;
@@ -325,6 +328,7 @@ struct Routes {
     dataplane: Option<Dataplane>,
     /// The ranges of Services' addresses; none before they are known.
     services: watch::Receiver<Vec<Cidr>>,
+    dns_stats: Arc<sluice_dns::Stats>,
     ready: watch::Sender<bool>,
 }
 
@@ -406,6 +410,7 @@ impl Routes {
             domain: self.config.cluster_domain.clone(),
             listen: self.network.gateways(),
             upstreams,
+            stats: self.dns_stats.clone(),
         }
     }
 }

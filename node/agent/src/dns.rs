@@ -2,6 +2,7 @@
 //! EndpointSlice that makes it a backend of the kube-dns Service.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, Patch, PatchParams, PostParams};
@@ -21,6 +22,7 @@ pub struct Settings {
     pub domain: String,
     pub listen: Vec<IpAddr>,
     pub upstreams: Vec<SocketAddr>,
+    pub stats: Arc<sluice_dns::Stats>,
 }
 
 /// Serves until the shutdown.
@@ -30,6 +32,7 @@ pub async fn run(client: Client, settings: Settings, shutdown: CancellationToken
         cluster_domain: settings.domain.clone(),
         listen: listen.clone(),
         upstreams: settings.upstreams.iter().filter(|u| !listen.contains(u)).copied().collect(),
+        stats: settings.stats.clone(),
         ..sluice_dns::Config::default()
     };
     let dns = sluice_dns::Dns::new(client.clone(), config)?;
@@ -121,6 +124,7 @@ mod tests {
             domain: "cluster.local".into(),
             listen: vec!["10.244.0.1".parse().unwrap()],
             upstreams: Vec::new(),
+            stats: Arc::default(),
         };
         let v4 = slice(&settings, "IPv4").unwrap();
         assert_eq!(v4["metadata"]["name"], "kube-dns-n1");

@@ -1,4 +1,5 @@
-//! The kernel's own description of its types (BTF), as far as enums need it: a name and a number for each of their values.
+//! The kernel's own description of its types (BTF), as far as it is needed here: the names and numbers of an enum's values, and
+//! where a structure has its members.
 
 use std::io;
 use std::ops::Range;
@@ -9,7 +10,11 @@ pub(crate) const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
 const MAGIC: u16 = 0xeb9f;
 const HEADER: usize = 24;
+const STRUCTURE: u32 = 4;
+const UNION: u32 = 5;
 const ENUM: u32 = 6;
+/// Structures without a name inside of each other, at most.
+const DEPTH: usize = 6;
 /// The file has several megabytes, which nobody needs at once.
 const PIECE: usize = 65_536;
 /// No name is longer.
@@ -17,34 +22,129 @@ const NAME: usize = 512;
 
 /// The values of an enum of 32 bits, in order; `None` when there is no such enum.
 pub(crate) fn values(file: &impl FileExt, name: &str) -> io::Result<Option<Vec<(u32, String)>>> {
-    let mut pieces = Pieces { file, at: 0, bytes: Vec::new() };
-    let header = pieces.get(0, HEADER)?;
-    let [form, own, types, types_length, strings, strings_length] = words(header);
-    if form as u16 != MAGIC {
-        return Err(broken());
-    }
-    let part = |start: u32, length: u32| {
-        let start = u64::from(own) + u64::from(start);
-        start..start + u64::from(length)
-    };
-    let (types, strings) = (part(types, types_length), part(strings, strings_length));
-    let Some(label) = pieces.find(&strings, name)? else { return Ok(None) };
-    let mut at = types.start;
-    while at < types.end {
-        let [own, info, _] = words(pieces.get(at, 12)?);
-        let (kind, count) = (info >> 24 & 0x1f, (info & 0xffff) as usize);
-        let behind = size(kind, count).ok_or_else(broken)?;
-        if kind == ENUM && own == label {
-            let members = pieces.get(at + 12, behind)?.to_vec();
-            let member = |bytes: &[u8]| {
-                let [name, value] = words(bytes);
-                Ok((value, pieces.text(&strings, name)?))
-            };
-            return members.chunks_exact(8).map(member).collect::<io::Result<_>>().map(Some);
+    let mut types = Types::open(file)?;
+    let Some(label) = types.pieces.find(&types.strings, name)? else { return Ok(None) };
+    let mut found = None;
+    types.walk(|at| {
+        let own = at.kind == ENUM && at.name == label && found.is_none();
+        if own {
+            found = Some(at.members);
         }
-        at += 12 + behind as u64;
+        own
+    })?;
+    let Some((at, length)) = found else { return Ok(None) };
+    let members = types.pieces.get(at, length)?.to_vec();
+    let member = |bytes: &[u8]| {
+        let [name, value] = words(bytes);
+        Ok((value, types.pieces.text(&types.strings, name)?))
+    };
+    members.chunks_exact(8).map(member).collect::<io::Result<_>>().map(Some)
+}
+
+/// Where structures have their members, in bytes from the start; `None` for what this kernel lacks. A member of a structure
+/// without a name inside of another one is that other one's.
+pub(crate) fn offsets<const N: usize>(file: &impl FileExt, wanted: [(&str, &str); N]) -> io::Result<[Option<u32>; N]> {
+    let mut types = Types::open(file)?;
+    let mut offsets = [None; N];
+    // Structures to look into: which of the wanted members may be there, and where the structure begins.
+    let mut ahead: Vec<(Whole, usize, u32)> = Vec::new();
+    for (index, (structure, _)) in wanted.iter().enumerate() {
+        if let Some(label) = types.pieces.find(&types.strings, structure)? {
+            ahead.push((Whole::Named(label), index, 0));
+        }
     }
-    Ok(None)
+    for _ in 0..DEPTH {
+        if ahead.is_empty() {
+            break;
+        }
+        let mut found = Vec::new();
+        types.walk(|at| {
+            let structure = matches!(at.kind, STRUCTURE | UNION);
+            for (whole, index, start) in ahead.iter().filter(|_| structure) {
+                let same = match whole {
+                    Whole::Named(label) => at.kind == STRUCTURE && at.name == *label,
+                    Whole::Number(number) => at.number == *number,
+                };
+                if same {
+                    found.push((at.members, at.packed, *index, *start));
+                }
+            }
+            false
+        })?;
+        ahead.clear();
+        for ((at, length), packed, index, start) in found {
+            let members = types.pieces.get(at, length)?.to_vec();
+            for member in members.chunks_exact(12) {
+                let [name, kind, place] = words(member);
+                // With bit fields among the members the upper byte is a width.
+                let start = start + if packed { place & 0xff_ffff } else { place } / 8;
+                if name == 0 {
+                    ahead.push((Whole::Number(kind), index, start));
+                } else if offsets[index].is_none() && types.pieces.text(&types.strings, name)? == wanted[index].1 {
+                    offsets[index] = Some(start);
+                }
+            }
+        }
+        ahead.retain(|(_, index, _)| offsets[*index].is_none());
+    }
+    Ok(offsets)
+}
+
+/// A structure that is looked for.
+enum Whole {
+    Named(u32),
+    Number(u32),
+}
+
+/// A type as the walk finds it.
+struct Type {
+    number: u32,
+    name: u32,
+    kind: u32,
+    /// Where its members stand, and how many bytes they take.
+    members: (u64, usize),
+    /// Some members may be narrower than a byte.
+    packed: bool,
+}
+
+/// All types of a file.
+struct Types<'a, F> {
+    pieces: Pieces<'a, F>,
+    types: Range<u64>,
+    strings: Range<u64>,
+}
+
+impl<'a, F: FileExt> Types<'a, F> {
+    fn open(file: &'a F) -> io::Result<Types<'a, F>> {
+        let mut pieces = Pieces { file, at: 0, bytes: Vec::new() };
+        let header = pieces.get(0, HEADER)?;
+        let [form, own, types, types_length, strings, strings_length] = words(header);
+        if form as u16 != MAGIC {
+            return Err(broken());
+        }
+        let part = |start: u32, length: u32| {
+            let start = u64::from(own) + u64::from(start);
+            start..start + u64::from(length)
+        };
+        Ok(Types { pieces, types: part(types, types_length), strings: part(strings, strings_length) })
+    }
+
+    /// Shows every type in order until one is the last that is wanted.
+    fn walk(&mut self, mut last: impl FnMut(Type) -> bool) -> io::Result<()> {
+        let mut at = self.types.start;
+        let mut number = 0;
+        while at < self.types.end {
+            let [name, info, _] = words(self.pieces.get(at, 12)?);
+            let (kind, count) = (info >> 24 & 0x1f, (info & 0xffff) as usize);
+            let behind = size(kind, count).ok_or_else(broken)?;
+            number += 1;
+            if last(Type { number, name, kind, members: (at + 12, behind), packed: info >> 31 != 0 }) {
+                return Ok(());
+            }
+            at += 12 + behind as u64;
+        }
+        Ok(())
+    }
 }
 
 fn broken() -> io::Error {
@@ -127,7 +227,7 @@ fn size(kind: u32, count: usize) -> Option<usize> {
         // An array.
         3 => 12,
         // Structures, unions, sections, enums of 64 bits.
-        4 | 5 | 15 | 19 => 12 * count,
+        STRUCTURE | UNION | 15 | 19 => 12 * count,
         // Enums, prototypes.
         ENUM | 13 => 8 * count,
         _ => return None,
@@ -138,9 +238,9 @@ fn size(kind: u32, count: usize) -> Option<usize> {
 mod tests {
     use super::*;
 
-    /// A file with an integer and two enums behind each other.
+    /// A file with an integer, two enums, and a structure that has a union without a name, behind each other.
     fn sample() -> Vec<u8> {
-        let strings = b"\0int\0a\0ONE\0b\0TWO\0NINE\0";
+        let strings = b"\0int\0a\0ONE\0b\0TWO\0NINE\0outer\0first\0second\0third\0";
         let enumeration = |name: u32, values: &[[u32; 2]]| {
             let head = [name, ENUM << 24 | values.len() as u32, 4];
             head.into_iter().chain(values.iter().flatten().copied()).collect::<Vec<u32>>()
@@ -149,6 +249,9 @@ mod tests {
             .into_iter()
             .chain(enumeration(5, &[[7, 1]]))
             .chain(enumeration(11, &[[13, 2], [17, 9]]))
+            // The fourth and the fifth; the union begins behind the first member, which has three bits of its own.
+            .chain([22, 1 << 31 | STRUCTURE << 24 | 2, 12, 28, 1, 3 << 24, 0, 5, 32])
+            .chain([0, UNION << 24 | 2, 8, 34, 1, 0, 41, 1, 32])
             .collect();
         let types: Vec<u8> = types.into_iter().flat_map(u32::to_ne_bytes).collect();
         let head = [24, 0, types.len() as u32, types.len() as u32, strings.len() as u32];
@@ -183,6 +286,15 @@ mod tests {
         assert_eq!(values(&file, "c").unwrap(), None);
         // No enum.
         assert_eq!(values(&file, "int").unwrap(), None);
+    }
+
+    #[test]
+    fn members_are_found_however_deep_they_are() {
+        let wanted =
+            [("outer", "first"), ("outer", "second"), ("outer", "third"), ("outer", "ONE"), ("inner", "first")];
+        assert_eq!(offsets(&Sample(sample()), wanted).unwrap(), [Some(0), Some(4), Some(8), None, None]);
+        // An enum is no structure.
+        assert_eq!(offsets(&Sample(sample()), [("b", "TWO")]).unwrap(), [None]);
     }
 
     #[test]

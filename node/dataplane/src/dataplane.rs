@@ -19,7 +19,8 @@ use tokio_util::sync::CancellationToken;
 use crate::attach::{self, Link, Traffic, UPLINK_PROGRAMS};
 use crate::compile::{Frontends, Owner};
 use crate::datagrams::Datagrams;
-use crate::limits::{self, KEEP, PROBLEMS, SOURCE_PORTS};
+use crate::limits::{self, PROBLEMS, SOURCE_PORTS};
+use crate::metrics::Figures;
 use crate::migrate::{self, BUILD, Build};
 use crate::model::{Forwarding, Snapshot};
 use crate::neighbours::{Neighbour, Neighbours, Redirect};
@@ -28,12 +29,13 @@ use crate::pace::{self, Paces};
 use crate::pins::{self, Pins};
 use crate::plan::{Capacity, Tables};
 use crate::policy::driver::Policies;
+use crate::probes::Probes;
 use crate::range::{Range, wire};
 use crate::resize::{self, Sizes};
 use crate::store::{Store, processors, typed};
 use crate::wanted::{Changes, Wanted};
 use crate::wire::{self, Xdp};
-use crate::{Error, health, links, lost, object, sweep, sys};
+use crate::{Error, health, links, lost, object, probes, sweep, sys};
 
 /// What the data plane of a node is told.
 #[derive(Clone, Debug)]
@@ -130,8 +132,11 @@ pub(crate) struct Inner {
     settings: Mutex<(Settings, Array<MapData, Settings>)>,
     pub(crate) table: Mutex<Table>,
     started: Instant,
+    pub(crate) figures: Figures,
     /// Counts what the kernel drops.
     _lost: Option<RawTracePointLink>,
+    /// Measure TCP connections.
+    pub(crate) probes: Mutex<Probes>,
     /// Why services are not served, as people are told.
     refused: watch::Sender<Vec<String>>,
 }
@@ -239,7 +244,9 @@ impl Dataplane {
             build,
             config,
             started: Instant::now(),
+            figures: Figures::default(),
             _lost: lost,
+            probes: Mutex::default(),
             refused: watch::Sender::default(),
         };
         let dataplane = Dataplane { inner: Arc::new(inner) };
@@ -294,22 +301,9 @@ impl Dataplane {
             sweep::run(self, &shutdown),
             self.follow_datagrams(&shutdown),
             self.keep_for_rollback(&shutdown),
+            self.probe_aside(),
         )?;
         Ok(())
-    }
-
-    /// Lets the set of maps that an earlier build worked on go when this one has worked for a while.
-    async fn keep_for_rollback(&self, shutdown: &CancellationToken) -> Result<(), Error> {
-        tokio::select! {
-            () = shutdown.cancelled() => Ok(()),
-            () = tokio::time::sleep(KEEP) => self.confirm(),
-        }
-    }
-
-    /// Gives up the set of maps that an earlier build worked on: from now on an older build that is started takes over as from
-    /// any other one, and what it had is gone.
-    pub fn confirm(&self) -> Result<(), Error> {
-        self.inner.pins.remove_others(None)
     }
 
     /// One look at the flows: those that ended go, and their map grows when it is under pressure. Returns the entries that are
@@ -423,6 +417,7 @@ impl Dataplane {
         self.inner.paces.lock().forget(index)?;
         self.forget_namespace(index)?;
         attach::detach_pod(&self.inner.pins, index)?;
+        probes::forget_link(&self.inner.pins, index)?;
         self.inner.policies.lock().forget_link(index)
     }
 
@@ -468,7 +463,11 @@ impl Dataplane {
     pub(crate) fn update(&self, update: Update) -> Result<(Vec<String>, bool), Error> {
         let mut table = self.inner.table.lock();
         let unsure = table.unsure;
+        let begun = Instant::now();
         let result = self.update_table(&mut table, update);
+        if result.is_ok() {
+            self.inner.figures.sync.written(begun);
+        }
         let refused = bounded(table.tables.unplaced());
         self.inner.refused.send_if_modified(|known| {
             let differs = *known != refused;

@@ -162,7 +162,7 @@ fn end(address: &sluice_ebpf_common::Address, port: u16) -> End {
     End { address: unwire(*address), port: u16::from_be(port) }
 }
 
-fn protocol_name(number: u8) -> &'static str {
+pub(crate) fn protocol_name(number: u8) -> &'static str {
     match number {
         protocol::TCP => "TCP",
         protocol::UDP => "UDP",

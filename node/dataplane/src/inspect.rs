@@ -8,16 +8,20 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::{MapData, MapInfo, PerCpuArray};
 use serde::Serialize;
-use sluice_ebpf_common::{Backend, Frontend, Reason, SCHEMA, Scope, limits, maps, protocol};
+use sluice_ebpf_common::probe::{ProbeFigures, ProbeKey};
+use sluice_ebpf_common::{Backend, Frontend, Reason, SCHEMA, Scope, limits, maps};
 
 use crate::attach::{GUARD_PROGRAMS, Link, POD_PROGRAMS, SOCKET_PROGRAMS, UPLINK_PROGRAMS};
 use crate::counters::Counts;
+use crate::flows::protocol_name;
+use crate::measured::{self, TcpRow};
 use crate::pending::{self, Pending};
 use crate::pins::{Pins, cgroup_root};
+use crate::plan::{Capacity, Contents};
 use crate::range::unwire;
 use crate::store::{Store, typed};
 use crate::wire::{self, UplinkRow};
-use crate::{Dataplane, Error, datagrams, neighbours, pace, sweep, sys};
+use crate::{Dataplane, Error, datagrams, neighbours, pace, probes, sweep, sys};
 
 /// How deep the cgroup tree is searched for the cgroup that programs are attached to.
 const CGROUP_DEPTH: usize = 8;
@@ -26,9 +30,12 @@ const CGROUP_DEPTH: usize = 8;
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceRow {
+    /// Its number in the maps.
+    #[serde(skip)]
+    pub(crate) id: u32,
     /// `namespace/name:port`.
     pub service: String,
-    /// `TCP` or `UDP`.
+    /// `TCP`, `UDP` or `SCTP`.
     pub protocol: &'static str,
     /// Addresses and ports that are answered.
     pub frontends: Vec<FrontendRow>,
@@ -42,6 +49,9 @@ pub struct ServiceRow {
     pub bytes: u64,
     /// Connections refused for lack of an endpoint.
     pub refused: u64,
+    /// What was measured of TCP connections, where there were any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<TcpRow>,
 }
 
 /// An address and port that is answered.
@@ -74,6 +84,9 @@ pub struct FrontendRow {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BackendRow {
+    /// Its number in the maps.
+    #[serde(skip)]
+    pub(crate) id: u32,
     /// Address.
     pub address: IpAddr,
     /// Port.
@@ -156,6 +169,52 @@ pub fn services(pin_dir: &Path) -> Result<Vec<ServiceRow>, Error> {
 fn services_in(pins: &Pins) -> Result<Vec<ServiceRow>, Error> {
     let store = Store::open(pins, false)?;
     let tables = store.read()?;
+    let mut rows = rows(pins, &store, &tables)?;
+    let mut measured: BTreeMap<u32, ProbeFigures> = BTreeMap::new();
+    for (key, figures) in probes::read(pins)?.iter().filter(|(key, _)| key.kind == ProbeKey::SERVICE) {
+        let Some((id, _)) = measured::service(&tables, key) else { continue };
+        let sum = measured.entry(id).or_default();
+        *sum = probes::plus(*sum, figures);
+    }
+    for row in rows.iter_mut().filter(|row| row.protocol == "TCP") {
+        row.tcp = measured.get(&row.id).map(TcpRow::of);
+    }
+    rows.sort_by(|a, b| a.service.cmp(&b.service));
+    Ok(rows)
+}
+
+/// What the maps hold, for figures.
+pub(crate) struct Seen {
+    /// In the order of their numbers.
+    pub(crate) services: Vec<ServiceRow>,
+    pub(crate) maps: Vec<MapRow>,
+    pub(crate) tables: Contents,
+}
+
+/// Reads the service table once; so many entries of the flow map are in use.
+pub(crate) fn seen(pins: &Pins, flows: usize) -> Result<Seen, Error> {
+    let store = Store::open(pins, false)?;
+    let tables = store.read()?;
+    let maps = maps_of(pins, store.capacity(), &tables, flows)?;
+    Ok(Seen { services: rows(pins, &store, &tables)?, maps, tables })
+}
+
+fn maps_of(pins: &Pins, capacity: Capacity, tables: &Contents, flows: usize) -> Result<Vec<MapRow>, Error> {
+    let slab = tables.lists.values().map(|list| list.words() as usize).sum();
+    let flow_limit = MapInfo::from_pin(pins.map(maps::FLOWS)).map_or(0, |info| info.max_entries());
+    Ok(vec![
+        row(maps::FRONTENDS, tables.frontends.len(), capacity.frontends, limits::FRONTENDS),
+        row(maps::BACKENDS, tables.backends.len(), capacity.backends, limits::BACKENDS),
+        row(maps::SLAB, slab, capacity.slab, limits::SLAB),
+        row(maps::NAMES, tables.names.len(), capacity.services, limits::SERVICES),
+        row(maps::RANGES, tables.ranges.values().map(BTreeSet::len).sum(), capacity.ranges, limits::RANGES),
+        row(maps::FLOWS, flows, flow_limit, crate::limits::flows(sys::memory())),
+        row(maps::PODS, neighbours::count(pins)?, limits::POD_ADDRESSES, limits::POD_ADDRESSES),
+    ])
+}
+
+/// Service ports in the order of their numbers.
+fn rows(pins: &Pins, store: &Store, tables: &Contents) -> Result<Vec<ServiceRow>, Error> {
     let (services, backends) = store.counts()?;
     let pending = pending::read(pins)?;
     let mut rows: BTreeMap<(u32, u8), ServiceRow> = BTreeMap::new();
@@ -166,14 +225,16 @@ fn services_in(pins: &Pins) -> Result<Vec<ServiceRow>, Error> {
             let counters = services.of(frontend.service);
             let (packets, bytes) = pending.services.get(&frontend.service).copied().unwrap_or_default();
             ServiceRow {
+                id: frontend.service,
                 service: tables.names.get(&frontend.service).map_or_else(|| "?".into(), ToString::to_string),
-                protocol: if key.protocol == protocol::UDP { "UDP" } else { "TCP" },
+                protocol: protocol_name(key.protocol),
                 frontends: Vec::new(),
                 backends: Vec::new(),
                 connections: counters.connections,
                 packets: counters.packets + packets,
                 bytes: counters.bytes + bytes,
                 refused: counters.refused,
+                tcp: None,
             }
         });
         let ranges = tables.ranges.get(&frontend.service).filter(|_| frontend.flags & Frontend::RANGES != 0);
@@ -197,15 +258,14 @@ fn services_in(pins: &Pins) -> Result<Vec<ServiceRow>, Error> {
         let ids = answering.get(id).into_iter().flatten();
         row.backends = ids.filter_map(|id| Some(backend(&backends, &pending, *id, tables.backends.get(id)?))).collect();
     }
-    let mut rows: Vec<_> = rows.into_values().collect();
-    rows.sort_by(|a, b| a.service.cmp(&b.service));
-    Ok(rows)
+    Ok(rows.into_values().collect())
 }
 
 fn backend(counts: &Counts, pending: &Pending, id: u32, backend: &Backend) -> BackendRow {
     let counters = counts.of(id);
     let (packets, bytes) = pending.backends.get(&id).copied().unwrap_or_default();
     BackendRow {
+        id,
         address: unwire(backend.address),
         port: u16::from_be(backend.port),
         local: backend.flags & Backend::LOCAL != 0,
@@ -223,21 +283,10 @@ pub fn status(pin_dir: &Path) -> Result<Status, Error> {
 fn status_in(pins: &Pins) -> Result<Status, Error> {
     let store = Store::open(pins, false)?;
     let tables = store.read()?;
-    let capacity = store.capacity();
     let mut problems = Vec::new();
     let programs = programs(pins, &mut problems)?;
     let flows = sweep::count(pins)?;
-    let slab = tables.lists.values().map(|list| list.words() as usize).sum();
-    let flow_limit = MapInfo::from_pin(pins.map(maps::FLOWS)).map_or(0, |info| info.max_entries());
-    let maps = vec![
-        row(maps::FRONTENDS, tables.frontends.len(), capacity.frontends, limits::FRONTENDS),
-        row(maps::BACKENDS, tables.backends.len(), capacity.backends, limits::BACKENDS),
-        row(maps::SLAB, slab, capacity.slab, limits::SLAB),
-        row(maps::NAMES, tables.names.len(), capacity.services, limits::SERVICES),
-        row(maps::RANGES, tables.ranges.values().map(BTreeSet::len).sum(), capacity.ranges, limits::RANGES),
-        row(maps::FLOWS, flows * 2, flow_limit, crate::limits::flows(sys::memory())),
-        row(maps::PODS, neighbours::count(pins)?, limits::POD_ADDRESSES, limits::POD_ADDRESSES),
-    ];
+    let maps = maps_of(pins, store.capacity(), &tables, flows * 2)?;
     // A map below its bound grows by itself.
     for map in maps.iter().filter(|map| map.used * 10 > map.limit as usize * 9 && map.limit >= map.bound) {
         problems.push(format!(

@@ -15,6 +15,9 @@ pub(crate) const RETRIES: usize = 256;
 /// beginning.
 pub(crate) const GATHERED: usize = 1_024;
 
+/// Changes of a pass that are timed from their causes at most.
+pub(crate) const CAUSES: usize = 1_024;
+
 /// Time between two looks at the flow map while it is not empty.
 pub(crate) const SWEEP: Duration = Duration::from_secs(10);
 
@@ -76,6 +79,18 @@ pub(crate) const WEIGHT: u16 = 1_000;
 pub(crate) const PROBLEMS: usize = 32;
 /// Places that pods' packets go to with the pod's own address.
 pub const UNMASQUERADED: usize = 64;
+
+/// Service ports with series of their own among the metrics: 6 each.
+pub(crate) const SERVICE_SERIES: usize = 500;
+
+/// Backends with series of their own among the metrics: 4 each, and as many lines that say whose they are.
+pub(crate) const BACKEND_SERIES: usize = 2_000;
+
+/// Service ports whose TCP connections have series of their own among the metrics: 60 each.
+pub(crate) const TCP_SERVICE_SERIES: usize = 200;
+
+/// Pods whose TCP connections have series of their own among the metrics: 61 each. Twice upstream's pods of a node.
+pub(crate) const TCP_POD_SERIES: usize = 220;
 
 #[cfg(test)]
 mod tests {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::LazyLock;
 
 use aya::Ebpf;
 use aya::maps::{MapData, PerCpuArray};
@@ -56,7 +57,7 @@ pub struct Drops {
 
 /// Counts what the kernel drops as long as the link lives. A kernel without reasons does without.
 pub(crate) fn attach(ebpf: &mut Ebpf) -> Option<RawTracePointLink> {
-    let attached = names().and_then(|_| {
+    let attached = names().as_ref().map_err(Clone::clone).and_then(|_| {
         let program: Option<&mut RawTracePoint> = ebpf.program_mut(PROGRAM).and_then(|found| found.try_into().ok());
         let program = program.ok_or_else(|| format!("the embedded object has no program {PROGRAM}"))?;
         let link = program.load().and_then(|()| program.attach(TRACEPOINT)).and_then(|id| program.take_link(id));
@@ -65,8 +66,13 @@ pub(crate) fn attach(ebpf: &mut Ebpf) -> Option<RawTracePointLink> {
     attached.inspect_err(|why| tracing::warn!("what the kernel drops is not counted: {why}")).ok()
 }
 
-/// The kernel's names for its reasons.
-fn names() -> Result<Vec<(u32, String)>, String> {
+/// The kernel's names for its reasons, read once.
+fn names() -> &'static Result<Vec<(u32, String)>, String> {
+    static NAMES: LazyLock<Result<Vec<(u32, String)>, String>> = LazyLock::new(read_names);
+    &NAMES
+}
+
+fn read_names() -> Result<Vec<(u32, String)>, String> {
     let file = File::open(btf::VMLINUX);
     let values =
         file.and_then(|file| btf::values(&file, ENUM)).map_err(|error| format!("{}: {error}", btf::VMLINUX))?;
@@ -75,8 +81,20 @@ fn names() -> Result<Vec<(u32, String)>, String> {
 
 /// What was dropped since the maps under a pin directory were made, and by the kernel while the node's daemon ran.
 pub fn drops(pin_dir: &Path) -> Result<Drops, Error> {
-    let pins = Pins::new(pin_dir, SCHEMA);
-    let own = counts(&pins, maps::REASONS, Reason::COUNT)?;
+    let mut drops = all(&Pins::new(pin_dir, SCHEMA))?;
+    drops.rows.retain(|row| row.packets > 0);
+    drops.rows.sort_by(|a, b| b.packets.cmp(&a.packets).then_with(|| a.reason.cmp(&b.reason)));
+    Ok(drops)
+}
+
+/// How often each of our reasons came about, by its number.
+pub(crate) fn reasons(pins: &Pins) -> Result<Vec<u64>, Error> {
+    counts(pins, maps::REASONS, Reason::COUNT)
+}
+
+/// As [`drops`], in the order of the reasons: all of ours, and those of the kernel's that ever happened.
+pub(crate) fn all(pins: &Pins) -> Result<Drops, Error> {
+    let own = reasons(pins)?;
     let mut rows: Vec<DropRow> = Reason::ALL
         .iter()
         .filter(|reason| reason.drops())
@@ -89,14 +107,12 @@ pub fn drops(pin_dir: &Path) -> Result<Drops, Error> {
         .collect();
     let missing = match names() {
         Ok(names) => {
-            let counted = counts(&pins, maps::LOST, limits::KERNEL_REASONS)?;
-            rows.extend(kernels(&names, &counted));
+            let counted = counts(pins, maps::LOST, limits::KERNEL_REASONS)?;
+            rows.extend(kernels(names, &counted).into_iter().filter(|row| row.packets > 0));
             None
         }
-        Err(why) => Some(why),
+        Err(why) => Some(why.clone()),
     };
-    rows.retain(|row| row.packets > 0);
-    rows.sort_by(|a, b| b.packets.cmp(&a.packets).then_with(|| a.reason.cmp(&b.reason)));
     Ok(Drops { rows, missing })
 }
 
@@ -203,7 +219,7 @@ mod tests {
 
     #[test]
     fn sentences_are_of_reasons_that_this_kernel_has() {
-        let names = names().unwrap();
+        let names = names().as_ref().unwrap();
         let known =
             |name: &str| name == "SUBSYSTEM" || names.iter().any(|(_, own)| own.trim_start_matches(PREFIX) == name);
         let unknown: Vec<_> = TEXTS.iter().map(|(name, _)| *name).filter(|name| !known(name)).collect();

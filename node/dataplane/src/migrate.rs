@@ -15,10 +15,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::str::FromStr;
 
 use sluice_ebpf_common::{Flow, FlowKey, SCHEMA, maps};
+use tokio_util::sync::CancellationToken;
 
+use crate::limits::KEEP;
 use crate::pins::Pins;
 use crate::resize::Sizes;
-use crate::{Error, sweep, sys};
+use crate::{Dataplane, Error, sweep, sys};
 
 const ARRAY: u32 = 2;
 const PER_CPU_HASH: u32 = 5;
@@ -379,6 +381,22 @@ impl Copy {
     /// Between two maps of one layout.
     pub(crate) fn between(&self, old: &OwnedFd, to: &OwnedFd) -> Result<(), Error> {
         self.run(old, layout(old.as_fd(), 0)?, to)
+    }
+}
+
+impl Dataplane {
+    /// Lets the set of maps that an earlier build worked on go when this one has worked for a while.
+    pub(crate) async fn keep_for_rollback(&self, shutdown: &CancellationToken) -> Result<(), Error> {
+        tokio::select! {
+            () = shutdown.cancelled() => Ok(()),
+            () = tokio::time::sleep(KEEP) => self.confirm(),
+        }
+    }
+
+    /// Gives up the set of maps that an earlier build worked on: from now on an older build that is started takes over as from
+    /// any other one, and what it had is gone.
+    pub fn confirm(&self) -> Result<(), Error> {
+        self.inner.pins.remove_others(None)
     }
 }
 

@@ -9,15 +9,18 @@ use aya::{Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned};
 use sluice_ebpf_common::limits;
 use sluice_ebpf_common::maps::{self, mode};
 
-use crate::Error;
 use crate::migrate::{Build, Layout};
 use crate::resize::Sizes;
 use crate::store::processors;
+use crate::{Error, probes};
 
 static OBJECT: &[u8] = include_bytes_aligned!(env!("SLUICE_EBPF_OBJECT_PATH"));
 
 /// The constant that holds a `maps::mode`.
 const MODE: &str = "MODE";
+
+/// The constant that holds `ProbeFields`.
+const PROBE_FIELDS: &str = "PROBE_FIELDS";
 
 /// What programs do about flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +49,10 @@ pub(crate) fn load(place: impl Fn(&str) -> PathBuf, sizes: &Sizes, mode: Mode<'_
         }
     };
     loader.override_global(MODE, &number, true);
+    // Without them the probes are not loaded.
+    if let Ok(fields) = probes::fields() {
+        loader.override_global(PROBE_FIELDS, fields, true);
+    }
     loader.verifier_log_level(VerifierLogLevel::STATS);
     for name in maps::ALL {
         loader.map_pin_path(name, place(name));

@@ -245,7 +245,7 @@ pub(crate) fn count(pins: &Pins) -> Result<usize, Error> {
 
 #[cfg(test)]
 #[path = "../tests/common/mod.rs"]
-mod common;
+pub(crate) mod common;
 
 #[cfg(test)]
 mod tests {

@@ -239,9 +239,21 @@ pub(crate) fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
     Ok(LinkTarget { program: info[1] as u32, target: info[2] })
 }
 
+/// How often the kernel did not run a tracing program because it was running on that processor.
+pub(crate) fn recursion_misses(program: BorrowedFd<'_>) -> io::Result<u64> {
+    // struct bpf_prog_info: recursion_misses stands at byte 208.
+    const PLACE: usize = 208 / 8;
+    let info: [u64; 32] = info_of(program)?;
+    Ok(info[PLACE])
+}
+
 /// The first bytes of what the kernel tells about a program or link.
 fn info(object: BorrowedFd<'_>) -> io::Result<[u64; ATTRIBUTES]> {
-    let mut info = [0_u64; ATTRIBUTES];
+    info_of(object)
+}
+
+fn info_of<const N: usize>(object: BorrowedFd<'_>) -> io::Result<[u64; N]> {
+    let mut info = [0_u64; N];
     let mut attributes = Attributes([0; ATTRIBUTES]);
     attributes.0[0] = object.as_raw_fd() as u64 | (size_of_val(&info) as u64) << 32;
     attributes.0[1] = info.as_mut_ptr() as u64;

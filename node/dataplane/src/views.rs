@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope};
 use kube::Resource;
@@ -16,6 +17,8 @@ use crate::model::{Endpoint, Forwarding, HostPort, Pod, Prefer, Protocol, Servic
 const FORWARDING: &str = "sluice.dev/forwarding-mode";
 /// Annotation of a slice: the weight of its endpoints for external connections, 0 to 1,000.
 const WEIGHT: &str = "sluice.dev/weight";
+/// Annotation of a slice.
+const TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
 /// Affinity without a timeout of its own: three hours.
@@ -130,6 +133,13 @@ pub(crate) struct SliceView {
     address_type: String,
     endpoints: Option<Vec<EndpointView>>,
     ports: Option<Vec<PortView>>,
+}
+
+impl SliceView {
+    /// When the cause of its last change came about, as the controller noted it.
+    pub(crate) fn trigger(&self) -> Option<Timestamp> {
+        self.metadata.annotations.as_ref()?.get(TRIGGER)?.parse().ok()
+    }
 }
 view!(SliceView, "EndpointSlice", "discovery.k8s.io", "discovery.k8s.io/v1", "endpointslices", NamespaceResourceScope);
 

@@ -6,6 +6,7 @@ use std::pin::pin;
 
 use futures::future::{BoxFuture, Fuse, FusedFuture};
 use futures::{FutureExt, Stream, StreamExt};
+use jiff::Timestamp;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Resource};
@@ -46,6 +47,7 @@ impl Dataplane {
         let mut slices = pin!(events::<SliceView>(&client, None));
         let mut pods = pin!(events::<PodView>(&client, Some(format!("spec.nodeName={node}"))));
         let mut nodes = pin!(events::<NodeView>(&client, Some(format!("metadata.name={node}"))));
+        let sync = &self.inner.figures.sync;
         let mut picture = Picture::new(node, self.inner.config.forwarding);
         // Is there anything to do, and how many events came since the last pass began?
         let (mut changed, mut gathered) = (false, 0);
@@ -63,8 +65,19 @@ impl Dataplane {
                 }
                 () = &mut again => Some(true),
                 () = std::future::ready(()), if ready && gathered >= GATHERED => None,
-                Some(event) = services.next() => Some(taken(event, |event| picture.service(event))),
-                Some(event) = slices.next() => Some(taken(event, |event| picture.slice(event))),
+                Some(event) = services.next() => {
+                    let writes = taken(event, |event| picture.service(event));
+                    sync.seen(&sync.services, writes);
+                    Some(writes)
+                }
+                Some(event) = slices.next() => {
+                    if let Ok(Event::Apply(view) | Event::InitApply(view)) = &event {
+                        sync.caused(view.trigger());
+                    }
+                    let writes = taken(event, |event| picture.slice(event));
+                    sync.seen(&sync.endpoints, writes);
+                    Some(writes)
+                }
                 Some(event) = pods.next() => Some(taken(event, |event| picture.pod(event))),
                 Some(event) = nodes.next() => Some(taken(event, |event| picture.node(event))),
                 () = std::future::ready(()), if ready => None,
@@ -75,6 +88,7 @@ impl Dataplane {
                 continue;
             }
             (changed, gathered) = (false, 0);
+            let causes = sync.taken();
             let (changes, all) = picture.changes();
             if let Some(answers) = picture.answers() {
                 checks.send_if_modified(|known| {
@@ -86,15 +100,16 @@ impl Dataplane {
                 });
             }
             let update = if all { Update::All(changes.into_iter().collect()) } else { Update::Some(changes) };
-            pass = self.pass(update).boxed().fuse();
+            pass = self.pass(update, causes).boxed().fuse();
         }
     }
 
     /// One pass; returns after what time to try again when not everything could be placed.
-    async fn pass(&self, update: Update) -> Option<Duration> {
+    async fn pass(&self, update: Update, causes: Vec<Timestamp>) -> Option<Duration> {
         let dataplane = self.clone();
         match tokio::task::spawn_blocking(move || dataplane.update(update)).await {
             Ok(Ok((problems, again))) => {
+                self.inner.figures.sync.programmed(causes);
                 for problem in problems {
                     tracing::warn!(problem, "a service cannot be served");
                 }

@@ -10,6 +10,7 @@ mod forward;
 mod informer;
 mod limits;
 mod server;
+mod stats;
 pub mod zone;
 
 use std::{
@@ -27,8 +28,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use forward::upstreams_from;
 use informer::Shared;
-pub use server::Stats;
 use server::{Server, own_addresses};
+pub use stats::{METRICS, Stats};
 use zone::Zone;
 
 /// How cluster DNS is served.
@@ -45,6 +46,8 @@ pub struct Config {
     /// Servers asked for names outside the cluster, in order ([`upstreams_from`] reads the host's
     /// `resolv.conf`). None: such names are refused.
     pub upstreams: Vec<SocketAddr>,
+    /// Where it is counted what the server does.
+    pub stats: Arc<Stats>,
 }
 
 /// A DNS server, bound and ready to run.
@@ -82,18 +85,13 @@ impl Dns {
         }
         let upstreams = config.upstreams.into_iter().filter(|u| !bound.contains(u)).collect();
         let shared = Arc::new(Shared::new(Zone::new(domain, own_addresses(&bound))));
-        let server = Arc::new(Server::new(Arc::clone(&shared), upstreams, Arc::default()));
+        let server = Arc::new(Server::new(Arc::clone(&shared), upstreams, config.stats));
         Ok(Dns { client, shared, server, udp, tcp })
     }
 
     /// The addresses UDP is served on.
     pub fn local_addrs(&self) -> Vec<SocketAddr> {
         self.udp.iter().filter_map(|socket| socket.local_addr().ok()).collect()
-    }
-
-    /// Counters, for status and metrics.
-    pub fn stats(&self) -> Arc<Stats> {
-        Arc::clone(&self.server.stats)
     }
 
     /// Answers until `shutdown`; running answers are finished.

@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Instant,
 };
 
 use hickory_proto::{
@@ -26,22 +27,8 @@ use crate::{
     forward::{Forwarder, Refusal},
     informer::Shared,
     limits,
+    stats::{Asked, Carrier, Stats},
 };
-
-/// What the server did since it started.
-#[derive(Debug, Default)]
-pub struct Stats {
-    /// Requests read.
-    pub requests: AtomicU64,
-    /// Answered from the cluster's zone.
-    pub cluster: AtomicU64,
-    /// Answered by upstream servers, or from what they said before.
-    pub forwarded: AtomicU64,
-    /// Answered with REFUSED, SERVFAIL or FORMERR.
-    pub failed: AtomicU64,
-    /// Not answered at all, or turned away, because a limit was reached.
-    pub dropped: AtomicU64,
-}
 
 pub(crate) struct Server {
     pub(crate) shared: Arc<Shared>,
@@ -92,10 +79,13 @@ impl Server {
                     Err(_) => continue,
                 },
             };
+            let read = Instant::now();
+            self.stats.requested(Carrier::Udp);
             let (step, limit) = self.step(&buffer[..length]);
             match step {
                 Step::Silence => {}
                 Step::Reply(reply) => {
+                    self.stats.answered(reply.metadata.response_code, Asked::Nobody, read);
                     let _ = socket.send_to(&encode(reply, limit), peer).await;
                 }
                 Step::Ask { reply, query, dnssec } => {
@@ -106,6 +96,7 @@ impl Server {
                     let (server, socket) = (Arc::clone(&self), Arc::clone(&socket));
                     tasks.spawn(async move {
                         let reply = server.ask(reply, query, dnssec).await;
+                        server.stats.answered(reply.metadata.response_code, Asked::Upstream, read);
                         let _ = socket.send_to(&encode(reply, limit), peer).await;
                     });
                 }
@@ -156,11 +147,14 @@ impl Server {
                 Ok(request) => request?,
                 Err(_) => return Ok(()),
             };
-            let reply = match self.step(&request).0 {
+            let read = Instant::now();
+            self.stats.requested(Carrier::Tcp);
+            let (reply, asked) = match self.step(&request).0 {
                 Step::Silence => return Ok(()),
-                Step::Reply(reply) => reply,
-                Step::Ask { reply, query, dnssec } => self.ask(reply, query, dnssec).await,
+                Step::Reply(reply) => (reply, Asked::Nobody),
+                Step::Ask { reply, query, dnssec } => (self.ask(reply, query, dnssec).await, Asked::Upstream),
             };
+            self.stats.answered(reply.metadata.response_code, asked, read);
             let reply = encode(reply, usize::from(u16::MAX));
             let mut framed = Vec::with_capacity(reply.len() + 2);
             framed.extend_from_slice(&(reply.len() as u16).to_be_bytes());
@@ -184,7 +178,6 @@ impl Server {
     /// What a request comes to, and how many bytes a UDP answer to it may have: what its EDNS record
     /// offers, within our bounds.
     fn step(&self, request: &[u8]) -> (Step, usize) {
-        self.stats.requests.fetch_add(1, Ordering::Relaxed);
         let (plain, most) = (limits::UDP_ANSWER_PLAIN, limits::UDP_ANSWER);
         match Message::from_vec(request) {
             Ok(message) => {

@@ -9,6 +9,7 @@ fn services_keep_their_options() -> Result<()> {
     let lab = Lab::start(&Options::one("se6"))?;
     lab.import(&sample_image())?;
     step("session affinity follows the Service", || affinity(&lab))?;
+    step("the node's metrics count what was sent", || metrics(&lab))?;
     step("a host port is served, over TCP and UDP", || host_ports(&lab))?;
     step("a Service without endpoints refuses at once", || nobody(&lab))?;
     step("a further ServiceCIDR is served like the first", || further_range(&lab))
@@ -47,6 +48,36 @@ spec: {selector: {app: sticky}, ports: [{port: 80, targetPort: 8080}]}
     lab.kubectl("patch service sticky -p {\"spec\":{\"sessionAffinity\":\"None\"}}")?;
     let parted = "for i in $(seq 100); do /echo get http://sticky/ --distinct 3 && exit 0; sleep 0.1; done; exit 1";
     lab.kubectl_words(&["exec", "deployment/sticky", "--", "sh", "-c", parted]).map(drop)
+}
+
+/// Requests of a pod, each over a connection of its own, beside what Prometheus would read.
+fn metrics(lab: &Lab) -> Result<()> {
+    const REQUESTS: f64 = 12.0;
+    let node = &lab.nodes()[0].name;
+    let read = || lab.kubectl(&format!("get --raw /api/v1/nodes/{node}/proxy/metrics"));
+    let total = |text: &str, name: &str, label: &str| -> f64 {
+        let lines = text.lines().filter(|line| line.starts_with(&format!("{name}{{")) && line.contains(label));
+        lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+    };
+    let before = read()?;
+    lab.kubectl("exec deployment/sticky -- /echo get http://sticky/ --times 12")?;
+    let after = read()?;
+    for (name, label) in [
+        ("sluice_service_connections_total", "service=\"sticky\""),
+        ("sluice_service_tcp_connect_duration_seconds_count", "service=\"sticky\""),
+        ("sluice_pod_tcp_connect_duration_seconds_count", "pod=\"sticky-"),
+        ("sluice_pod_tcp_accepted_connections_total", "pod=\"sticky-"),
+    ] {
+        let more = total(&after, name, label) - total(&before, name, label);
+        ensure!(more == REQUESTS, "{name} grew by {more}");
+    }
+    let (name, label) = ("sluice_dns_responses_total", "rcode=\"NOERROR\"");
+    ensure!(total(&after, name, label) > total(&before, name, label), "no name was asked for");
+    let programmed =
+        after.lines().find_map(|line| line.strip_prefix("kubeproxy_network_programming_duration_seconds_count "));
+    ensure!(programmed.is_some_and(|count| count != "0"), "no change was timed from its cause: {programmed:?}");
+    ensure!(total(&after, "sluice_probe_attached", "probe=") == 4.0, "a probe does not run");
+    Ok(())
 }
 
 fn host_ports(lab: &Lab) -> Result<()> {

@@ -42,6 +42,8 @@ const TESTS: &[(&str, &[&str])] = &[
     ("pace", &[]),
     ("datagrams", &[]),
     ("lost", &[]),
+    ("metrics", &[]),
+    ("probes", &[]),
     ("policy_verdicts", &["--nocapture"]),
     ("policies", &["a_change_holds_for_open_connections"]),
 ];

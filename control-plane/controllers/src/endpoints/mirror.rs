@@ -25,7 +25,8 @@ use crate::types::{Endpoints, SERVICE_NAME, Service, Slice};
 const MANAGER: &str = "endpointslicemirroring-controller.k8s.io";
 const SKIP: &str = "endpointslice.kubernetes.io/skip-mirror";
 const LEADER: &str = "control-plane.alpha.kubernetes.io/leader";
-const TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+/// Annotation: when the cause of the last change came about.
+pub(super) const TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 struct Controller {
     client: Client,

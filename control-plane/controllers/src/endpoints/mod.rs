@@ -5,6 +5,7 @@ mod classic;
 pub(crate) mod mirror;
 mod resolve;
 mod slices;
+mod trigger;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -121,7 +122,8 @@ impl Controller {
         let existing = self.slices.indexed(&format!("{}/{}", key.namespace, key.name));
         let existing: Vec<_> = existing.into_iter().filter(|slice| managed(slice)).collect();
         let zone_of = |node: &str| self.nodes.get(&Key::new("", node))?.labels().get(ZONE).cloned();
-        let writes = slices::plan(service, pods, &existing, &zone_of);
+        let mut writes = slices::plan(service, pods, &existing, &zone_of);
+        trigger::note(&mut writes, service, pods, &existing);
         let creations = writes.iter().filter(|w| matches!(w, Write::Create(_))).count();
         if creations > 0 {
             self.expectations.expect_creations(key, creations);

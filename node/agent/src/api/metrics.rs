@@ -1,10 +1,11 @@
 //! Metrics in Prometheus' text format: `/metrics/resource` with upstream's names (what the metrics server reads),
-//! `/metrics/cadvisor` with the containers' part of cAdvisor's, `/metrics` of the daemon itself. The texts are pure.
+//! `/metrics/cadvisor` with the containers' part of cAdvisor's. The texts are pure.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
 
 use http::Response;
+use sluice_metrics::CONTENT_TYPE;
 use sluice_runtime::Stats;
 
 use super::Shared;
@@ -12,8 +13,6 @@ use super::reply::{Reply, with_type};
 use super::stats::{usage, views};
 use crate::node::machine;
 use crate::pod::worker::View;
-
-const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// One running container.
 #[derive(Clone, Debug, Default)]
@@ -29,30 +28,12 @@ struct Sample {
 /// Upstream's resource metrics.
 pub(super) async fn resource(shared: &Arc<Shared>) -> Response<Reply> {
     let samples = samples(shared).await;
-    with_type(TEXT, resource_text(&samples, machine::cpu_seconds(), working_set(shared)))
+    with_type(CONTENT_TYPE, resource_text(&samples, machine::cpu_seconds(), working_set(shared)))
 }
 
 /// The containers as cAdvisor shows them.
 pub(super) async fn cadvisor(shared: &Arc<Shared>) -> Response<Reply> {
-    with_type(TEXT, cadvisor_text(&samples(shared).await))
-}
-
-/// Counters of the daemon itself.
-pub(super) fn daemon(shared: &Shared) -> Response<Reply> {
-    let views = views(shared);
-    let running: usize = views.iter().map(|v| v.containers.iter().filter(|c| c.id.is_some()).count()).sum();
-    let active = views.iter().filter(|v| v.containers.iter().any(|c| c.id.is_some())).count();
-    let body = format!(
-        "# TYPE kubelet_node_name gauge\nkubelet_node_name{{node=\"{}\"}} 1\n\
-         # TYPE kubelet_active_pods gauge\nkubelet_active_pods {}\n\
-         # TYPE kubelet_running_pods gauge\nkubelet_running_pods {active}\n\
-         # TYPE kubelet_running_containers gauge\nkubelet_running_containers{{container_state=\"running\"}} {running}\n\
-         # TYPE sluice_events_dropped_total counter\nsluice_events_dropped_total {}\n",
-        shared.node.identity.name,
-        views.len(),
-        shared.node.recorder.dropped(),
-    );
-    with_type(TEXT, body)
+    with_type(CONTENT_TYPE, cadvisor_text(&samples(shared).await))
 }
 
 fn working_set(shared: &Shared) -> u64 {

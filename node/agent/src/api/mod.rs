@@ -5,6 +5,7 @@ mod auth;
 mod channel;
 mod dial;
 mod exec;
+mod figures;
 mod forward;
 mod logs;
 mod metrics;
@@ -37,6 +38,7 @@ use crate::eviction::signals::Thresholds;
 use crate::limits;
 use crate::node_context::NodeContext;
 use auth::{Authorizer, User};
+pub use figures::{Sources, metrics as every_metric};
 use reply::{Reply, error, text};
 
 /// Where and with what identity the API is served.
@@ -85,6 +87,7 @@ pub(crate) struct Shared {
     pub(crate) workers: Workers,
     pub(crate) client: Client,
     pub(crate) thresholds: Thresholds,
+    sources: Sources,
     authorizer: Authorizer,
 }
 
@@ -99,11 +102,12 @@ impl Server {
         workers: Workers,
         client: Client,
         thresholds: Thresholds,
+        sources: Sources,
         shutdown: CancellationToken,
     ) -> Result<Server> {
         let tls = tls::Acceptor::new(&config.client_ca_pem, config.identity.clone())?;
         let authorizer = Authorizer::new(client.clone(), node.identity.name.clone());
-        let shared = Arc::new(Shared { node, workers, client, thresholds, authorizer });
+        let shared = Arc::new(Shared { node, workers, client, thresholds, sources, authorizer });
         Ok(Server { config, shared, tls, shutdown })
     }
 
@@ -187,7 +191,7 @@ async fn route(shared: &Arc<Shared>, user: Option<User>, request: Request<Incomi
         ["configz"] if reads => stats::configz(shared),
         ["metrics", "resource"] if reads => metrics::resource(shared).await,
         ["metrics", "cadvisor"] if reads => metrics::cadvisor(shared).await,
-        ["metrics"] if reads => metrics::daemon(shared),
+        ["metrics"] if reads => figures::serve(shared).await,
         _ => error(StatusCode::NOT_FOUND, "404 page not found"),
     }
 }

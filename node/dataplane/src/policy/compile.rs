@@ -177,6 +177,11 @@ impl Compiler {
         self.locals.remove(&link);
     }
 
+    /// Links of this node's pods.
+    pub(crate) fn links(&self) -> impl Iterator<Item = (u32, ObjectName)> {
+        self.locals.iter().map(|(link, local)| (*link, local.name.clone()))
+    }
+
     /// Pods that the API has.
     pub(crate) fn names(&self) -> impl Iterator<Item = &ObjectName> {
         self.pods.keys()

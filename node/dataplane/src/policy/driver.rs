@@ -89,6 +89,11 @@ impl Policies {
         }
     }
 
+    /// Pods by the index of the node's side of their link.
+    pub(crate) fn links(&self) -> BTreeMap<u32, ObjectName> {
+        self.compiler.links().collect()
+    }
+
     pub(crate) fn forget_link(&mut self, link: u32) -> Result<(), Error> {
         self.compiler.forget_link(link);
         self.written.guards.remove(&link);

@@ -1,0 +1,294 @@
+//! Trace points of TCP: how long connecting takes, round trips, retransmits, resets, counted for the Service that was asked for
+//! and for the pod whose socket it is. They run when a connection's state changes and when something goes wrong; never for
+//! a packet of a connection that goes well.
+#![allow(unsafe_code)]
+
+use core::arch::asm;
+use core::ffi::c_void;
+use core::ptr::{null_mut, read_volatile};
+
+use aya_ebpf::bindings::{BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE};
+use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_sk_storage_get, bpf_skc_to_tcp_sock};
+use aya_ebpf::macros::btf_tracepoint;
+use aya_ebpf::programs::BtfTracePointContext;
+use sluice_ebpf_common::probe::{DURATION_BUCKETS, Durations, ProbeFields, ProbeFigures, ProbeKey, Watched};
+use sluice_ebpf_common::{Address, SocketState};
+use sluice_packet::original;
+use sluice_packet::probe::{Step, bucket, step};
+
+use crate::maps;
+
+const AF_INET: u16 = 2;
+const MICROSECOND: u64 = 1_000;
+/// The kernel keeps the smoothed round-trip time in eighths.
+const EIGHTHS: u32 = 3;
+
+/// Where the running kernel has its fields: the loader writes it before the kernel sees the programs, so that the verifier
+/// knows every offset and checks every read against the kernel's types.
+#[unsafe(no_mangle)]
+static PROBE_FIELDS: ProbeFields = ProbeFields {
+    net: 0,
+    cookie: 0,
+    family: 0,
+    port: 0,
+    address4: 0,
+    address6: 0,
+    round_trip: 0,
+    acknowledged: 0,
+    received: 0,
+};
+
+/// What a place begins with.
+static NOTHING: ProbeFigures = ProbeFigures {
+    connect: Durations { counts: [0; DURATION_BUCKETS], microseconds: 0 },
+    round_trip: Durations { counts: [0; DURATION_BUCKETS], microseconds: 0 },
+    accepted: 0,
+    failed: 0,
+    closed: 0,
+    retransmits: 0,
+    syn_retransmits: 0,
+    resets_received: 0,
+    resets_sent: 0,
+    sent_bytes: 0,
+    received_bytes: 0,
+    unplaced: 0,
+};
+
+/// One of the words above.
+#[inline(always)]
+fn place(word: *const u32) -> usize {
+    // SAFETY: a word of the object's constants.
+    unsafe { read_volatile(word) as usize }
+}
+
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub fn tcp_state(context: BtfTracePointContext) -> i32 {
+    let (socket, from, to): (*mut c_void, i32, i32) = (context.arg(0), context.arg(1), context.arg(2));
+    let step = step(from, to);
+    if step == Step::Nothing {
+        return 0;
+    }
+    // SAFETY: the trace point's socket is valid for the whole program. Other protocols' sockets are none.
+    let tcp: *const c_void = unsafe { bpf_skc_to_tcp_sock(socket) }.cast();
+    if tcp.is_null() {
+        return 0;
+    }
+    let mut took = 0;
+    match step {
+        Step::Opening => {
+            begin(socket);
+            return 0;
+        }
+        Step::Opened => match opened(socket) {
+            Some(microseconds) => took = microseconds,
+            None => return 0,
+        },
+        _ => {}
+    }
+    let (round_trip, sent, received) = if step == Step::Closed { ended(tcp) } else { (0, 0, 0) };
+    // One place in the program for all steps: it stays small.
+    count(socket, |figures| match step {
+        Step::Opened => duration(&raw mut figures.connect, took),
+        Step::Accepted => add(&raw mut figures.accepted, 1),
+        Step::Failed => add(&raw mut figures.failed, 1),
+        _ => {
+            add(&raw mut figures.closed, 1);
+            add(&raw mut figures.sent_bytes, sent);
+            add(&raw mut figures.received_bytes, received);
+            // Nothing was measured.
+            if round_trip != 0 {
+                duration(&raw mut figures.round_trip, round_trip);
+            }
+        }
+    });
+    0
+}
+
+#[btf_tracepoint(function = "tcp_retransmit_skb")]
+pub fn tcp_retransmit(context: BtfTracePointContext) -> i32 {
+    let socket: *mut c_void = context.arg(0);
+    let watched = watched(socket, 0);
+    // SAFETY: see `watched`.
+    let asking = !watched.is_null() && unsafe { read_volatile(&raw const (*watched).connected) } == 0;
+    count(socket, |figures| {
+        add(&raw mut figures.retransmits, 1);
+        if asking {
+            add(&raw mut figures.syn_retransmits, 1);
+        }
+    });
+    0
+}
+
+#[btf_tracepoint(function = "tcp_receive_reset")]
+pub fn tcp_reset_received(context: BtfTracePointContext) -> i32 {
+    count(context.arg(0), |figures| add(&raw mut figures.resets_received, 1));
+    0
+}
+
+#[btf_tracepoint(function = "tcp_send_reset")]
+pub fn tcp_reset_sent(context: BtfTracePointContext) -> i32 {
+    let socket: *mut c_void = context.arg(0);
+    // For a port that nobody listens on.
+    if socket.is_null() {
+        return 0;
+    }
+    count(socket, |figures| add(&raw mut figures.resets_sent, 1));
+    0
+}
+
+/// What a socket remembers, or null. It is valid while the program runs.
+#[inline(always)]
+fn watched(socket: *mut c_void, flags: u64) -> *mut Watched {
+    // SAFETY: the trace point's socket is valid for the whole program; the helper refuses those that have no room.
+    unsafe { bpf_sk_storage_get((&raw const maps::WATCHED).cast_mut().cast(), socket, null_mut(), flags) }.cast()
+}
+
+/// Whose socket it is, by its network namespace: kind and link. A stranger's is nobody's.
+#[inline(always)]
+fn owner(socket: *const c_void) -> Option<(u16, u32)> {
+    // SAFETY: the offsets are the running kernel's, and the verifier checks what is read by the kernel's own types.
+    let cookie = unsafe {
+        let net = read_volatile(socket.byte_add(place(&raw const PROBE_FIELDS.net)).cast::<*const c_void>());
+        read_volatile(net.byte_add(place(&raw const PROBE_FIELDS.cookie)).cast::<u64>())
+    };
+    if maps::SETTINGS.get(0)?.host_cookie == cookie {
+        return Some((ProbeKey::NODE, 0));
+    }
+    let link = maps::NAMESPACES.get_ptr(cookie)?;
+    // SAFETY: the map returned a pointer to a whole value.
+    Some((ProbeKey::POD, unsafe { read_volatile(link) }))
+}
+
+/// The Service behind a socket's destination, if it was translated.
+#[inline(always)]
+fn service(socket: *mut c_void) -> Option<(Address, u16)> {
+    let map = (&raw const maps::SOCKETS).cast_mut().cast();
+    // SAFETY: as in `watched`.
+    let state: *const SocketState = unsafe { bpf_sk_storage_get(map, socket, null_mut(), 0) }.cast();
+    if state.is_null() {
+        return None;
+    }
+    // SAFETY: as in `owner`; the state is valid while the program runs.
+    unsafe {
+        let port = read_volatile(socket.byte_add(place(&raw const PROBE_FIELDS.port)).cast::<u16>());
+        let address = match read_volatile(socket.byte_add(place(&raw const PROBE_FIELDS.family)).cast::<u16>()) {
+            AF_INET => {
+                Address::v4(read_volatile(socket.byte_add(place(&raw const PROBE_FIELDS.address4)).cast::<u32>()))
+            }
+            _ => {
+                let words: *const u32 = socket.byte_add(place(&raw const PROBE_FIELDS.address6)).cast();
+                let word = |at: usize| read_volatile(words.add(at));
+                Address { words: [word(0), word(1), word(2), word(3)] }
+            }
+        };
+        original(&*state, &address, port)
+    }
+}
+
+/// A connection is asked for: what will be counted for it is noted with the socket.
+#[inline(always)]
+fn begin(socket: *mut c_void) {
+    let Some((kind, link)) = owner(socket) else { return };
+    let watched = watched(socket, u64::from(BPF_SK_STORAGE_GET_F_CREATE));
+    if watched.is_null() {
+        return;
+    }
+    let (address, port) = service(socket).unwrap_or((Address { words: [0; 4] }, 0));
+    // SAFETY: see `watched`; nobody else looks at a socket that is not connected.
+    unsafe {
+        *watched = Watched {
+            begun: bpf_ktime_get_ns(),
+            owner: u32::from(kind),
+            link,
+            address,
+            port: u32::from(port),
+            connected: 0,
+        };
+    }
+}
+
+/// How many microseconds connecting took; `None` when nobody saw it begin.
+#[inline(always)]
+fn opened(socket: *mut c_void) -> Option<u64> {
+    let watched = watched(socket, 0);
+    if watched.is_null() {
+        return None;
+    }
+    // SAFETY: see `watched`.
+    unsafe {
+        (*watched).connected = 1;
+        Some(bpf_ktime_get_ns().saturating_sub((*watched).begun) / MICROSECOND)
+    }
+}
+
+/// What an ended connection measured and carried: microseconds, bytes sent, bytes received.
+#[inline(always)]
+fn ended(tcp: *const c_void) -> (u64, u64, u64) {
+    // SAFETY: as in `owner`.
+    unsafe {
+        (
+            u64::from(read_volatile(tcp.byte_add(place(&raw const PROBE_FIELDS.round_trip)).cast::<u32>()) >> EIGHTHS),
+            read_volatile(tcp.byte_add(place(&raw const PROBE_FIELDS.acknowledged)).cast::<u64>()),
+            read_volatile(tcp.byte_add(place(&raw const PROBE_FIELDS.received)).cast::<u64>()),
+        )
+    }
+}
+
+/// Counts for the Service and for the socket's owner.
+#[inline(always)]
+fn count(socket: *mut c_void, add: impl Fn(&mut ProbeFigures)) {
+    let watched = watched(socket, 0);
+    let mut key = ProbeKey { address: Address { words: [0; 4] }, port: 0, kind: ProbeKey::NODE, link: 0 };
+    if watched.is_null() {
+        let Some((kind, link)) = owner(socket) else { return };
+        (key.kind, key.link) = (kind, link);
+    } else {
+        // SAFETY: see `watched`.
+        let watched = unsafe { &*watched };
+        if watched.port != 0 {
+            (key.address, key.port, key.kind) = (watched.address, watched.port as u16, ProbeKey::SERVICE);
+            at(&key, &add);
+            (key.address, key.port) = (Address { words: [0; 4] }, 0);
+        }
+        (key.kind, key.link) = (watched.owner as u16, watched.link);
+    }
+    at(&key, &add);
+}
+
+/// Counts at a place, which is made when it is not there.
+#[inline(never)]
+fn at(key: &ProbeKey, add: &impl Fn(&mut ProbeFigures)) {
+    let mut figures = maps::FIGURES.get_ptr_mut(key);
+    if figures.is_none() && maps::FIGURES.insert(key, &NOTHING, u64::from(BPF_NOEXIST)).is_ok() {
+        figures = maps::FIGURES.get_ptr_mut(key);
+    }
+    let figures = match figures {
+        Some(figures) => figures,
+        None => {
+            let rest = ProbeKey { address: Address { words: [0; 4] }, port: 0, kind: ProbeKey::REST, link: 0 };
+            let Some(rest) = maps::FIGURES.get_ptr_mut(rest) else { return };
+            // SAFETY: the map returned a pointer to a whole value.
+            self::add(unsafe { &raw mut (*rest).unplaced }, 1);
+            rest
+        }
+    };
+    // SAFETY: this processor's own value, which is changed by atomic operations alone: an interrupt may come in between.
+    add(unsafe { &mut *figures });
+}
+
+#[inline(always)]
+fn duration(durations: *mut Durations, microseconds: u64) {
+    let mut place = u64::from(bucket(microseconds));
+    // SAFETY: the verifier is shown that the place is inside.
+    unsafe {
+        asm!("{place} &= 31", place = inout(reg) place);
+        add((&raw mut (*durations).counts).cast::<u64>().add(place as usize), 1);
+        add(&raw mut (*durations).microseconds, microseconds);
+    }
+}
+
+#[inline(always)]
+fn add(count: *mut u64, value: u64) {
+    // SAFETY: a word of a map's value. (The library has no atomic operations for this target.)
+    unsafe { asm!("lock *(u64 *)({count} + 0) += {value}", count = in(reg) count, value = in(reg) value) };
+}

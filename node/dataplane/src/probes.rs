@@ -1,0 +1,288 @@
+//! The programs on the trace points of TCP: loading them with the offsets of the running kernel's fields, and reading what they
+//! count. A kernel that lacks something loses that probe, with a sentence, and nothing else.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::LazyLock;
+
+use aya::maps::{MapData, PerCpuHashMap, PerCpuValues};
+use aya::programs::tp_btf::BtfTracePointLink;
+use aya::programs::{BtfTracePoint, ProgramError};
+use aya::{Btf, Ebpf};
+use sluice_ebpf_common::maps;
+use sluice_ebpf_common::probe::{Durations, ProbeFields, ProbeFigures, ProbeKey};
+use sluice_metrics::Text;
+
+use crate::metrics::catalog;
+use crate::pins::Pins;
+use crate::store::{processors, typed};
+use crate::{Dataplane, Error, btf, sys};
+
+/// Programs and their trace points.
+const PROGRAMS: [(&str, &str); 4] = [
+    ("tcp_state", "inet_sock_set_state"),
+    ("tcp_retransmit", "tcp_retransmit_skb"),
+    ("tcp_reset_received", "tcp_receive_reset"),
+    ("tcp_reset_sent", "tcp_send_reset"),
+];
+
+/// The members that the programs read, in the order of [`ProbeFields`].
+const FIELDS: [(&str, &str); 9] = [
+    ("sock_common", "skc_net"),
+    ("net", "net_cookie"),
+    ("sock_common", "skc_family"),
+    ("sock_common", "skc_dport"),
+    ("sock_common", "skc_daddr"),
+    ("sock_common", "skc_v6_daddr"),
+    ("tcp_sock", "srtt_us"),
+    ("tcp_sock", "bytes_acked"),
+    ("tcp_sock", "bytes_received"),
+];
+
+/// A program at work.
+struct Probe {
+    name: &'static str,
+    program: OwnedFd,
+    _link: BtfTracePointLink,
+}
+
+/// The programs at work, for as long as this lives.
+#[derive(Default)]
+pub(crate) struct Probes {
+    running: Vec<Probe>,
+    /// Why some are not.
+    missing: Vec<String>,
+}
+
+impl Probes {
+    /// Says which programs run, and how often the kernel left one out.
+    pub(crate) fn write(&self, text: &mut Text) {
+        let mut series = text.metric(&catalog::PROBES);
+        for (name, _) in PROGRAMS {
+            series.add(&[name], u8::from(self.running.iter().any(|probe| probe.name == name)));
+        }
+        let mut series = text.metric(&catalog::PROBE_MISSES);
+        for probe in &self.running {
+            series.add(&[probe.name], sys::recursion_misses(probe.program.as_fd()).unwrap_or(0));
+        }
+    }
+}
+
+/// Where this kernel has what the programs read; found once.
+pub(crate) fn fields() -> &'static Result<ProbeFields, String> {
+    static FOUND: LazyLock<Result<ProbeFields, String>> = LazyLock::new(|| {
+        let failed = |error: std::io::Error| format!("{}: {error}", btf::VMLINUX);
+        fields_of(btf::offsets(&File::open(btf::VMLINUX).map_err(failed)?, FIELDS).map_err(failed)?)
+    });
+    &FOUND
+}
+
+fn fields_of(offsets: [Option<u32>; 9]) -> Result<ProbeFields, String> {
+    let missing: Vec<String> = FIELDS
+        .iter()
+        .zip(&offsets)
+        .filter(|(_, offset)| offset.is_none())
+        .map(|((structure, member), _)| format!("{structure}.{member}"))
+        .collect();
+    if !missing.is_empty() {
+        return Err(format!("this kernel has no {}", missing.join(", ")));
+    }
+    let [net, cookie, family, port, address4, address6, round_trip, acknowledged, received] =
+        offsets.map(Option::unwrap_or_default);
+    Ok(ProbeFields { net, cookie, family, port, address4, address6, round_trip, acknowledged, received })
+}
+
+/// Puts every program to work that this kernel takes.
+fn attach(ebpf: &mut Ebpf, programs: &[(&'static str, &str)]) -> Probes {
+    let mut probes = Probes::default();
+    if let Err(why) = fields() {
+        probes.missing.push(format!("TCP connections are not measured: {why}"));
+        return probes;
+    }
+    let types = match Btf::from_sys_fs() {
+        Ok(types) => types,
+        Err(error) => {
+            probes.missing.push(format!("TCP connections are not measured: the kernel's types: {error}"));
+            return probes;
+        }
+    };
+    for (name, point) in programs {
+        match attach_one(ebpf, name, point, &types) {
+            Ok(probe) => probes.running.push(probe),
+            Err(why) => probes.missing.push(format!("the probe {name} (trace point {point}) does not run: {why}")),
+        }
+    }
+    probes
+}
+
+fn attach_one(ebpf: &mut Ebpf, name: &'static str, point: &str, types: &Btf) -> Result<Probe, String> {
+    let program: Option<&mut BtfTracePoint> = ebpf.program_mut(name).and_then(|found| found.try_into().ok());
+    let program = program.ok_or("the embedded object has no such program")?;
+    match program.load(point, types) {
+        Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
+        Err(error) => return Err(format!("the kernel refused it: {}", Error::ebpf("load", error))),
+    }
+    let link = program.attach().and_then(|id| program.take_link(id));
+    let link = link.map_err(|error| format!("the kernel refused to attach it: {}", Error::ebpf("attach", error)))?;
+    let program = program.fd().map_err(|error| error.to_string())?.as_fd().try_clone_to_owned();
+    Ok(Probe { name, program: program.map_err(|error| error.to_string())?, _link: link })
+}
+
+impl Dataplane {
+    /// As [`Self::probe_sockets`], on a thread where it may block; what is missing is logged.
+    pub(crate) async fn probe_aside(&self) -> Result<(), Error> {
+        let dataplane = self.clone();
+        let missing = tokio::task::spawn_blocking(move || dataplane.probe_sockets()).await;
+        match missing {
+            Ok(Ok(missing)) => missing.iter().for_each(|what| tracing::warn!("{what}")),
+            Ok(Err(error)) => tracing::warn!(%error, "TCP connections are not measured"),
+            Err(error) => tracing::error!(%error, "TCP connections are not measured"),
+        }
+        Ok(())
+    }
+
+    /// Measures TCP connections from now on, for as long as this process runs. Returns sentences about what this kernel cannot
+    /// measure. Reads the kernel's type information, which takes some time: call it where that is allowed.
+    pub fn probe_sockets(&self) -> Result<Vec<String>, Error> {
+        let mut map = open(&self.inner.pins)?;
+        let rest = ProbeKey { kind: ProbeKey::REST, ..ProbeKey::default() };
+        if map.get(&rest, 0).is_err() {
+            let nothing = PerCpuValues::try_from(vec![ProbeFigures::default(); processors()?])
+                .map_err(|error| Error::system("make room for figures", error))?;
+            map.insert(rest, nothing, 0).map_err(|error| Error::ebpf("make room for figures", error))?;
+        }
+        let probes = attach(&mut self.inner.ebpf.lock(), &PROGRAMS);
+        sys::give_memory_back();
+        let missing = probes.missing.clone();
+        *self.inner.probes.lock() = probes;
+        Ok(missing)
+    }
+}
+
+fn open(pins: &Pins) -> Result<PerCpuHashMap<MapData, ProbeKey, ProbeFigures>, Error> {
+    typed(pins, maps::FIGURES)
+}
+
+/// What was counted, over all processors; nothing where the daemon that runs is of a build without probes.
+pub(crate) fn read(pins: &Pins) -> Result<BTreeMap<ProbeKey, ProbeFigures>, Error> {
+    let mut all = BTreeMap::new();
+    if !pins.map(maps::FIGURES).exists() && pins.map(maps::SETTINGS).exists() {
+        return Ok(all);
+    }
+    for entry in open(pins)?.iter() {
+        // A place that is given up meanwhile ends the walk; the next one sees the rest.
+        let Ok((key, values)) = entry else { break };
+        all.insert(key, values.iter().fold(ProbeFigures::default(), plus));
+    }
+    Ok(all)
+}
+
+/// Gives up the places of those that are no more.
+pub(crate) fn forget(pins: &Pins, gone: &[ProbeKey]) -> Result<(), Error> {
+    let mut map = open(pins)?;
+    for key in gone {
+        // It may be gone already.
+        let _ = map.remove(key);
+    }
+    Ok(())
+}
+
+/// Gives up a pod's place.
+pub(crate) fn forget_link(pins: &Pins, link: u32) -> Result<(), Error> {
+    forget(pins, &[ProbeKey { kind: ProbeKey::POD, link, ..ProbeKey::default() }])
+}
+
+/// Adds up two sets of figures.
+pub(crate) fn plus(a: ProbeFigures, b: &ProbeFigures) -> ProbeFigures {
+    let durations = |a: &Durations, b: &Durations| Durations {
+        counts: std::array::from_fn(|at| a.counts[at] + b.counts[at]),
+        microseconds: a.microseconds + b.microseconds,
+    };
+    ProbeFigures {
+        connect: durations(&a.connect, &b.connect),
+        round_trip: durations(&a.round_trip, &b.round_trip),
+        accepted: a.accepted + b.accepted,
+        failed: a.failed + b.failed,
+        closed: a.closed + b.closed,
+        retransmits: a.retransmits + b.retransmits,
+        syn_retransmits: a.syn_retransmits + b.syn_retransmits,
+        resets_received: a.resets_received + b.resets_received,
+        resets_sent: a.resets_sent + b.resets_sent,
+        sent_bytes: a.sent_bytes + b.sent_bytes,
+        received_bytes: a.received_bytes + b.received_bytes,
+        unplaced: a.unplaced + b.unplaced,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use sluice_ebpf_common::limits;
+    use sluice_metrics::Text;
+
+    use super::*;
+    use crate::model::Protocol;
+    use crate::sweep::common::{connect, isolated, service, tcp_server};
+
+    #[test]
+    fn a_full_map_is_told_and_nothing_is_lost() {
+        isolated("probes::tests::a_full_map_is_told_and_nothing_is_lost", |place| {
+            let dataplane = Dataplane::load(place.config()).unwrap();
+            assert_eq!(dataplane.probe_sockets().unwrap(), Vec::<String>::new());
+            let mut map = open(&dataplane.inner.pins).unwrap();
+            let nothing = || PerCpuValues::try_from(vec![ProbeFigures::default(); processors().unwrap()]).unwrap();
+            // One place is that of the rest.
+            for link in 1..limits::FIGURES {
+                // The kernel makes room for a few at a time, as it is asked.
+                while map.insert(ProbeKey { kind: ProbeKey::POD, link, ..ProbeKey::default() }, nothing(), 0).is_err() {
+                    std::thread::yield_now();
+                }
+            }
+            tcp_server("127.0.0.2:8001");
+            dataplane.apply(&service(Protocol::Tcp, "10.96.0.10:80", 0, &["127.0.0.2:8001"])).unwrap();
+            for _ in 0..5 {
+                connect("10.96.0.10:80").unwrap();
+            }
+            let all = read(&dataplane.inner.pins).unwrap();
+            let rest = all[&ProbeKey { kind: ProbeKey::REST, ..ProbeKey::default() }];
+            // For the Service and for the node that asked; the one that took the connection is the node, too.
+            assert_eq!((rest.connect.counts.iter().sum::<u64>(), rest.accepted), (10, 5));
+            assert!(rest.unplaced >= 15, "{rest:?}");
+            // A look gives up the places of pods that are no more.
+            let mut text = Text::default();
+            dataplane.write_metrics(&mut text).unwrap();
+            assert!(read(&dataplane.inner.pins).unwrap().len() < 10);
+            connect("10.96.0.10:80").unwrap();
+            let all = read(&dataplane.inner.pins).unwrap();
+            assert!(all.keys().any(|key| key.kind == ProbeKey::SERVICE), "{all:?}");
+        });
+    }
+
+    #[test]
+    fn a_trace_point_that_is_missing_costs_its_probe_alone() {
+        isolated("probes::tests::a_trace_point_that_is_missing_costs_its_probe_alone", |place| {
+            let dataplane = Dataplane::load(place.config()).unwrap();
+            let points = [("tcp_state", "inet_sock_set_state"), ("tcp_retransmit", "no_such_point")];
+            let probes = attach(&mut dataplane.inner.ebpf.lock(), &points);
+            assert_eq!(probes.running.len(), 1);
+            assert_eq!(probes.missing.len(), 1);
+            assert!(probes.missing[0].contains("no_such_point"), "{:?}", probes.missing);
+        });
+    }
+
+    #[test]
+    fn a_kernel_without_a_field_is_told_by_the_fields_name() {
+        let mut offsets = [Some(1); 9];
+        assert!(fields_of(offsets).is_ok());
+        (offsets[1], offsets[6]) = (None, None);
+        assert_eq!(fields_of(offsets).unwrap_err(), "this kernel has no net.net_cookie, tcp_sock.srtt_us");
+    }
+
+    #[test]
+    fn this_kernel_has_all_of_them() {
+        let fields = fields().as_ref().unwrap();
+        // Ports and addresses stand in the first bytes of a socket, as every program relies on.
+        assert!(fields.port < 64 && fields.address4 < 64 && fields.family < 64, "{fields:?}");
+    }
+}
