@@ -10,6 +10,7 @@ mod control_plane;
 mod daemon;
 mod documents;
 mod drops;
+mod explain;
 mod flows;
 mod held;
 mod image;
@@ -67,6 +68,11 @@ enum Command {
     Flows(flows::Arguments),
     /// Print what was dropped on this machine and why, by the data plane and by the kernel
     Drops(held::View),
+    /// Say what becomes of a packet on this node, and why: services, policies, translations, routes
+    ///
+    /// Runs the kernel's own programs on the live tables and on copies of what they write: nothing is sent, no connection is
+    /// made, no counter moves.
+    Explain(explain::Arguments),
     /// Say what is healthy, and for what is not, why and what to do
     Status(status::Arguments),
     /// Stop and remove everything of this installation on this machine
@@ -109,6 +115,7 @@ fn run(command: Command) -> Result<()> {
             Command::Services(arguments) => services::run(arguments),
             Command::Flows(arguments) => flows::run(arguments),
             Command::Drops(view) => drops::run(view),
+            Command::Explain(arguments) => explain::run(arguments).await,
             Command::Status(arguments) => status::run(arguments).await,
             Command::Reset(arguments) => reset::run(arguments).await,
             Command::Documents(arguments) => documents::run(&arguments),

@@ -88,10 +88,10 @@ fn passes<P: Packet, M: Policies>(packet: &P, maps: &M, judging: &mut Judging, o
     if header.kind == Kind::Other && header.protocol == protocol::ICMP6 && is_of_link(packet, header) {
         return true;
     }
-    let same = header.source.same(&header.destination);
     let free = match own {
-        Allowed::BY_POD => same || maps.is_local(&header.destination),
-        _ => same && came_by == maps.link(),
+        Allowed::BY_POD => header.source.same(&header.destination) || maps.is_local(&header.destination),
+        // What the pod sent comes back: to itself, or as our answer that nobody serves it.
+        _ => came_by == maps.link(),
     };
     if free {
         return true;

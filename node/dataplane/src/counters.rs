@@ -9,6 +9,7 @@ use std::path::Path;
 use sluice_ebpf_common::Counters;
 
 use crate::store::{descriptor, processors};
+use crate::words::Words;
 use crate::{Error, sys};
 
 /// Words of one set.
@@ -26,7 +27,7 @@ pub(crate) struct CounterMap {
 
 /// All counters as they are now.
 pub(crate) struct Counts {
-    words: sys::Words,
+    words: Words,
     processors: usize,
 }
 
@@ -42,7 +43,7 @@ impl CounterMap {
     }
 
     fn look(&self, writable: bool) -> io::Result<Counts> {
-        let words = sys::Words::map(self.map.as_fd(), self.ids * self.processors * WORDS, writable)?;
+        let words = Words::map(self.map.as_fd(), self.ids * self.processors * WORDS, writable)?;
         Ok(Counts { words, processors: self.processors })
     }
 

@@ -18,6 +18,7 @@ mod dataplane;
 mod diag;
 mod endpoints;
 mod error;
+pub mod explain;
 mod flows;
 mod frontends;
 mod health;
@@ -57,6 +58,7 @@ mod views;
 pub mod wanted;
 mod watch;
 mod wire;
+mod words;
 
 pub use attach::Traffic;
 pub use dataplane::{Config, Dataplane, PodInfo, ServicePath, Uplinks};

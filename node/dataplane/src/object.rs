@@ -60,6 +60,26 @@ pub(crate) fn load(place: impl Fn(&str) -> PathBuf, sizes: &Sizes, mode: Mode<'_
     loader.load(OBJECT).map_err(|error| Error::ebpf("load the eBPF object", error))
 }
 
+/// The object on some of the maps that are pinned where it is said, which have to be there, and on maps of its own, which are
+/// pinned nowhere, for the rest.
+pub(crate) fn load_beside(
+    place: impl Fn(&str) -> PathBuf,
+    shared: &[&str],
+    sizes: &[(&'static str, u32)],
+) -> Result<Ebpf, Error> {
+    let mut loader = EbpfLoader::new();
+    for (name, entries) in sizes {
+        loader.map_max_entries(name, *entries);
+    }
+    for name in shared {
+        let path = place(name);
+        // The loader would make what is missing.
+        open(&path)?;
+        loader.map_pin_path(name, path);
+    }
+    loader.load(OBJECT).map_err(|error| Error::ebpf("load the eBPF object", error))
+}
+
 /// What the maps of the object look like; growing maps have at least the sizes that they start with.
 pub(crate) fn layouts(build: &Build) -> Result<BTreeMap<&'static str, Layout>, Error> {
     let object = aya_obj::Object::parse(OBJECT).map_err(|error| Error::ebpf("read the eBPF object", error))?;

@@ -4,19 +4,20 @@ use aya::maps::{Array, MapData};
 use sluice_ebpf_common::maps;
 use sluice_ebpf_common::opened::{self, Opened};
 
+use crate::Error;
 use crate::limits::idle;
 use crate::pins::Pins;
 use crate::store::{typed, words};
 use crate::sweep::Taken;
-use crate::{Error, sys};
+use crate::words::Words;
 
 const STRIDE: usize = size_of::<Opened>() / size_of::<u32>();
 
 pub(crate) struct Openings {
     /// The bits of places that somebody has.
-    places: sys::Words,
+    places: Words,
     /// All that stands there; the state comes first.
-    states: sys::Words,
+    states: Words,
     map: Array<MapData, Opened>,
 }
 

@@ -9,6 +9,7 @@ use sluice_ebpf_common::cache::{Record4, Record6};
 use sluice_ebpf_common::{Flow, maps};
 
 use crate::pins::Pins;
+use crate::words::Words;
 use crate::{Error, sys};
 
 /// Packets and bytes by id.
@@ -48,7 +49,7 @@ pub(crate) fn read(pins: &Pins) -> Result<Pending, Error> {
             MapInfo::from_pin(&path).map_err(|error| Error::ebpf(format!("read {name}"), error))?.max_entries();
         let words = buckets as usize * 2 * fields.size;
         let cache = sys::open_pinned(&path)
-            .and_then(|map| sys::Words::map(map.as_fd(), words, false))
+            .and_then(|map| Words::map(map.as_fd(), words, false))
             .map_err(|error| Error::system(format!("map {name} into memory"), error))?;
         let word = |at: usize| cache.get(at).unwrap_or(0);
         for at in (0..words).step_by(fields.size) {

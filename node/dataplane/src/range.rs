@@ -29,6 +29,11 @@ impl Range {
         self.prefix <= other.prefix && Range::new(other.address, self.prefix) == Some(self)
     }
 
+    /// Is this one of its addresses?
+    pub(crate) fn holds(self, address: IpAddr) -> bool {
+        self.address.is_ipv4() == address.is_ipv4() && Range::new(address, self.prefix) == Some(self)
+    }
+
     /// Is it a network of IPv4 addresses?
     pub(crate) fn is_ipv4(self) -> bool {
         self.address.is_ipv4()

@@ -15,6 +15,7 @@ use crate::object::open;
 use crate::pins::Pins;
 use crate::plan::{Capacity, Contents, List, Tables, Write};
 use crate::range::wire_key;
+use crate::words::Words;
 use crate::{Error, Range, sys};
 
 /// Backends with their ids.
@@ -25,7 +26,7 @@ pub(crate) struct Store {
     frontends: HashMap<MapData, FrontendKey, Frontend>,
     frontends_fd: OwnedFd,
     backends_fd: OwnedFd,
-    slab: sys::Words,
+    slab: Words,
     names: HashMap<MapData, u32, ServiceName>,
     names_fd: OwnedFd,
     ranges: LpmTrie<MapData, RangeKey, u32>,
@@ -61,8 +62,8 @@ pub(crate) fn descriptor(path: &Path) -> Result<OwnedFd, Error> {
     sys::open_pinned(path).map_err(|error| Error::system(format!("open {}", path.display()), error))
 }
 
-pub(crate) fn words(path: &Path, words: usize, writable: bool) -> Result<sys::Words, Error> {
-    sys::Words::map(descriptor(path)?.as_fd(), words, writable)
+pub(crate) fn words(path: &Path, words: usize, writable: bool) -> Result<Words, Error> {
+    Words::map(descriptor(path)?.as_fd(), words, writable)
         .map_err(|error| Error::system(format!("map {} into memory", path.display()), error))
 }
 

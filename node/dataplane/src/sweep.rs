@@ -13,6 +13,7 @@ use crate::limits::{STRANGERS, SWEEP, SWEEP_BUSY, idle};
 use crate::openings::Openings;
 use crate::pins::Pins;
 use crate::store::{typed, words};
+use crate::words::Words;
 use crate::{Dataplane, Error, sys};
 
 /// Sweeps until the shutdown.
@@ -138,7 +139,7 @@ pub(crate) fn know(pins: &Pins) -> Result<(), Error> {
     Ok(())
 }
 
-fn known_words(pins: &Pins) -> Result<sys::Words, Error> {
+fn known_words(pins: &Pins) -> Result<Words, Error> {
     words(&pins.map(maps::KNOWN), known::WORDS as usize * 2, true)
 }
 
@@ -163,7 +164,7 @@ pub(crate) fn take_ports(pins: &Pins) -> Result<(), Error> {
 
 /// The ports that masqueraded connections have.
 pub(crate) struct Taken {
-    words: sys::Words,
+    words: Words,
     first: u16,
 }
 

@@ -1,6 +1,6 @@
-//! The few system calls that aya does not offer: link update and link info, mapping an array, namespace cookies, clocks.
+//! The few system calls that aya does not offer: link update and link info, namespace cookies, clocks.
 //!
-//! All `unsafe` of this crate is here.
+//! All `unsafe` of this crate is here and in `words`.
 #![allow(unsafe_code)]
 
 use std::ffi::CString;
@@ -8,7 +8,6 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use sluice_ebpf_common::cache::Uplink;
 use tokio::io::Interest;
@@ -22,6 +21,7 @@ const BPF_NOEXIST: u64 = 1;
 const BATCH: usize = 4_096;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
@@ -199,6 +199,21 @@ pub(crate) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
     Ok((info[0] >> 32) as u32)
 }
 
+/// What the kernel makes of a program's instructions: the same for the same program.
+pub(crate) fn program_tag(program: BorrowedFd<'_>) -> io::Result<u64> {
+    // struct bpf_prog_info: type, id, tag, …
+    Ok(info(program)?[1])
+}
+
+/// Opens a program by its id.
+pub(crate) fn open_program(id: u32) -> io::Result<OwnedFd> {
+    let mut attributes = Attributes([0; ATTRIBUTES]);
+    attributes.0[0] = id.into();
+    let fd = bpf(BPF_PROG_GET_FD_BY_ID, &mut attributes)?;
+    // SAFETY: the kernel just returned this descriptor to us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Puts another program behind a link; packets and connects see the old or the new one, never none.
 pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attributes = Attributes([0; ATTRIBUTES]);
@@ -259,108 +274,6 @@ fn info_of<const N: usize>(object: BorrowedFd<'_>) -> io::Result<[u64; N]> {
     attributes.0[1] = info.as_mut_ptr() as u64;
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
     Ok(info)
-}
-
-/// An array map of words, mapped into this process.
-pub(crate) struct Words {
-    start: *mut libc::c_void,
-    words: usize,
-}
-
-// SAFETY: the mapping is only read and written through atomics.
-unsafe impl Send for Words {}
-// SAFETY: as above.
-unsafe impl Sync for Words {}
-
-impl Words {
-    /// Maps the first `words` of an array map made with `BPF_F_MMAPABLE`.
-    pub(crate) fn map(fd: BorrowedFd<'_>, words: usize, writable: bool) -> io::Result<Words> {
-        let protection = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
-        // SAFETY: a fresh shared mapping of a descriptor that we hold; the result is checked.
-        let start =
-            unsafe { libc::mmap(std::ptr::null_mut(), words * 4, protection, libc::MAP_SHARED, fd.as_raw_fd(), 0) };
-        if start == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Words { start, words }) }
-    }
-
-    fn word(&self, index: usize) -> Option<&AtomicU32> {
-        if index >= self.words {
-            return None;
-        }
-        // SAFETY: inside the mapping, which lives as long as `self`; words are aligned.
-        Some(unsafe { AtomicU32::from_ptr(self.start.cast::<u32>().add(index)) })
-    }
-
-    /// Reads a word.
-    pub(crate) fn get(&self, index: usize) -> Option<u32> {
-        self.word(index).map(|word| word.load(Ordering::Acquire))
-    }
-
-    /// Reads two neighbouring words as one number.
-    pub(crate) fn get_long(&self, index: usize) -> Option<u64> {
-        let halves = [self.get(index)?, self.get(index + 1)?];
-        Some(if cfg!(target_endian = "little") {
-            u64::from(halves[0]) | u64::from(halves[1]) << 32
-        } else {
-            u64::from(halves[1]) | u64::from(halves[0]) << 32
-        })
-    }
-
-    /// Two neighbouring words as one number, of which the first has an even index.
-    fn long(&self, index: usize) -> Option<&AtomicU64> {
-        if !index.is_multiple_of(2) || index + 1 >= self.words {
-            return None;
-        }
-        // SAFETY: inside the mapping, which starts at a page and lives as long as `self`; an even word is aligned for eight
-        // bytes.
-        Some(unsafe { AtomicU64::from_ptr(self.start.cast::<u64>().add(index / 2)) })
-    }
-
-    /// Adds to two neighbouring words as one number.
-    pub(crate) fn add_long(&self, index: usize, value: u64) {
-        if let Some(long) = self.long(index) {
-            long.fetch_add(value, Ordering::Relaxed);
-        }
-    }
-
-    /// Sets bits of two neighbouring words as one number, which others change at the same time.
-    pub(crate) fn mark_long(&self, index: usize, bits: u64) {
-        if let Some(long) = self.long(index) {
-            long.fetch_or(bits, Ordering::AcqRel);
-        }
-    }
-
-    /// Clears bits of two neighbouring words as one number, which others change at the same time.
-    pub(crate) fn clear_long(&self, index: usize, bits: u64) {
-        if let Some(long) = self.long(index) {
-            long.fetch_and(!bits, Ordering::AcqRel);
-        }
-    }
-
-    /// How many words there are.
-    pub(crate) fn len(&self) -> usize {
-        self.words
-    }
-
-    /// Writes a word that has a value, and leaves it alone where it has another one.
-    pub(crate) fn replace(&self, index: usize, from: u32, to: u32) {
-        if let Some(word) = self.word(index) {
-            let _ = word.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed);
-        }
-    }
-
-    /// Writes a word; out of range is ignored, the planner never asks for it.
-    pub(crate) fn set(&self, index: usize, value: u32) {
-        if let Some(word) = self.word(index) {
-            word.store(value, Ordering::Release);
-        }
-    }
-}
-
-impl Drop for Words {
-    fn drop(&mut self) {
-        // SAFETY: exactly the mapping made in `map`.
-        unsafe { libc::munmap(self.start, self.words * 4) };
-    }
 }
 
 /// Waits for a descriptor that `inner` keeps open for its whole life to become readable.

@@ -12,6 +12,7 @@ fn a_cluster_serves_survives_and_goes() -> Result<()> {
     let mut lab = Lab::start(&Options::one("se1"))?;
     lab.import(&sample_image())?;
     step("apply, roll out, answer", || serves(&lab))?;
+    step("explained as it happens", || explained(&lab))?;
     step("configuration reaches containers", || configuration(&lab))?;
     step("logs, exec, exit codes", || logs_and_exec(&lab))?;
     step("probes take a pod out of its Service and bring it back", || readiness(&lab))?;
@@ -38,6 +39,61 @@ fn serves(lab: &Lab) -> Result<()> {
 
 fn from_node(lab: &Lab, arguments: &[&str]) -> Result<String> {
     output(&mut lab.nodes()[0].echo(arguments))
+}
+
+/// By names, as a user asks; a policy is called by its name.
+fn explained(lab: &Lab) -> Result<()> {
+    let ask = |arguments: &[&str]| output(&mut lab.nodes()[0].sluice(&[&["explain"], arguments].concat()));
+    let pod = lab.kubectl("get pods -l app=echo -o jsonpath={.items[0].metadata.name}")?;
+    // By chance the pod itself, whose packets never leave it.
+    let mut told = ask(&[&pod, "svc/echo:80"])?;
+    for _ in 0..16 {
+        if told.contains("answers come back from") {
+            break;
+        }
+        told = ask(&[&pod, "svc/echo:80"])?;
+    }
+    for part in [
+        "at connect(2)",
+        "service      default/echo",
+        "one of 3, this time this one",
+        "=> DELIVERED to the pod default/echo-",
+        "answers come back from",
+    ] {
+        ensure!(told.contains(part), "{part:?} is not in:\n{told}");
+    }
+    println!("{told}");
+    let json: serde_json::Value = serde_json::from_str(&ask(&["node", "echo.default.svc:80", "--output", "json"])?)?;
+    ensure!(json["fate"]["outcome"] == "delivered" && json["warnings"] == serde_json::json!([]), "{json:#}");
+    lab.apply(
+        r#"
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: quiet}
+spec: {podSelector: {matchLabels: {app: echo}}, policyTypes: [Egress]}
+"#,
+    )?;
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let told = loop {
+        let told = ask(&[&pod, "192.0.2.1:80"])?;
+        if told.contains("DROPPED") || std::time::Instant::now() > deadline {
+            break told;
+        }
+    };
+    for part in ["is DENIED", "default/quiet", "=> DROPPED (PolicyEgress)"] {
+        ensure!(told.contains(part), "{part:?} is not in:\n{told}");
+    }
+    println!("{told}");
+    lab.kubectl("delete networkpolicy quiet")?;
+    for (wrong, expected) in [
+        (["nobody", "svc/echo"], "pods \"nobody\" not found"),
+        ([&pod, "svc/nothing"], "services \"nothing\" not found"),
+        ([&pod, "10.0.0.1"], "say the port"),
+    ] {
+        let refused = format!("{:#}", ask(&wrong).err().context("it was explained")?);
+        ensure!(refused.contains(expected), "{wrong:?}: {refused}");
+    }
+    Ok(())
 }
 
 fn configuration(lab: &Lab) -> Result<()> {

@@ -46,6 +46,10 @@ const TESTS: &[(&str, &[&str])] = &[
     ("probes", &[]),
     ("policy_verdicts", &["--nocapture"]),
     ("policies", &["a_change_holds_for_open_connections"]),
+    (
+        "explain",
+        &["asking_leaves_no_trace", "policies_and_pods_are_called_by_their_names", "what_sockets_get_is_explained"],
+    ),
 ];
 
 /// Longest that the guest may be silent, under emulation on a busy machine: every test says when it begins and ends.

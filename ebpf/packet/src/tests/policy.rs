@@ -93,6 +93,11 @@ fn what_is_never_judged_passes() {
     assert!(sends(&closed, &own));
     assert_eq!(may_receive(&own, &closed, closed.link), Verdict::Pass);
     assert!(!receives(&closed, &own), "a forged one");
+    // Nobody serves what it asked for.
+    let asked = Frame::udp("10.244.0.5:5000", "10.96.0.10:53", b"?");
+    let refusal = Frame::error("10.96.0.10", POD, &asked);
+    assert_eq!(may_receive(&refusal, &closed, closed.link), Verdict::Pass);
+    assert!(!receives(&closed, &refusal), "a forged one");
     // What is not IP, and neighbour discovery.
     let mut arp = Frame::udp("10.244.9.9:1", "10.244.0.5:5", b"");
     arp.bytes[12..14].copy_from_slice(&[8, 6]);

@@ -8,6 +8,7 @@
 pub(crate) mod compile;
 pub(crate) mod driver;
 pub mod model;
+pub(crate) mod named;
 mod ports;
 pub(crate) mod rules;
 pub(crate) mod store;
