@@ -6,9 +6,12 @@
 mod clusters;
 mod common;
 
+use std::net::UdpSocket;
+
 use clusters::{Cluster, IMPATIENCE, cluster, load, policy};
-use common::{PATIENCE, connect, isolated};
+use common::{PATIENCE, connect, isolated, service};
 use serde_json::{Value, json};
+use sluice_dataplane::model::Protocol;
 
 const ALL: &[&str] = &["80/tcp", "81/tcp", "80/udp", "81/udp"];
 const NONE: &[&str] = &[];
@@ -240,5 +243,30 @@ fn a_change_holds_for_open_connections() {
         assert!(open.alive());
         cluster.apply(&[]);
         cluster.check("without policies again", "d", "a", ALL);
+    });
+}
+
+/// A Service that nobody serves is refused at once, whoever may reach the pod that asks.
+#[test]
+fn refusals_reach_a_pod_with_policies() {
+    isolated("refusals_reach_a_pod_with_policies", |place| {
+        let cluster = cluster(place);
+        cluster.apply(&[policy("p", json!({"policyTypes": ["Ingress", "Egress"], "egress": [{}]}))]);
+        for to in ["10.96.0.10:80", "[fd96::10]:80"] {
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                cluster.planes[0].apply(&service(protocol, to, 0, &[])).unwrap();
+                let refused = cluster.pods[0].within(|| match protocol {
+                    Protocol::Tcp => connect(to).map(drop).unwrap_err(),
+                    _ => {
+                        let socket = UdpSocket::bind(if to.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" }).unwrap();
+                        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+                        socket.connect(to).unwrap();
+                        socket.send(b"?").unwrap();
+                        socket.recv(&mut [0; 8]).unwrap_err()
+                    }
+                });
+                assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "{to} {protocol:?}");
+            }
+        }
     });
 }
