@@ -47,7 +47,7 @@ impl Opened {
 /// The word that holds a place's bit, and which bit.
 #[inline(always)]
 pub const fn bit(place: u32) -> (u32, u32) {
-    (place / 64 & (WORDS - 1), place % 64)
+    ((place / 64) & (WORDS - 1), place % 64)
 }
 
 /// The first of a connection's two places, by its answers' [`trace`](crate::known::trace).

@@ -8,7 +8,8 @@
 use sluice_ebpf_common::cache::{Record, Record4, Record6};
 use sluice_ebpf_common::{Address, Backend, Flow, FlowKind, Frontend, Reason, known, limits, protocol};
 
-use crate::cache::{Fast, Plain, fold};
+use crate::cache::Fast;
+use crate::family::{Plain, fold};
 use crate::header::{ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Header, transport_header};
 use crate::ingress::Target;
 use crate::shortcut::Desk;

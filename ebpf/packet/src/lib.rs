@@ -17,6 +17,7 @@ mod decap;
 mod egress;
 mod encap;
 mod error;
+mod family;
 mod flow;
 mod fragment;
 mod fused;

@@ -11,6 +11,9 @@ extern crate self as sluice_dataplane;
 
 mod attach;
 mod btf;
+#[cfg(test)]
+#[path = "../tests/common/mod.rs"]
+mod common;
 pub mod compile;
 mod counters;
 mod datagrams;

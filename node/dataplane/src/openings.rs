@@ -67,17 +67,13 @@ impl Openings {
 }
 
 #[cfg(test)]
-#[path = "../tests/common/mod.rs"]
-mod common;
-
-#[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use sluice_ebpf_common::{FlowKey, ports, protocol};
 
-    use super::common::isolated;
     use super::*;
     use crate::Dataplane;
+    use crate::common::isolated;
     use crate::sweep::{count, sweep, take_ports};
 
     #[test]

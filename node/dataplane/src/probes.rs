@@ -222,8 +222,8 @@ mod tests {
     use sluice_metrics::Text;
 
     use super::*;
+    use crate::common::{connect, isolated, service, tcp_server};
     use crate::model::Protocol;
-    use crate::sweep::common::{connect, isolated, service, tcp_server};
 
     #[test]
     fn a_full_map_is_told_and_nothing_is_lost() {

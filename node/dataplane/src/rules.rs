@@ -36,10 +36,6 @@ fn is_kernels(rule: &RuleMessage) -> bool {
 }
 
 #[cfg(test)]
-#[path = "../tests/common/mod.rs"]
-mod common;
-
-#[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use std::time::Instant;
@@ -48,9 +44,9 @@ mod tests {
     use sluice_ebpf_common::{Settings, maps};
     use tokio_util::sync::CancellationToken;
 
-    use super::common::{PATIENCE, isolated, run};
     use super::*;
     use crate::Dataplane;
+    use crate::common::{PATIENCE, isolated, run};
     use crate::store::typed;
 
     #[test]

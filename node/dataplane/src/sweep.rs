@@ -245,14 +245,10 @@ pub(crate) fn count(pins: &Pins) -> Result<usize, Error> {
 }
 
 #[cfg(test)]
-#[path = "../tests/common/mod.rs"]
-pub(crate) mod common;
-
-#[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::common::{connect, isolated, service, tcp_server};
     use super::*;
+    use crate::common::{PATIENCE, connect, isolated, service, tcp_server};
     use crate::model::Protocol;
 
     #[test]
@@ -273,7 +269,7 @@ mod tests {
                 let mut ring = sys::watch(typed::<RingBuf<MapData>>(&pins, maps::EVENTS).unwrap()).unwrap();
                 assert_eq!(sweep_aside(&dataplane).await.unwrap(), 0);
                 let mut open = outside.within(|| connect("10.1.0.1:30080").unwrap());
-                tokio::time::timeout(common::PATIENCE, ring.readable_mut()).await.unwrap().unwrap().clear_ready();
+                tokio::time::timeout(PATIENCE, ring.readable_mut()).await.unwrap().unwrap().clear_ready();
                 let word: Array<MapData, u32> = typed(&pins, maps::SWEEPER).unwrap();
                 assert_eq!(word.get(&0, 0).unwrap(), 1, "one event is enough");
                 let now = sys::coarse_seconds();
@@ -282,7 +278,7 @@ mod tests {
                 drop(open);
                 let gone = || sweep(&pins, sys::coarse_seconds() + idle::TCP_CLOSED + 2).unwrap() == 0;
                 let start = std::time::Instant::now();
-                while !gone() && start.elapsed() < common::PATIENCE {
+                while !gone() && start.elapsed() < PATIENCE {
                     tokio::task::yield_now().await;
                 }
                 assert!(gone(), "closed by both sides: it goes");
