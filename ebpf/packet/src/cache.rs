@@ -309,7 +309,9 @@ fn write<F: Family, M: Fast>(
             record.ethernet = path.route.ethernet;
             record.service = path.service;
             record.backend = path.backend;
-            record.stamp = stamp(maps, settings, path.service);
+            if plain.tcp_flags & (SYN | ACK) != SYN {
+                record.stamp = stamp(maps, settings, path.service);
+            }
             record.tick = tick;
         },
     );

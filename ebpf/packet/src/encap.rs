@@ -149,13 +149,13 @@ pub(crate) fn place(trace: u64) -> u32 {
     trace as u32 >> 8 & (limits::BEGUN - 1)
 }
 
-/// Is this the beginning of a connection of which the flow table knows nothing?
+/// Is this the beginning of a connection of which the flow table knows nothing? The trace is the connection's.
 #[inline(always)]
-pub(crate) fn opens_unknown<M: Maps>(maps: &M, header: &Header) -> bool {
+pub(crate) fn opens_unknown<M: Maps>(maps: &M, header: &Header, trace: u64) -> bool {
     if !header.opens() {
         return false;
     }
-    let (word, bit) = known::place(trace(header));
+    let (word, bit) = known::place(trace);
     maps.known(word).is_some_and(|word| word >> bit & 1 == 0)
 }
 
@@ -183,11 +183,10 @@ pub(crate) fn begun<M: Maps>(maps: &M, header: &Header, frontend: &Frontend) -> 
 }
 
 /// Remembers where a new connection goes, if it may. It does not have to: every node's table leads there, too, as long as the
-/// service's backends stay the same. What only opens one is noted for the next packet alone.
+/// service's backends stay the same. What only opens one is noted by its trace, for the next packet alone.
 #[inline(never)]
-pub(crate) fn remember<M: Maps>(maps: &M, header: &Header, target: &mut Target, bytes: u32) {
+pub(crate) fn remember<M: Maps>(maps: &M, header: &Header, target: &mut Target, bytes: u32, trace: u64) {
     if header.opens() {
-        let trace = trace(header);
         maps.begun(
             place(trace),
             #[inline(always)]
@@ -402,14 +401,17 @@ pub(crate) fn finish<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
     let Some(settings) = maps.settings() else { return false };
     let Desk { header, onward, length, path, target, .. } = desk;
     let outer = if header.v4 { OUTER_V4 as u16 } else { OUTER_V6 as u16 };
-    (onward.source, onward.destination) = (settings.family(header.v4).node, target.address);
-    (path.source, path.destination) = (onward.source, target.address);
+    (path.source, path.destination) = (settings.family(header.v4).node, target.address);
     (path.source_port, path.destination_port) = (0, target.port);
     (path.service, path.backend) = (target.service, target.backend);
     path.encapsulate = true;
     let length = length.saturating_add(outer);
-    if !trail::follow(maps, settings, onward, length, target.backend, &mut path.route) {
-        return false;
+    if !trail::known(maps, settings, &target.address, length, target.backend, &mut path.route) {
+        *onward = *header;
+        (onward.source, onward.destination) = (path.source, path.destination);
+        if !trail::find(maps, settings, onward, length, target.backend, &mut path.route) {
+            return false;
+        }
     }
     path.route.mtu = path.route.mtu.saturating_sub(outer);
     true

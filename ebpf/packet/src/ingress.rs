@@ -390,7 +390,7 @@ fn new<M: Maps>(maps: &M, header: &Header, frontend: &Frontend, target: &mut Tar
     let outside = target.has(Flow::NEEDS_SOURCE);
     aim(maps, header, frontend, target)?;
     if outside && encap::applies(maps, header, frontend, target) {
-        encap::remember(maps, header, target, bytes);
+        encap::remember(maps, header, target, bytes, encap::trace(header));
         return Ok(());
     }
     enter(maps, header, target, bytes)

@@ -119,10 +119,10 @@ pub(crate) fn planned<M: Maps>(maps: &M, frontend: &Frontend, header: &Header) -
 /// The same on every node: of a whole connection, or of the client alone where it keeps its backend.
 #[inline(always)]
 fn hash(header: &Header, client_only: bool) -> u32 {
-    let mut state = 0x9e37_79b9_u32;
-    for word in header.source.words {
-        state = mix(state, word);
-    }
+    let [a, b, c, last] = header.source.words;
+    // What all IPv4 addresses begin with.
+    let mut state = if header.v4 { BEGINNING_V4 } else { begin([a, b, c]) };
+    state = mix(state, last);
     if client_only {
         return finish(state);
     }
@@ -133,9 +133,19 @@ fn hash(header: &Header, client_only: bool) -> u32 {
     finish(mix(mix(state, ports), header.protocol.into()))
 }
 
+const BEGINNING_V4: u32 = {
+    let [a, b, c, _] = Address::ANY_V4.words;
+    begin([a, b, c])
+};
+
+#[inline(always)]
+const fn begin([a, b, c]: [u32; 3]) -> u32 {
+    mix(mix(mix(0x9e37_79b9, a), b), c)
+}
+
 /// One round of MurmurHash3 (32 bits), which has the few operations that a program can afford.
 #[inline(always)]
-fn mix(state: u32, word: u32) -> u32 {
+const fn mix(state: u32, word: u32) -> u32 {
     let word = word.wrapping_mul(0xcc9e_2d51).rotate_left(15).wrapping_mul(0x1b87_3593);
     (state ^ word).rotate_left(13).wrapping_mul(5).wrapping_add(0xe654_6b64)
 }

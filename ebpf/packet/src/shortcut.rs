@@ -141,7 +141,6 @@ fn begin<M: Fast>(maps: &M, desk: &mut Desk) -> u32 {
         encapsulate: false,
         route: Route::default(),
     };
-    desk.onward = desk.header;
     desk.record = BEGINS;
     if is_answer(maps, &desk.header) { back(maps, desk) } else { REQUEST }
 }
@@ -168,6 +167,7 @@ fn settle<M: Fast>(maps: &M, desk: &Desk) {
 #[inline(always)]
 fn back<M: Fast>(maps: &M, desk: &mut Desk) -> u32 {
     let Desk { header, onward, length, path, .. } = desk;
+    *onward = *header;
     let (now, bytes) = (maps.now(), u32::from(*length));
     let found = maps.flow(&flow::key(header, FlowKind::MasqueradeReply), |flow| {
         flow::touch(flow, header, now, bytes);
@@ -201,7 +201,8 @@ fn backend<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
     if frontend.is_none() && !service::is_node_port(maps, settings, address, port) {
         return false;
     }
-    let unknown = frontend.is_some() && encap::opens_unknown(maps, &desk.header);
+    let trace = encap::trace(&desk.header);
+    let unknown = frontend.is_some() && encap::opens_unknown(maps, &desk.header, trace);
     if !unknown && connection(maps, desk) {
         return true;
     }
@@ -215,7 +216,7 @@ fn backend<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
         return false;
     }
     if encap::applies(maps, header, &frontend, target) {
-        encap::remember(maps, header, target, u32::from(*length));
+        encap::remember(maps, header, target, u32::from(*length), trace);
         return true;
     }
     // What leaves the node is recorded when it is known by which link.
@@ -244,10 +245,9 @@ fn reach<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
 /// Makes both translations, or none.
 #[inline(always)]
 fn finish<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
-    let Desk { onward, path, target, .. } = desk;
+    let Desk { path, target, .. } = desk;
     (path.destination, path.destination_port) = (target.address, target.port);
     (path.service, path.backend) = (target.service, target.backend);
-    (onward.destination, onward.destination_port) = (target.address, target.port);
     !target.has(Flow::NEEDS_SOURCE) || way(maps, desk) && leave(maps, desk)
 }
 
@@ -256,10 +256,15 @@ fn finish<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
 #[inline(never)]
 fn way<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
     let Some(settings) = maps.settings() else { return false };
-    let Desk { onward, length, path, target, record, .. } = desk;
-    let kept = *record == BEGINS && onward.opens() && settings.flags & Settings::PLAIN_RULES != 0;
+    let Desk { header, onward, length, path, target, record, .. } = desk;
+    let kept = *record == BEGINS && header.opens() && settings.flags & Settings::PLAIN_RULES != 0;
+    if kept && trail::known(maps, settings, &target.address, *length, target.backend, &mut path.route) {
+        return true;
+    }
+    *onward = *header;
+    (onward.destination, onward.destination_port) = (target.address, target.port);
     let found = if kept {
-        trail::follow(maps, settings, onward, *length, target.backend, &mut path.route)
+        trail::find(maps, settings, onward, *length, target.backend, &mut path.route)
     } else {
         trail::ask(maps, settings, onward, *length, &mut path.route)
     };

@@ -18,9 +18,31 @@ pub struct Trail {
     route: Route,
 }
 
-/// Finds the way of an IP packet of `length` bytes to a backend; false unless it can be sent on a link at once.
+/// Is the way of an IP packet of `length` bytes to a backend known?
 #[inline(always)]
-pub(crate) fn follow<M: Fast>(
+pub(crate) fn known<M: Fast>(
+    maps: &M,
+    settings: &Settings,
+    to: &Address,
+    length: u16,
+    backend: u32,
+    route: &mut Route,
+) -> bool {
+    let (stamp, tick) = now(maps, settings);
+    let known = maps.trail(
+        backend,
+        #[inline(always)]
+        |trail| {
+            *route = trail.route;
+            trail.address.same(to) && trail.stamp == stamp && trail.tick == tick && length <= trail.route.mtu
+        },
+    );
+    known == Some(true)
+}
+
+/// Asks for it, and keeps it; false unless the packet can be sent on a link at once.
+#[inline(always)]
+pub(crate) fn find<M: Fast>(
     maps: &M,
     settings: &Settings,
     header: &Header,
@@ -28,31 +50,23 @@ pub(crate) fn follow<M: Fast>(
     backend: u32,
     route: &mut Route,
 ) -> bool {
-    let stamp = settings.epoch.wrapping_mul(0x9e37_79b1) ^ maps.vlan() ^ maps.link().rotate_left(8);
-    let tick = settings.tick(maps.jiffies());
-    let known = maps.trail(
-        backend,
-        #[inline(always)]
-        |trail| {
-            *route = trail.route;
-            trail.address.same(&header.destination)
-                && trail.stamp == stamp
-                && trail.tick == tick
-                && length <= trail.route.mtu
-        },
-    );
-    if known == Some(true) {
-        return true;
-    }
     if !ask(maps, settings, header, length, route) {
         return false;
     }
+    let (stamp, tick) = now(maps, settings);
     maps.trail(
         backend,
         #[inline(always)]
         |trail| *trail = Trail { address: header.destination, stamp, tick, route: *route },
     );
     true
+}
+
+/// What a way depends on beside its end.
+#[inline(always)]
+fn now<M: Fast>(maps: &M, settings: &Settings) -> (u32, u32) {
+    let stamp = settings.epoch.wrapping_mul(0x9e37_79b1) ^ maps.vlan() ^ maps.link().rotate_left(8);
+    (stamp, settings.tick(maps.jiffies()))
 }
 
 /// Asks the kernel for the way, and for the address to leave with.
