@@ -3,7 +3,8 @@
 
 use std::net::IpAddr;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use sluice_dataplane::NodePortAddresses;
 use sluice_network::Cidr;
 
 /// The prefix of one node's range in each family.
@@ -61,6 +62,23 @@ pub(crate) fn unmasqueraded(field: &str, given: &[String]) -> Result<Vec<Cidr>> 
         bail!("{field}: at most {} ranges", sluice_dataplane::UNMASQUERADED);
     }
     texts.iter().map(|text| range(field, text)).collect()
+}
+
+/// `primary`, or any number of ranges; none for every address.
+pub(crate) fn node_ports(field: &str, given: &[String]) -> Result<NodePortAddresses> {
+    match given {
+        [] => Ok(NodePortAddresses::All),
+        [one] if one == "primary" => Ok(NodePortAddresses::Primary),
+        many if many.iter().any(|text| text == "primary") => bail!("{field}: primary stands alone"),
+        many => {
+            let one = |text: &String| {
+                let range = range(field, text)?;
+                sluice_dataplane::Range::new(range.addr(), range.prefix())
+                    .with_context(|| format!("{field}: {text:?} is no address range"))
+            };
+            many.iter().map(one).collect::<Result<_>>().map(NodePortAddresses::Within)
+        }
+    }
 }
 
 /// What the cluster's ranges have to be to each other.
@@ -157,6 +175,24 @@ mod tests {
                 Err(error) => error.to_string(),
             };
             assert!(got.starts_with(expected) && got.is_empty() == expected.is_empty(), "{given:?}: {got}");
+        }
+    }
+
+    #[test]
+    fn addresses_with_node_ports() {
+        let given = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        let field = "nodePortAddresses";
+        assert_eq!(node_ports(field, &[]).unwrap(), NodePortAddresses::All);
+        assert_eq!(node_ports(field, &given(&["primary"])).unwrap(), NodePortAddresses::Primary);
+        let ranges = ["10.0.0.0/8", "fd12::/16"];
+        let within = NodePortAddresses::Within(ranges.iter().map(|range| range.parse().unwrap()).collect());
+        assert_eq!(node_ports(field, &given(&ranges)).unwrap(), within);
+        for (texts, expected) in [
+            (["primary", "10.0.0.0/8"], "nodePortAddresses: primary stands alone"),
+            (["10.0.0.0/8", "all"], "nodePortAddresses: \"all\" is no address range"),
+        ] {
+            let got = node_ports(field, &given(&texts)).unwrap_err().to_string();
+            assert!(got.starts_with(expected), "{got}");
         }
     }
 

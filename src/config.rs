@@ -12,6 +12,8 @@ use clap::Args;
 use serde::Deserialize;
 use sluice_network::Cidr;
 
+use sluice_dataplane::NodePortAddresses;
+
 use crate::{
     addresses::{self, NodePrefixes},
     machine,
@@ -72,6 +74,10 @@ pub(crate) struct Options {
     /// destination [repeatable] [default: the link-local ranges 169.254.0.0/16 and fe80::/10]
     #[arg(long, value_name = "none|CIDR")]
     pub non_masquerade_cidr: Vec<String>,
+    /// On which of the node's own addresses node ports answer: `primary` for the node's addresses in the API, or ranges; an
+    /// address family without one has them on every address, loopback included [repeatable] [default: on every address]
+    #[arg(long = "nodeport-addresses", value_name = "primary|CIDR")]
+    pub node_port_addresses: Vec<String>,
     /// DNS domain of the cluster [default: cluster.local]
     #[arg(long, value_name = "DOMAIN")]
     pub cluster_domain: Option<String>,
@@ -192,6 +198,7 @@ pub(crate) struct Config {
     pub node_prefixes: NodePrefixes,
     /// Destinations that pods reach with their own address.
     pub unmasqueraded: Vec<Cidr>,
+    pub node_port_addresses: NodePortAddresses,
     pub cluster_domain: String,
     pub dns_upstreams: Vec<SocketAddr>,
     pub etcd: Vec<String>,
@@ -251,6 +258,7 @@ impl Options {
             service_cidrs,
             node_prefixes,
             unmasqueraded: addresses::unmasqueraded("nonMasqueradeCidr", &all.non_masquerade_cidr)?,
+            node_port_addresses: addresses::node_ports("nodePortAddresses", &all.node_port_addresses)?,
             cluster_domain: all.cluster_domain.unwrap_or_else(|| "cluster.local".into()),
             dns_upstreams: upstreams(&all.dns_upstream)?,
             etcd: all.etcd,
@@ -290,6 +298,7 @@ impl Options {
             node_cidr_mask_size_ipv4: self.node_cidr_mask_size_ipv4.or(file.node_cidr_mask_size_ipv4),
             node_cidr_mask_size_ipv6: self.node_cidr_mask_size_ipv6.or(file.node_cidr_mask_size_ipv6),
             non_masquerade_cidr: list(self.non_masquerade_cidr, file.non_masquerade_cidr),
+            node_port_addresses: list(self.node_port_addresses, file.node_port_addresses),
             cluster_domain: self.cluster_domain.or(file.cluster_domain),
             dns_upstream: list(self.dns_upstream, file.dns_upstream),
             etcd: list(self.etcd, file.etcd),
@@ -495,6 +504,7 @@ mod tests {
         check("podCidr: nonsense", "podCidr: \"nonsense\" is no address range");
         check("serviceCidr: 10.244.0.0/20", "serviceCidr: 10.244.0.0/20 and podCidr 10.244.0.0/16 have addresses");
         check("nodeIp: 192.0.2.1,192.0.2.2", "nodeIp: ");
+        check("nodePortAddresses: [10.0.0.0]", "nodePortAddresses: \"10.0.0.0\" is no address range");
         check("instance: Has Space", "instance: \"Has Space\" must be");
         check("dnsUpstream: [somewhere]", "dnsUpstream: \"somewhere\" must be auto, none or an address");
         let unknown = serde_saphyr::from_str::<Options>("podCIDR: 10.0.0.0/8").unwrap_err().to_string();

@@ -221,6 +221,7 @@ fn dataplane_config(config: &Config) -> Result<sluice_dataplane::Config> {
         // Filled in by the agent, which knows the node's links.
         node_addresses: Vec::new(),
         node_ports: 30000..=32767,
+        node_port_addresses: config.node_port_addresses.clone(),
         pod_range: None,
         cluster_range: None,
         uplinks: sluice_dataplane::Uplinks::Every { except: OWN_LINKS.map(String::from).to_vec() },

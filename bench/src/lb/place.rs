@@ -105,6 +105,7 @@ pub(super) fn config(cgroup: &Path) -> Result<Config> {
         pin_dir: "/sys/fs/bpf/bench".into(),
         node_addresses: vec![NODE.into()],
         node_ports: 30000..=32767,
+        node_port_addresses: sluice_dataplane::NodePortAddresses::All,
         pod_range: Some("10.244.0.0/16".parse().map_err(anyhow::Error::msg)?),
         cluster_range: Some("10.244.0.0/15".parse().map_err(anyhow::Error::msg)?),
         uplinks: Uplinks::Named(vec![UPLINK.into()]),

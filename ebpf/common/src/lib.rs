@@ -163,7 +163,7 @@ pub mod maps {
     pub const PORTS: &str = "ports";
     /// The bits of `known`.
     pub const KNOWN: &str = "known";
-    /// Local addresses.
+    /// Local addresses, each with 0 or [`NO_NODE_PORTS`](super::NO_NODE_PORTS).
     pub const LOCALS: &str = "locals";
     /// Addresses of the other nodes.
     pub const NODES: &str = "nodes";
@@ -270,6 +270,9 @@ pub mod maps {
         SOCKETS,
     ];
 }
+
+/// Of a local address: node ports do not answer on it.
+pub const NO_NODE_PORTS: u32 = 1;
 
 /// Key of the addresses that masqueraded traffic leaves with.
 #[repr(C)]

@@ -222,6 +222,10 @@ impl Settings {
     pub const HOST_PORTS: u32 = 1;
     /// The kernel has no other rules for routes than those that it begins with, so a packet's way depends on where it goes.
     pub const PLAIN_RULES: u32 = 2;
+    /// Node ports do not answer on the loopback addresses of IPv4.
+    pub const NO_LOOPBACK_V4: u32 = 4;
+    /// The same for IPv6.
+    pub const NO_LOOPBACK_V6: u32 = 8;
 
     /// What holds for IPv4 or IPv6.
     #[inline(always)]

@@ -130,8 +130,14 @@ pub trait Maps {
     fn slot(&self, index: u32) -> Option<u32>;
     /// A backend slot.
     fn backend(&self, id: u32) -> Option<Backend>;
-    /// Is this one of the node's own addresses (loopback included for the node's own sockets)?
-    fn is_local(&self, address: &Address) -> bool;
+    /// What holds for one of the node's own addresses (loopback included for the node's own sockets): 0 or
+    /// [`NO_NODE_PORTS`](sluice_ebpf_common::NO_NODE_PORTS).
+    fn local(&self, address: &Address) -> Option<u32>;
+    /// Is this one of them?
+    #[inline(always)]
+    fn is_local(&self, address: &Address) -> bool {
+        self.local(address).is_some()
+    }
     /// The link of this node's pod with this address, if packets may go straight into it.
     fn pod(&self, address: &Address) -> Option<PodLink>;
     /// Is this another node's address?

@@ -5,7 +5,8 @@
 //! all nodes choose alike.
 
 use sluice_ebpf_common::{
-    Address, Affinity, AffinityKey, Backend, Frontend, FrontendKey, RangeKey, Reason, Scope, Settings, limits,
+    Address, Affinity, AffinityKey, Backend, Frontend, FrontendKey, NO_NODE_PORTS, RangeKey, Reason, Scope, Settings,
+    limits,
 };
 
 use crate::{Header, Maps, encap, hide};
@@ -37,7 +38,10 @@ pub fn find<M: Maps>(
 /// Could this be a node port or a host port of this node?
 #[inline(always)]
 pub(crate) fn is_node_port<M: Maps>(maps: &M, settings: &Settings, address: &Address, port: u16) -> bool {
-    (settings.flags & Settings::HOST_PORTS != 0 || in_node_ports(settings, port)) && maps.is_local(address)
+    let host_ports = settings.flags & Settings::HOST_PORTS != 0;
+    let node_port = in_node_ports(settings, port);
+    let closes = if node_port { NO_NODE_PORTS } else { 0 };
+    (host_ports || node_port) && maps.local(address).is_some_and(|local| local & closes == 0)
 }
 
 /// Is it in the range of the node ports?

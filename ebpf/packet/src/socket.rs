@@ -2,7 +2,8 @@
 //! never sees the difference.
 
 use sluice_ebpf_common::{
-    Address, AffinityKey, Frontend, FrontendKey, Reason, SOCKET_TRANSLATIONS, Scope, Settings, SocketState, Translation,
+    Address, AffinityKey, Frontend, FrontendKey, NO_NODE_PORTS, Reason, SOCKET_TRANSLATIONS, Scope, Settings,
+    SocketState, Translation,
 };
 
 use crate::{Maps, service};
@@ -43,6 +44,9 @@ pub fn send<M: Maps>(
 pub fn may_listen<M: Maps>(maps: &M, address: &Address, port: u16, protocol: u8) -> bool {
     let Some(settings) = maps.settings() else { return true };
     if !service::in_node_ports(settings, port) || maps.namespace() != settings.host_cookie {
+        return true;
+    }
+    if maps.local(address).is_some_and(|local| local & NO_NODE_PORTS != 0) {
         return true;
     }
     let mut key = FrontendKey { address: address.any(), port, protocol, scope: Scope::Internal as u8 };

@@ -15,8 +15,8 @@ use sluice_ebpf_common::cache::{Bucket4, Bucket6, Uplink};
 use sluice_ebpf_common::opened::Opened;
 use sluice_ebpf_common::{
     Address, Affinity, AffinityKey, Allowed, AllowedKey, Backend, Counters, Event, Flow, FlowKey, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, Guard, PodLink, RangeKey, Reason, RuleKey, SLAB_LINE, Settings, SourceKey,
-    limits, opened, protocol,
+    FragmentPorts, Frontend, FrontendKey, Guard, NO_NODE_PORTS, PodLink, RangeKey, Reason, RuleKey, SLAB_LINE,
+    Settings, SourceKey, limits, opened, protocol,
 };
 use sluice_packet::{
     Begun, Desk, Fast, Header, Hop, InsertError, Judging, Maps, Path, Paths, Policies, Route, Scratch, Trail,
@@ -82,12 +82,17 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
-    fn is_local(&self, address: &Address) -> bool {
+    fn local(&self, address: &Address) -> Option<u32> {
         if address.is_loopback() {
-            let Kernel::Socket(cookie) = self else { return false };
-            return maps::SETTINGS.get(0).is_some_and(|settings| settings.host_cookie == *cookie);
+            let Kernel::Socket(cookie) = self else { return None };
+            let settings = maps::SETTINGS.get(0)?;
+            let closed = if address.is_v4() { Settings::NO_LOOPBACK_V4 } else { Settings::NO_LOOPBACK_V6 };
+            let local = if settings.flags & closed == 0 { 0 } else { NO_NODE_PORTS };
+            return (settings.host_cookie == *cookie).then_some(local);
         }
-        maps::LOCALS.get_ptr(address).is_some()
+        let local = maps::LOCALS.get_ptr(address)?;
+        // SAFETY: the map returned a pointer to a whole value.
+        Some(unsafe { read_volatile(local) })
     }
 
     #[inline(always)]

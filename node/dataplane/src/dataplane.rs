@@ -24,6 +24,7 @@ use crate::metrics::Figures;
 use crate::migrate::{self, BUILD, Build};
 use crate::model::{Forwarding, Snapshot};
 use crate::neighbours::{Neighbour, Neighbours, Redirect};
+use crate::node_ports::NodePortAddresses;
 use crate::object::Mode;
 use crate::pace::{self, Paces};
 use crate::pins::{self, Pins};
@@ -50,6 +51,8 @@ pub struct Config {
     pub node_addresses: Vec<IpAddr>,
     /// Ports of NodePort services.
     pub node_ports: RangeInclusive<u16>,
+    /// On which of the node's own addresses they answer.
+    pub node_port_addresses: NodePortAddresses,
     /// This node's pods: their traffic to the outside leaves with the node's address. `None` keeps what an earlier
     /// process was told.
     pub pod_range: Option<Range>,
@@ -378,12 +381,6 @@ impl Dataplane {
     }
 
     /// Writes the settings anew if they change.
-    pub(crate) fn set_flag(&self, flag: u32, set: bool) -> Result<(), Error> {
-        self.change_settings(|settings| {
-            settings.flags = if set { settings.flags | flag } else { settings.flags & !flag };
-        })
-    }
-
     pub(crate) fn change_settings(&self, change: impl FnOnce(&mut Settings)) -> Result<(), Error> {
         let mut guard = self.inner.settings.lock();
         let (settings, map) = &mut *guard;

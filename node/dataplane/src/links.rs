@@ -66,8 +66,11 @@ impl Dataplane {
         let locals: BTreeMap<Address, u32> = addresses
             .chain(configured.iter().copied())
             .filter(|address| !address.is_loopback())
-            .map(|address| (wire(address), 0))
+            .map(|address| (wire(address), inner.config.node_port_addresses.local(configured, address)))
             .collect();
+        for (flag, closed) in inner.config.node_port_addresses.flags(configured) {
+            self.set_flag(flag, closed)?;
+        }
         replace(&mut inner.locals.lock(), &locals, "local addresses")?;
         let source = |link: &Interface, version: u32| {
             let own = |address: &&IpAddr| address.is_ipv4() == (version == 4) && is_source(address);
@@ -109,6 +112,12 @@ impl Dataplane {
         }
         *uplinks = attached;
         Ok(())
+    }
+
+    pub(crate) fn set_flag(&self, flag: u32, set: bool) -> Result<(), Error> {
+        self.change_settings(|settings| {
+            settings.flags = if set { settings.flags | flag } else { settings.flags & !flag };
+        })
     }
 
     /// Follows the kernel's links and addresses until the shutdown.

@@ -5,11 +5,11 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 
 use common::{Place, connect, isolated, service, tcp_server, udp_server, words};
-use sluice_dataplane::Dataplane;
 use sluice_dataplane::model::{Protocol, Snapshot};
+use sluice_dataplane::{Config, Dataplane, NodePortAddresses};
 
 const CLUSTER: &str = "10.96.0.10:80";
 
@@ -51,6 +51,35 @@ fn node_ports_answer_on_local_addresses_only() {
         common::run("ip", &["address", "add", "10.1.0.9/32", "dev", "lo"]);
         assert_eq!(connect("10.1.0.9:30080").err().unwrap().kind(), ErrorKind::ConnectionRefused);
         assert_eq!(connect("127.0.0.1:30081").err().unwrap().kind(), ErrorKind::ConnectionRefused);
+    });
+}
+
+#[test]
+fn node_ports_answer_on_chosen_addresses() {
+    isolated("node_ports_answer_on_chosen_addresses", |place| {
+        for address in ["10.1.0.1/32", "10.9.0.1/32", "fd01::1/128"] {
+            common::run("ip", &["address", "add", address, "dev", "lo"]);
+        }
+        tcp_server("127.0.0.2:8001");
+        let all = ["10.1.0.1:30080", "10.9.0.1:30080", "127.0.0.1:30080"];
+        let within = |range: &str| NodePortAddresses::Within(vec![range.parse().unwrap()]);
+        for (addresses, expected) in [
+            (within("10.9.0.0/16"), vec!["10.9.0.1:30080"]),
+            (within("127.0.0.0/8"), vec!["127.0.0.1:30080"]),
+            (NodePortAddresses::Primary, vec!["10.1.0.1:30080"]),
+            (within("fd01::/64"), all.to_vec()),
+            (NodePortAddresses::All, all.to_vec()),
+        ] {
+            let dataplane =
+                Dataplane::load(Config { node_port_addresses: addresses.clone(), ..place.config() }).unwrap();
+            dataplane.apply(&service(Protocol::Tcp, CLUSTER, 30080, &["127.0.0.2:8001"])).unwrap();
+            let answers: Vec<&str> = all.into_iter().filter(|address| connect(address).is_ok()).collect();
+            assert_eq!(answers, expected, "{addresses:?}");
+            // Programs of the node may have the port where no Service answers on it.
+            let free: Vec<&str> = all.into_iter().filter(|address| TcpListener::bind(address).is_ok()).collect();
+            assert!(free.iter().all(|address| !expected.contains(address)) && free.len() + expected.len() == 3);
+            assert!(TcpListener::bind("0.0.0.0:30080").is_err(), "{addresses:?}");
+        }
     });
 }
 

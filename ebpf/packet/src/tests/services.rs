@@ -2,7 +2,7 @@
 
 use std::string::ToString;
 
-use sluice_ebpf_common::{Address, FlowKey, FlowKind, Frontend, Reason, Scope, protocol};
+use sluice_ebpf_common::{Address, FlowKey, FlowKind, Frontend, Reason, Scope, Settings, protocol};
 
 use super::frame::{ACK, FIN, Frame, SYN, wire};
 use super::world::World;
@@ -288,4 +288,23 @@ fn ipv6_goes_the_same_ways() {
     ingress(&mut error, &world, Scope::External);
     assert!(error.valid() && error.ends().contains("> [fd44:0:0:1::5]"), "{}", error.ends());
     assert_eq!(&error.bytes[62..102], &original.bytes[14..54]);
+}
+
+/// `nodePortAddresses`: on the others a node port is a port like any other, and host ports answer all the same.
+#[test]
+fn node_ports_answer_on_chosen_addresses() {
+    let mut world = shop();
+    world.without_node_ports = [wire("10.1.0.1")].to_vec();
+    world.serve(protocol::TCP, Scope::External, "*:8080", &["10.244.0.7:80"]);
+    world.serve(protocol::TCP, Scope::External, "[*]:30080", &["[fd44::5]:80"]);
+    world.settings.flags |= Settings::HOST_PORTS;
+    for (client, to, expected) in [
+        (CLIENT, "10.1.0.1:30080", "10.1.0.1:30080"),
+        (CLIENT, "10.1.0.1:8080", "10.244.0.7:80"),
+        ("[fd02::9]:5000", "[fd01::1]:30080", "[fd44::5]:80"),
+    ] {
+        let mut frame = Frame::tcp(client, to, SYN, b"");
+        assert_eq!(ingress(&mut frame, &world, Scope::External), Verdict::Pass);
+        assert_eq!(frame.ends(), std::format!("{client} > {expected}"));
+    }
 }

@@ -1,6 +1,6 @@
 //! Socket addresses.
 
-use sluice_ebpf_common::{Address, Frontend, Reason, Scope, SocketState, Translation, protocol};
+use sluice_ebpf_common::{Address, Frontend, Reason, Scope, Settings, SocketState, Translation, protocol};
 
 use super::frame::{end, wire};
 use super::world::World;
@@ -195,5 +195,32 @@ fn nobody_listens_on_a_node_port() {
         world.namespace = namespace;
         let (address, port) = end(listen);
         assert_eq!(may_listen(&world, &address, port, number), allowed, "{listen}");
+    }
+}
+
+/// `nodePortAddresses`: the other addresses are as if there were no Service; host ports answer on them all the same.
+#[test]
+fn node_ports_answer_on_chosen_addresses() {
+    let mut world = world();
+    world.settings.host_cookie = 7;
+    world.namespace = 7;
+    world.without_node_ports = ["127.0.0.1", "fd01::1"].map(wire).to_vec();
+    world.serve(protocol::TCP, Scope::Internal, "*:8080", &["10.244.0.5:8080"]);
+    world.serve(protocol::TCP, Scope::Internal, "10.96.0.10:30081", &["10.244.0.5:8080"]);
+    world.settings.flags |= Settings::HOST_PORTS;
+    for (to, served, listens) in [
+        ("10.1.0.1:30080", true, false),
+        ("127.0.0.1:30080", false, true),
+        ("[fd01::1]:30080", false, true),
+        ("[::1]:30080", true, false),
+        ("0.0.0.0:30080", true, false),
+        ("127.0.0.1:8080", true, true),
+        ("10.1.0.1:8080", true, true),
+        ("10.96.0.10:30081", true, true),
+    ] {
+        let (address, port) = end(to);
+        let verdict = connect(&world, &address, port, protocol::TCP);
+        assert_eq!(verdict != SocketVerdict::Untouched, served, "{to}");
+        assert_eq!(may_listen(&world, &address, port, protocol::TCP), listens, "{to}");
     }
 }

@@ -10,7 +10,8 @@ use sluice_ebpf_common::cache::{Bucket4, Bucket6};
 use sluice_ebpf_common::opened::Opened;
 use sluice_ebpf_common::{
     Address, Affinity, AffinityKey, Allowed, AllowedKey, Backend, Counters, Family, Flow, FlowKey, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, Guard, PodLink, RangeKey, Reason, RuleKey, Scope, Settings, ports,
+    FragmentPorts, Frontend, FrontendKey, Guard, NO_NODE_PORTS, PodLink, RangeKey, Reason, RuleKey, Scope, Settings,
+    ports,
 };
 
 use super::frame::{end, mask, wire};
@@ -47,6 +48,8 @@ pub(crate) struct World {
     pub(crate) ranges: Vec<(Address, Address)>,
     /// Networks that pods' packets go to with the pod's own address.
     pub(crate) unmasqueraded: Vec<(Address, Address)>,
+    /// Own addresses on which node ports do not answer.
+    pub(crate) without_node_ports: Vec<Address>,
     /// Cookie of the namespace that sockets are in.
     pub(crate) namespace: u64,
     pub(crate) now: u32,
@@ -127,6 +130,7 @@ impl World {
             next: Cell::new(0),
             affinities: RefCell::default(),
             ranges: Vec::new(),
+            without_node_ports: Vec::new(),
             unmasqueraded: Vec::new(),
             namespace: 7,
             now: 1000,
@@ -228,9 +232,10 @@ impl Maps for World {
         self.backends.get(&id).copied()
     }
 
-    fn is_local(&self, address: &Address) -> bool {
+    fn local(&self, address: &Address) -> Option<u32> {
         static OWN: LazyLock<[Address; 4]> = LazyLock::new(|| ["10.1.0.1", "127.0.0.1", "fd01::1", "::1"].map(wire));
-        OWN.contains(address)
+        let closed = if self.without_node_ports.contains(address) { NO_NODE_PORTS } else { 0 };
+        OWN.contains(address).then_some(closed)
     }
 
     fn pod(&self, address: &Address) -> Option<PodLink> {

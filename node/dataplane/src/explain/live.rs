@@ -138,8 +138,8 @@ impl Live {
         self.known.get_long(word as usize * 2)
     }
 
-    pub(super) fn is_local(&self, address: &Address) -> bool {
-        get(&self.locals, address).is_some()
+    pub(super) fn local(&self, address: &Address) -> Option<u32> {
+        get(&self.locals, address)
     }
 
     pub(super) fn is_node(&self, address: &Address) -> bool {

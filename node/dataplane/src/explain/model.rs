@@ -7,7 +7,7 @@ use sluice_ebpf_common::cache::{Bucket4, Bucket6};
 use sluice_ebpf_common::opened::Opened;
 use sluice_ebpf_common::{
     Address, Affinity, AffinityKey, Allowed, AllowedKey, Backend, Counters, Flow, FlowKey, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, Guard, PodLink, RangeKey, Reason, RuleKey, Settings, ports,
+    Frontend, FrontendKey, Guard, NO_NODE_PORTS, PodLink, RangeKey, Reason, RuleKey, Settings, ports,
 };
 use sluice_packet::{
     Begun, Desk, Fast, Header, InsertError, Judging, Maps, Path, Paths, Policies, Route, Scratch, Trail,
@@ -154,11 +154,13 @@ impl Maps for Model<'_> {
         Some(backend)
     }
 
-    fn is_local(&self, address: &Address) -> bool {
+    fn local(&self, address: &Address) -> Option<u32> {
         if address.is_loopback() {
-            return self.place == Place::Socket(self.live.settings.host_cookie);
+            let closed = if address.is_v4() { Settings::NO_LOOPBACK_V4 } else { Settings::NO_LOOPBACK_V6 };
+            let local = if self.live.settings.flags & closed == 0 { 0 } else { NO_NODE_PORTS };
+            return (self.place == Place::Socket(self.live.settings.host_cookie)).then_some(local);
         }
-        self.live.is_local(address)
+        self.live.local(address)
     }
 
     fn pod(&self, address: &Address) -> Option<PodLink> {

@@ -12,7 +12,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use sluice_dataplane::model::{Endpoint, Forwarding, Protocol, Service, ServicePort, Slice, SlicePort, Snapshot};
-use sluice_dataplane::{Config, Dataplane, Redirect, Uplinks, Xdp};
+use sluice_dataplane::{Config, Dataplane, NodePortAddresses, Redirect, Uplinks, Xdp};
 
 const INNER: &str = "SLUICE_TEST_INNER";
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -114,6 +114,7 @@ impl Place {
             pin_dir: self.pins.clone(),
             node_addresses: vec![Ipv4Addr::new(10, 1, 0, 1).into()],
             node_ports: 30000..=32767,
+            node_port_addresses: NodePortAddresses::All,
             pod_range: None,
             cluster_range: None,
             uplinks: Uplinks::Named(vec![]),
