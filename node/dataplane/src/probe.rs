@@ -12,6 +12,8 @@ use crate::{Dataplane, Error, sweep, wire};
 const ROOM: usize = 64;
 /// Where `struct __sk_buff` names the link by which a packet came, and what is its lowest byte there.
 const INGRESS_LINK: usize = if cfg!(target_endian = "little") { 36 } else { 39 };
+/// Another link than the one on which the packet is: that is loopback, the first one.
+const ELSEWHERE: u8 = 2;
 const DROPPED: u32 = 2;
 const REDIRECTED: u32 = 7;
 const XDP_PASS: u32 = 2;
@@ -86,7 +88,7 @@ impl Dataplane {
         options.data_out = Some(&mut out);
         options.repeat = repeat;
         // The beginning of `struct __sk_buff`, as far as the link by which a packet came.
-        let context: [u8; 40] = std::array::from_fn(|at| u8::from(at == INGRESS_LINK));
+        let context: [u8; 40] = std::array::from_fn(|at| if at == INGRESS_LINK { ELSEWHERE } else { 0 });
         if hook == Hook::PolicyOut {
             options.ctx_in = Some(&context);
         }

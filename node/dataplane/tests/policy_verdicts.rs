@@ -99,7 +99,8 @@ fn host_and_kernel_agree_about_policies() {
             (Hook::PolicyIn, second, passes),
             (Hook::PolicyIn, Frame::tcp("10.244.0.5:7", "10.1.0.1:80", SYN, b""), passes),
             (Hook::PolicyIn, Frame::tcp("10.244.0.5:7", "10.244.0.5:80", SYN, b""), passes),
-            (Hook::PolicyOut, Frame::tcp("10.244.0.5:7", "10.244.0.5:80", SYN, b""), passes),
+            // As if it came from elsewhere.
+            (Hook::PolicyOut, Frame::tcp("10.244.0.5:7", "10.244.0.5:80", SYN, b""), goes),
             (Hook::PolicyOut, Frame::echo("10.244.9.9", "10.244.0.5", 8, 1), goes),
             (Hook::PolicyOut, not_ip, passes),
             (Hook::PolicyOut, solicitation, passes),

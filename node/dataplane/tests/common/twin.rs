@@ -118,7 +118,7 @@ pub(crate) fn host(world: &World, hook: Hook, frame: &mut Frame) -> Outcome {
         Hook::PodIn => from_pod(frame, world),
         Hook::PodOut => egress_pod(frame, world),
         Hook::PolicyIn => may_send(frame, world),
-        Hook::PolicyOut => may_receive(frame, world, world.link),
+        Hook::PolicyOut => may_receive(frame, world, world.link + 1),
     };
     match carry_out(frame, world, verdict) {
         Verdict::Pass => Outcome::Passed,
