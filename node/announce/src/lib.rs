@@ -39,9 +39,10 @@ pub struct Config {
 pub async fn run(config: Config, client: Client, shutdown: CancellationToken) -> std::io::Result<()> {
     let (sender, wanted) = channel::channel(Vec::new());
     let (holds, held) = channel::channel(BTreeSet::new());
+    let (shows, shown) = channel::channel(watch::Shown::new());
     let node = config.node.clone();
     let api = async {
-        tokio::join!(watch::follow(client.clone(), sender), watch::tell(client, node, held));
+        tokio::join!(watch::follow(client.clone(), sender, shows), watch::tell(client, node, held, shown));
     };
     tokio::select! {
         ended = announce(config, wanted, holds, shutdown) => ended,

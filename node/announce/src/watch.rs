@@ -44,6 +44,13 @@ pub struct Node {
 struct View {
     metadata: ObjectMeta,
     spec: Spec,
+    status: Option<Status>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+struct Status {
+    #[serde(default)]
+    node: String,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -84,11 +91,15 @@ impl Resource for View {
     }
 }
 
+/// Who announces an address by what the API shows, by the announcement's name.
+pub(crate) type Shown = BTreeMap<String, String>;
+
 /// Follows the announcements for ever. While the API does not answer the last known ones hold.
-pub(crate) async fn follow(client: Client, sender: channel::Sender<Vec<Announcement>>) {
+pub(crate) async fn follow(client: Client, sender: channel::Sender<Vec<Announcement>>, shown: channel::Sender<Shown>) {
     let mut events = watch(Api::<View>::all(client), watcher::Config::default()).default_backoff().boxed();
-    let mut all: BTreeMap<String, Announcement> = BTreeMap::new();
-    let mut listed: Option<BTreeMap<String, Announcement>> = None;
+    let mut all: BTreeMap<String, View> = BTreeMap::new();
+    let mut listed: Option<BTreeMap<String, View>> = None;
+    let name = |view: &View| view.metadata.name.clone().unwrap_or_default();
     while let Some(event) = events.next().await {
         match event {
             Ok(Event::Init) => {
@@ -96,22 +107,22 @@ pub(crate) async fn follow(client: Client, sender: channel::Sender<Vec<Announcem
                 continue;
             }
             Ok(Event::InitApply(view)) => {
-                let announcement = Announcement::from(view);
-                listed.get_or_insert_default().insert(announcement.name.clone(), announcement);
+                listed.get_or_insert_default().insert(name(&view), view);
                 continue;
             }
             Ok(Event::InitDone) => all = listed.take().unwrap_or_default(),
             Ok(Event::Apply(view)) => {
-                let announcement = Announcement::from(view);
-                all.insert(announcement.name.clone(), announcement);
+                all.insert(name(&view), view);
             }
-            Ok(Event::Delete(view)) => drop(all.remove(view.metadata.name.as_deref().unwrap_or_default())),
+            Ok(Event::Delete(view)) => drop(all.remove(&name(&view))),
             Err(error) => {
                 tracing::debug!(%error, "the announcements of load balancers cannot be read");
                 continue;
             }
         }
-        let now: Vec<Announcement> = all.values().cloned().collect();
+        let by = |view: &View| view.status.as_ref().map_or_else(String::new, |status| status.node.clone());
+        shown.send_replace(all.iter().map(|(name, view)| (name.clone(), by(view))).collect());
+        let now: Vec<Announcement> = all.values().cloned().map(Announcement::from).collect();
         sender.send_if_modified(|known| {
             let changed = *known != now;
             *known = now;
@@ -128,8 +139,14 @@ impl From<View> for Announcement {
 }
 
 /// Writes this node into the status of every announcement that it takes over, again and again until the API takes it or the
-/// address is elsewhere. People read it, nobody decides by it.
-pub(crate) async fn tell(client: Client, node: String, mut held: channel::Receiver<BTreeSet<String>>) {
+/// address is elsewhere; once more when another node wrote itself there that had the address for a moment. People read it,
+/// nobody decides by it.
+pub(crate) async fn tell(
+    client: Client,
+    node: String,
+    mut held: channel::Receiver<BTreeSet<String>>,
+    mut shown: channel::Receiver<Shown>,
+) {
     let api: Api<View> = Api::all(client);
     let patch: Patch<Value> = Patch::Merge(json!({"status": {"node": node}}));
     let mut told: BTreeSet<String> = BTreeSet::new();
@@ -151,7 +168,59 @@ pub(crate) async fn tell(client: Client, node: String, mut held: channel::Receiv
                     return;
                 }
             }
+            changed = shown.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let shown = shown.borrow_and_update().clone();
+                let before = told.len();
+                told.retain(|name| shown.get(name).is_none_or(|shown| *shown == node));
+                // Two nodes that both have it write no faster than this.
+                if told.len() < before {
+                    tokio::time::sleep(limits::TELL_MIN).await;
+                }
+            }
             () = tokio::time::sleep(wait), if !all => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use http::{Request, Response};
+    use kube::client::Body;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_has_an_address_says_so_again_when_another_did() {
+        let (patches, mut patched) = mpsc::unbounded_channel();
+        let api = tower::service_fn(move |request: Request<Body>| {
+            let patches = patches.clone();
+            async move {
+                patches.send(request.uri().path().to_owned()).unwrap();
+                let answer = json!({"metadata": {"name": "a"}, "spec": {"address": "10.0.0.1"}});
+                Ok::<_, std::io::Error>(Response::new(Body::from(answer.to_string().into_bytes())))
+            }
+        });
+        let (holds, held) = channel::channel(BTreeSet::from(["a".to_owned()]));
+        let (shows, shown) = channel::channel(Shown::new());
+        let telling = tokio::spawn(tell(Client::new(api, "default"), "here".into(), held, shown));
+        let path = "/apis/sluice.dev/v1/loadbalancerannouncements/a/status";
+        assert_eq!(patched.recv().await.unwrap(), path);
+        for (by, again) in [("here", false), ("there", true), ("", true)] {
+            shows.send_replace(Shown::from([("a".to_owned(), by.to_owned())]));
+            if again {
+                assert_eq!(patched.recv().await.unwrap(), path, "{by:?}");
+            }
+        }
+        // What it has no more is the other's to tell.
+        holds.send_replace(BTreeSet::new());
+        shows.send_replace(Shown::from([("a".to_owned(), "there".to_owned())]));
+        drop((holds, shows));
+        telling.await.unwrap();
+        assert!(patched.recv().await.is_none());
     }
 }
