@@ -1,4 +1,4 @@
-//! Questions to the kernel about links, queues and rules, each on a blocking connection of its own.
+//! Questions to the kernel about queues, rules, routes and neighbours, each on a blocking connection of its own.
 
 use std::io;
 

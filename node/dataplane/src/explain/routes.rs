@@ -6,10 +6,10 @@ use std::net::IpAddr;
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use rtnetlink::packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
-use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_DUMP};
 
 use super::frame::Ends;
+use crate::netlink::Netlink;
 
 /// Where a packet goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,15 +22,12 @@ pub(super) enum Route {
     Nowhere(String),
 }
 
-/// A connection to the kernel, of the namespace of the thread that opened it.
-pub(super) struct Routes(Socket);
+/// The routes of the namespace of the thread that opened it.
+pub(super) struct Routes(Netlink);
 
 impl Routes {
     pub(super) fn open() -> io::Result<Routes> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(Routes(socket))
+        Netlink::open().map(Routes)
     }
 
     /// Where a packet goes that came by a link (0: that the node sends). `source` may be left open.
@@ -125,46 +122,20 @@ impl Routes {
     ) -> io::Result<()> {
         let mut message = NeighbourMessage::default();
         message.header.family = family;
-        self.send(RouteNetlinkMessage::GetNeighbour(message), NLM_F_DUMP)?;
-        loop {
-            let (datagram, _) = self.0.recv_from_full()?;
-            let mut rest = datagram.as_slice();
-            while !rest.is_empty() {
-                let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
-                let length = (answer.header.length as usize).next_multiple_of(4).clamp(4, rest.len());
-                rest = &rest[length..];
-                match answer.payload {
-                    NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
-                    NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => return Ok(()),
-                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(message))
-                        if message.header.ifindex == link =>
-                    {
-                        take(&message.attributes);
-                    }
-                    _ => {}
-                }
-            }
-        }
-    }
-
-    fn send(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
-        let mut request = NetlinkMessage::from(message);
-        request.header.flags = NLM_F_REQUEST | flags;
-        request.finalize();
-        let mut bytes = vec![0; request.buffer_len()];
-        request.serialize(&mut bytes);
-        self.0.send(&bytes, 0).map(drop)
+        self.0.ask(RouteNetlinkMessage::GetNeighbour(message), NLM_F_DUMP, |answer| match answer {
+            RouteNetlinkMessage::NewNeighbour(message) if message.header.ifindex == link => take(&message.attributes),
+            _ => {}
+        })
     }
 
     fn ask(&self, message: RouteMessage) -> io::Result<Option<RouteMessage>> {
-        self.send(RouteNetlinkMessage::GetRoute(message), 0)?;
-        let (datagram, _) = self.0.recv_from_full()?;
-        let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&datagram).map_err(io::Error::other)?;
-        match answer.payload {
-            NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io()),
-            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(message)) => Ok(Some(message)),
-            _ => Ok(None),
-        }
+        let mut found = None;
+        self.0.ask(RouteNetlinkMessage::GetRoute(message), NLM_F_ACK, |answer| {
+            if let RouteNetlinkMessage::NewRoute(message) = answer {
+                found = Some(message);
+            }
+        })?;
+        Ok(found)
     }
 }
 
