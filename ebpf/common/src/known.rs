@@ -6,7 +6,8 @@ use crate::{Address, FlowKey};
 /// Words; a power of two.
 pub const WORDS: u32 = 16_384;
 
-/// A connection as one number. Whoever finds two that are the same reaches another backend of the same service with one.
+/// A connection as one number. Whoever finds two that are the same reaches another backend of the same service with one. Nodes
+/// choose backends by it, and those of another version have to choose alike: it stays as it is.
 #[inline(always)]
 pub const fn trace(key: &FlowKey) -> u64 {
     let ports = (key.source_port as u64) << 16 | key.destination_port as u64;

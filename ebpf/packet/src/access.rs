@@ -122,6 +122,11 @@ pub trait Packet: Bytes {
 
 /// The maps. Values are copies; counters and flow updates are relaxed.
 pub trait Maps {
+    /// The same value, of which the kernel's verifier knows nothing from here on: it would walk the rest of a program once for
+    /// each value that it knows.
+    fn hide(&self, value: u32) -> u32 {
+        value
+    }
     /// The node's settings, `None` before user space wrote them.
     fn settings(&self) -> Option<&Settings>;
     /// A frontend, never a mixture of two writes.
@@ -198,6 +203,11 @@ pub trait Maps {
     fn count_service(&self, id: u32, add: impl FnOnce(&mut Counters));
     /// Adds to a backend's counters.
     fn count_backend(&self, id: u32, add: impl FnOnce(&mut Counters));
+    /// Adds to both.
+    fn count(&self, service: u32, backend: u32, add: impl Fn(&mut Counters)) {
+        self.count_service(service, &add);
+        self.count_backend(backend, &add);
+    }
     /// Counts a refusal.
     fn count_reason(&self, reason: Reason);
 }

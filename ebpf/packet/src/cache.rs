@@ -54,10 +54,10 @@ pub fn uplink<P: Raw, M: Fast>(packet: &mut P, maps: &M) -> Way {
     if ethertype != ETHERTYPE_IPV4 && ethertype != ETHERTYPE_IPV6 {
         return Way::Stack;
     }
-    let v4 = hide(ethertype.into()) == u32::from(ETHERTYPE_IPV4);
+    let v4 = maps.hide(ethertype.into()) == u32::from(ETHERTYPE_IPV4);
     let mut way = look(packet, maps, v4, FIRST);
     if way == UNKNOWN {
-        let decided = hide(decide(maps));
+        let decided = maps.hide(decide(maps));
         way = if decided == NOTHING { STACK } else { look(packet, maps, v4, decided) };
     }
     match way {
@@ -65,15 +65,6 @@ pub fn uplink<P: Raw, M: Fast>(packet: &mut P, maps: &M) -> Way {
         DROP => Way::Drop,
         link => Way::Out(link),
     }
-}
-
-/// Keeps from the kernel's verifier what it knows about a value: it would walk the rest of a program once for each value. It
-/// does not follow what stands in the middle of a long word on the stack, unless that is zero.
-#[inline(always)]
-pub fn hide(value: u32) -> u32 {
-    #[repr(C, align(8))]
-    struct Slot([u32; 2]);
-    !core::hint::black_box(Slot([value, !value])).0[1]
 }
 
 /// What a look at the cache comes to, as one register: these, or the link to leave by.
@@ -121,7 +112,7 @@ fn run<F: Family, P: Raw, M: Fast>(packet: &mut P, maps: &M, look: u32) -> u32 {
     // What opens a connection has no record but one place for all, and the next packet makes one: a flood displaces nobody's.
     // Where there may be one of an earlier connection, it takes that one's place.
     let opens = plain.tcp_flags & (SYN | ACK) == SYN;
-    let place = hide(if opens && (look == FIRST || look == BEGUN) {
+    let place = maps.hide(if opens && (look == FIRST || look == BEGUN) {
         base << 1
     } else {
         place::<F, M>(maps, &plain, tick, base, mask)
@@ -290,9 +281,6 @@ fn write<F: Family, M: Fast>(
             let ports = path.new_ports();
             record.new_source = F::narrow(&path.source);
             record.new_destination = F::narrow(&path.destination);
-            let delta = F::change(&plain.source, &record.new_source)
-                + F::change(&plain.destination, &record.new_destination)
-                + V4::change(&plain.ports, &ports);
             record.source = plain.source;
             record.destination = plain.destination;
             record.ports = plain.ports;
@@ -304,7 +292,13 @@ fn write<F: Family, M: Fast>(
             };
             record.mtu = path.route.mtu;
             record.new_ports = ports;
-            record.delta = fold(delta);
+            // Inside another packet it stays as it is.
+            if !path.encapsulate {
+                let delta = F::change(&plain.source, &record.new_source)
+                    + F::change(&plain.destination, &record.new_destination)
+                    + V4::change(&plain.ports, &ports);
+                record.delta = fold(delta);
+            }
             record.link = path.route.link;
             record.ethernet = path.route.ethernet;
             record.service = path.service;

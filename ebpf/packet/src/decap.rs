@@ -5,7 +5,7 @@
 //! Packets for a service are taken from other nodes alone. Other packets inside packets are none of our business: pods may have
 //! tunnels of their own.
 
-use sluice_ebpf_common::{Address, Flow, FlowKey, FlowKind, Frontend, FrontendKey, Reason, Scope};
+use sluice_ebpf_common::{Address, Flow, FlowKey, FlowKind, Frontend, FrontendKey, Reason, Scope, known};
 
 use crate::encap::{Carried, OUTER_V4, OUTER_V6, Tunnel};
 use crate::header::{ETHERNET, End, Header, Kind, parse_inner, rewrite};
@@ -132,7 +132,8 @@ fn admit<M: Maps>(maps: &M, outer: &Header, key: &mut FlowKey, carried: &mut Car
     carried.backend = Flow::NO_BACKEND;
     // To count for it: nearly always the table names the same one here.
     if frontend.count != 0
-        && let Some(id) = maps.slot(frontend.base.wrapping_add(service::planned(maps, frontend, inner)))
+        && let Some(id) =
+            maps.slot(frontend.base.wrapping_add(service::planned(maps, frontend, inner, known::trace(key))))
         && let Some(backend) = maps.backend(id)
         && backend.address.same(&carried.address)
     {

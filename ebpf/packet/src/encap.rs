@@ -13,7 +13,7 @@ use crate::family::{Plain, fold};
 use crate::header::{ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Header, transport_header};
 use crate::ingress::Target;
 use crate::shortcut::Desk;
-use crate::{InsertError, Maps, Packet, Raw, Scratch, Verdict, flow, hide, refuse, trail};
+use crate::{InsertError, Maps, Packet, Raw, Scratch, Verdict, flow, refuse, trail};
 
 /// Bytes of an outer IPv4 header.
 pub(crate) const OUTER_V4: u32 = 20;
@@ -162,13 +162,14 @@ pub(crate) fn opens_unknown<M: Maps>(maps: &M, header: &Header, trace: u64) -> b
 /// The backend to which a connection's first packet went, if that is still there; 0 for none: backends' numbers begin with 1.
 /// By direct return the packets after it ask for it; else it is sent once more, with the port that it had. What clients keep by
 /// their address is known without it. A function of its own in the kernel, so that the verifier forgets how it was found.
-#[inline(never)]
-pub(crate) fn begun<M: Maps>(maps: &M, header: &Header, frontend: &Frontend) -> u32 {
+#[inline(always)]
+pub(crate) fn begun<M: Maps>(maps: &M, header: &Header, frontend: &Frontend, trace: u64) -> u32 {
     let direct = frontend.flags & Frontend::DIRECT != 0;
-    if direct == header.opens() || frontend.affinity != 0 {
-        return 0;
-    }
-    let trace = trace(header);
+    if direct == header.opens() || frontend.affinity != 0 { 0 } else { noted(maps, frontend, direct, trace) }
+}
+
+#[inline(never)]
+fn noted<M: Maps>(maps: &M, frontend: &Frontend, direct: bool, trace: u64) -> u32 {
     let known = maps.begun(
         place(trace),
         #[inline(always)]
@@ -179,21 +180,26 @@ pub(crate) fn begun<M: Maps>(maps: &M, header: &Header, frontend: &Frontend) -> 
     );
     let known = known.unwrap_or(0);
     let there = maps.backend(known).is_some_and(|backend| backend.flags & Backend::USED != 0);
-    hide(if there { known } else { 0 })
+    maps.hide(if there { known } else { 0 })
 }
 
 /// Remembers where a new connection goes, if it may. It does not have to: every node's table leads there, too, as long as the
 /// service's backends stay the same. What only opens one is noted by its trace, for the next packet alone.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn remember<M: Maps>(maps: &M, header: &Header, target: &mut Target, bytes: u32, trace: u64) {
-    if header.opens() {
-        maps.begun(
-            place(trace),
-            #[inline(always)]
-            |begun| *begun = Begun::new(trace, target, 0),
-        );
-        return;
+    if !header.opens() {
+        return enter(maps, header, target, bytes);
     }
+    maps.begun(
+        place(trace),
+        #[inline(always)]
+        |begun| *begun = Begun::new(trace, target, 0),
+    );
+}
+
+/// Makes the one entry that it has.
+#[inline(never)]
+fn enter<M: Maps>(maps: &M, header: &Header, target: &mut Target, bytes: u32) {
     let made = maps.scratch(
         #[inline(always)]
         |Scratch { key, flow, rate, .. }| {
@@ -228,8 +234,7 @@ pub(crate) fn remember<M: Maps>(maps: &M, header: &Header, target: &mut Target, 
             return;
         }
     }
-    maps.count_service(target.service, |counters| counters.connections += 1);
-    maps.count_backend(target.backend, |counters| counters.connections += 1);
+    maps.count(target.service, target.backend, |counters| counters.connections += 1);
 }
 
 /// Notes what [`carry_out`] has to know, once the packet was counted.

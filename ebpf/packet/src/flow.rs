@@ -36,11 +36,7 @@ pub(crate) fn touch(flow: &mut Flow, header: &Header, now: u32, bytes: u32) {
 /// Counts packets for a service and its backend.
 #[inline(always)]
 pub(crate) fn count<M: Maps>(maps: &M, service: u32, backend: u32, packets: u64, bytes: u64) {
-    maps.count_service(service, |counters| {
-        counters.packets += packets;
-        counters.bytes += bytes;
-    });
-    maps.count_backend(backend, |counters| {
+    maps.count(service, backend, |counters| {
         counters.packets += packets;
         counters.bytes += bytes;
     });

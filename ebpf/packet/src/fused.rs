@@ -16,7 +16,7 @@ use sluice_ebpf_common::{Address, Flow, FlowKey, FlowKind, Reason, known, protoc
 use crate::egress::{self, Source};
 use crate::header::Header;
 use crate::ingress::Target;
-use crate::{Begun, InsertError, Maps, Scratch, encap, flow, hide, nat};
+use crate::{Begun, InsertError, Maps, Scratch, encap, flow, nat};
 
 /// Records a new connection from a client through `source`'s address to the target, and finds the port that it leaves with.
 /// False if the stack has to see to it: without room, or when another processor was faster.
@@ -27,10 +27,9 @@ pub(crate) fn make<M: Maps>(maps: &M, header: &Header, target: &Target, source: 
         |scratch| record(maps, header, scratch, target, source, bytes),
     );
     if made == Some(NEW) {
-        maps.count_service(target.service, |counters| counters.connections += 1);
-        maps.count_backend(target.backend, |counters| counters.connections += 1);
+        maps.count(target.service, target.backend, |counters| counters.connections += 1);
     }
-    hide(made.unwrap_or(FAILED)) != FAILED
+    maps.hide(made.unwrap_or(FAILED)) != FAILED
 }
 
 /// What becomes of a packet that none of a connection's entries knew: it began one, it opens one again, there is no room.
@@ -199,7 +198,7 @@ pub(crate) fn join_known<M: Maps>(maps: &M) -> bool {
         #[inline(always)]
         |scratch| whole(maps, scratch),
     );
-    hide(u32::from(joined == Some(true))) != 0
+    maps.hide(u32::from(joined == Some(true))) != 0
 }
 
 #[inline(always)]

@@ -6,8 +6,8 @@ use crate::header::{End, Header, Kind, parse, parse_quote, rewrite, rewrite_erro
 use crate::path::{Paths, Routed};
 use crate::straight::{Stage, straight};
 use crate::{
-    InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Tunnel, Verdict, decap, encap, flow, fragment, fused, hide,
-    nat, service,
+    InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Tunnel, Verdict, decap, encap, flow, fragment, fused, nat,
+    service,
 };
 
 /// The destination that a packet of a service goes to.
@@ -388,17 +388,24 @@ pub(crate) fn forget<M: Maps>(maps: &M, key: &FlowKey) {
 #[inline(always)]
 fn new<M: Maps>(maps: &M, header: &Header, frontend: &Frontend, target: &mut Target, bytes: u32) -> Result<(), Reason> {
     let outside = target.has(Flow::NEEDS_SOURCE);
-    aim(maps, header, frontend, target)?;
+    let trace = encap::trace(header);
+    aim(maps, header, frontend, target, trace)?;
     if outside && encap::applies(maps, header, frontend, target) {
-        encap::remember(maps, header, target, bytes, encap::trace(header));
+        encap::remember(maps, header, target, bytes, trace);
         return Ok(());
     }
     enter(maps, header, target, bytes)
 }
 
 #[inline(never)]
-pub(crate) fn aim<M: Maps>(maps: &M, header: &Header, frontend: &Frontend, target: &mut Target) -> Result<(), Reason> {
-    let (id, backend) = choose(maps, header, frontend)?;
+pub(crate) fn aim<M: Maps>(
+    maps: &M,
+    header: &Header,
+    frontend: &Frontend,
+    target: &mut Target,
+    trace: u64,
+) -> Result<(), Reason> {
+    let (id, backend) = choose(maps, header, frontend, trace)?;
     target.address = backend.address;
     target.port = backend.port;
     target.service = frontend.service;
@@ -406,7 +413,7 @@ pub(crate) fn aim<M: Maps>(maps: &M, header: &Header, frontend: &Frontend, targe
     // A pod that reached itself would not answer itself.
     let elsewhere = target.has(Flow::NEEDS_SOURCE) && backend.flags & Backend::LOCAL == 0;
     let needed = elsewhere || backend.address.same(&header.source);
-    target.flags = hide(if needed { Flow::NEEDS_SOURCE.into() } else { 0 }) as u16;
+    target.flags = maps.hide(if needed { Flow::NEEDS_SOURCE.into() } else { 0 }) as u16;
     Ok(())
 }
 
@@ -419,8 +426,7 @@ pub(crate) fn enter<M: Maps>(maps: &M, header: &Header, target: &mut Target, byt
         )
         .ok_or(Reason::FlowsFull)??;
     if recorded {
-        maps.count_service(target.service, |counters| counters.connections += 1);
-        maps.count_backend(target.backend, |counters| counters.connections += 1);
+        maps.count(target.service, target.backend, |counters| counters.connections += 1);
     }
     Ok(())
 }
@@ -482,10 +488,10 @@ fn record<M: Maps>(
 }
 
 #[inline(always)]
-fn choose<M: Maps>(maps: &M, header: &Header, frontend: &Frontend) -> Result<(u32, Backend), Reason> {
+fn choose<M: Maps>(maps: &M, header: &Header, frontend: &Frontend, trace: u64) -> Result<(u32, Backend), Reason> {
     if !service::admits(maps, frontend, &header.source) {
         return Err(Reason::SourceRange);
     }
     let client = AffinityKey { client: header.source, service: frontend.service, kind: AffinityKey::ADDRESS };
-    service::pick(maps, frontend, &client, || service::planned(maps, frontend, header))
+    service::pick(maps, frontend, &client, || service::planned(maps, frontend, header, trace))
 }

@@ -42,7 +42,7 @@ mod tests;
 mod trail;
 
 pub use access::{Bytes, Covered, InsertError, Maps, Packet, Raw, Scratch, Verdict};
-pub use cache::{Fast, Way, hide, uplink};
+pub use cache::{Fast, Way, uplink};
 pub use egress::{egress_pod, egress_uplink};
 pub use encap::{Begun, Carried, Hop, Rate, Tunnel, carry_out};
 pub use header::{ETHERNET, Header, Kind, Part};

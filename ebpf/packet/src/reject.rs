@@ -6,7 +6,7 @@
 use sluice_ebpf_common::{Reason, protocol};
 
 use crate::header::{ETHERNET, is_v4};
-use crate::{Maps, Packet, Verdict, hide, sctp};
+use crate::{Maps, Packet, Verdict, sctp};
 
 const IP4: u32 = 20;
 const IP6: u32 = 40;
@@ -21,7 +21,7 @@ const TTL: u8 = 64;
 /// functions of their own, with their own part of the small stack.
 #[inline(always)]
 pub fn refuse<P: Packet, M: Maps>(packet: &mut P, maps: &M, mtu: u32) -> Verdict {
-    let mtu = hide(mtu);
+    let mtu = maps.hide(mtu);
     let answered = if is_v4(packet) { reject_v4(packet, mtu) } else { reject_v6(packet, mtu) };
     match answered {
         Some(()) => Verdict::Answer,

@@ -5,11 +5,11 @@
 //! all nodes choose alike.
 
 use sluice_ebpf_common::{
-    Address, Affinity, AffinityKey, Backend, Frontend, FrontendKey, NO_NODE_PORTS, RangeKey, Reason, Scope, Settings,
-    limits,
+    Address, Affinity, AffinityKey, Backend, FlowKey, Frontend, FrontendKey, NO_NODE_PORTS, RangeKey, Reason, Scope,
+    Settings, known, limits,
 };
 
-use crate::{Header, Maps, encap, hide};
+use crate::{Header, Maps, encap};
 
 /// The frontend for an address and port (network order): an exact one, else the port on any local address.
 #[inline(always)]
@@ -79,7 +79,7 @@ pub fn pick<M: Maps>(
         0 => maps.slot(frontend.base.wrapping_add(index)).ok_or(Reason::Inconsistent)?,
         _ => index & !NAMED,
     };
-    let id = hide(id);
+    let id = maps.hide(id);
     let backend = maps.backend(id).ok_or(Reason::Inconsistent)?;
     if backend.port == 0 {
         return Err(Reason::Inconsistent);
@@ -103,16 +103,16 @@ pub(crate) fn any<M: Maps>(maps: &M, frontend: &Frontend) -> u32 {
 /// connection where it may not be remembered, or the backend that its first packet went to. A function of its own in the
 /// kernel, so that the verifier walks what comes after it once.
 #[inline(never)]
-pub(crate) fn planned<M: Maps>(maps: &M, frontend: &Frontend, header: &Header) -> u32 {
-    let begun = encap::begun(maps, header, frontend);
+pub(crate) fn planned<M: Maps>(maps: &M, frontend: &Frontend, header: &Header, trace: u64) -> u32 {
+    let begun = encap::begun(maps, header, frontend, trace);
     if begun != 0 {
-        return hide(begun | NAMED);
+        return maps.hide(begun | NAMED);
     }
     if frontend.table == 0 && frontend.flags & Frontend::DIRECT == 0 {
         return any(maps, frontend);
     }
     let places = if frontend.table == 0 { frontend.count } else { frontend.table };
-    let at = scale(hide(hash(header, frontend.affinity != 0)), places);
+    let at = scale(maps.hide(hash(header, trace, frontend.affinity != 0)), places);
     if frontend.table == 0 {
         return at;
     }
@@ -122,43 +122,10 @@ pub(crate) fn planned<M: Maps>(maps: &M, frontend: &Frontend, header: &Header) -
 
 /// The same on every node: of a whole connection, or of the client alone where it keeps its backend.
 #[inline(always)]
-fn hash(header: &Header, client_only: bool) -> u32 {
-    let [a, b, c, last] = header.source.words;
-    // What all IPv4 addresses begin with.
-    let mut state = if header.v4 { BEGINNING_V4 } else { begin([a, b, c]) };
-    state = mix(state, last);
-    if client_only {
-        return finish(state);
-    }
-    for word in header.destination.words {
-        state = mix(state, word);
-    }
-    let ports = u32::from(header.source_port) << 16 | u32::from(header.destination_port);
-    finish(mix(mix(state, ports), header.protocol.into()))
-}
-
-const BEGINNING_V4: u32 = {
-    let [a, b, c, _] = Address::ANY_V4.words;
-    begin([a, b, c])
-};
-
-#[inline(always)]
-const fn begin([a, b, c]: [u32; 3]) -> u32 {
-    mix(mix(mix(0x9e37_79b9, a), b), c)
-}
-
-/// One round of MurmurHash3 (32 bits), which has the few operations that a program can afford.
-#[inline(always)]
-const fn mix(state: u32, word: u32) -> u32 {
-    let word = word.wrapping_mul(0xcc9e_2d51).rotate_left(15).wrapping_mul(0x1b87_3593);
-    (state ^ word).rotate_left(13).wrapping_mul(5).wrapping_add(0xe654_6b64)
-}
-
-#[inline(always)]
-fn finish(mut state: u32) -> u32 {
-    state = (state ^ state >> 16).wrapping_mul(0x85eb_ca6b);
-    state = (state ^ state >> 13).wrapping_mul(0xc2b2_ae35);
-    state ^ state >> 16
+fn hash(header: &Header, trace: u64, client_only: bool) -> u32 {
+    let trace =
+        if client_only { known::trace(&FlowKey { source: header.source, ..FlowKey::default() }) } else { trace };
+    (trace >> 32) as u32
 }
 
 /// A number below `limit`, in proportion.

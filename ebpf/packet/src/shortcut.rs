@@ -10,7 +10,7 @@ use crate::cache::{BEGUN, DECIDED, FORGET, Fast, NOTHING};
 use crate::egress::{self, Source};
 use crate::header::Header;
 use crate::ingress::{self, Target};
-use crate::{Maps, encap, flow, fused, hide, service, trail};
+use crate::{Maps, encap, flow, fused, service, trail};
 
 /// The way out to a neighbour.
 #[repr(C)]
@@ -44,6 +44,21 @@ pub(crate) struct Path {
 }
 
 impl Path {
+    /// To the stack, as it came.
+    #[inline(always)]
+    fn keep(&mut self, header: &Header) {
+        *self = Path {
+            source: header.source,
+            destination: header.destination,
+            source_port: header.source_port,
+            destination_port: header.destination_port,
+            service: Flow::NO_SERVICE,
+            backend: 0,
+            encapsulate: false,
+            route: Route::default(),
+        };
+    }
+
     /// Both ports as the transport header has them.
     #[inline(always)]
     pub(crate) fn new_ports(&self) -> u32 {
@@ -125,22 +140,12 @@ fn decided_before<M: Fast>(maps: &M, desk: &mut Desk) -> u32 {
     // Without room the stack tells.
     let whole = !is_answer(maps, &desk.header) || fused::join(maps, &desk.header);
     let code = begin(maps, desk);
-    hide(if whole { code } else { STRANGER })
+    maps.hide(if whole { code } else { STRANGER })
 }
 
 #[inline(never)]
 fn begin<M: Fast>(maps: &M, desk: &mut Desk) -> u32 {
     settle(maps, desk);
-    desk.path = Path {
-        source: desk.header.source,
-        destination: desk.header.destination,
-        source_port: desk.header.source_port,
-        destination_port: desk.header.destination_port,
-        service: Flow::NO_SERVICE,
-        backend: 0,
-        encapsulate: false,
-        route: Route::default(),
-    };
     desk.record = BEGINS;
     if is_answer(maps, &desk.header) { back(maps, desk) } else { REQUEST }
 }
@@ -168,6 +173,7 @@ fn settle<M: Fast>(maps: &M, desk: &Desk) {
 fn back<M: Fast>(maps: &M, desk: &mut Desk) -> u32 {
     let Desk { header, onward, length, path, .. } = desk;
     *onward = *header;
+    path.keep(header);
     let (now, bytes) = (maps.now(), u32::from(*length));
     let found = maps.flow(&flow::key(header, FlowKind::MasqueradeReply), |flow| {
         flow::touch(flow, header, now, bytes);
@@ -212,7 +218,7 @@ fn backend<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
     target.flags = Flow::NEEDS_SOURCE;
     // A refusal is the stack's to tell.
     let Some(frontend) = frontend else { return false };
-    if ingress::aim(maps, header, &frontend, target).is_err() {
+    if ingress::aim(maps, header, &frontend, target, trace).is_err() {
         return false;
     }
     if encap::applies(maps, header, &frontend, target) {
@@ -245,7 +251,8 @@ fn reach<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
 /// Makes both translations, or none.
 #[inline(always)]
 fn finish<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
-    let Desk { path, target, .. } = desk;
+    let Desk { header, path, target, .. } = desk;
+    path.keep(header);
     (path.destination, path.destination_port) = (target.address, target.port);
     (path.service, path.backend) = (target.service, target.backend);
     !target.has(Flow::NEEDS_SOURCE) || way(maps, desk) && leave(maps, desk)
@@ -268,7 +275,7 @@ fn way<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
     } else {
         trail::ask(maps, settings, onward, *length, &mut path.route)
     };
-    hide(found.into()) != 0
+    maps.hide(found.into()) != 0
 }
 
 /// Gives the packet the source that it leaves with.

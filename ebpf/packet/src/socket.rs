@@ -100,8 +100,7 @@ fn translate<M: Maps>(
     };
     match service::pick(maps, &frontend, &client, || service::any(maps, &frontend)) {
         Ok((id, backend)) => {
-            maps.count_service(frontend.service, |counters| counters.connections += 1);
-            maps.count_backend(id, |counters| counters.connections += 1);
+            maps.count(frontend.service, id, |counters| counters.connections += 1);
             SocketVerdict::Translated(Translation {
                 service_address: *address,
                 backend_address: backend.address,

@@ -8,6 +8,7 @@ use aya_ebpf::bindings::{
     __sk_buff, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_NOEXIST,
     bpf_fib_lookup, xdp_md,
 };
+use aya_ebpf::btf_maps::Array;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::bpf_fib_lookup as fib_lookup;
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns};
@@ -50,6 +51,11 @@ pub struct Wire {
 }
 
 impl Maps for Kernel {
+    #[inline(always)]
+    fn hide(&self, value: u32) -> u32 {
+        maps::hide(value)
+    }
+
     #[inline(always)]
     fn settings(&self) -> Option<&Settings> {
         maps::SETTINGS.get(0)
@@ -298,19 +304,23 @@ impl Maps for Kernel {
 
     #[inline(always)]
     fn count_service(&self, id: u32, add: impl FnOnce(&mut Counters)) {
-        let Some(index) = place(id) else { return };
-        if let Some(counters) = maps::SERVICE_COUNTERS.get_ptr_mut(index) {
-            // SAFETY: this CPU's own value.
-            add(unsafe { &mut *counters });
+        if let Some(own) = Own::new() {
+            own.count(&maps::SERVICE_COUNTERS, id, add);
         }
     }
 
     #[inline(always)]
     fn count_backend(&self, id: u32, add: impl FnOnce(&mut Counters)) {
-        let Some(index) = place(id) else { return };
-        if let Some(counters) = maps::BACKEND_COUNTERS.get_ptr_mut(index) {
-            // SAFETY: this CPU's own value.
-            add(unsafe { &mut *counters });
+        if let Some(own) = Own::new() {
+            own.count(&maps::BACKEND_COUNTERS, id, add);
+        }
+    }
+
+    #[inline(always)]
+    fn count(&self, service: u32, backend: u32, add: impl Fn(&mut Counters)) {
+        if let Some(own) = Own::new() {
+            own.count(&maps::SERVICE_COUNTERS, service, &add);
+            own.count(&maps::BACKEND_COUNTERS, backend, &add);
         }
     }
 
@@ -537,11 +547,30 @@ fn clear(word: *mut u64, bit: u32) {
     unsafe { asm!("lock *(u64 *)({word} + 0) &= {mask}", mask = in(reg) mask, word = in(reg) word) };
 }
 
-/// Where this processor counts for an id.
-#[inline(always)]
-fn place(id: u32) -> Option<u32> {
-    let processors = maps::SETTINGS.get(0)?.processors;
-    // SAFETY: the helper has no preconditions.
-    let own = unsafe { bpf_get_smp_processor_id() };
-    Some(id.wrapping_mul(processors).wrapping_add(own))
+/// Where this processor counts.
+struct Own {
+    processors: u32,
+    number: u32,
+}
+
+impl Own {
+    #[inline(always)]
+    fn new() -> Option<Own> {
+        let processors = maps::SETTINGS.get(0)?.processors;
+        // SAFETY: the helper has no preconditions.
+        Some(Own { processors, number: unsafe { bpf_get_smp_processor_id() } })
+    }
+
+    #[inline(always)]
+    fn count<const N: usize, const F: usize>(
+        &self,
+        counters: &Array<Counters, N, F>,
+        id: u32,
+        add: impl FnOnce(&mut Counters),
+    ) {
+        if let Some(counters) = counters.get_ptr_mut(id.wrapping_mul(self.processors).wrapping_add(self.number)) {
+            // SAFETY: this CPU's own value.
+            add(unsafe { &mut *counters });
+        }
+    }
 }

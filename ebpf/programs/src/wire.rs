@@ -7,9 +7,10 @@ use aya_ebpf::helpers::{bpf_redirect, bpf_xdp_adjust_head};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use sluice_ebpf_common::cache::Uplink;
-use sluice_packet::{Bytes, Raw, Way, hide, uplink};
+use sluice_packet::{Bytes, Raw, Way, uplink};
 
 use crate::kernel::{Kernel, Wire};
+use crate::maps;
 
 const TAG: u16 = 0x8100_u16.to_be();
 const OUTER_TAG: u16 = 0x88a8_u16.to_be();
@@ -26,8 +27,8 @@ pub fn uplink_xdp(context: XdpContext) -> u32 {
     }
     // SAFETY: the context is valid for the whole program.
     let link = unsafe { (*packet.context).ingress_ifindex };
-    let length = hide(tags.length as u32);
-    let wire = Wire { context: context.ctx, link, vlan: hide(tags.vlan) };
+    let length = maps::hide(tags.length as u32);
+    let wire = Wire { context: context.ctx, link, vlan: maps::hide(tags.vlan) };
     let way = uplink(&mut packet, &Kernel::Wire(wire));
     if length != 0 && tag(&mut packet, &tags).is_none() {
         return XDP_DROP;
