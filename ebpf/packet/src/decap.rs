@@ -132,9 +132,8 @@ fn admit<M: Maps>(maps: &M, outer: &Header, key: &mut FlowKey, carried: &mut Car
     carried.backend = Flow::NO_BACKEND;
     // To count for it: nearly always the table names the same one here.
     if frontend.count != 0
-        && let Some(id) =
-            maps.slot(frontend.base.wrapping_add(service::planned(maps, frontend, inner, known::trace(key))))
-        && let Some(backend) = maps.backend(id)
+        && let Some((id, backend)) =
+            service::at(maps, frontend, service::planned(maps, frontend, inner, known::trace(key)))
         && backend.address.same(&carried.address)
     {
         carried.backend = id;

@@ -130,7 +130,10 @@ fn translate<P: Tunnel, M: Maps>(packet: &mut P, maps: &M, scope: Scope) -> u32 
             Ok(())
         }
         Kind::Other => Ok(()),
-        Kind::IcmpError => deliver_error(packet, maps, &header),
+        Kind::IcmpError => match deliver_error(packet, maps, &header) {
+            Ok(false) if scope == Scope::External => deliver_straight(packet, maps, &header),
+            other => other.map(|_| ()),
+        },
         Kind::EchoReply => unmasquerade(packet, maps, settings, &header, &mut target).map(|_| ()),
         Kind::Ports => match unmasquerade(packet, maps, settings, &header, &mut target) {
             Ok(false) => to_service(packet, maps, settings, &header, scope, &mut target, &mut done),
@@ -210,23 +213,87 @@ fn masqueraded<M: Maps>(maps: &M, header: &Header, target: &mut Target, bytes: u
 
 /// An ICMP error (a smaller path MTU, most of all) about a packet that left with this node's address goes on to who sent
 /// it: the pod of a masqueraded connection, or the backend whose answer left with the service's address. Rare, and so a
-/// function of its own in the kernel, where the stack is small.
+/// function of its own in the kernel, where the stack is small. False if the connection of the packet that it quotes is not known.
 #[inline(never)]
-fn deliver_error<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Header) -> Result<(), Reason> {
+fn deliver_error<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Header) -> Result<bool, Reason> {
     let quoted = maps.scratch(
         #[inline(always)]
         |scratch| quoted(packet, header, scratch),
     );
     if quoted != Some(true) {
-        return Ok(());
+        return Ok(true);
     }
     // It may be about what only opened a connection.
     fused::join_known(maps);
-    let fused = maps.scratch(
+    let flags = maps.scratch(
         #[inline(always)]
         |scratch| deliver_quoted(packet, maps, header, scratch),
     );
-    if fused.unwrap_or(Ok(false))? { fused::divide_known(maps) } else { Ok(()) }
+    let flags = maps.hide(flags.unwrap_or(Ok(UNKNOWN))?);
+    if flags == UNKNOWN {
+        return Ok(false);
+    }
+    if flags & u32::from(Flow::FUSED) != 0 {
+        fused::divide_known(maps)?;
+    }
+    Ok(true)
+}
+
+/// No flags of a connection.
+const UNKNOWN: u32 = 1 << 16;
+
+/// The same for an error about an answer that went to the client by itself, where this node does not remember the connection: the
+/// Service's table says where it goes, as for the client's packets. The quote stands in the scratch space.
+#[inline(always)]
+fn deliver_straight<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Header) -> Result<(), Reason> {
+    if !asked(maps) {
+        return Ok(());
+    }
+    let place = maps.scratch(
+        #[inline(always)]
+        |Scratch { carried, .. }| {
+            let (client, frontend) = (&carried.header, &carried.frontend);
+            service::planned(maps, frontend, client, encap::trace(client))
+        },
+    );
+    rename_answer(packet, maps, header, place.unwrap_or(0))
+}
+
+/// Makes the quoted answer a packet of the client, and finds the Service that it asks; false unless that is answered straight.
+#[inline(never)]
+fn asked<M: Maps>(maps: &M) -> bool {
+    let Some(settings) = maps.settings() else { return false };
+    let direct = maps.scratch(
+        #[inline(always)]
+        |Scratch { quote, carried, .. }| {
+            let (client, frontend) = (&mut carried.header, &mut carried.frontend);
+            *client = *quote;
+            (client.source, client.source_port) = (quote.destination, quote.destination_port);
+            (client.destination, client.destination_port) = (quote.source, quote.source_port);
+            client.tcp_flags = 0;
+            serves(maps, settings, client, Scope::External, frontend)
+                && frontend.flags & Frontend::DIRECT != 0
+                && frontend.count != 0
+                && service::admits(maps, frontend, &client.source)
+        },
+    );
+    maps.hide(u32::from(direct == Some(true))) != 0
+}
+
+/// Sends the error on to the backend at this place, if that is on another node: connections to the others are remembered.
+#[inline(never)]
+fn rename_answer<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Header, place: u32) -> Result<(), Reason> {
+    let renamed = maps.scratch(
+        #[inline(always)]
+        |Scratch { quote, carried, .. }| {
+            let Some((_, backend)) = service::at(maps, &carried.frontend, place) else { return Some(()) };
+            if backend.flags & Backend::LOCAL != 0 {
+                return Some(());
+            }
+            rewrite_error(packet, header, quote, End::Destination, &(backend.address, backend.port))
+        },
+    );
+    if renamed == Some(Some(())) { Ok(()) } else { Err(Reason::Rewrite) }
 }
 
 /// Reads the packet that an error quotes, and makes the key that its answers have.
@@ -260,7 +327,7 @@ fn deliver_quoted<P: Packet, M: Maps>(
     maps: &M,
     header: &Header,
     scratch: &mut Scratch,
-) -> Result<bool, Reason> {
+) -> Result<u32, Reason> {
     let Scratch { key, quote, .. } = scratch;
     *key = back_to(quote);
     let mut target = maps.flow(key, |flow| (flow.address, flow.port, flow.flags));
@@ -268,9 +335,9 @@ fn deliver_quoted<P: Packet, M: Maps>(
         key.kind = FlowKind::Service as u8;
         target = maps.flow(key, |flow| (flow.address, flow.port, flow.flags));
     }
-    let Some((address, port, flags)) = target else { return Ok(false) };
+    let Some((address, port, flags)) = target else { return Ok(UNKNOWN) };
     rewrite_error(packet, header, quote, End::Destination, &(address, port)).ok_or(Reason::Rewrite)?;
-    Ok(flags & Flow::FUSED != 0)
+    Ok(flags.into())
 }
 
 #[inline(always)]

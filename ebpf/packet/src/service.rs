@@ -75,15 +75,7 @@ pub fn pick<M: Maps>(
         return Ok(kept);
     }
     let index = place();
-    let id = match index & NAMED {
-        0 => maps.slot(frontend.base.wrapping_add(index)).ok_or(Reason::Inconsistent)?,
-        _ => index & !NAMED,
-    };
-    let id = maps.hide(id);
-    let backend = maps.backend(id).ok_or(Reason::Inconsistent)?;
-    if backend.port == 0 {
-        return Err(Reason::Inconsistent);
-    }
+    let (id, backend) = at(maps, frontend, index).ok_or(Reason::Inconsistent)?;
     if frontend.affinity != 0 {
         maps.keep_affinity(client, &Affinity { backend, id, index, seen: maps.now() });
     }
@@ -92,6 +84,18 @@ pub fn pick<M: Maps>(
 
 /// Marks a backend's number among places in a list.
 const NAMED: u32 = 1 << 31;
+
+/// The backend at a place in the list.
+#[inline(always)]
+pub(crate) fn at<M: Maps>(maps: &M, frontend: &Frontend, place: u32) -> Option<(u32, Backend)> {
+    let id = match place & NAMED {
+        0 => maps.slot(frontend.base.wrapping_add(place))?,
+        _ => place & !NAMED,
+    };
+    let id = maps.hide(id);
+    let backend = maps.backend(id)?;
+    if backend.port == 0 { None } else { Some((id, backend)) }
+}
 
 /// Any place in the list.
 #[inline(always)]

@@ -1,5 +1,6 @@
 //! Direct server return: a load balancer's packets inside others, and what the backend's node makes of them.
 
+use std::collections::BTreeSet;
 use std::format;
 use std::string::ToString;
 
@@ -470,6 +471,44 @@ fn errors_about_answers_find_the_pod_by_way_of_the_load_balancer() {
     let quoted = Frame::tcp("10.244.0.5:8080", CLIENT, ACK, b"long");
     let at = error.transport() + 8;
     assert_eq!(error.bytes[at + 12..at + 24], quoted.bytes[26..38]);
+}
+
+#[test]
+fn errors_about_answers_find_the_pod_by_way_of_any_load_balancer() {
+    let v4 = (SERVICE, "192.0.2.9", "203.0.113.1", ["~10.244.0.5:8080", "~10.244.0.6:8080", "~10.244.0.8:8080"]);
+    let pods6 = ["~[fd44:0:0:1::5]:8080", "~[fd44:0:0:1::6]:8080", "~[fd44:0:0:1::8]:8080"];
+    for (service, client, router, pods) in [v4, (SERVICE6, "[fd02::9]", "fd03::1", pods6)] {
+        let balancer = || {
+            let (mut world, _) = nodes();
+            world.serve(protocol::TCP, Scope::External, service, &pods);
+            world.change(service, |frontend| frontend.flags |= Frontend::DIRECT);
+            world
+        };
+        let told = |world: &World, client: &str| {
+            let address = if service == SERVICE { "198.51.100.7" } else { "fd07::7" };
+            let error = Frame::error(router, address, &Frame::tcp(service, client, ACK, b"long"));
+            let mut after = error.clone();
+            assert_eq!(ingress(&mut after, world, Scope::External), Verdict::Pass);
+            assert!(after.valid());
+            (error, after)
+        };
+        let mut chosen = BTreeSet::new();
+        for port in 5000..5040 {
+            let client = format!("{client}:{port}");
+            let pod = sent(&balancer(), &Frame::tcp(&client, service, SYN, b"")).addresses().1;
+            // It comes to a load balancer that never saw the connection.
+            let other = balancer();
+            assert_eq!(told(&other, &client).1.addresses().1, pod);
+            assert!(other.flows.borrow().is_empty());
+            chosen.insert(pod);
+        }
+        assert_eq!(chosen.len(), 3, "{chosen:?}");
+        // Answers of a service without direct return would have come through here.
+        let mut through = balancer();
+        through.change(service, |frontend| frontend.flags &= !Frontend::DIRECT);
+        let (before, after) = told(&through, &format!("{client}:5000"));
+        assert_eq!(before.bytes, after.bytes);
+    }
 }
 
 #[test]

@@ -277,7 +277,7 @@ impl Frame {
         if self.v4() { self.bytes[23] } else { self.bytes[20] }
     }
 
-    fn addresses(&self) -> (IpAddr, IpAddr) {
+    pub(crate) fn addresses(&self) -> (IpAddr, IpAddr) {
         let v4 = |at: usize| IpAddr::from(<[u8; 4]>::try_from(&self.bytes[at..at + 4]).unwrap());
         let v6 = |at: usize| IpAddr::from(<[u8; 16]>::try_from(&self.bytes[at..at + 16]).unwrap());
         if self.v4() { (v4(26), v4(30)) } else { (v6(22), v6(38)) }
