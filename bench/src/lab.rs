@@ -236,7 +236,8 @@ pub(crate) fn say(what: &str) {
     eprintln!("==> {what}");
 }
 
-fn binary() -> Result<PathBuf> {
+/// The program that is measured.
+pub(crate) fn binary() -> Result<PathBuf> {
     let path = match std::env::var_os("SLUICE_BIN") {
         Some(path) => path.into(),
         None => std::env::current_exe()?.with_file_name("sluice"),

@@ -92,3 +92,39 @@ pub(crate) const SCALE_EACH: u32 = 10;
 pub(crate) const SCALE_CHANGES: u32 = 10_000;
 /// Packets at most: the flow map holds those that have not ended.
 pub(crate) const SCALE_PACKETS: u32 = 24_000;
+/// Longest that one answer to a load may take.
+pub(crate) const LOAD_REQUEST: Duration = Duration::from_secs(120);
+/// Longest that all loads on one cluster may take together.
+pub(crate) const LOAD_WHOLE: Duration = Duration::from_secs(2 * 3600);
+/// Longest until a control plane of our own, or its etcd, is ready.
+pub(crate) const SERVER_START: Duration = Duration::from_secs(60);
+/// What a load's parameters may be at most.
+pub(crate) const LOAD_CLIENTS: usize = 1024;
+pub(crate) const LOAD_OBJECTS: usize = 100_000;
+pub(crate) const LOAD_WATCHERS: usize = 3000;
+pub(crate) const LOAD_REPEATS: usize = 100;
+/// Clients that fill a namespace, and that write what is watched.
+pub(crate) const LOAD_WRITERS: usize = 16;
+/// Lists of each kind.
+pub(crate) const LISTS: usize = 7;
+/// Objects on a page of a list.
+pub(crate) const PAGE: usize = 500;
+/// Longest until a watcher has the next event.
+pub(crate) const NEXT_EVENT: Duration = Duration::from_secs(60);
+/// Share of the machine's CPU time, in percent, above which others' work is told.
+pub(crate) const OTHERS: f64 = 10.0;
+/// What `sched` takes at most.
+pub(crate) const LOAD_NODES: usize = 20_000;
+pub(crate) const STEADY_RATE: usize = 1000;
+pub(crate) const STEADY_SECONDS: usize = 3600;
+/// Pods of the loads that ask for more than room.
+pub(crate) const SHAPED_PODS: usize = 2000;
+/// How often each node's lease is renewed, and by how many requests at once; half of what makes a node unreachable.
+pub(crate) const LEASE_PERIOD: Duration = Duration::from_secs(20);
+pub(crate) const LEASE_WRITERS: usize = 8;
+/// Longest until all nodes take pods.
+pub(crate) const NODES_READY: Duration = Duration::from_secs(300);
+/// Longest until the next pod is bound.
+pub(crate) const NEXT_BOUND: Duration = Duration::from_secs(120);
+/// How often something changes beside the load `churn`.
+pub(crate) const CHURN: Duration = Duration::from_millis(100);

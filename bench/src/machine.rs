@@ -2,11 +2,12 @@
 
 use std::fs;
 
+use crate::limits;
 use anyhow::{Context, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The machine, as far as figures depend on it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Machine {
     pub(crate) cpus: usize,
     /// Bytes.
@@ -27,6 +28,13 @@ impl Machine {
             kernel: kernel.trim().to_owned(),
             load: load.split(' ').next().and_then(|first| first.parse().ok()).unwrap_or_default(),
         })
+    }
+
+    /// What to say where others' work may have changed the figures.
+    pub(crate) fn busy(&self) -> Option<String> {
+        let says =
+            || format!("the machine was busy before the start (load {:.1}): minima hold, medians may not", self.load);
+        (self.load > limits::CALM).then(says)
     }
 
     /// One line for people.

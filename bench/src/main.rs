@@ -1,17 +1,23 @@
-//! Macro benches on real parts: a one-node cluster of the release build in network namespaces of its own
-//! (or, for what can be measured from outside, any cluster that a kubeconfig leads to).
+//! Macro benches on real parts: a one-node cluster of the release build in network namespaces of its own, a control plane of
+//! its own on loopback, or, for what can be measured from outside, any cluster that a kubeconfig leads to.
 //!
 //! Progress goes to standard error, the table or the document to standard output. Nothing is left behind.
 
+mod api;
+mod cluster;
+mod compare;
+mod document;
 mod lab;
 mod lb;
 mod limits;
 mod load;
 mod machine;
 mod memory;
+mod page;
 mod pods;
 mod proc;
 mod report;
+mod sched;
 mod startup;
 mod stats;
 
@@ -43,6 +49,14 @@ enum Bench {
     Memory(Options),
     /// The Service data plane by itself: a packet in each program, connections, changes
     Lb(lb::Options),
+    /// The API server: single requests, lists, watches, memory; on our own server or any cluster
+    Api(api::Options),
+    /// The scheduler, on thousands of nodes that are only objects; on our own server or any cluster
+    Sched(sched::Options),
+    /// Print the ratios of two documents' figures, with their spread
+    Compare(compare::Options),
+    /// Make one HTML page of several documents, on standard output
+    Report(page::Options),
     /// A client of `lb`
     #[command(hide = true)]
     Call(lb::call::Options),
@@ -93,6 +107,10 @@ fn main() -> ExitCode {
 fn run(bench: Bench) -> Result<()> {
     match bench {
         Bench::Startup(options) => own_cluster("startup", &options, startup::run),
+        Bench::Api(options) => show(options.json, api::run(&options)?),
+        Bench::Sched(options) => show(options.json, sched::run(&options)?),
+        Bench::Compare(options) => compare::run(&options),
+        Bench::Report(options) => page::run(&options),
         Bench::Call(options) => lb::call::run(&options),
         Bench::Follow(options) => lb::control::follow(&options),
         Bench::Lb(options) => print("lb", options.json, || lb::run(&options)),
@@ -131,7 +149,11 @@ fn own_cluster(bench: &'static str, options: &Options, measure: impl FnOnce() ->
 fn print(bench: &'static str, json: bool, measure: impl FnOnce() -> Result<Measured>) -> Result<()> {
     // Read first: the load that others make, not ours.
     let machine = Machine::read()?;
-    let report = Report { bench, machine, measured: measure()? };
+    show(json, Report::new(bench, machine, measure()?))
+}
+
+fn show(json: bool, mut report: Report) -> Result<()> {
+    report.measured.notes.extend(report.machine.busy());
     if json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {

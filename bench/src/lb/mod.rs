@@ -21,7 +21,7 @@ mod sockets;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 
-use crate::{lab::Interrupts, limits, machine::Machine, report::Measured};
+use crate::{lab::Interrupts, report::Measured};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -64,10 +64,6 @@ impl Part {
 pub(crate) fn run(options: &Options) -> Result<Measured> {
     let interrupts = Interrupts::catch()?;
     let mut all = Measured::default();
-    let load = Machine::read()?.load;
-    if load > limits::CALM {
-        all.note(format!("the machine was busy before the start (load {load:.1}): minima hold, medians may not"));
-    }
     let place = place::Place::enter(interrupts)?;
     for part in Part::ALL.into_iter().filter(|part| options.only.is_empty() || options.only.contains(part)) {
         let measured = part.measure(&place)?;
