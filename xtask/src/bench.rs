@@ -7,12 +7,22 @@ use crate::{ebpf, image, setup, sh};
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// `startup`, `pods`, `memory` or `lb`, with that bench's flags (`--json`, `--help`)
+    /// `startup`, `pods`, `memory`, `api`, `sched` or `lb`, with that bench's flags (`--json`, `--help`); `compare` or `report`
+    /// with documents that benches wrote
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
     bench: Vec<String>,
 }
 
+/// What only reads documents: it needs no cluster, and so nothing of what makes one.
+const READERS: [&str; 2] = ["compare", "report"];
+
 pub(crate) fn run(options: &Options) -> Result<()> {
+    if options.bench.first().is_some_and(|word| READERS.contains(&word.as_str())) {
+        let mut read = sh::cargo();
+        read.args(["run", "--quiet", "--release", "--package", "sluice-bench", "--"]).args(&options.bench);
+        // Documents are named as they are seen from where the task was called.
+        return sh::run(read.current_dir(std::env::current_dir()?));
+    }
     sh::require_root("cargo xtask bench")?;
     setup::ensure(setup::Purpose::Bench)?;
     ebpf::build()?;

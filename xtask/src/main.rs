@@ -40,7 +40,7 @@ enum Task {
     Fuzz(fuzz::Options),
     /// Several nodes as network namespaces on this machine
     Lab(lab::Options),
-    /// Measure: startup, pods, memory, lb
+    /// Measure: startup, pods, memory, api, sched, lb; compare and draw what was measured
     Bench(bench::Options),
     /// Install what the tasks need with the system's package manager
     Setup,

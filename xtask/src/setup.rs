@@ -78,7 +78,7 @@ const NEEDS: &[Need] = &[
         "kube-proxy's rules, for the bench to compare with",
     ),
     need(Purpose::Bench, Probe::Program("nft"), &["nftables"], "kube-proxy's rules, for the bench to compare with"),
-    need(Purpose::Everything, Probe::Program("etcd"), &["etcd-server"], "the store tests' real etcd"),
+    need(Purpose::Bench, Probe::Program("etcd"), &["etcd-server"], "the real etcd of tests and benches"),
     need(Purpose::Everything, Probe::Program("docker-registry"), &["docker-registry"], "the pull tests' real registry"),
     need(Purpose::Everything, Probe::Program("bird"), &["bird2"], "the routing test's real BGP speaker"),
     need(

@@ -117,11 +117,11 @@ impl Space {
         Ok(list.metadata.resource_version)
     }
 
-    /// Deletes the pods of the namespace and waits until they are gone.
+    /// Deletes what the bench made of a kind in the namespace: everything but what the cluster puts into each.
     pub(crate) async fn empty(&self, of: Object) -> Result<()> {
-        let path = self.path(of);
-        self.caller.delete(&format!("{path}?gracePeriodSeconds=0")).await?;
-        let list: List = self.caller.read(&format!("{path}?limit=1")).await?;
+        let path = format!("{}?fieldSelector=metadata.name%21%3Dkube-root-ca.crt", self.path(of));
+        self.caller.delete(&format!("{path}&gracePeriodSeconds=0")).await?;
+        let list: List = self.caller.read(&format!("{path}&limit=1")).await?;
         if list.items.is_empty() { Ok(()) } else { bail!("{of} are left after all of them were deleted") }
     }
 
@@ -139,9 +139,13 @@ impl Space {
         json!({"key": LABEL, "operator": "Equal", "value": self.name, "effect": "NoSchedule"})
     }
 
-    /// Makes a node and its lease.
+    /// Makes a node with its status, and its lease.
     pub(crate) async fn node(&self, by: &Caller, node: &Value, lease: &Value) -> Result<()> {
-        by.post(NODES, node).await?;
+        let made: Value = serde_json::from_slice(&by.post(NODES, node).await?)?;
+        if made["status"].get("conditions").is_none() {
+            let path = format!("{NODES}/{}/status", made["metadata"]["name"].as_str().unwrap_or_default());
+            by.merge(&path, &json!({"status": node["status"]})).await?;
+        }
         by.post(LEASES, lease).await.map(drop)
     }
 

@@ -20,7 +20,7 @@ const ZONES: usize = 10;
 /// See the module. Their leases are renewed until it is dropped.
 pub(super) struct Nodes {
     pub(super) count: usize,
-    _renewal: AbortOnDropHandle<()>,
+    renewal: AbortOnDropHandle<()>,
 }
 
 impl Nodes {
@@ -42,12 +42,13 @@ impl Nodes {
         let renewal = AbortOnDropHandle::new(tokio::spawn(renew(cluster.caller()?, Arc::clone(space), count)));
         let ready = tokio::time::timeout(limits::NODES_READY, ready(space, count)).await;
         ready.unwrap_or_else(|_| bail!("not all nodes took pods within {} s", limits::NODES_READY.as_secs()))?;
-        Ok(Self { count, _renewal: renewal })
+        Ok(Self { count, renewal: renewal })
     }
 
     /// Removes them.
     pub(super) async fn remove(self, space: &Space) -> Result<()> {
         say("removing the nodes");
+        drop(self.renewal);
         space.remove_nodes().await
     }
 }

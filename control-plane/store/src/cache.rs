@@ -23,7 +23,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{DynEngine, Error, Kv, Op, Revision, Txn, cow::CowMap, limits};
 pub use state::{Filter, Kind};
-use state::{Interest, State};
+use state::{Change, Interest, State};
 pub use watcher::{CacheItem, CacheWatch};
 
 /// Turns stored bytes into what the cache holds.
@@ -132,6 +132,17 @@ impl<D: Decode> Cache<D> {
     /// reference counts.
     pub fn list(&self, prefix: &str) -> Snapshot<D::Object> {
         self.inner.state.read().snapshot(prefix)
+    }
+
+    /// As [`Cache::list`], as it was at `revision`: the newest state with the changes since then taken back. `None` when the
+    /// cache cannot tell, or they are too many. The prefix is one resource's, or narrower.
+    pub fn list_at(&self, prefix: &str, revision: Revision) -> Option<Snapshot<D::Object>> {
+        let (mut snapshot, since) = self.inner.state.read().since(prefix, revision)?;
+        for change in since.iter().rev() {
+            snapshot.take_back(change);
+        }
+        snapshot.revision = revision;
+        Some(snapshot)
     }
 
     /// The newest applied revision.
@@ -293,17 +304,28 @@ impl<O> Snapshot<O> {
 
     /// How many objects, all of them.
     pub fn len(&self) -> usize {
-        self.maps
-            .iter()
-            .map(|map| {
-                let prefix = &*self.prefix;
-                map.rank(|key| key < prefix || key.starts_with(prefix)) - map.rank(|key| key < prefix)
-            })
-            .sum()
+        self.len_from("")
+    }
+
+    /// How many objects with keys at or after `start`.
+    pub fn len_from(&self, start: &str) -> usize {
+        let (prefix, start) = (&*self.prefix, start.max(&*self.prefix));
+        let before = |map: &CowMap<Arc<O>>| map.rank(|key| key < start);
+        let upto = |map: &CowMap<Arc<O>>| map.rank(|key| key < prefix || key.starts_with(prefix));
+        self.maps.iter().map(|map| upto(map).saturating_sub(before(map))).sum()
     }
 
     pub fn is_empty(&self) -> bool {
         self.iter().next().is_none()
+    }
+
+    /// Undoes the newest change that it shows.
+    fn take_back(&mut self, change: &Change<O>) {
+        let Some(map) = self.maps.first_mut() else { return };
+        match &change.previous {
+            Some(previous) => map.insert(Arc::clone(&change.key), Arc::clone(previous)),
+            None => map.remove(&change.key),
+        };
     }
 
     pub fn get(&self, key: &str) -> Option<&Arc<O>> {

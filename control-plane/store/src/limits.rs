@@ -52,6 +52,8 @@ pub const RING_EVENTS: usize = 8192;
 pub const RING_BYTES: usize = 16 * 1024 * 1024;
 /// How long those changes are kept: as long as the history (see [`COMPACT_INTERVAL`]).
 pub const RING_AGE: Duration = Duration::from_secs(300);
+/// Changes that a look at an older state takes back; one that is further away is read from the engine.
+pub const TAKEN_BACK: usize = 2048;
 /// Changes waiting for one watcher before it is told that it lags.
 pub const WATCHER_QUEUE: usize = 1024;
 /// Watchers of one cache.

@@ -122,6 +122,42 @@ async fn follows_the_store(f: Fixture) {
 }
 
 /// Whoever was told that a write is done finds it in the next fresh read.
+/// Where the keys of a prefix that ends in a slash end.
+fn end(prefix: &str) -> String {
+    format!("{}0", prefix.trim_end_matches('/'))
+}
+
+/// What the cache says of an older state is what the engine says of it.
+async fn older_states_are_as_the_engine_has_them(f: Fixture) {
+    let e = &f.engine;
+    write(e, vec![put("/registry/pods/a/1", "x"), put("/registry/pods/a/2", "x")]).await; // 2
+    let cache = start(e).await;
+    write(e, vec![put("/registry/pods/a/1", "y"), delete("/registry/pods/a/2", ""), put("/registry/pods/a/3", "y")]).await;
+    write(e, vec![put("/registry/pods/a/2", "z"), put("/registry/pods/b/1", "z"), put("/registry/nodes/n", "z")]).await;
+    write(e, vec![delete("/registry/pods/a/1", ""), put("/registry/pods/a/3", "-")]).await;
+    write(e, vec![put("/registry/pods/a/1", "again")]).await; // 6
+    cache.wait_for(6, PATIENCE).await.unwrap();
+    for revision in 2..=6 {
+        for prefix in ["/registry/pods/", "/registry/pods/a/", "/registry/pods/b/"] {
+            let there = e.range(Range { revision, ..range(prefix, &end(prefix)) }).await.unwrap();
+            let expected: Vec<String> = there
+                .kvs
+                .iter()
+                .filter_map(|kv| Some(format!("{}={}", String::from_utf8_lossy(&kv.key), Text.decode(kv)?)))
+                .collect();
+            let state = cache.list_at(prefix, revision).unwrap();
+            let found: Vec<String> = state.iter().map(|(key, object)| format!("{key}={object}")).collect();
+            assert_eq!((state.revision, &found), (revision, &expected), "{prefix} at {revision}");
+            let from = format!("{prefix}a/2");
+            assert_eq!(state.len_from(&from), state.iter_from(&from).count());
+            assert_eq!(state.len(), expected.len());
+        }
+    }
+    assert!(cache.list_at("/registry/pods/", 1).is_none(), "older than the cache");
+    assert!(cache.list_at("/registry/pods/", 7).is_none(), "not there yet");
+    assert!(cache.list_at("/registry/none/", 6).is_none(), "of a resource without objects");
+}
+
 async fn fresh_reads_see_every_acknowledged_write(f: Fixture) {
     let cache = start(&f.engine).await;
     for n in 0..200 {
@@ -187,6 +223,7 @@ macro_rules! stories {
 
 stories!(
     follows_the_store,
+    older_states_are_as_the_engine_has_them,
     fresh_reads_see_every_acknowledged_write,
     fresh_reads_survive_foreign_revisions,
     transactions_are_never_seen_in_part,
@@ -242,6 +279,21 @@ async fn watches_start_in_the_past_as_far_as_the_ring_reaches() {
     ] {
         assert_eq!(error(prefix, from), expected, "{prefix} from {from}");
     }
+}
+
+#[tokio::test]
+async fn an_older_state_that_is_forgotten_is_not_made_up() {
+    let f = common::embedded().await;
+    let cache = start_with(&f.engine, CacheLimits { ring_events: 3, ..CacheLimits::default() }).await;
+    for n in 0..8 {
+        write(&f.engine, vec![put("/registry/pods/a", &n.to_string())]).await; // 2 to 9
+    }
+    cache.wait_for(9, PATIENCE).await.unwrap();
+    let at = |revision| {
+        let state = cache.list_at("/registry/pods/", revision)?;
+        state.get("/registry/pods/a").map(|object| object.to_string())
+    };
+    assert_eq!([5, 6, 7, 8, 9].map(at), [None, Some("4@6"), Some("5@7"), Some("6@8"), Some("7@9")].map(|o| o.map(str::to_owned)));
 }
 
 #[tokio::test]

@@ -44,10 +44,13 @@ pub fn has_generation(resource: &Resource) -> bool {
     }
 }
 
-/// Before a create: the status is the server's, the first generation is 1.
+/// Before a create: the status is the server's but for nodes, the first generation is 1.
 pub fn prepare_create(resource: &Resource, object: &mut Value) {
+    // A node's daemon brings its first status along (upstream's nodeStrategy drops none).
+    let brings_status = (&*resource.group, &*resource.kind) == ("", "Node");
     if let Value::Object(top) = object
         && resource.subresources.status
+        && !brings_status
     {
         top.remove("status");
     }
@@ -226,6 +229,18 @@ mod tests {
             "Guaranteed",
         );
         check(json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m"}}), "Burstable");
+    }
+
+    #[test]
+    fn a_new_nodes_status_is_its_daemons() {
+        let check = |kind_name: &str, expected: Value| {
+            let mut object = json!({"metadata": {"name": "a"}, "status": {"capacity": {"cpu": "4"}}});
+            prepare_create(kind("", kind_name), &mut object);
+            assert_eq!(object.get("status").cloned().unwrap_or_default(), expected, "{kind_name}");
+        };
+        check("Node", json!({"capacity": {"cpu": "4"}}));
+        check("PersistentVolume", json!({"phase": "Pending"}));
+        check("ResourceQuota", Value::Null);
     }
 
     #[test]

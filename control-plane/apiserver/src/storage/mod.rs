@@ -185,6 +185,21 @@ impl Storage {
         self.cache.watchers()
     }
 
+    /// As [`Storage::snapshot`], as it was at `revision`, while the engine still knows that revision; `None` when the cache
+    /// cannot tell.
+    pub(crate) async fn snapshot_at(
+        &self,
+        prefix: &str,
+        namespace: &str,
+        revision: Revision,
+    ) -> Result<Option<Snapshot<StoredObject>>, Error> {
+        let Some(snapshot) = self.cache.list_at(&collection(prefix, namespace), revision) else { return Ok(None) };
+        // Clients are told of a compaction when it happens, not when the cache has forgotten.
+        let key = Bytes::from(collection(prefix, namespace));
+        self.engine.range(Range { key, end: Bytes::new(), revision, limit: 1, count_only: true }).await?;
+        Ok(Some(snapshot))
+    }
+
     /// Objects with keys from `start` on as they were at `revision`, at most `limit` of them.
     pub(crate) async fn page(
         &self,

@@ -10,7 +10,7 @@ use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
 use serde_json::{Value, json};
 use sluice_api::status::Status;
-use sluice_store::{Error, Revision};
+use sluice_store::{Error, Revision, cache::Snapshot};
 
 use super::{
     Call,
@@ -96,23 +96,33 @@ impl Call<'_> {
             let token = Token { revision, start: String::new() };
             return self.find_at(&prefix, &token, selection, options.limit).await.map_err(failed);
         }
-        let start = match &options.from {
-            Some(token) => format!("{prefix}{}", token.start),
-            None => String::new(),
-        };
-        let mut found = Listed { revision: snapshot.revision, items: Vec::new(), next: None, remaining: None };
         // A single name in a known place needs no walk.
         if let (Some(name), true) =
             (selection.fields.required("metadata.name"), !self.view.resource.namespaced || !self.namespace().is_empty())
         {
             let object = snapshot.get(&key(self.view.prefix(), self.namespace(), name));
-            found.items.extend(object.filter(|o| selection.matches(&self.view, o)).cloned());
-            return Ok(found);
+            let items = object.filter(|o| selection.matches(&self.view, o)).cloned().into_iter().collect();
+            return Ok(Listed { revision: snapshot.revision, items, next: None, remaining: None });
         }
+        let start = options.from.as_ref().map_or("", |token| &token.start);
+        Ok(self.walk(&snapshot, &prefix, start, selection, options.limit))
+    }
+
+    /// The objects of one state from `start` on, which is a key without the prefix. A limit of 0 reads to the end.
+    fn walk(
+        &self,
+        snapshot: &Snapshot<StoredObject>,
+        prefix: &str,
+        start: &str,
+        selection: &Selection,
+        limit: i64,
+    ) -> Listed {
+        let start = if start.is_empty() { String::new() } else { format!("{prefix}{start}") };
+        let mut found = Listed { revision: snapshot.revision, items: Vec::new(), next: None, remaining: None };
         let matching = snapshot.iter_from(&start).filter(|(_, object)| selection.matches(&self.view, object));
         let mut last: Option<&Arc<str>> = None;
         for (key, object) in matching {
-            if options.limit > 0 && found.items.len() as i64 == options.limit {
+            if limit > 0 && found.items.len() as i64 == limit {
                 found.next = last
                     .map(|last| Token { revision: snapshot.revision, start: format!("{}\0", &last[prefix.len()..]) });
                 break;
@@ -120,14 +130,18 @@ impl Call<'_> {
             last = Some(key);
             found.items.push(Arc::clone(object));
         }
-        if found.next.is_some() && selection.is_empty() && options.from.is_none() {
-            found.remaining = Some(snapshot.len() as i64 - options.limit);
+        if found.next.is_some() && selection.is_empty() {
+            found.remaining = Some(snapshot.len_from(&start) as i64 - limit);
         }
-        Ok(found)
+        found
     }
 
-    /// A page of an older revision, from the engine. A limit of 0 reads to the end.
+    /// A page of an older revision: from the cache while that can tell, else from the engine. A limit of 0 reads to the end.
     async fn find_at(&self, prefix: &str, token: &Token, selection: &Selection, limit: i64) -> Result<Listed, Error> {
+        let state = self.core.storage.snapshot_at(self.view.prefix(), self.namespace(), token.revision).await?;
+        if let Some(state) = state {
+            return Ok(self.walk(&state, prefix, &token.start, selection, limit));
+        }
         let mut found = Listed { revision: token.revision, items: Vec::new(), next: None, remaining: None };
         let mut start = format!("{prefix}{}", token.start);
         loop {

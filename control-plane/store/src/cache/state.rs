@@ -10,7 +10,7 @@ use std::{
 use tokio::sync::mpsc;
 
 use super::{CacheLimits, Snapshot};
-use crate::{Error, Revision, cow::CowMap};
+use crate::{Error, Revision, cow::CowMap, limits};
 
 /// What happened to an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,6 +153,18 @@ impl<O> State<O> {
             self.under(prefix).map(|(_, b)| b.objects.clone()).collect()
         };
         Snapshot { revision: self.revision, prefix: prefix.into(), maps }
+    }
+
+    /// The newest state of a prefix within one bucket, and what has changed in the bucket since `revision`; `None` when that
+    /// is not known, or is too much.
+    pub(super) fn since(&self, prefix: &str, revision: Revision) -> Option<(Snapshot<O>, Vec<Arc<Change<O>>>)> {
+        let bucket = self.buckets.get(bucket_of(&self.prefix, prefix))?;
+        if revision > self.revision || revision < bucket.forgotten.max(self.loaded) {
+            return None;
+        }
+        let start = bucket.recent.partition_point(|change| change.revision <= revision);
+        let since = bucket.recent.range(start..);
+        (since.len() <= limits::TAKEN_BACK).then(|| (self.snapshot(prefix), since.cloned().collect()))
     }
 
     /// The state a read of the whole prefix found.
