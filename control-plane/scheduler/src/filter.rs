@@ -7,6 +7,12 @@ use crate::node::Node;
 use crate::pod::Pod;
 use crate::reason::Reason;
 
+/// Whether the node in `slot` can take the pod: what [`reasons`] comes to, with the cheapest rules first.
+pub(crate) fn fits(cluster: &Cluster, pod: &Pod, domains: &Domains, slot: usize) -> bool {
+    let node = cluster.node(slot);
+    domains.reject(slot).is_none() && room(cluster, pod, node).is_empty() && fixed(pod, node).is_none()
+}
+
 /// Reasons against the node in `slot`; empty when it can take the pod.
 pub(crate) fn reasons(cluster: &Cluster, pod: &Pod, domains: &Domains, slot: usize) -> Vec<Reason> {
     let node = cluster.node(slot);

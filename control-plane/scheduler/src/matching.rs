@@ -29,7 +29,9 @@ pub fn untolerated<'a>(taints: &'a [Taint], tolerations: &[Toleration], effects:
 
 /// Whether a toleration covers a taint.
 pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let given = |field: &Option<String>| field.as_deref().filter(|s| !s.is_empty()).map(str::to_owned);
+    fn given(field: &Option<String>) -> Option<&str> {
+        field.as_deref().filter(|s| !s.is_empty())
+    }
     let effect = given(&toleration.effect).is_none_or(|effect| effect == taint.effect);
     let key = given(&toleration.key).is_none_or(|key| key == taint.key);
     let value = match toleration.operator.as_deref() {

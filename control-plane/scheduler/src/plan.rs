@@ -34,29 +34,37 @@ impl Planner {
         let nodes = cluster.live().len();
         let wanted = enough(nodes);
         let start = if nodes == 0 { 0 } else { self.next % nodes };
-        let mut feasible = Vec::new();
-        let mut failure = Unschedulable::default();
+        let mut feasible = Vec::with_capacity(wanted);
         let mut examined = 0;
         while examined < nodes && feasible.len() < wanted {
             let slot = cluster.live()[(start + examined) % nodes];
             examined += 1;
-            let reasons = filter::reasons(cluster, pod, &domains, slot);
-            if reasons.is_empty() {
+            if filter::fits(cluster, pod, &domains, slot) {
                 feasible.push(slot);
-                continue;
             }
-            if reasons.iter().all(Reason::preemption_may_help) {
-                failure.preemptible.push(slot);
-            }
-            reasons.into_iter().for_each(|reason| failure.tally.add(reason));
         }
         self.next = start + examined;
         if feasible.is_empty() {
-            failure.tally.nodes = nodes;
-            return Err(failure);
+            return Err(failure(cluster, pod, &domains, start));
         }
         Ok(best(cluster, pod, &feasible, rng))
     }
+}
+
+/// The reasons of all nodes, which nobody asks for while there is one that can take the pod.
+fn failure(cluster: &Cluster, pod: &Pod, domains: &Domains, start: usize) -> Unschedulable {
+    let nodes = cluster.live().len();
+    let mut failure = Unschedulable::default();
+    for examined in 0..nodes {
+        let slot = cluster.live()[(start + examined) % nodes];
+        let reasons = filter::reasons(cluster, pod, domains, slot);
+        if reasons.iter().all(Reason::preemption_may_help) {
+            failure.preemptible.push(slot);
+        }
+        reasons.into_iter().for_each(|reason| failure.tally.add(reason));
+    }
+    failure.tally.nodes = nodes;
+    failure
 }
 
 /// Upstream's adaptive share of nodes to find before scoring: 50 % falling to 5 % on large clusters.

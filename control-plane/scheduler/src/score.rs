@@ -1,5 +1,7 @@
 //! Which of the feasible nodes is best: upstream's default scores with upstream's weights, each 0 to 100.
 
+use k8s_openapi::api::core::v1::Taint;
+
 use crate::cluster::Cluster;
 use crate::domains;
 use crate::matching;
@@ -81,18 +83,13 @@ fn images(cluster: &Cluster, pod: &Pod, slot: usize) -> f64 {
 
 /// Fewer PreferNoSchedule taints that are not tolerated is better.
 fn taints(cluster: &Cluster, pod: &Pod, feasible: &[usize]) -> Option<Vec<f64>> {
-    let counts: Vec<f64> = feasible
-        .iter()
-        .map(|slot| {
-            let taints = &cluster.node(*slot).spec.taints;
-            let disliked = |t: &&_| {
-                matching::untolerated(std::slice::from_ref(*t), &pod.tolerations, &["PreferNoSchedule"]).is_some()
-            };
-            taints.iter().filter(disliked).count() as f64
-        })
-        .collect();
-    let worst = counts.iter().copied().fold(0.0, f64::max);
-    (worst > 0.0).then(|| counts.iter().map(|count| MAX - MAX * count / worst).collect())
+    let disliked = |taint: &&Taint| {
+        matching::untolerated(std::slice::from_ref(*taint), &pod.tolerations, &["PreferNoSchedule"]).is_some()
+    };
+    let count = |slot: &usize| cluster.node(*slot).spec.taints.iter().filter(disliked).count() as f64;
+    let worst = feasible.iter().map(count).fold(0.0, f64::max);
+    let counts = feasible.iter().map(count);
+    (worst > 0.0).then(|| counts.map(|count| MAX - MAX * count / worst).collect())
 }
 
 /// More weight of preferred node affinity is better.

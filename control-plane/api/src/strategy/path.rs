@@ -5,16 +5,19 @@ use serde_json::{Map, Value};
 
 /// Calls `visit` for every object that `path` leads to.
 pub(super) fn each(value: &mut Value, path: &str, visit: &mut dyn FnMut(&mut Map<String, Value>)) {
+    if let Value::Object(object) = value {
+        within(object, path, visit);
+    }
+}
+
+/// As [`each`], from an object on.
+pub(super) fn within(object: &mut Map<String, Value>, path: &str, visit: &mut dyn FnMut(&mut Map<String, Value>)) {
     if path.is_empty() {
-        if let Value::Object(object) = value {
-            visit(object);
-        }
-        return;
+        return visit(object);
     }
     let (segment, rest) = path.split_once('.').unwrap_or((path, ""));
     let (name, all) = segment.strip_suffix("[]").map_or((segment, false), |name| (name, true));
     let (name, make) = name.strip_prefix('+').map_or((name, false), |name| (name, true));
-    let Value::Object(object) = value else { return };
     if make && object.get(name).is_none_or(Value::is_null) {
         object.insert(name.into(), Value::Object(Map::new()));
     }

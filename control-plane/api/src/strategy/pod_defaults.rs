@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::path::{each, fill, text};
+use super::path::{each, fill, text, within};
 
 /// Constant defaults below a pod spec.
 #[rustfmt::skip]
@@ -53,22 +53,25 @@ const PROBES: [&str; 3] = ["livenessProbe", "readinessProbe", "startupProbe"];
 
 /// Fills in the pod spec at `path`.
 pub(super) fn apply(object: &mut Value, path: &str) {
-    constants(object, path, SPEC);
-    for list in CONTAINERS {
-        let container = format!("{path}.{list}");
-        constants(object, &container, CONTAINER);
-        for probe in PROBES {
-            constants(object, &format!("{container}.{probe}"), PROBE);
+    each(object, path, &mut |spec| {
+        constants(spec, SPEC);
+        for list in CONTAINERS {
+            within(spec, list, &mut |container| {
+                constants(container, CONTAINER);
+                for probe in PROBES {
+                    within(container, probe, &mut |probe| constants(probe, PROBE));
+                }
+                pull_policy(container);
+            });
         }
-        each(object, &container, &mut pull_policy);
-    }
-    each(object, path, &mut host_ports);
-    each(object, path, &mut service_account);
-    each(object, &format!("{path}.volumes[]"), &mut |volume| {
-        // A volume that names no source is an emptyDir.
-        if volume.len() == 1 && volume.contains_key("name") {
-            volume.insert("emptyDir".into(), json!({}));
-        }
+        host_ports(spec);
+        service_account(spec);
+        within(spec, "volumes[]", &mut |volume| {
+            // A volume that names no source is an emptyDir.
+            if volume.len() == 1 && volume.contains_key("name") {
+                volume.insert("emptyDir".into(), json!({}));
+            }
+        });
     });
 }
 
@@ -84,10 +87,9 @@ pub(super) fn requests_from_limits(container: &mut Map<String, Value>) {
     }
 }
 
-fn constants(object: &mut Value, path: &str, table: &[(&str, &str, &str)]) {
+fn constants(object: &mut Map<String, Value>, table: &[(&str, &str, &str)]) {
     for (below, key, value) in table {
-        let whole = if below.is_empty() { path.to_owned() } else { format!("{path}.{below}") };
-        each(object, &whole, &mut |at| {
+        within(object, below, &mut |at| {
             fill(at, key, || serde_json::from_str(value).unwrap_or(Value::Null));
         });
     }
