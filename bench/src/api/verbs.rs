@@ -94,7 +94,8 @@ fn add(verb: &str, clients: usize, figures: &Figures, measured: &mut Measured) {
     #[expect(clippy::cast_precision_loss)]
     let at =
         |row: Option<Row>, what: &str| row.map(|row| row.at(&format!("{verb}: {what}"), "clients", clients as f64));
-    let name = |what: &str| format!("{verb}, {clients} clients: {what}");
+    let crowd = if clients == 1 { "1 client".to_owned() } else { format!("{clients} clients") };
+    let name = |what: &str| format!("{verb}, {crowd}: {what}");
     measured.push(at(Row::of(&name("rate"), "per s", &figures.rates), "rate"));
     measured.push(at(Row::distribution(&name("latency"), "ms", &figures.latencies), "latency"));
     let costs = |of: fn(&Reading) -> Option<f64>| figures.costs.iter().filter_map(of).collect::<Vec<f64>>();

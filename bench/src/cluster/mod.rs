@@ -61,8 +61,9 @@ impl Stores {
     }
 }
 
+/// What a control plane of our own keeps its objects in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Store {
+pub(crate) enum Store {
     Embedded,
     Etcd,
 }
@@ -81,6 +82,8 @@ impl Where {
 pub(crate) struct Cluster {
     config: kube::Config,
     pub(crate) label: Label,
+    /// Of a control plane of our own.
+    pub(crate) store: Option<Store>,
     /// Processes of the server, and of the store where that is another.
     pub(crate) meter: Meter,
     _server: Option<Server>,
@@ -95,12 +98,8 @@ impl Cluster {
     async fn own(store: Store, options: &Where) -> Result<Self> {
         let server = Server::start(store).await?;
         let config = config(&server.kubeconfig()).await?;
-        let mut cluster = Self {
-            config,
-            label: Label::default(),
-            meter: Meter::new(vec![server.pid()], server.etcd_pid()),
-            _server: None,
-        };
+        let meter = Meter::new(vec![server.pid()], server.etcd_pid());
+        let mut cluster = Self { config, label: Label::default(), store: Some(store), meter, _server: None };
         cluster.name(options).await?;
         if let Some(etcd) = server.etcd_version()? {
             cluster.label.versions.insert("etcd".into(), etcd);
@@ -115,6 +114,7 @@ impl Cluster {
         let mut cluster = Self {
             config: config(file).await?,
             label: Label::default(),
+            store: None,
             meter: Meter::new(options.pid.clone(), None),
             _server: None,
         };

@@ -22,8 +22,8 @@ use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{DynEngine, Error, Kv, Op, Revision, Txn, cow::CowMap, limits};
-pub use state::{Filter, Kind};
 use state::{Change, Interest, State};
+pub use state::{Filter, Kind};
 pub use watcher::{CacheItem, CacheWatch};
 
 /// Turns stored bytes into what the cache holds.

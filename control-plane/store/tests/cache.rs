@@ -132,7 +132,8 @@ async fn older_states_are_as_the_engine_has_them(f: Fixture) {
     let e = &f.engine;
     write(e, vec![put("/registry/pods/a/1", "x"), put("/registry/pods/a/2", "x")]).await; // 2
     let cache = start(e).await;
-    write(e, vec![put("/registry/pods/a/1", "y"), delete("/registry/pods/a/2", ""), put("/registry/pods/a/3", "y")]).await;
+    write(e, vec![put("/registry/pods/a/1", "y"), delete("/registry/pods/a/2", ""), put("/registry/pods/a/3", "y")])
+        .await;
     write(e, vec![put("/registry/pods/a/2", "z"), put("/registry/pods/b/1", "z"), put("/registry/nodes/n", "z")]).await;
     write(e, vec![delete("/registry/pods/a/1", ""), put("/registry/pods/a/3", "-")]).await;
     write(e, vec![put("/registry/pods/a/1", "again")]).await; // 6
@@ -293,7 +294,10 @@ async fn an_older_state_that_is_forgotten_is_not_made_up() {
         let state = cache.list_at("/registry/pods/", revision)?;
         state.get("/registry/pods/a").map(|object| object.to_string())
     };
-    assert_eq!([5, 6, 7, 8, 9].map(at), [None, Some("4@6"), Some("5@7"), Some("6@8"), Some("7@9")].map(|o| o.map(str::to_owned)));
+    assert_eq!(
+        [5, 6, 7, 8, 9].map(at),
+        [None, Some("4@6"), Some("5@7"), Some("6@8"), Some("7@9")].map(|o| o.map(str::to_owned))
+    );
 }
 
 #[tokio::test]
