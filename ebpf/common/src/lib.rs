@@ -23,6 +23,7 @@ pub mod probe;
 mod reason;
 mod service;
 mod socket;
+pub mod stream;
 
 pub use address::Address;
 pub use flow::{Flow, FlowKey, FlowKind, FragmentKey, FragmentPorts};
@@ -108,6 +109,8 @@ pub mod limits {
     pub const FIGURES: u32 = 2_048;
     /// Bytes of the event ring.
     pub const EVENTS: u32 = 65_536;
+    /// Bytes of the ring for whoever follows connections.
+    pub const STREAM: u32 = 262_144;
     /// Looks for a free port for a masqueraded connection: the first one finds it, unless another processor takes it.
     pub const PORT_PROBES: u32 = 2;
     /// Connections that one processor of a load balancer remembers in a second; what comes faster is a flood, and goes by the
@@ -211,6 +214,10 @@ pub mod maps {
     pub const FIGURES: &str = "figures";
     /// Ring of `Event`.
     pub const EVENTS: &str = "events";
+    /// Ring of what is told of connections; see `stream`.
+    pub const STREAM: &str = "stream";
+    /// `Telling` by `stream::bucket`, per CPU.
+    pub const TELLING: &str = "telling";
     /// Socket storage of `SocketState`.
     pub const SOCKETS: &str = "sockets";
     /// What programs do while flow maps are replaced: a constant of the object.
@@ -230,7 +237,7 @@ pub mod maps {
         }
     }
     /// Every pinned map.
-    pub const ALL: [&str; 37] = [
+    pub const ALL: [&str; 39] = [
         FRONTENDS,
         BACKENDS,
         SLAB,
@@ -267,6 +274,8 @@ pub mod maps {
         LOST,
         FIGURES,
         EVENTS,
+        STREAM,
+        TELLING,
         SOCKETS,
     ];
 }
@@ -310,6 +319,7 @@ mod user {
     use super::cache::{Record, Uplink};
     use super::opened::Opened;
     use super::probe::{ProbeFields, ProbeFigures, ProbeKey};
+    use super::stream::{Telling, Told, ToldLost};
     use super::{
         Address, Affinity, AffinityKey, Allowed, AllowedKey, Backend, Counters, Flow, FlowKey, FragmentKey,
         FragmentPorts, Frontend, FrontendKey, Guard, Pace, PodLink, RangeKey, RuleKey, ServiceName, Settings,
@@ -352,6 +362,9 @@ mod user {
         Settings,
         SocketState,
         SourceKey,
+        Telling,
+        Told,
+        ToldLost,
         Uplink,
     );
 

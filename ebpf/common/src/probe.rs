@@ -110,6 +110,12 @@ pub struct ProbeFields {
     pub acknowledged: u32,
     /// `tcp_sock.bytes_received`
     pub received: u32,
+    /// `sock_common.skc_rcv_saddr`
+    pub own4: u32,
+    /// `sock_common.skc_v6_rcv_saddr`
+    pub own6: u32,
+    /// `inet_sock.inet_sport`, which stays when the socket ends
+    pub own_port: u32,
 }
 
 const _: () = {
@@ -117,6 +123,6 @@ const _: () = {
     assert!(size_of::<Durations>() == 264 && align_of::<Durations>() == 8);
     assert!(size_of::<ProbeFigures>() == 608 && align_of::<ProbeFigures>() == 8);
     assert!(size_of::<Watched>() == 40 && align_of::<Watched>() == 8);
-    assert!(size_of::<ProbeFields>() == 36);
+    assert!(size_of::<ProbeFields>() == 48);
     assert!(DURATION_BUCKETS.is_power_of_two());
 };

@@ -226,6 +226,8 @@ impl Settings {
     pub const NO_LOOPBACK_V4: u32 = 4;
     /// The same for IPv6.
     pub const NO_LOOPBACK_V6: u32 = 8;
+    /// Somebody follows connections: the programs tell of them.
+    pub const FOLLOWED: u32 = 16;
 
     /// What holds for IPv4 or IPv6.
     #[inline(always)]

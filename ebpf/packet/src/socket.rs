@@ -16,7 +16,7 @@ pub enum SocketVerdict {
     /// Use the backend of this translation, and remember it.
     Translated(Translation),
     /// A service that nobody can answer now, or not for this client.
-    Refused,
+    Refused(Reason),
 }
 
 /// A TCP or UDP `connect()` to an address and port in network order.
@@ -125,7 +125,7 @@ fn refuse<M: Maps>(maps: &M, frontend: &Frontend, reason: Reason) -> SocketVerdi
         maps.count_service(frontend.service, |counters| counters.refused += 1);
     }
     maps.count_reason(reason);
-    SocketVerdict::Refused
+    SocketVerdict::Refused(reason)
 }
 
 /// The service address behind a peer's address, if this socket was translated to it.

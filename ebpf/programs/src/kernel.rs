@@ -23,7 +23,7 @@ use sluice_packet::{
     Begun, Desk, Fast, Header, Hop, InsertError, Judging, Maps, Path, Paths, Policies, Route, Scratch, Trail,
 };
 
-use crate::maps;
+use crate::{maps, stream};
 
 const NANOSECONDS: u64 = 1_000_000_000;
 const EEXIST: i32 = -17;
@@ -199,7 +199,10 @@ impl Maps for Kernel {
             return Err(InsertError::Exists);
         }
         match maps::FLOWS.insert(key, flow, u64::from(BPF_NOEXIST)) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                stream::tell_flow(key, flow, self.link());
+                Ok(())
+            }
             Err(EEXIST) => Err(InsertError::Exists),
             Err(_) => Err(InsertError::Full),
         }
@@ -438,6 +441,7 @@ impl Policies for Kernel {
     fn keep_allowed(&self, key: &AllowedKey, allowed: &Allowed) {
         // Without room the next packet is judged as well.
         let _ = maps::ALLOWED.insert(key, allowed, 0);
+        stream::allowed(key, allowed.opener);
     }
 
     #[inline(always)]

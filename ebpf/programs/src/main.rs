@@ -24,6 +24,8 @@ mod route;
 #[cfg(target_arch = "bpf")]
 mod socket;
 #[cfg(target_arch = "bpf")]
+mod stream;
+#[cfg(target_arch = "bpf")]
 mod traffic;
 #[cfg(target_arch = "bpf")]
 mod wire;

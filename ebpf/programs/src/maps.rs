@@ -8,6 +8,7 @@ use sluice_ebpf_common::cache::{Bucket4, Bucket6, Uplink};
 use sluice_ebpf_common::maps::mode;
 use sluice_ebpf_common::opened::Opened;
 use sluice_ebpf_common::probe::{ProbeFigures, ProbeKey, Watched};
+use sluice_ebpf_common::stream::{Telling, Told, bucket};
 use sluice_ebpf_common::{
     Address, Affinity, AffinityKey, Allowed, AllowedKey, Backend, Counters, Event, Flow, FlowKey, FragmentKey,
     FragmentPorts, Frontend, FrontendKey, Guard, Pace, PodLink, RangeKey, Reason, RuleKey, SLAB_LINE, ServiceName,
@@ -196,6 +197,12 @@ pub static WATCHED: SkStorage<Watched> = SkStorage::new();
 
 #[btf_map(name = "events")]
 pub static EVENTS: RingBuf<Event, { limits::EVENTS as usize }> = RingBuf::new();
+
+#[btf_map(name = "stream")]
+pub static STREAM: RingBuf<Told, { limits::STREAM as usize }> = RingBuf::new();
+
+#[btf_map(name = "telling")]
+pub static TELLING: PerCpuArray<Telling, { bucket::COUNT as usize }> = PerCpuArray::new();
 
 #[btf_map(name = "sockets")]
 pub static SOCKETS: SkStorage<SocketState> = SkStorage::new();

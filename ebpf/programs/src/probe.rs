@@ -12,10 +12,12 @@ use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_sk_storage_get, bpf_skc_to_tcp_soc
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use sluice_ebpf_common::probe::{DURATION_BUCKETS, Durations, ProbeFields, ProbeFigures, ProbeKey, Watched};
-use sluice_ebpf_common::{Address, SocketState};
+use sluice_ebpf_common::stream::{Told, bucket};
+use sluice_ebpf_common::{Address, SocketState, protocol};
 use sluice_packet::original;
-use sluice_packet::probe::{Step, bucket, step};
+use sluice_packet::probe::{Step, step};
 
+use crate::stream::{self, add};
 use crate::maps;
 
 const AF_INET: u16 = 2;
@@ -36,6 +38,9 @@ static PROBE_FIELDS: ProbeFields = ProbeFields {
     round_trip: 0,
     acknowledged: 0,
     received: 0,
+    own4: 0,
+    own6: 0,
+    own_port: 0,
 };
 
 /// What a place begins with.
@@ -86,6 +91,13 @@ pub fn tcp_state(context: BtfTracePointContext) -> i32 {
         _ => {}
     }
     let (round_trip, sent, received) = if step == Step::Closed { ended(tcp) } else { (0, 0, 0) };
+    let kind = match step {
+        Step::Opened => Told::OPENED,
+        Step::Accepted => Told::ACCEPTED,
+        Step::Failed => Told::FAILED,
+        _ => Told::CLOSED,
+    };
+    tell(socket, tcp, kind, took + round_trip);
     // One place in the program for all steps: it stays small.
     count(socket, |figures| match step {
         Step::Opened => duration(&raw mut figures.connect, took),
@@ -171,16 +183,8 @@ fn service(socket: *mut c_void) -> Option<(Address, u16)> {
     // SAFETY: as in `owner`; the state is valid while the program runs.
     unsafe {
         let port = read_volatile(socket.byte_add(place(&raw const PROBE_FIELDS.port)).cast::<u16>());
-        let address = match read_volatile(socket.byte_add(place(&raw const PROBE_FIELDS.family)).cast::<u16>()) {
-            AF_INET => {
-                Address::v4(read_volatile(socket.byte_add(place(&raw const PROBE_FIELDS.address4)).cast::<u32>()))
-            }
-            _ => {
-                let words: *const u32 = socket.byte_add(place(&raw const PROBE_FIELDS.address6)).cast();
-                let word = |at: usize| read_volatile(words.add(at));
-                Address { words: [word(0), word(1), word(2), word(3)] }
-            }
-        };
+        let family = read_volatile(socket.byte_add(place(&raw const PROBE_FIELDS.family)).cast::<u16>());
+        let address = address(socket, family, &raw const PROBE_FIELDS.address4, &raw const PROBE_FIELDS.address6);
         original(&*state, &address, port)
     }
 }
@@ -234,6 +238,51 @@ fn ended(tcp: *const c_void) -> (u64, u64, u64) {
     }
 }
 
+/// Tells of a step, for the socket's owner.
+#[inline(never)]
+fn tell(socket: *mut c_void, tcp: *const c_void, kind: u16, took: u64) {
+    let watched = watched(socket, 0);
+    let Some((_, link)) = owner(socket) else { return };
+    let Some(mut entry) = stream::place::<Told>(bucket::SOCKETS) else { return };
+    let told = entry.as_mut_ptr();
+    // SAFETY: the ring lends a whole place; every field is written before it is given back. Sockets as in `owner`.
+    unsafe {
+        ((*told).kind, (*told).reason, (*told).link) = (kind, 0, link);
+        stream::nobody(told);
+        let family = read_volatile(socket.byte_add(place(&raw const PROBE_FIELDS.family)).cast::<u16>());
+        (*told).ends.source = address(socket, family, &raw const PROBE_FIELDS.own4, &raw const PROBE_FIELDS.own6);
+        (*told).ends.destination =
+            address(socket, family, &raw const PROBE_FIELDS.address4, &raw const PROBE_FIELDS.address6);
+        (*told).ends.source_port = read_volatile(tcp.byte_add(place(&raw const PROBE_FIELDS.own_port)).cast::<u16>());
+        (*told).ends.destination_port =
+            read_volatile(socket.byte_add(place(&raw const PROBE_FIELDS.port)).cast::<u16>());
+        ((*told).ends.protocol, (*told).ends.kind, (*told).ends.reserved) = (protocol::TCP, 0, 0);
+        if !watched.is_null() {
+            ((*told).address, (*told).port) = ((*watched).address, (*watched).port as u16);
+            (*told).flags = Told::OPENER;
+        }
+        (*told).took = took;
+        if kind == Told::CLOSED {
+            (_, (*told).sent, (*told).received) = ended(tcp);
+        }
+    }
+    entry.submit(0);
+}
+
+/// An address of a socket. SAFETY: as in `owner`.
+#[inline(always)]
+unsafe fn address(socket: *const c_void, family: u16, four: *const u32, six: *const u32) -> Address {
+    // SAFETY: as the caller promised.
+    unsafe {
+        if family == AF_INET {
+            return Address::v4(read_volatile(socket.byte_add(place(four)).cast::<u32>()));
+        }
+        let words: *const u32 = socket.byte_add(place(six)).cast();
+        let word = |at: usize| read_volatile(words.add(at));
+        Address { words: [word(0), word(1), word(2), word(3)] }
+    }
+}
+
 /// Counts for the Service and for the socket's owner.
 #[inline(always)]
 fn count(socket: *mut c_void, add: impl Fn(&mut ProbeFigures)) {
@@ -278,17 +327,11 @@ fn at(key: &ProbeKey, add: &impl Fn(&mut ProbeFigures)) {
 
 #[inline(always)]
 fn duration(durations: *mut Durations, microseconds: u64) {
-    let mut place = u64::from(bucket(microseconds));
+    let mut place = u64::from(sluice_packet::probe::bucket(microseconds));
     // SAFETY: the verifier is shown that the place is inside.
     unsafe {
         asm!("{place} &= 31", place = inout(reg) place);
         add((&raw mut (*durations).counts).cast::<u64>().add(place as usize), 1);
         add(&raw mut (*durations).microseconds, microseconds);
     }
-}
-
-#[inline(always)]
-fn add(count: *mut u64, value: u64) {
-    // SAFETY: a word of a map's value. (The library has no atomic operations for this target.)
-    unsafe { asm!("lock *(u64 *)({count} + 0) += {value}", count = in(reg) count, value = in(reg) value) };
 }

@@ -7,11 +7,11 @@ use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_set_retval};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use sluice_ebpf_common::{Address, SocketState, Translation, protocol};
+use sluice_ebpf_common::{Address, Reason, SocketState, Translation, protocol};
 use sluice_packet::{SocketVerdict, connect, original, remember, send};
 
 use crate::kernel::Kernel;
-use crate::maps;
+use crate::{maps, stream};
 
 const ALLOW: i32 = 1;
 const REFUSE: i32 = 0;
@@ -63,7 +63,7 @@ fn connecting(socket: &Peer) -> i32 {
     let Some(protocol) = socket.protocol() else { return ALLOW };
     match connect(&socket.kernel(), &socket.address(), socket.port(), protocol) {
         SocketVerdict::Untouched => ALLOW,
-        SocketVerdict::Refused => refuse(),
+        SocketVerdict::Refused(reason) => refuse(socket, reason, protocol),
         SocketVerdict::Translated(translation) => {
             store(socket, translation);
             socket.set(&translation.backend_address, translation.backend_port);
@@ -79,7 +79,7 @@ fn sending(socket: &Peer) -> i32 {
     let state = state(socket).map(|state| unsafe { &*state });
     match send(&socket.kernel(), &socket.address(), socket.port(), protocol, state) {
         SocketVerdict::Untouched => ALLOW,
-        SocketVerdict::Refused => refuse(),
+        SocketVerdict::Refused(reason) => refuse(socket, reason, protocol),
         SocketVerdict::Translated(translation) => {
             store(socket, translation);
             socket.set(&translation.backend_address, translation.backend_port);
@@ -100,7 +100,10 @@ fn asking(socket: &Peer) -> i32 {
 }
 
 #[inline(always)]
-fn refuse() -> i32 {
+fn refuse(socket: &Peer, reason: Reason, protocol: u8) -> i32 {
+    if let Kernel::Socket(cookie) = socket.kernel() {
+        stream::refused(cookie, &socket.address(), socket.port(), protocol, reason as u32);
+    }
     // SAFETY: the helper has no preconditions; without it the answer would be EPERM.
     unsafe { bpf_set_retval(-ECONNREFUSED) };
     REFUSE

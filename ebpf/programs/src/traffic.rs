@@ -14,14 +14,14 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use sluice_ebpf_common::{Address, FlowKey};
+use sluice_ebpf_common::{Address, FlowKey, Reason};
 use sluice_packet::{
     Bytes, Covered, Exit, Hop, Packet, Routed, Tunnel, Verdict, carry_out, egress_pod, egress_uplink, from_outside,
     from_pod, may_receive, may_send, settled,
 };
 
 use crate::kernel::{Kernel, hop};
-use crate::{pace, route};
+use crate::{pace, route, stream};
 
 /// A packet's type when its Ethernet address is the link's.
 const PACKET_HOST: u8 = 0;
@@ -39,6 +39,7 @@ pub fn uplink_in(context: TcContext) -> i32 {
 pub fn uplink_out(context: TcContext) -> i32 {
     let (mut packet, maps) = open(&context);
     if !pace::depart(packet.skb) {
+        stream::lost(packet.skb, Reason::Late as u32);
         return TC_ACT_SHOT as i32;
     }
     if settled(&mut packet) {
@@ -69,7 +70,7 @@ pub fn pod_out(context: TcContext) -> i32 {
 #[classifier]
 pub fn policy_in(context: TcContext) -> i32 {
     let (packet, maps) = open(&context);
-    judged(may_send(&packet, &maps))
+    judged(&packet, may_send(&packet, &maps))
 }
 
 /// To a pod, before the program that translates.
@@ -78,12 +79,14 @@ pub fn policy_out(context: TcContext) -> i32 {
     let (packet, maps) = open(&context);
     // SAFETY: the context is valid for the whole program.
     let came_by = unsafe { (*packet.skb).ingress_ifindex };
-    judged(may_receive(&packet, &maps, came_by))
+    judged(&packet, may_receive(&packet, &maps, came_by))
 }
 
 #[inline(always)]
-fn judged(verdict: Verdict) -> i32 {
-    if verdict == Verdict::Pass { TC_ACT_UNSPEC } else { TC_ACT_SHOT as i32 }
+fn judged(packet: &Buffer, verdict: Verdict) -> i32 {
+    let Verdict::Drop(reason) = verdict else { return TC_ACT_UNSPEC };
+    stream::lost(packet.skb, reason as u32);
+    TC_ACT_SHOT as i32
 }
 
 #[inline(always)]
@@ -97,9 +100,17 @@ fn open(context: &TcContext) -> (Buffer, Kernel) {
 /// Passing means "the next program decides": others' programs on the same link stay in effect.
 #[inline(always)]
 fn close(packet: &mut Buffer, maps: &Kernel, verdict: Verdict) -> i32 {
+    // As it came: the answer takes its place.
+    if let Verdict::Refuse(reason) = verdict {
+        stream::lost(packet.skb, reason as u32);
+    }
     match carry_out(packet, maps, verdict) {
         Verdict::Pass => TC_ACT_UNSPEC,
-        Verdict::Drop(_) | Verdict::Refuse(_) | Verdict::TooBig(_) | Verdict::Encapsulate => TC_ACT_SHOT as i32,
+        Verdict::Drop(reason) => {
+            stream::lost(packet.skb, reason as u32);
+            TC_ACT_SHOT as i32
+        }
+        Verdict::Refuse(_) | Verdict::TooBig(_) | Verdict::Encapsulate => TC_ACT_SHOT as i32,
         // SAFETY: the context is valid for the whole program.
         Verdict::Answer => unsafe { bpf_redirect((*packet.skb).ifindex, 0) as i32 },
         // Not through the kernel's stack, which takes a packet from outside with an own source for a forged one.

@@ -28,7 +28,7 @@ const PROGRAMS: [(&str, &str); 4] = [
 ];
 
 /// The members that the programs read, in the order of [`ProbeFields`].
-const FIELDS: [(&str, &str); 9] = [
+const FIELDS: [(&str, &str); 12] = [
     ("sock_common", "skc_net"),
     ("net", "net_cookie"),
     ("sock_common", "skc_family"),
@@ -38,6 +38,9 @@ const FIELDS: [(&str, &str); 9] = [
     ("tcp_sock", "srtt_us"),
     ("tcp_sock", "bytes_acked"),
     ("tcp_sock", "bytes_received"),
+    ("sock_common", "skc_rcv_saddr"),
+    ("sock_common", "skc_v6_rcv_saddr"),
+    ("inet_sock", "inet_sport"),
 ];
 
 /// A program at work.
@@ -78,7 +81,7 @@ pub(crate) fn fields() -> &'static Result<ProbeFields, String> {
     &FOUND
 }
 
-fn fields_of(offsets: [Option<u32>; 9]) -> Result<ProbeFields, String> {
+fn fields_of(offsets: [Option<u32>; 12]) -> Result<ProbeFields, String> {
     let missing: Vec<String> = FIELDS
         .iter()
         .zip(&offsets)
@@ -88,9 +91,22 @@ fn fields_of(offsets: [Option<u32>; 9]) -> Result<ProbeFields, String> {
     if !missing.is_empty() {
         return Err(format!("this kernel has no {}", missing.join(", ")));
     }
-    let [net, cookie, family, port, address4, address6, round_trip, acknowledged, received] =
+    let [net, cookie, family, port, address4, address6, round_trip, acknowledged, received, own4, own6, own_port] =
         offsets.map(Option::unwrap_or_default);
-    Ok(ProbeFields { net, cookie, family, port, address4, address6, round_trip, acknowledged, received })
+    Ok(ProbeFields {
+        net,
+        cookie,
+        family,
+        port,
+        address4,
+        address6,
+        round_trip,
+        acknowledged,
+        received,
+        own4,
+        own6,
+        own_port,
+    })
 }
 
 /// Puts every program to work that this kernel takes.
@@ -273,7 +289,7 @@ mod tests {
 
     #[test]
     fn a_kernel_without_a_field_is_told_by_the_fields_name() {
-        let mut offsets = [Some(1); 9];
+        let mut offsets = [Some(1); 12];
         assert!(fields_of(offsets).is_ok());
         (offsets[1], offsets[6]) = (None, None);
         assert_eq!(fields_of(offsets).unwrap_err(), "this kernel has no net.net_cookie, tcp_sock.srtt_us");

@@ -189,7 +189,7 @@ fn by_socket(world: &World, shop: &Shop, to: &str) -> Option<BTreeSet<usize>> {
         };
         match verdict {
             SocketVerdict::Translated(to) => drop(seen.insert(usize::from(to.backend_address.last().to_ne_bytes()[3]))),
-            SocketVerdict::Refused => return None,
+            SocketVerdict::Refused(_) => return None,
             SocketVerdict::Untouched => unreachable!("every service has this frontend"),
         }
     }

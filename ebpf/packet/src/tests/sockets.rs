@@ -42,7 +42,7 @@ fn what_connect_does() {
         let world = world();
         let got = match connect(&world, &address, port, number) {
             SocketVerdict::Untouched => (None, false),
-            SocketVerdict::Refused => (None, true),
+            SocketVerdict::Refused(_) => (None, true),
             SocketVerdict::Translated(translation) => {
                 assert_eq!((translation.service_address, translation.service_port), (address, port));
                 (Some((translation.backend_address, translation.backend_port)), false)
@@ -170,7 +170,7 @@ fn source_ranges_are_for_the_node_here_and_for_pods_by_packet() {
         world.change("10.96.0.10:80", |frontend| frontend.flags = Frontend::RANGES);
         let got = match connect(&world, &address, port, protocol::TCP) {
             SocketVerdict::Untouched => "untouched",
-            SocketVerdict::Refused => "refused",
+            SocketVerdict::Refused(_) => "refused",
             SocketVerdict::Translated(_) => "translated",
         };
         assert_eq!(got, expected);

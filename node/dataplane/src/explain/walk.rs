@@ -179,7 +179,8 @@ impl Walk<'_> {
         if let SocketVerdict::Translated(translation) = says {
             ends.destination = end(&translation.backend_address, translation.backend_port);
         }
-        let after = (says != SocketVerdict::Refused).then_some(*ends);
+        let refused_at_once = matches!(says, SocketVerdict::Refused(_));
+        let after = (!refused_at_once).then_some(*ends);
         let mut decisions = decide::translation(&notes, &before, after.as_ref(), sys::coarse_seconds(), &self.names);
         if decisions.is_empty() {
             decisions.push(Decision::NotAService { address: destination });
@@ -194,7 +195,7 @@ impl Walk<'_> {
             after,
             decisions,
         });
-        if says != SocketVerdict::Refused {
+        if !refused_at_once {
             return Ok(());
         }
         Err(refused(reason(&notes).unwrap_or(Reason::NoEndpoint)))
