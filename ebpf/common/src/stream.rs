@@ -88,11 +88,11 @@ pub struct Telling {
     pub tick: u32,
     /// How many.
     pub taken: u32,
-    /// Events in the ring.
-    pub told: u64,
+    /// Events with a token.
+    pub tried: u64,
     /// Events without a token.
     pub limited: u64,
-    /// Events without room in the ring.
+    /// Those of them that found no room in the ring.
     pub full: u64,
 }
 

@@ -17,8 +17,8 @@ use sluice_ebpf_common::{Address, SocketState, protocol};
 use sluice_packet::original;
 use sluice_packet::probe::{Step, step};
 
-use crate::stream::{self, add};
 use crate::maps;
+use crate::stream::{self, add};
 
 const AF_INET: u16 = 2;
 const MICROSECOND: u64 = 1_000;

@@ -34,9 +34,11 @@ pub fn place<T: 'static>(bucket: u32) -> Option<RingBufEntry<T>> {
             return None;
         }
         (*telling).taken += 1;
+        add(addr_of_mut!((*telling).tried), 1);
         let entry = maps::STREAM.reserve_untyped::<T>(0);
-        let count = if entry.is_some() { addr_of_mut!((*telling).told) } else { addr_of_mut!((*telling).full) };
-        add(count, 1);
+        if entry.is_none() {
+            add(addr_of_mut!((*telling).full), 1);
+        }
         entry
     }
 }
@@ -148,7 +150,6 @@ pub unsafe fn nobody(told: *mut Told) {
         ((*told).took, (*told).sent, (*told).received) = (0, 0, 0);
     }
 }
-
 
 /// Adds to a word that others change as well.
 #[inline(always)]

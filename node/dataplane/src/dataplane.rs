@@ -34,6 +34,7 @@ use crate::probes::Probes;
 use crate::range::{Range, wire};
 use crate::resize::{self, Sizes};
 use crate::store::{Store, processors, typed};
+use crate::stream::Stream;
 use crate::wanted::{Changes, Wanted};
 use crate::wire::{self, Xdp};
 use crate::{Error, health, links, lost, object, probes, sweep, sys};
@@ -136,6 +137,7 @@ pub(crate) struct Inner {
     pub(crate) table: Mutex<Table>,
     started: Instant,
     pub(crate) figures: Figures,
+    pub(crate) stream: Stream,
     /// Counts what the kernel drops.
     _lost: Option<RawTracePointLink>,
     /// Measure TCP connections.
@@ -248,6 +250,7 @@ impl Dataplane {
             config,
             started: Instant::now(),
             figures: Figures::default(),
+            stream: Stream::default(),
             _lost: lost,
             probes: Mutex::default(),
             refused: watch::Sender::default(),
@@ -305,6 +308,7 @@ impl Dataplane {
             self.follow_datagrams(&shutdown),
             self.keep_for_rollback(&shutdown),
             self.probe_aside(),
+            self.tell_flows(&shutdown),
         )?;
         Ok(())
     }
@@ -577,6 +581,8 @@ fn settings(config: &Config, earlier: Settings) -> Result<Settings, Error> {
         cache_mask: object::buckets(processors()? as u32) - 1,
         // Between two thirds and four thirds of a second.
         tick_shift: (sys::timer_rate() * 2 / 3).max(1).ilog2() + 1,
+        // Nobody follows this process yet.
+        flags: earlier.flags & !Settings::FOLLOWED,
         ..earlier
     };
     let own = |v4: bool| config.node_addresses.iter().find(|address| address.is_ipv4() == v4).copied();

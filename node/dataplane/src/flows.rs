@@ -6,18 +6,19 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use serde::Serialize;
+use aya::maps::MapData;
+use serde::{Deserialize, Serialize};
 use sluice_ebpf_common::opened::Opened;
-use sluice_ebpf_common::{Flow, FlowKey, FlowKind, SCHEMA, maps, protocol};
+use sluice_ebpf_common::{Flow, FlowKey, FlowKind, SCHEMA, ServiceName, maps, protocol};
 
 use crate::openings::Openings;
 use crate::pins::Pins;
 use crate::range::unwire;
-use crate::store::{Store, descriptor};
+use crate::store::{decode_name, descriptor, typed};
 use crate::{Error, sys};
 
 /// An address and a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct End {
     /// Address.
     pub address: IpAddr,
@@ -64,23 +65,51 @@ pub struct FlowRow {
 
 /// The connections under a pin directory, by client.
 pub fn flows(pin_dir: &Path) -> Result<Vec<FlowRow>, Error> {
-    let pins = Pins::new(pin_dir, SCHEMA);
-    let names = Store::open(&pins, false)?.read()?.names;
+    read(&Pins::new(pin_dir, SCHEMA))
+}
+
+/// All of them.
+pub(crate) fn read(pins: &Pins) -> Result<Vec<FlowRow>, Error> {
+    let few = read_few(pins, usize::MAX / ENTRIES)?;
+    Ok(few.map(|(rows, _)| rows).unwrap_or_default())
+}
+
+/// Entries of a connection at most.
+const ENTRIES: usize = 4;
+
+/// All of them, with the time that their ages are counted to (seconds of the coarse monotonic clock); or about how many there are
+/// when it is more than that.
+pub(crate) fn read_few(pins: &Pins, most: usize) -> Result<Result<(Vec<FlowRow>, u32), usize>, Error> {
+    let mut names: HashMap<u32, String> = HashMap::new();
     let map = descriptor(&pins.map(maps::FLOWS))?;
     let mut entries: HashMap<FlowKey, Flow> = HashMap::new();
+    let mut more = 0;
     sys::read_each(map.as_fd(), |key, flow| {
-        entries.insert(key, flow);
+        if entries.len() < most * ENTRIES {
+            entries.insert(key, flow);
+        } else {
+            more += 1;
+        }
     })
     .map_err(|error| Error::system("read the flow map", error))?;
+    if more > 0 {
+        return Ok(Err((entries.len() + more) / 2));
+    }
+    let served: aya::maps::HashMap<MapData, u32, ServiceName> = typed(pins, maps::NAMES)?;
+    for flow in entries.values().filter(|flow| flow.service != Flow::NO_SERVICE) {
+        let name = || served.get(&flow.service, 0).map_or_else(|_| "?".to_owned(), |name| decode_name(&name));
+        names.entry(flow.service).or_insert_with(name);
+    }
     entries.extend(
-        Openings::open(&pins)?
+        Openings::open(pins)?
             .waiting()
             .map(|opened| entry(&opened))
             .filter(|(key, _)| !entries.contains_key(key))
             .collect::<Vec<_>>(),
     );
     let name = |service: u32| names.get(&service).map_or_else(|| "?".to_owned(), ToString::to_string);
-    Ok(rows(&entries, sys::coarse_seconds(), name))
+    let now = sys::coarse_seconds();
+    Ok(Ok((rows(&entries, now, name), now)))
 }
 
 fn rows(entries: &HashMap<FlowKey, Flow>, now: u32, name: impl Fn(u32) -> String) -> Vec<FlowRow> {
@@ -158,7 +187,7 @@ fn continues(entries: &HashMap<FlowKey, Flow>, key: &FlowKey) -> bool {
     })
 }
 
-fn end(address: &sluice_ebpf_common::Address, port: u16) -> End {
+pub(crate) fn end(address: &sluice_ebpf_common::Address, port: u16) -> End {
     End { address: unwire(*address), port: u16::from_be(port) }
 }
 

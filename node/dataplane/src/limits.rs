@@ -92,6 +92,27 @@ pub(crate) const TCP_SERVICE_SERIES: usize = 200;
 /// Pods whose TCP connections have series of their own among the metrics: 61 each. Twice upstream's pods of a node.
 pub(crate) const TCP_POD_SERIES: usize = 220;
 
+/// Time between two looks at the flow table while somebody follows connections, at least.
+pub(crate) const LOOK: Duration = Duration::from_secs(1);
+
+/// A look takes one part of so many of a processor's time.
+pub(crate) const LOOK_SHARE: u32 = 50;
+
+/// Connections in the flow table that are looked at for those who follow.
+pub(crate) const FOLLOWED: usize = 65_536;
+
+/// Seconds between two words about a connection that goes on.
+pub(crate) const PERIOD: u32 = 10;
+
+/// Those who follow connections at a time.
+pub(crate) const FOLLOWERS: usize = 16;
+
+/// Events that wait for the slowest of them.
+pub(crate) const WAITING: usize = 4_096;
+
+/// Events that are taken from the ring before others have a turn.
+pub(crate) const EVENTS_AT_ONCE: usize = 256;
+
 #[cfg(test)]
 mod tests {
     use super::*;

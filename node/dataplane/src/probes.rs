@@ -59,6 +59,11 @@ pub(crate) struct Probes {
 }
 
 impl Probes {
+    /// Do sockets tell of their connections?
+    pub(crate) fn tell_connections(&self) -> bool {
+        self.running.iter().any(|probe| probe.name == PROGRAMS[0].0)
+    }
+
     /// Says which programs run, and how often the kernel left one out.
     pub(crate) fn write(&self, text: &mut Text) {
         let mut series = text.metric(&catalog::PROBES);

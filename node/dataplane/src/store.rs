@@ -295,7 +295,7 @@ fn encode_name(name: &str) -> ServiceName {
     ServiceName { bytes }
 }
 
-fn decode_name(name: &ServiceName) -> String {
+pub(crate) fn decode_name(name: &ServiceName) -> String {
     let end = name.bytes.iter().position(|byte| *byte == 0).unwrap_or(name.bytes.len());
     String::from_utf8_lossy(&name.bytes[..end]).into_owned()
 }

@@ -140,6 +140,12 @@ pub(crate) fn read_each<K: aya::Pod, V: aya::Pod>(map: BorrowedFd<'_>, mut take:
     })
 }
 
+/// A value of so many bytes.
+pub(crate) fn exactly<T: aya::Pod>(bytes: &[u8]) -> Option<T> {
+    // SAFETY: the bytes are as many as the type has, and every bit pattern is one of its values.
+    (bytes.len() == size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
+
 /// Writes an element if its key is not there yet; says whether it was missing.
 pub(crate) fn insert_new(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<bool> {
     let mut attributes = Attributes([0; ATTRIBUTES]);

@@ -114,6 +114,11 @@ metrics! {
         "1 for each probe program that runs, 0 for each that this kernel does not take.");
     PROBE_MISSES = counter("sluice_probe_missed_runs_total", &["probe"],
         "Runs that the kernel left out as the program was interrupted by itself.");
+    TOLD = counter("sluice_flow_events_total", &["of"],
+        "Events about connections that were told to those who follow them.");
+    UNTOLD = counter("sluice_flow_events_lost_total", &["of", "why"],
+        "Events about connections that were not told, while somebody followed them.");
+    FOLLOWERS = gauge("sluice_flow_followers", &[], "Those who follow connections of this node.");
     SYNC = histogram("kubeproxy_sync_proxy_rules_duration_seconds", &[],
         "How long one pass of compiled changes took to be written into the kernel's maps.");
     PROGRAMMING = histogram("kubeproxy_network_programming_duration_seconds", &[],

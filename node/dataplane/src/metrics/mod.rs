@@ -15,7 +15,7 @@ pub use catalog::METRICS;
 pub(crate) use sync::Sync;
 
 use crate::attach::Link;
-use crate::{Dataplane, Error, inspect, probes};
+use crate::{Dataplane, Error, inspect, probes, stream};
 
 /// What is kept between two looks.
 #[derive(Debug, Default)]
@@ -44,6 +44,8 @@ impl Dataplane {
         merged.into_iter().for_each(|(of, rows)| series.add(&[of], rows));
         inner.probes.lock().write(text);
         node::write(text, &inner.pins, &seen.maps, &active)?;
+        let (followers, late) = inner.stream.figures();
+        stream::write_metrics(text, &inner.pins, followers, late)?;
         inner.figures.sync.write(text, &seen.tables);
         Ok(())
     }

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use sluice_ebpf_common::{Guard, RuleKey};
@@ -185,6 +186,15 @@ impl Compiler {
     /// Pods that the API has.
     pub(crate) fn names(&self) -> impl Iterator<Item = &ObjectName> {
         self.pods.keys()
+    }
+
+    /// Addresses of those pods; of two with the same one that which stays.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = (IpAddr, ObjectName)> {
+        let of = |deleting| self.pods.iter().filter(move |(_, known)| known.pod.deleting == deleting);
+        let pairs = |(name, known): (&ObjectName, &Known)| {
+            known.pod.addresses.iter().map(|address| (*address, name.clone())).collect::<Vec<_>>()
+        };
+        of(true).chain(of(false)).flat_map(pairs)
     }
 
     /// What everything known so far makes.

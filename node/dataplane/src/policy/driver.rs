@@ -3,7 +3,8 @@
 //! A pod's guard stands before its link has programs. A pod that the API is not yet known to have, or whose policies have not
 //! been listed, is closed until they are; what an earlier process left stays in effect until then.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::pin::pin;
 
 use futures::{FutureExt, StreamExt};
@@ -92,6 +93,11 @@ impl Policies {
     /// Pods by the index of the node's side of their link.
     pub(crate) fn links(&self) -> BTreeMap<u32, ObjectName> {
         self.compiler.links().collect()
+    }
+
+    /// Pods of the cluster by their addresses.
+    pub(crate) fn addresses(&self) -> HashMap<IpAddr, ObjectName> {
+        self.compiler.addresses().collect()
     }
 
     pub(crate) fn forget_link(&mut self, link: u32) -> Result<(), Error> {

@@ -1,0 +1,223 @@
+//! What followers are told is what the test's own clients did.
+#![allow(clippy::unwrap_used)]
+
+#[path = "common/clusters.rs"]
+mod clusters;
+mod common;
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+
+use clusters::{cluster, policy};
+use common::{PATIENCE, connect, isolated, service, tcp_server};
+use serde_json::json;
+use sluice_dataplane::model::Protocol;
+use sluice_dataplane::{Config, Dataplane, Filter, FlowEvent, Seen, Step, Uplinks, Verdict};
+use sluice_metrics::Text;
+use tokio_util::sync::CancellationToken;
+
+/// Follows on a thread of its own, from the return on.
+fn follow(dataplane: &Dataplane, filter: Filter) -> Receiver<Arc<FlowEvent>> {
+    let (events, told) = channel();
+    let (begun, begins) = channel();
+    let (teller, follower) = (dataplane.clone(), dataplane.follow(filter).unwrap());
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async move {
+            let shutdown = CancellationToken::new();
+            let mut follower = follower;
+            tokio::select! {
+                ended = teller.tell_flows(&shutdown) => panic!("{ended:?}"),
+                () = async {
+                    follower.begun().await;
+                    begun.send(()).unwrap();
+                    while events.send(follower.next().await).is_ok() {}
+                } => {}
+            }
+        });
+    });
+    begins.recv_timeout(PATIENCE).unwrap();
+    told
+}
+
+/// Events until enough of them came, and what comes within a moment after that.
+fn until(told: &Receiver<Arc<FlowEvent>>, enough: impl Fn(&[Arc<FlowEvent>]) -> bool) -> Vec<Arc<FlowEvent>> {
+    let mut all = Vec::new();
+    loop {
+        let patience = if enough(&all) { PATIENCE / 10 } else { PATIENCE };
+        match told.recv_timeout(patience) {
+            Ok(event) => all.push(event),
+            Err(RecvTimeoutError::Timeout) if enough(&all) => return all,
+            Err(_) => panic!("{} events: {all:#?}", all.len()),
+        }
+    }
+}
+
+fn count(events: &[Arc<FlowEvent>], step: Step) -> usize {
+    events.iter().filter(|event| event.event == step).count()
+}
+
+/// Who opened, by step: how often each was told.
+fn by_source(events: &[Arc<FlowEvent>], step: Step) -> BTreeMap<SocketAddr, usize> {
+    let mut all = BTreeMap::new();
+    for event in events.iter().filter(|event| event.event == step) {
+        let end = event.source.as_ref().unwrap().end;
+        *all.entry(SocketAddr::new(end.address, end.port)).or_default() += 1;
+    }
+    all
+}
+
+fn once(sources: &[SocketAddr]) -> BTreeMap<SocketAddr, usize> {
+    sources.iter().map(|source| (*source, 1)).collect()
+}
+
+#[test]
+fn every_connection_of_a_socket_is_told_once_when_it_begins_and_once_when_it_ends() {
+    isolated("every_connection_of_a_socket_is_told_once_when_it_begins_and_once_when_it_ends", |place| {
+        const CONNECTIONS: usize = 30;
+        let dataplane = Dataplane::load(place.config()).unwrap();
+        assert_eq!(dataplane.probe_sockets().unwrap(), Vec::<String>::new());
+        dataplane.know_namespace(1, Path::new("/proc/self/ns/net")).unwrap();
+        let server = tcp_server("127.0.0.2:8001");
+        dataplane.apply(&service(Protocol::Tcp, "10.96.0.10:80", 30080, &["127.0.0.2:8001"])).unwrap();
+        // What is there before is not told when it begins.
+        let before = connect("10.96.0.10:80").unwrap();
+        let told = follow(&dataplane, Filter::default());
+        let mut sources = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let mut client = connect("10.96.0.10:80").unwrap();
+            assert!(client.alive());
+            sources.push(client.stream.local_addr().unwrap());
+        }
+        let events = until(&told, |events| count(events, Step::Last) >= CONNECTIONS);
+        assert_eq!(by_source(&events, Step::First), once(&sources));
+        assert_eq!(by_source(&events, Step::Last), once(&sources));
+        assert_eq!(events.len(), 2 * CONNECTIONS, "{events:#?}");
+        for event in &events {
+            let backend = event.backend.as_ref().unwrap().end;
+            assert_eq!(event.service.as_deref(), Some("shop/web:main"));
+            assert_eq!((event.seen_by, event.verdict), (Some(Seen::Client), Some(Verdict::Forwarded)));
+            assert_eq!(SocketAddr::new(backend.address, backend.port), server);
+            assert_eq!(event.destination.as_ref().unwrap().end.port, 80);
+            match event.event {
+                Step::First => assert!(event.figures.connect_microseconds.is_some()),
+                // "ping"; a line with both addresses, and "ping".
+                _ => assert!(event.figures.bytes >= Some(4) && event.figures.answer_bytes > Some(20), "{event:?}"),
+            }
+        }
+        let own = before.stream.local_addr().unwrap();
+        drop(before);
+        let events = until(&told, |events| !events.is_empty());
+        assert_eq!((by_source(&events, Step::Last), events.len()), (once(&[own]), 1));
+        // A port that nobody has; a Service that nobody answers for.
+        let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        TcpStream::connect(nobody).unwrap_err();
+        dataplane.apply(&service(Protocol::Tcp, "10.96.0.10:80", 0, &[])).unwrap();
+        connect("10.96.0.10:80").map(drop).unwrap_err();
+        let events = until(&told, |events| events.len() >= 2);
+        let said = |event: &FlowEvent| (event.event, event.service.clone(), event.reason.clone());
+        assert_eq!(said(&events[0]), (Step::Failed, None, None));
+        let refused = (Step::Refused, Some("shop/web:main".to_owned()), Some("NoEndpoint".to_owned()));
+        assert_eq!(said(&events[1]), refused);
+        assert_eq!(events.len(), 2, "{events:#?}");
+    });
+}
+
+#[test]
+fn what_is_translated_packet_by_packet_is_told_by_the_flow_table() {
+    isolated("what_is_translated_packet_by_packet_is_told_by_the_flow_table", |place| {
+        let outside = place.neighbour("outside", "up0", Some("10.1.0.1/24"), "10.1.0.2/24", None);
+        let config = Config { uplinks: Uplinks::Every { except: vec![] }, ..place.config() };
+        let dataplane = Dataplane::load(config).unwrap();
+        dataplane.probe_sockets().unwrap();
+        tcp_server("10.1.0.1:8001");
+        dataplane.apply(&service(Protocol::Tcp, "10.96.0.10:80", 30080, &["10.1.0.1:8001"])).unwrap();
+        dataplane.know_namespace(1, Path::new("/proc/self/ns/net")).unwrap();
+        let mut filter = Filter::default();
+        filter.set("port", "30080").unwrap();
+        let told = follow(&dataplane, filter);
+        let clients: Vec<_> = (0..5).map(|_| outside.within(|| connect("10.1.0.1:30080").unwrap())).collect();
+        // Not asked for.
+        drop(outside.within(|| connect("10.1.0.1:8001").unwrap()));
+        let sources: Vec<SocketAddr> = clients.iter().map(|client| client.stream.local_addr().unwrap()).collect();
+        drop(clients);
+        let events = until(&told, |events| count(events, Step::Last) >= 5);
+        assert_eq!(by_source(&events, Step::First), once(&sources));
+        assert_eq!(by_source(&events, Step::Last), once(&sources));
+        assert_eq!(events.len(), 10, "the node's socket has nothing to add: {events:#?}");
+        for event in &events {
+            assert_eq!((event.service.as_deref(), event.seen_by), (Some("shop/web:main"), Some(Seen::Packets)));
+        }
+        let last = events.iter().find(|event| event.event == Step::Last).unwrap();
+        assert!(last.figures.packets >= Some(4) && last.figures.answer_bytes > Some(200), "{last:?}");
+    });
+}
+
+#[test]
+fn policies_tell_what_they_allow_and_what_they_drop() {
+    isolated("policies_tell_what_they_allow_and_what_they_drop", |place| {
+        let cluster = cluster(place);
+        cluster.apply(&[policy("p", json!({"policyTypes": ["Ingress"], "ingress": [{"ports": [{"port": 80}]}]}))]);
+        let told = follow(&cluster.planes[0], Filter::default());
+        cluster.check("by port", "c", "a", &["80/tcp"]);
+        let enough = |events: &[Arc<FlowEvent>]| count(events, Step::Allowed) >= 2 && count(events, Step::Drop) >= 6;
+        let events = until(&told, enough);
+        for event in events.iter().filter(|event| matches!(event.event, Step::Allowed | Step::Drop)) {
+            let pods = [&event.source, &event.destination].map(|party| party.as_ref().unwrap().pod.clone());
+            assert_eq!(pods, [Some("x/slcc".to_owned()), Some("x/slca".to_owned())], "{event:?}");
+            let port = event.destination.as_ref().unwrap().end.port;
+            let what = (port, event.protocol.as_deref().unwrap());
+            match event.event {
+                Step::Allowed => assert_eq!(what, (80, "TCP")),
+                _ => {
+                    assert!([(81, "TCP"), (80, "UDP"), (81, "UDP")].contains(&what), "{event:?}");
+                    assert_eq!(event.reason.as_deref(), Some("PolicyIngress"));
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn what_a_flood_does_not_tell_is_counted() {
+    isolated("what_a_flood_does_not_tell_is_counted", |place| {
+        const DATAGRAMS: u64 = 10_000;
+        let dataplane = Dataplane::load(place.config()).unwrap();
+        dataplane.apply(&service(Protocol::Udp, "10.96.0.10:53", 0, &[])).unwrap();
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        let send = || socket.send_to(b"x", "10.96.0.10:53").unwrap_err();
+        // Nobody follows: nothing is told, or lost.
+        send();
+        let figures = |name: &str| {
+            let mut text = Text::default();
+            dataplane.write_metrics(&mut text).unwrap();
+            let text = text.finish();
+            let lines = text.lines().filter(|line| line.starts_with(name) && !line.starts_with('#'));
+            lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()).sum::<u64>()
+        };
+        assert_eq!(figures("sluice_flow_events_total") + figures("sluice_flow_events_lost_total"), 0);
+        let told = follow(&dataplane, Filter::default());
+        assert_eq!(figures("sluice_flow_followers"), 1);
+        (0..DATAGRAMS).for_each(|_| drop(send()));
+        let sum = |events: &[Arc<FlowEvent>]| {
+            let refused = count(events, Step::Refused) as u64;
+            (refused, refused + events.iter().filter_map(|event| event.lost).sum::<u64>())
+        };
+        let events = until(&told, |events| sum(events).1 >= DATAGRAMS);
+        let (refused, all) = sum(&events);
+        assert_eq!(all, DATAGRAMS);
+        assert!(refused >= 1_000 && refused < DATAGRAMS, "{refused}");
+        assert_eq!(figures("sluice_flow_events_total") + figures("sluice_flow_events_lost_total"), DATAGRAMS);
+        // Nobody follows any more.
+        drop(told);
+        send();
+        let begun = std::time::Instant::now();
+        while figures("sluice_flow_followers") > 0 {
+            send();
+            assert!(begun.elapsed() < PATIENCE);
+        }
+    });
+}
