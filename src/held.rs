@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde::Serialize;
 
-use crate::config::Options;
+use crate::config::{Config, Options};
 
 #[derive(Args)]
 pub(crate) struct View {
@@ -18,6 +18,11 @@ pub(crate) struct View {
 }
 
 impl View {
+    /// The settings, and whether JSON is wanted.
+    pub(crate) fn parts(self) -> Result<(Config, bool)> {
+        Ok((self.options.resolve()?, self.json))
+    }
+
     /// Reads the maps pinned under the node's directory, and prints the part of it that is asked for.
     pub(crate) fn print<T: Serialize>(
         self,

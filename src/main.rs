@@ -64,7 +64,7 @@ enum Command {
     Image(image::Command),
     /// Print the service table as the kernel holds it: frontends, backends, counters
     Services(services::Arguments),
-    /// Print the connections that this node translates packet by packet
+    /// Print the connections that this node translates packet by packet, or follow all as they come and go
     Flows(flows::Arguments),
     /// Print what was dropped on this machine and why, by the data plane and by the kernel
     Drops(held::View),
@@ -113,7 +113,7 @@ fn run(command: Command) -> Result<()> {
             Command::Migrate(arguments) => backup::migrate::run(arguments).await,
             Command::Image(command) => image::run(command).await,
             Command::Services(arguments) => services::run(arguments),
-            Command::Flows(arguments) => flows::run(arguments),
+            Command::Flows(arguments) => flows::run(arguments).await,
             Command::Drops(view) => drops::run(view),
             Command::Explain(arguments) => explain::run(arguments).await,
             Command::Status(arguments) => status::run(arguments).await,

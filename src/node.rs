@@ -18,6 +18,7 @@ use tokio::net::UnixStream;
 use crate::{
     config::{self, Config, JoinSettings, Overlay, SocketHooks},
     daemon::Parts,
+    flows,
 };
 
 /// Where a machine's own containerd listens.
@@ -125,6 +126,10 @@ async fn start(config: &Config, client: kube::Client, api: api::Config, parts: &
         });
     }
     let agent = Agent::start(agent_config(config, api).await?, client.clone()).await?;
+    if let Some(dataplane) = agent.dataplane() {
+        let path = flows::serve::socket(config);
+        parts.tasks.spawn(flows::serve::serve(dataplane.clone(), path, parts.shutdown.clone()));
+    }
     parts.tasks.spawn(agent.run(parts.shutdown.clone()));
     let announcer = sluice_announce::Config { node: config.node_name.clone(), addresses: config.node_addresses() };
     let shutdown = parts.shutdown.clone();

@@ -179,6 +179,11 @@ impl Agent {
         &self.workers
     }
 
+    /// The node's data plane, for those who follow its connections.
+    pub fn dataplane(&self) -> Option<&Dataplane> {
+        self.dataplane.as_ref()
+    }
+
     /// Runs until the shutdown.
     ///
     /// # Errors

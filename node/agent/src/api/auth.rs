@@ -60,12 +60,22 @@ impl Authorizer {
             Method::DELETE => "delete",
             _ => "get",
         };
-        let subresource = subresource(first);
+        let subresources = subresources(first);
+        for subresource in subresources {
+            if self.may(user, verb, subresource).await? {
+                return Ok(());
+            }
+        }
+        let names = subresources.join(" ");
+        Err(format!("Forbidden (user={}, verb={verb}, resource=nodes, subresource(s)=[{names}])", user.name))
+    }
+
+    async fn may(&self, user: &User, verb: &str, subresource: &'static str) -> Result<bool, String> {
         let key = (user.clone(), verb.to_owned(), subresource);
         if let Some((at, allowed)) = self.cache.lock().get(&key)
             && at.elapsed() < limits::AUTHZ_TTL
         {
-            return verdict(*allowed, user, verb, subresource);
+            return Ok(*allowed);
         }
         let allowed = self.ask(user, verb, subresource).await?;
         let mut cache = self.cache.lock();
@@ -76,7 +86,7 @@ impl Authorizer {
             }
         }
         cache.insert(key, (Instant::now(), allowed));
-        verdict(allowed, user, verb, subresource)
+        Ok(allowed)
     }
 
     async fn ask(&self, user: &User, verb: &str, subresource: &str) -> Result<bool, String> {
@@ -99,19 +109,14 @@ impl Authorizer {
     }
 }
 
-fn verdict(allowed: bool, user: &User, verb: &str, subresource: &str) -> Result<(), String> {
-    if allowed {
-        return Ok(());
-    }
-    Err(format!("Forbidden (user={}, verb={verb}, resource=nodes, subresource(s)=[{subresource}])", user.name))
-}
-
-fn subresource(first: &str) -> &'static str {
+/// Who may any of these may do it.
+fn subresources(first: &str) -> &'static [&'static str] {
     match first {
-        "stats" => "stats",
-        "metrics" => "metrics",
-        "logs" => "log",
-        _ => "proxy",
+        "stats" => &["stats"],
+        "metrics" => &["metrics"],
+        "logs" => &["log"],
+        "flows" => &["flows", "proxy"],
+        _ => &["proxy"],
     }
 }
 
@@ -134,9 +139,16 @@ mod tests {
     }
 
     #[test]
-    fn subresources() {
-        for (path, expected) in [("exec", "proxy"), ("stats", "stats"), ("metrics", "metrics"), ("pods", "proxy")] {
-            assert_eq!(subresource(path), expected);
+    fn paths_have_subresources() {
+        let table: [(&str, &[&str]); 5] = [
+            ("exec", &["proxy"]),
+            ("stats", &["stats"]),
+            ("metrics", &["metrics"]),
+            ("pods", &["proxy"]),
+            ("flows", &["flows", "proxy"]),
+        ];
+        for (path, expected) in table {
+            assert_eq!(subresources(path), expected);
         }
     }
 }

@@ -6,6 +6,7 @@ mod channel;
 mod dial;
 mod exec;
 mod figures;
+mod flows;
 mod forward;
 mod logs;
 mod metrics;
@@ -39,6 +40,7 @@ use crate::limits;
 use crate::node_context::NodeContext;
 use auth::{Authorizer, User};
 pub use figures::{Sources, metrics as every_metric};
+pub use flows::{Lines, lines as flow_lines};
 use reply::{Reply, error, text};
 
 /// Where and with what identity the API is served.
@@ -191,6 +193,7 @@ async fn route(shared: &Arc<Shared>, user: Option<User>, request: Request<Incomi
         ["configz"] if reads => stats::configz(shared),
         ["metrics", "resource"] if reads => metrics::resource(shared).await,
         ["metrics", "cadvisor"] if reads => metrics::cadvisor(shared).await,
+        ["flows"] if reads => flows::serve(shared, request.uri().query().unwrap_or_default()).await,
         ["metrics"] if reads => figures::serve(shared).await,
         _ => error(StatusCode::NOT_FOUND, "404 page not found"),
     }

@@ -1,17 +1,43 @@
-//! `sluice flows`: the connections that this node translates packet by packet, as the kernel's flow table holds them.
+//! `sluice flows`: the connections that this node translates packet by packet, as the kernel's flow table holds them; and all
+//! connections as they come and go.
+
+mod events;
+mod follow;
+pub(crate) mod serve;
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
-use sluice_dataplane::{End, FlowRow};
+use sluice_dataplane::{End, Filter, FlowRow};
 
 use crate::held::View;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
+    /// Connections as they come and go, sockets' too, until Ctrl-C; with --json one object a line
+    #[arg(short, long)]
+    follow: bool,
+    /// Through the API server: connections of every node
+    #[arg(long, requires = "follow")]
+    cluster: bool,
+    /// Through the API server: connections of this node [repeatable]
+    #[arg(long, value_name = "NAME", requires = "follow")]
+    node: Vec<String>,
+    /// How to reach the API server [default: $KUBECONFIG, or the administrator's of this machine]
+    #[arg(long, value_name = "FILE", requires = "follow")]
+    kubeconfig: Option<PathBuf>,
+    /// Only connections with this pod at an end: `namespace/name`, or a name of any namespace
+    #[arg(long, value_name = "NAME", requires = "follow")]
+    pod: Option<String>,
+    /// Only connections of pods or Services of this namespace
+    #[arg(short, long, value_name = "NAME", requires = "follow")]
+    namespace: Option<String>,
+    /// Only what was forwarded, allowed (by network policies), failed, refused or dropped
+    #[arg(long, value_name = "VERDICT", requires = "follow")]
+    verdict: Option<String>,
     /// Only connections to this Service: `namespace/name`, or a name of any namespace
     #[arg(long, value_name = "NAME")]
     service: Option<String>,
@@ -28,8 +54,11 @@ pub(crate) struct Arguments {
     view: View,
 }
 
-pub(crate) fn run(arguments: Arguments) -> Result<()> {
-    let Arguments { service, address, port, protocol, view } = arguments;
+pub(crate) async fn run(arguments: Arguments) -> Result<()> {
+    if arguments.follow {
+        return follow(arguments).await;
+    }
+    let Arguments { service, address, port, protocol, view, .. } = arguments;
     let wanted = |row: &FlowRow| {
         service.as_deref().is_none_or(|wanted| row.service.as_deref().is_some_and(|name| is_of(name, wanted)))
             && address.is_none_or(|wanted| ends(row).any(|end| end.address == wanted))
@@ -42,6 +71,32 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
         Ok(flows)
     };
     view.print(read, |flows| table(flows))
+}
+
+async fn follow(arguments: Arguments) -> Result<()> {
+    let Arguments { cluster, node, kubeconfig, pod, namespace, service, verdict, port, protocol, address, view, .. } =
+        arguments;
+    let (port, address) = (port.map(|port| port.to_string()), address.map(|address| address.to_string()));
+    let wishes = [
+        ("pod", pod),
+        ("namespace", namespace),
+        ("service", service),
+        ("verdict", verdict),
+        ("port", port),
+        ("protocol", protocol),
+        ("address", address),
+    ];
+    let mut filter = Filter::default();
+    for (name, value) in wishes {
+        value.map_or(Ok(()), |value| filter.set(name, &value)).map_err(anyhow::Error::msg)?;
+    }
+    let nodes = if cluster || !node.is_empty() {
+        follow::Nodes::Cluster { names: node, kubeconfig }
+    } else {
+        follow::Nodes::Own
+    };
+    let (config, json) = view.parts()?;
+    follow::run(&config, nodes, &filter, json).await
 }
 
 /// Is `namespace/name:port` the service that was asked for?
