@@ -21,6 +21,7 @@ mod reset;
 mod services;
 mod status;
 mod token;
+mod top;
 
 use std::process::ExitCode;
 
@@ -64,6 +65,8 @@ enum Command {
     Image(image::Command),
     /// Print the service table as the kernel holds it: frontends, backends, counters
     Services(services::Arguments),
+    /// Show what is going on at this node's Services and pods, second by second; `q` ends it
+    Top(top::Arguments),
     /// Print the connections that this node translates packet by packet, or follow all as they come and go
     Flows(flows::Arguments),
     /// Print what was dropped on this machine and why, by the data plane and by the kernel
@@ -112,7 +115,8 @@ fn run(command: Command) -> Result<()> {
             Command::Restore(arguments) => backup::restore::run(arguments).await,
             Command::Migrate(arguments) => backup::migrate::run(arguments).await,
             Command::Image(command) => image::run(command).await,
-            Command::Services(arguments) => services::run(arguments),
+            Command::Services(arguments) => services::run(arguments).await,
+            Command::Top(arguments) => top::run(arguments).await,
             Command::Flows(arguments) => flows::run(arguments).await,
             Command::Drops(view) => drops::run(view),
             Command::Explain(arguments) => explain::run(arguments).await,

@@ -1,22 +1,42 @@
 //! `sluice services`: the service table as the kernel's maps hold it, without asking the API server.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use clap::Args;
 use sluice_dataplane::{FrontendRow, ServiceRow, Spread};
 
+use crate::flows::serve;
 use crate::held::View;
+use crate::top::{Place, screen};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// How TCP connections of this node and its pods fare, in place of addresses and backends
     #[arg(long)]
     tcp: bool,
+    /// What happens in so many seconds from now on, for each of them: connections, packets, bytes, time to connect
+    #[arg(
+        long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1", conflicts_with = "tcp",
+        value_parser = clap::value_parser!(u64).range(1..=3600)
+    )]
+    rates: Option<u64>,
     #[command(flatten)]
     view: View,
 }
 
-pub(crate) fn run(Arguments { tcp, view }: Arguments) -> anyhow::Result<()> {
+pub(crate) async fn run(Arguments { tcp, rates, view }: Arguments) -> anyhow::Result<()> {
+    if let Some(seconds) = rates {
+        let (config, json) = view.parts()?;
+        let place = Place { pins: config.pin_dir(), socket: serve::socket(&config), node: config.node_name };
+        let rates = place.over(Duration::from_secs(seconds)).await?;
+        if json {
+            println!("{}", serde_json::to_string_pretty(&rates.services)?);
+        } else {
+            print!("{}", screen::services(&rates));
+        }
+        return Ok(());
+    }
     view.print(sluice_dataplane::services, |services| if tcp { measured(services) } else { table(services) })
 }
 
@@ -43,7 +63,7 @@ fn measured(services: &[ServiceRow]) -> String {
     out
 }
 
-fn spread(spread: Option<Spread>) -> String {
+pub(crate) fn spread(spread: Option<Spread>) -> String {
     let Some(spread) = spread else { return "-".to_owned() };
     format!("{} / {}", duration(spread.median_microseconds), duration(spread.most_microseconds))
 }

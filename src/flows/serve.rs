@@ -1,6 +1,7 @@
 //! The daemon's side of `sluice flows --follow` on its own machine: a socket of root's in the run directory. A client writes one
 //! line, the query of the node's `/flows`, and reads lines until it goes.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,6 +22,8 @@ use crate::config::Config;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of a query at most.
 const QUERY: u64 = 4_096;
+/// In place of a query: the node's pods by the index of their link.
+const PODS: &str = "pods";
 /// Clients at a time.
 const CLIENTS: usize = 16;
 
@@ -65,6 +68,11 @@ async fn answer(stream: UnixStream, dataplane: &Dataplane) -> std::io::Result<()
     let mut reader = BufReader::new(reader.take(QUERY));
     let mut query = String::new();
     tokio::time::timeout(PATIENCE, reader.read_line(&mut query)).await??;
+    if query.trim_end() == PODS {
+        let pods: BTreeMap<u32, String> =
+            dataplane.pods().into_iter().map(|(link, (namespace, name))| (link, format!("{namespace}/{name}"))).collect();
+        return writer.write_all(format!("{}\n", serde_json::to_string(&pods)?).as_bytes()).await;
+    }
     let mut lines = match api::flow_lines(dataplane, query.trim_end()).await {
         Ok(lines) => lines,
         Err((_, message)) => {

@@ -72,7 +72,7 @@ pub use flows::{End, FlowRow, flows};
 pub use inspect::{BackendRow, FrontendRow, MapRow, ProgramRow, ServiceRow, Status, services, status};
 pub use limits::UNMASQUERADED;
 pub use lost::{By, DropRow, Drops, drops};
-pub use measured::{Spread, TcpRow};
+pub use measured::{Measured, PodRow, Spread, TcpRow, pods};
 pub use neighbours::{Neighbour, Redirect};
 pub use node_ports::NodePortAddresses;
 pub use probe::{Hook, Outcome, Probe};

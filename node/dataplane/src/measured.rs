@@ -1,10 +1,14 @@
 //! What the probes measured, for people: a few words for each service port.
 
+use std::path::Path;
+
 use serde::Serialize;
 use sluice_ebpf_common::probe::{Durations, ProbeFigures, ProbeKey};
-use sluice_ebpf_common::{FrontendKey, Scope, protocol};
+use sluice_ebpf_common::{FrontendKey, SCHEMA, Scope, protocol};
 
+use crate::pins::Pins;
 use crate::plan::Contents;
+use crate::{Error, probes};
 
 /// TCP connections of this node's sockets and its pods to a service port.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -24,6 +28,42 @@ pub struct TcpRow {
     /// Smoothed round-trip times of connections that ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub round_trip: Option<Spread>,
+    /// What it was made of.
+    #[serde(skip)]
+    pub figures: Box<Measured>,
+}
+
+/// What the programs count, to be compared with an earlier look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Measured(ProbeFigures);
+
+/// TCP connections of a pod's sockets, or of the node's own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodRow {
+    /// Index of the node's side of the pod's link, 0 for the node itself.
+    pub link: u32,
+    /// Connections that were taken from others.
+    pub accepted: u64,
+    /// Payload of connections that ended, both directions.
+    pub bytes: u64,
+    /// The others.
+    #[serde(flatten)]
+    pub tcp: TcpRow,
+}
+
+/// What was measured of pods under a pin directory, by link.
+pub fn pods(pin_dir: &Path) -> Result<Vec<PodRow>, Error> {
+    let row = |(key, figures): (ProbeKey, ProbeFigures)| {
+        let own = matches!(key.kind, ProbeKey::POD | ProbeKey::NODE);
+        own.then(|| PodRow {
+            link: key.link,
+            accepted: figures.accepted,
+            bytes: figures.sent_bytes + figures.received_bytes,
+            tcp: TcpRow::of(&figures),
+        })
+    };
+    Ok(probes::read(&Pins::new(pin_dir, SCHEMA))?.into_iter().filter_map(row).collect())
 }
 
 /// How long something took: powers of two that so many stayed below, or at.
@@ -45,7 +85,27 @@ impl TcpRow {
             resets: figures.resets_received + figures.resets_sent,
             connect: spread(&figures.connect),
             round_trip: spread(&figures.round_trip),
+            figures: Box::new(Measured(*figures)),
         }
+    }
+
+    /// What was added since an earlier look.
+    #[must_use]
+    pub fn since(&self, earlier: &TcpRow) -> TcpRow {
+        let (after, before) = (&self.figures.0, &earlier.figures.0);
+        let durations = |after: &Durations, before: &Durations| Durations {
+            counts: std::array::from_fn(|at| after.counts[at].saturating_sub(before.counts[at])),
+            microseconds: after.microseconds.saturating_sub(before.microseconds),
+        };
+        TcpRow::of(&ProbeFigures {
+            connect: durations(&after.connect, &before.connect),
+            round_trip: durations(&after.round_trip, &before.round_trip),
+            failed: after.failed.saturating_sub(before.failed),
+            retransmits: after.retransmits.saturating_sub(before.retransmits),
+            resets_received: after.resets_received.saturating_sub(before.resets_received),
+            resets_sent: after.resets_sent.saturating_sub(before.resets_sent),
+            ..ProbeFigures::default()
+        })
     }
 }
 
@@ -87,5 +147,10 @@ mod tests {
         let row = TcpRow::of(&figures);
         assert_eq!(row.connect, Some(Spread { median_microseconds: 64, most_microseconds: 128 }));
         assert_eq!((row.opened, row.resets, row.round_trip), (100, 5, None));
+        figures.connect.counts[9] = 1;
+        figures.resets_sent = 4;
+        let more = TcpRow::of(&figures).since(&row);
+        assert_eq!((more.opened, more.resets), (1, 2));
+        assert_eq!(more.connect, Some(Spread { median_microseconds: 512, most_microseconds: 512 }));
     }
 }

@@ -1,7 +1,12 @@
 //! What Services and ports do on one node beyond plain balancing: session affinity switched on and off, ports of the
 //! host, a Service that nobody serves, and one with an address of a further range.
 
-use anyhow::{Result, ensure};
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
 use sluice_e2e::{Lab, Options, output, sample_image, step};
 
 #[test]
@@ -10,6 +15,7 @@ fn services_keep_their_options() -> Result<()> {
     lab.import(&sample_image())?;
     step("session affinity follows the Service", || affinity(&lab))?;
     step("the node's metrics count what was sent", || metrics(&lab))?;
+    step("connections are followed, by whoever may", || followed(&lab))?;
     step("a host port is served, over TCP and UDP", || host_ports(&lab))?;
     step("a Service without endpoints refuses at once", || nobody(&lab))?;
     step("a further ServiceCIDR is served like the first", || further_range(&lab))
@@ -48,6 +54,75 @@ spec: {selector: {app: sticky}, ports: [{port: 80, targetPort: 8080}]}
     lab.kubectl("patch service sticky -p {\"spec\":{\"sessionAffinity\":\"None\"}}")?;
     let parted = "for i in $(seq 100); do /echo get http://sticky/ --distinct 3 && exit 0; sleep 0.1; done; exit 1";
     lab.kubectl_words(&["exec", "deployment/sticky", "--", "sh", "-c", parted]).map(drop)
+}
+
+/// What a pod asks of a Service is told with both names, by the node's socket and through the API server; there by RBAC.
+fn followed(lab: &Lab) -> Result<()> {
+    let node = &lab.nodes()[0];
+    let follow = |more: &[&str]| node.sluice(&[&["flows", "--follow", "--json", "--service", "sticky"], more].concat());
+    first_of(lab, follow(&["--pod", "sticky-nobody"]), false)?;
+    first_of(lab, follow(&["--namespace", "default", "--port", "80", "--protocol", "tcp"]), true)?;
+    first_of(lab, follow(&["--cluster"]), true)?;
+    lab.kubectl("create serviceaccount watcher")?;
+    let token = lab.kubectl("create token watcher")?;
+    let server = lab.kubectl("config view --raw -o jsonpath={.clusters[0].cluster.server}")?;
+    let authority =
+        lab.kubectl("config view --raw -o jsonpath={.clusters[0].cluster.certificate-authority-data}")?;
+    let file = lab.dir().join("watcher.kubeconfig");
+    let kubeconfig = format!(
+        "{{apiVersion: v1, kind: Config, current-context: c, contexts: [{{name: c, context: {{cluster: c, user: u}}}}], \
+         clusters: [{{name: c, cluster: {{server: \"{}\", certificate-authority-data: \"{}\"}}}}], \
+         users: [{{name: u, user: {{token: \"{}\"}}}}]}}",
+        server.trim(),
+        authority.trim(),
+        token.trim()
+    );
+    std::fs::write(&file, kubeconfig)?;
+    let path = file.display().to_string();
+    let as_watcher = || follow(&["--node", &node.name, "--kubeconfig", &path]);
+    let refused = as_watcher().output()?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    let expected = format!(
+        "nodes \"{}\" is forbidden: User \"system:serviceaccount:default:watcher\" cannot get resource \"nodes/proxy\" in \
+         API group \"\" at the cluster scope",
+        node.name
+    );
+    ensure!(!refused.status.success() && said.contains(&expected), "{said}");
+    lab.kubectl("create clusterrole watch-flows --verb=get --resource=nodes/proxy")?;
+    lab.kubectl("create clusterrolebinding watch-flows --clusterrole=watch-flows --serviceaccount=default:watcher")?;
+    first_of(lab, as_watcher(), true)
+}
+
+/// Asks again and again until the first connection is told; without `told`, nothing is.
+fn first_of(lab: &Lab, mut follow: Command, told: bool) -> Result<()> {
+    let mut child = follow.stdout(Stdio::piped()).spawn()?;
+    let lines = BufReader::new(child.stdout.take().context("no output")?).lines();
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| sender.send(line)));
+    let attempt = || -> Result<bool> {
+        for _ in 0..if told { 20 } else { 2 } {
+            lab.kubectl("exec deployment/sticky -- /echo get http://sticky/")?;
+            let Ok(line) = receiver.recv_timeout(Duration::from_secs(1)) else { continue };
+            ensure!(told, "{line}");
+            for part in [
+                r#""service":"default/sticky:80""#,
+                r#""source":{"address":"#,
+                r#""pod":"default/sticky-"#,
+                r#""verdict":"forwarded""#,
+            ] {
+                ensure!(line.contains(part), "{part} is not in {line}");
+            }
+            return Ok(true);
+        }
+        Ok(false)
+    };
+    let seen = attempt();
+    child.kill()?;
+    child.wait()?;
+    if seen? != told {
+        bail!("nothing was told");
+    }
+    Ok(())
 }
 
 /// Requests of a pod, each over a connection of its own, beside what Prometheus would read.

@@ -225,6 +225,11 @@ fn name<V: Resource>(view: &V) -> ObjectName {
 }
 
 impl Dataplane {
+    /// This node's pods by the index of the node's side of their link.
+    pub fn pods(&self) -> BTreeMap<u32, ObjectName> {
+        self.inner.policies.lock().links()
+    }
+
     /// Makes these the policies, pods and namespaces of the cluster. Pods whose links are not known yet get what holds for them
     /// when they are added.
     pub fn apply_policies(&self, snapshot: Snapshot) -> Result<(), Error> {
