@@ -13,11 +13,8 @@ pub(super) fn line(event: &FlowEvent) -> String {
     let milliseconds = event.time.as_millisecond().rem_euclid(86_400_000);
     let (seconds, rest) = (milliseconds / 1_000, milliseconds % 1_000);
     let (hours, minutes, seconds) = (seconds / 3_600, seconds / 60 % 60, seconds % 60);
-    let mut text = format!(
-        "{hours:02}:{minutes:02}:{seconds:02}.{rest:03} {:<16} {:<8}",
-        event.node,
-        event.event.name()
-    );
+    let mut text =
+        format!("{hours:02}:{minutes:02}:{seconds:02}.{rest:03} {:<16} {:<8}", event.node, event.event.name());
     if let Some(lost) = event.lost {
         let why = event.reason.as_deref().unwrap_or_default();
         return format!("{text} {lost} events were not told: {}", lost_text(why));
@@ -99,7 +96,10 @@ mod tests {
                 "03:04:05.678 n1               first    TCP   shop/web-1:4000                10.96.0.10:80                  \
                  store/db:main -> 10.244.1.7:8080 connected in 120 µs",
             ),
-            (lost, "03:04:05.000 n1               lost     12 events were not told: they came faster than events are told"),
+            (
+                lost,
+                "03:04:05.000 n1               lost     12 events were not told: they came faster than events are told",
+            ),
         ];
         for (json, expected) in cases {
             assert_eq!(line(&serde_json::from_str(json).unwrap()), expected);

@@ -45,7 +45,10 @@ pub(super) async fn run(config: &Config, nodes: Nodes, filter: &Filter, json: bo
                 bail!("the cluster has no nodes");
             }
             let each = |name| tokio::spawn(remote(client.clone(), name, query.clone(), lines.clone()));
-            names.into_iter().map(each).collect()
+            let all = names.into_iter().map(each).collect();
+            // Each has its own.
+            drop(lines);
+            all
         }
     };
     // What is printed ends when nobody tells any more, or nobody reads.

@@ -74,8 +74,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
 }
 
 async fn follow(arguments: Arguments) -> Result<()> {
-    let Arguments { cluster, node, kubeconfig, pod, namespace, service, verdict, port, protocol, address, view, .. } =
-        arguments;
+    let Arguments {
+        cluster, node, kubeconfig, pod, namespace, service, verdict, port, protocol, address, view, ..
+    } = arguments;
     let (port, address) = (port.map(|port| port.to_string()), address.map(|address| address.to_string()));
     let wishes = [
         ("pod", pod),

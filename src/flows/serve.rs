@@ -69,8 +69,11 @@ async fn answer(stream: UnixStream, dataplane: &Dataplane) -> std::io::Result<()
     let mut query = String::new();
     tokio::time::timeout(PATIENCE, reader.read_line(&mut query)).await??;
     if query.trim_end() == PODS {
-        let pods: BTreeMap<u32, String> =
-            dataplane.pods().into_iter().map(|(link, (namespace, name))| (link, format!("{namespace}/{name}"))).collect();
+        let pods: BTreeMap<u32, String> = dataplane
+            .pods()
+            .into_iter()
+            .map(|(link, (namespace, name))| (link, format!("{namespace}/{name}")))
+            .collect();
         return writer.write_all(format!("{}\n", serde_json::to_string(&pods)?).as_bytes()).await;
     }
     let mut lines = match api::flow_lines(dataplane, query.trim_end()).await {

@@ -36,7 +36,8 @@ pub(super) fn lines(rates: &Rates, node: &str, columns: usize, rows: usize) -> V
     let mut all = vec![format!("sluice top  {node}")];
     // What is left for the rows below the headings, and the empty lines between.
     let room = rows.saturating_sub(1 + 2 * sections.len());
-    let shares = if rows == 0 { [usize::MAX; 3] } else { shares(sections.each_ref().map(|(_, rows)| rows.len()), room) };
+    let shares =
+        if rows == 0 { [usize::MAX; 3] } else { shares(sections.each_ref().map(|(_, rows)| rows.len()), room) };
     for ((heading, rows), share) in sections.into_iter().zip(shares) {
         all.push(String::new());
         all.push(heading);
@@ -171,8 +172,15 @@ mod tests {
 
     #[test]
     fn numbers_are_short() {
-        let table =
-            [(0.0, "0"), (0.25, "0.2"), (99.0, "99"), (250.4, "250"), (12_345.0, "12.3k"), (2.5e6, "2.5M"), (3e9, "3.0G")];
+        let table = [
+            (0.0, "0"),
+            (0.25, "0.2"),
+            (99.0, "99"),
+            (250.4, "250"),
+            (12_345.0, "12.3k"),
+            (2.5e6, "2.5M"),
+            (3e9, "3.0G"),
+        ];
         for (value, expected) in table {
             assert_eq!(number(value), expected);
         }

@@ -1,5 +1,5 @@
-//! `lb`: what the Service data plane costs. Five parts: a packet in each program (`packets`), connections over sockets beside
-//! direct ones and beside kube-proxy's rules (`sockets`), those between pods of two nodes beside plain routing (`pods`), changes,
+//! `lb`: what the Service data plane costs. Six parts: a packet in each program (`packets`), connections over sockets beside
+//! direct ones and beside kube-proxy's rules (`sockets`), the same with and without observers (`observe`), those between pods of two nodes beside plain routing (`pods`), changes,
 //! restart and memory of its user space (`control`), and the same for a very large table (`scale`).
 //!
 //! It needs no cluster: the data plane is fed by its own compiler and planner, in a private network and mount namespace that
@@ -11,6 +11,7 @@ mod cases;
 pub(crate) mod control;
 mod floor;
 mod frame;
+mod observe;
 mod packets;
 mod place;
 mod pods;
@@ -39,6 +40,8 @@ enum Part {
     Packets,
     /// Connections to Services beside direct ones and kube-proxy's rules
     Sockets,
+    /// Connections with and without probes and somebody who follows them
+    Observe,
     /// Connections between pods of two nodes beside the kernel's routing
     Pods,
     /// Changes, restart and memory of the data plane's user space
@@ -48,12 +51,13 @@ enum Part {
 }
 
 impl Part {
-    const ALL: [Part; 5] = [Part::Packets, Part::Sockets, Part::Pods, Part::Control, Part::Scale];
+    const ALL: [Part; 6] = [Part::Packets, Part::Sockets, Part::Observe, Part::Pods, Part::Control, Part::Scale];
 
     fn measure(self, place: &place::Place) -> Result<Measured> {
         match self {
             Part::Packets => packets::run(place),
             Part::Sockets => sockets::run(place),
+            Part::Observe => observe::run(place),
             Part::Pods => pods::run(place),
             Part::Control => control::run(place),
             Part::Scale => scale::run(place),

@@ -30,8 +30,8 @@ use crate::{
     stats::{percentile, sorted},
 };
 
-const FIRST: Ipv4Addr = Ipv4Addr::new(10, 100, 0, 0);
-const PORT: u16 = 80;
+pub(super) const FIRST: Ipv4Addr = Ipv4Addr::new(10, 100, 0, 0);
+pub(super) const PORT: u16 = 80;
 const ENDPOINTS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 244, 2, 10), Ipv4Addr::new(10, 244, 2, 11)];
 const ENDPOINT_PORT: u16 = 8080;
 const DIRECT: &str = "directly";
@@ -71,21 +71,7 @@ fn all(place: &Place) -> Result<Measured> {
 }
 
 fn measure(place: &Place, own: &Node, dataplane: &Dataplane) -> Result<Measured> {
-    own.within(|| {
-        for (link, net, hosts) in PODS {
-            let index = nix::net::if_::if_nametoindex(link)?;
-            let addresses = hosts.map(|host| Ipv4Addr::new(10, 244, net, host).into()).to_vec();
-            let pod = PodInfo {
-                namespace: "bench".into(),
-                name: link.into(),
-                services: Default::default(),
-                neighbour: Some(Neighbour { addresses, mac: mac(net) }),
-            };
-            let netns = if link == CLIENT_LINK { own.client() } else { own.server() };
-            dataplane.add_pod(index, &netns, &pod)?;
-        }
-        Ok(())
-    })?;
+    add_pods(own, dataplane)?;
     let mut measured = Measured::default();
     let mut others = Vec::new();
     for (name, command, rules) in PROXIES {
@@ -114,6 +100,25 @@ fn measure(place: &Place, own: &Node, dataplane: &Dataplane) -> Result<Measured>
     }
     goals(&shares, &mut measured);
     Ok(measured)
+}
+
+/// Makes both pods of a node known.
+pub(super) fn add_pods(node: &Node, dataplane: &Dataplane) -> Result<()> {
+    node.within(|| {
+        for (link, net, hosts) in PODS {
+            let index = nix::net::if_::if_nametoindex(link)?;
+            let addresses = hosts.map(|host| Ipv4Addr::new(10, 244, net, host).into()).to_vec();
+            let pod = PodInfo {
+                namespace: "bench".into(),
+                name: link.into(),
+                services: Default::default(),
+                neighbour: Some(Neighbour { addresses, mac: mac(net) }),
+            };
+            let netns = if link == CLIENT_LINK { node.client() } else { node.server() };
+            dataplane.add_pod(index, &netns, &pod)?;
+        }
+        Ok(())
+    })
 }
 
 /// What came of one number of services: Sluice's rates as shares of others', median over the rounds.
@@ -211,7 +216,7 @@ fn goals(shares: &[Shares], measured: &mut Measured) {
     measured.note(format!("shares are medians over rounds, at {} services unless said otherwise", names[0]));
 }
 
-fn services(count: u32) -> Vec<Service> {
+pub(super) fn services(count: u32) -> Vec<Service> {
     (0..count)
         .map(|at| Service {
             name: format!("bench/service-{at}"),
@@ -223,7 +228,7 @@ fn services(count: u32) -> Vec<Service> {
 }
 
 /// The same services for Sluice.
-fn snapshot(services: &[Service]) -> Snapshot {
+pub(super) fn snapshot(services: &[Service]) -> Snapshot {
     let mut snapshot = Snapshot { node: "here".into(), ..Snapshot::default() };
     for service in services {
         let name: ObjectName = ("bench".into(), service.name.replace('/', "-").into());
@@ -262,12 +267,12 @@ fn mac(net: u8) -> [u8; 6] {
 }
 
 /// A node with two pods, each a network namespace that goes with the bench.
-struct Node {
+pub(super) struct Node {
     name: String,
 }
 
 impl Node {
-    fn make(name: &str) -> Result<Node> {
+    pub(super) fn make(name: &str) -> Result<Node> {
         let node = Node { name: name.to_owned() };
         sh(&format!("ip netns add {name}"))?;
         sh(&format!("ip -n {name} link set lo up"))?;
@@ -294,7 +299,7 @@ impl Node {
         Path::new("/run/netns").join(&self.name)
     }
 
-    fn client(&self) -> PathBuf {
+    pub(super) fn client(&self) -> PathBuf {
         Path::new("/run/netns").join(format!("{}-{CLIENT_LINK}", self.name))
     }
 
@@ -303,7 +308,7 @@ impl Node {
     }
 
     /// Runs something on a thread in the node's network namespace.
-    fn within<R: Send>(&self, act: impl FnOnce() -> Result<R> + Send) -> Result<R> {
+    pub(super) fn within<R: Send>(&self, act: impl FnOnce() -> Result<R> + Send) -> Result<R> {
         thread::scope(|scope| {
             let inside = scope.spawn(|| {
                 enter(&self.path())?;

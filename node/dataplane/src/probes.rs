@@ -163,6 +163,11 @@ impl Dataplane {
         Ok(())
     }
 
+    /// Measures no TCP connections from now on.
+    pub fn leave_sockets(&self) {
+        *self.inner.probes.lock() = Probes::default();
+    }
+
     /// Measures TCP connections from now on, for as long as this process runs. Returns sentences about what this kernel cannot
     /// measure. Reads the kernel's type information, which takes some time: call it where that is allowed.
     pub fn probe_sockets(&self) -> Result<Vec<String>, Error> {

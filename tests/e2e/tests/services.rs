@@ -66,8 +66,7 @@ fn followed(lab: &Lab) -> Result<()> {
     lab.kubectl("create serviceaccount watcher")?;
     let token = lab.kubectl("create token watcher")?;
     let server = lab.kubectl("config view --raw -o jsonpath={.clusters[0].cluster.server}")?;
-    let authority =
-        lab.kubectl("config view --raw -o jsonpath={.clusters[0].cluster.certificate-authority-data}")?;
+    let authority = lab.kubectl("config view --raw -o jsonpath={.clusters[0].cluster.certificate-authority-data}")?;
     let file = lab.dir().join("watcher.kubeconfig");
     let kubeconfig = format!(
         "{{apiVersion: v1, kind: Config, current-context: c, contexts: [{{name: c, context: {{cluster: c, user: u}}}}], \

@@ -1,0 +1,130 @@
+//! What it costs to be observed: connections from a pod to a Service on one node, in turn with no probe at work, with all of them,
+//! and with somebody who follows every connection as well. Client, servers, the kernel's work and the daemon's share one CPU.
+
+use std::{net::Ipv4Addr, thread};
+
+use anyhow::{Context, Result, bail};
+use sluice_dataplane::{Dataplane, Filter};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use super::call::{Client, Order, Use};
+use super::place::{Place, on_one_cpu};
+use super::sockets::{FIRST, Node, PORT, add_pods, median, rate, services, snapshot};
+use crate::{
+    lab::say,
+    limits,
+    report::{Bound, Goal, Measured},
+};
+
+const STATES: [&str; 3] = ["unobserved", "probes", "probes and a follower"];
+const USES: [(Use, &str); 2] = [(Use::Short, "short connections"), (Use::Kept, "kept connection")];
+const SERVICES: u32 = 10;
+
+pub(super) fn run(place: &Place) -> Result<Measured> {
+    on_one_cpu(|| all(place))
+}
+
+fn all(place: &Place) -> Result<Measured> {
+    let node = Node::make("observed")?;
+    let config = sluice_dataplane::Config {
+        node_addresses: vec![Ipv4Addr::new(10, 244, 1, 1).into()],
+        uplinks: sluice_dataplane::Uplinks::Named(vec![]),
+        forwarding: sluice_dataplane::model::Forwarding::Snat,
+        ..place.config()?
+    };
+    let pins = config.pin_dir.clone();
+    let dataplane = node.within(|| Dataplane::load(config).context("load the data plane"))?;
+    let measured = measure(place, &node, &dataplane);
+    drop(dataplane);
+    let removed = Dataplane::remove_all(&pins);
+    let measured = measured?;
+    removed?;
+    Ok(measured)
+}
+
+fn measure(place: &Place, node: &Node, dataplane: &Dataplane) -> Result<Measured> {
+    add_pods(node, dataplane)?;
+    dataplane.apply(&snapshot(&services(SERVICES)))?;
+    let mut client = Client::start(&node.client(), Some(place.cgroup()))?;
+    let mut measured = Measured::default();
+    let mut rates = vec![vec![Vec::new(); STATES.len()]; USES.len()];
+    say("observe: connections with and without probes and a follower");
+    for round in 0..=limits::CALL_ROUNDS {
+        for step in 0..STATES.len() {
+            place.interrupts.check()?;
+            // Each round begins with another state.
+            let state = (step + round) % STATES.len();
+            if state > 0 {
+                dataplane.probe_sockets()?;
+            }
+            let follower = if state == 2 { Some(Following::begin(dataplane)?) } else { None };
+            for (at, (uses, title)) in USES.into_iter().enumerate() {
+                let order = Order { first: FIRST, count: SERVICES, port: PORT, uses, time: limits::CALL_SLICE };
+                let outcome = client.call(&order)?;
+                if outcome.failed > 0 {
+                    bail!("{title}, {}: {} of {} failed", STATES[state], outcome.failed, outcome.done);
+                }
+                // The first round warms up.
+                if round > 0 {
+                    rates[at][state].push(rate(&outcome, uses));
+                }
+            }
+            follower.map_or(Ok(()), Following::end)?;
+            dataplane.leave_sockets();
+        }
+    }
+    for ((_, title), rates) in USES.iter().zip(&rates) {
+        for (state, rates) in STATES.iter().zip(rates) {
+            measured.row(&format!("{title}, {state}"), "/s", rates);
+        }
+        for (state, observed) in STATES.iter().zip(rates).skip(1) {
+            let share = median(observed.iter().zip(&rates[0]).map(|(on, off)| on / off));
+            measured.goals.push(Goal::new(
+                &format!("{title}, {state} beside unobserved"),
+                Bound::AtLeast(0.98),
+                "",
+                share,
+            ));
+        }
+    }
+    Ok(measured)
+}
+
+/// Somebody who follows everything, on a thread of its own.
+struct Following {
+    end: CancellationToken,
+    thread: thread::JoinHandle<Result<()>>,
+}
+
+impl Following {
+    fn begin(dataplane: &Dataplane) -> Result<Following> {
+        let mut follower = dataplane.follow(Filter::default()).context("too many follow")?;
+        let (end, teller) = (CancellationToken::new(), dataplane.clone());
+        let stop = end.clone();
+        let (begun, begins) = oneshot::channel();
+        let thread = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let follow = async {
+                    follower.begun().await;
+                    let _ = begun.send(());
+                    loop {
+                        drop(follower.next().await);
+                    }
+                };
+                tokio::select! {
+                    told = teller.tell_flows(&stop) => told.context("tell of connections"),
+                    () = follow => Ok(()),
+                }
+            })
+        });
+        begins.blocking_recv().context("nobody tells of connections")?;
+        Ok(Following { end, thread })
+    }
+
+    fn end(self) -> Result<()> {
+        self.end.cancel();
+        self.thread.join().map_err(|_| anyhow::anyhow!("the follower failed"))?
+    }
+}
