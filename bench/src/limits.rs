@@ -66,6 +66,10 @@ pub(crate) const CALL_SERVICES: [u32; 3] = [10, 1_000, 10_000];
 pub(crate) const CALL_ROUNDS: usize = 50;
 /// How long each way is used in a round.
 pub(crate) const CALL_SLICE: Duration = Duration::from_millis(40);
+/// Rounds of being observed and not.
+pub(crate) const OBSERVE_ROUNDS: usize = 10;
+/// How long each use of a Service is observed: longer than events' tokens last.
+pub(crate) const OBSERVE_SLICE: Duration = Duration::from_secs(1);
 /// A client gives up after so many failures in a slice.
 pub(crate) const CALL_FAILURES: u64 = 20;
 /// Threads of a server: connections that it serves at once.

@@ -56,10 +56,8 @@ impl Terminal {
     pub(super) fn keys(&self) -> mpsc::Receiver<u8> {
         let (sender, receiver) = mpsc::channel(16);
         std::thread::spawn(move || {
-            let mut keys = std::io::stdin().bytes();
-            while let Some(Ok(key)) = keys.next()
-                && sender.blocking_send(key).is_ok()
-            {}
+            let mut key = [0];
+            while std::io::stdin().read_exact(&mut key).is_ok() && sender.blocking_send(key[0]).is_ok() {}
         });
         receiver
     }

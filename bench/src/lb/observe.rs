@@ -50,7 +50,7 @@ fn measure(place: &Place, node: &Node, dataplane: &Dataplane) -> Result<Measured
     let mut measured = Measured::default();
     let mut rates = vec![vec![Vec::new(); STATES.len()]; USES.len()];
     say("observe: connections with and without probes and a follower");
-    for round in 0..=limits::CALL_ROUNDS {
+    for round in 0..=limits::OBSERVE_ROUNDS {
         for step in 0..STATES.len() {
             place.interrupts.check()?;
             // Each round begins with another state.
@@ -60,7 +60,7 @@ fn measure(place: &Place, node: &Node, dataplane: &Dataplane) -> Result<Measured
             }
             let follower = if state == 2 { Some(Following::begin(dataplane)?) } else { None };
             for (at, (uses, title)) in USES.into_iter().enumerate() {
-                let order = Order { first: FIRST, count: SERVICES, port: PORT, uses, time: limits::CALL_SLICE };
+                let order = Order { first: FIRST, count: SERVICES, port: PORT, uses, time: limits::OBSERVE_SLICE };
                 let outcome = client.call(&order)?;
                 if outcome.failed > 0 {
                     bail!("{title}, {}: {} of {} failed", STATES[state], outcome.failed, outcome.done);

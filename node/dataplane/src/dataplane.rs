@@ -581,7 +581,6 @@ fn settings(config: &Config, earlier: Settings) -> Result<Settings, Error> {
         cache_mask: object::buckets(processors()? as u32) - 1,
         // Between two thirds and four thirds of a second.
         tick_shift: (sys::timer_rate() * 2 / 3).max(1).ilog2() + 1,
-        // Nobody follows this process yet.
         flags: earlier.flags & !Settings::FOLLOWED,
         ..earlier
     };

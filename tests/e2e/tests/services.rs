@@ -16,6 +16,7 @@ fn services_keep_their_options() -> Result<()> {
     step("session affinity follows the Service", || affinity(&lab))?;
     step("the node's metrics count what was sent", || metrics(&lab))?;
     step("connections are followed, by whoever may", || followed(&lab))?;
+    step("one screen says what goes on", || screen(&lab))?;
     step("a host port is served, over TCP and UDP", || host_ports(&lab))?;
     step("a Service without endpoints refuses at once", || nobody(&lab))?;
     step("a further ServiceCIDR is served like the first", || further_range(&lab))
@@ -90,6 +91,27 @@ fn followed(lab: &Lab) -> Result<()> {
     lab.kubectl("create clusterrole watch-flows --verb=get --resource=nodes/proxy")?;
     lab.kubectl("create clusterrolebinding watch-flows --clusterrole=watch-flows --serviceaccount=default:watcher")?;
     first_of(lab, as_watcher(), true)
+}
+
+/// Services and pods with their rates; a script gets the same without a terminal.
+fn screen(lab: &Lab) -> Result<()> {
+    let node = &lab.nodes()[0];
+    let loop_of_requests = "for i in $(seq 40); do /echo get http://sticky/ --times 5 >/dev/null; done";
+    std::thread::scope(|scope| {
+        let busy =
+            scope.spawn(|| lab.kubectl_words(&["exec", "deployment/sticky", "--", "sh", "-c", loop_of_requests]));
+        let once = output(&mut node.sluice(&["top", "--once", "--interval", "2"]))?;
+        for part in ["SERVICE ", "CONNECT 50% / 99%", "default/sticky:80 ", "POD ", "default/sticky-", "DROPS/S"] {
+            ensure!(once.contains(part), "{part} is not in\n{once}");
+        }
+        let rates = output(&mut node.sluice(&["services", "--rates", "1", "--json"]))?;
+        ensure!(rates.contains(r#""name": "default/sticky:80""#), "{rates}");
+        busy.join().map_err(|_| anyhow::anyhow!("the requests failed"))??;
+        let refused = node.sluice(&["top"]).stdin(Stdio::null()).output()?;
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        ensure!(!refused.status.success() && said.contains("sluice top --once"), "{said}");
+        Ok(())
+    })
 }
 
 /// Asks again and again until the first connection is told; without `told`, nothing is.
