@@ -51,16 +51,13 @@ pub(super) async fn run(config: &Config, nodes: Nodes, filter: &Filter, json: bo
             all
         }
     };
-    // What is printed ends when nobody tells any more, or nobody reads.
-    print(told, json).await?;
+    if !print(told, json).await? {
+        return Ok(());
+    }
     let count = all.len();
     let mut failed = Vec::new();
     for one in all {
-        if one.is_finished() {
-            failed.extend(one.await?.err());
-        } else {
-            one.abort();
-        }
+        failed.extend(one.await?.err());
     }
     match failed.into_iter().next() {
         Some(first) if count == 1 => Err(first),
@@ -69,7 +66,8 @@ pub(super) async fn run(config: &Config, nodes: Nodes, filter: &Filter, json: bo
     }
 }
 
-async fn print(mut told: mpsc::Receiver<String>, json: bool) -> Result<()> {
+/// Until nobody tells any more; false when nobody reads.
+async fn print(mut told: mpsc::Receiver<String>, json: bool) -> Result<bool> {
     let mut out = std::io::stdout();
     if !json {
         writeln!(out, "{}", events::HEADER)?;
@@ -82,11 +80,11 @@ async fn print(mut told: mpsc::Receiver<String>, json: bool) -> Result<()> {
             writeln!(out, "{}", events::line(&event))
         };
         match printed.and_then(|()| out.flush()) {
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(false),
             printed => printed?,
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// By the socket of this machine's daemon.
