@@ -42,7 +42,7 @@ impl Nodes {
         let renewal = AbortOnDropHandle::new(tokio::spawn(renew(cluster.caller()?, Arc::clone(space), count)));
         let ready = tokio::time::timeout(limits::NODES_READY, ready(space, count)).await;
         ready.unwrap_or_else(|_| bail!("not all nodes took pods within {} s", limits::NODES_READY.as_secs()))?;
-        Ok(Self { count, renewal: renewal })
+        Ok(Self { count, renewal })
     }
 
     /// Removes them.
