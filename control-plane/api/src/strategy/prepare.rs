@@ -6,6 +6,22 @@ use serde_json::{Value, json};
 use super::path::each;
 use crate::resource::Resource;
 
+/// Kinds whose status takes nothing of the metadata.
+const STATUS_ALONE: &[(&str, &[&str])] = &[
+    ("admissionregistration.k8s.io", &["ValidatingAdmissionPolicy"]),
+    ("apiextensions.k8s.io", &["CustomResourceDefinition"]),
+    ("apiregistration.k8s.io", &["APIService"]),
+    ("certificates.k8s.io", &["PodCertificateRequest"]),
+    ("flowcontrol.apiserver.k8s.io", &["FlowSchema", "PriorityLevelConfiguration"]),
+    ("internal.apiserver.k8s.io", &["StorageVersion"]),
+    ("resource.k8s.io", &["ResourceClaim"]),
+    ("storage.k8s.io", &["VolumeAttachment"]),
+    ("storagemigration.k8s.io", &["StorageVersionMigration"]),
+];
+
+/// What of the metadata no status takes.
+const NEVER_BY_STATUS: &[&str] = &["generation", "deletionTimestamp", "deletionGracePeriodSeconds"];
+
 /// Kinds whose `metadata.generation` counts changes of the specification.
 const WITH_GENERATION: &[(&str, &[&str])] = &[
     ("", &["Pod", "ReplicationController", "PodTemplate"]),
@@ -138,7 +154,7 @@ pub fn prepare_update(resource: &Resource, old: &Value, new: &mut Value) {
     });
 }
 
-/// Before an update through `/status`: only the status is taken.
+/// Before an update through `/status`: the specification stays as it was, and of the metadata what [`kept_by_status`] names.
 pub fn prepare_status_update(resource: &Resource, old: &Value, new: &mut Value) {
     let (Value::Object(before), Value::Object(after)) = (old, &mut *new) else { return };
     let names: Vec<String> =
@@ -149,21 +165,29 @@ pub fn prepare_status_update(resource: &Resource, old: &Value, new: &mut Value) 
             None => after.remove(&name),
         };
     }
-    // Nodes take labels and annotations through status as well (upstream keeps the whole metadata
-    // there); the others keep theirs.
-    let keep_labels = !(resource.group.is_empty() && matches!(resource.kind.as_ref(), "Node" | "Pod"));
     let old_meta = before.get("metadata").cloned().unwrap_or_else(|| json!({}));
     each(new, "+metadata", &mut |meta| {
-        let names = ["generation", "deletionTimestamp", "deletionGracePeriodSeconds", "ownerReferences", "finalizers"];
-        let labels = ["labels", "annotations"];
-        let kept = names.iter().chain(labels.iter().filter(|_| keep_labels));
-        for name in kept {
+        for name in NEVER_BY_STATUS.iter().chain(kept_by_status(resource)) {
             match old_meta.get(*name) {
                 Some(value) => meta.insert((*name).into(), value.clone()),
                 None => meta.remove(*name),
             };
         }
     });
+}
+
+/// The metadata that a kind's status does not take. Most built-in kinds take all of it; custom resources and the younger kinds
+/// take none (upstream's `ResetObjectMetaForStatus`).
+fn kept_by_status(resource: &Resource) -> &'static [&'static str] {
+    const ALL: &[&str] = &["labels", "annotations", "ownerReferences", "finalizers"];
+    match (resource.group.as_ref(), resource.kind.as_ref()) {
+        ("", "Pod") => &["ownerReferences"],
+        ("apps", "Deployment") => &["labels"],
+        (group, kind) if STATUS_ALONE.iter().any(|(g, kinds)| *g == group && kinds.contains(&kind)) => ALL,
+        ("sluice.dev", _) => ALL,
+        _ if resource.custom.is_some() => ALL,
+        _ => &[],
+    }
 }
 
 /// `Guaranteed`, `Burstable` or `BestEffort`, from CPU and memory of all containers.
@@ -289,13 +313,33 @@ mod tests {
     }
 
     #[test]
-    fn a_status_update_takes_only_the_status() {
-        let old = json!({"metadata": {"generation": 1, "labels": {"a": "b"}}, "spec": {"a": 1}});
-        let mut new = json!({"metadata": {"labels": {"x": "y"}}, "spec": {"a": 2}, "status": {"s": 1}});
-        prepare_status_update(kind("apps", "Deployment"), &old, &mut new);
-        assert_eq!(
-            new,
-            json!({"metadata": {"labels": {"a": "b"}, "generation": 1}, "spec": {"a": 1}, "status": {"s": 1}})
-        );
+    fn a_status_update_leaves_the_specification() {
+        let check = |group: &str, name: &str, taken: &[&str]| {
+            let old = json!({
+                "metadata": {"generation": 1, "labels": "old", "annotations": "old", "ownerReferences": "old", "finalizers": "old"},
+                "spec": {"a": 1},
+            });
+            let mut new = json!({
+                "metadata": {"generation": 2, "labels": "new", "annotations": "new", "deletionTimestamp": "new"},
+                "spec": {"a": 2},
+                "status": {"s": 1},
+            });
+            prepare_status_update(kind(group, name), &old, &mut new);
+            let mut expected = old;
+            expected["status"] = json!({"s": 1});
+            for field in taken {
+                match *field {
+                    "labels" | "annotations" => expected["metadata"][*field] = json!("new"),
+                    gone => drop(expected["metadata"].as_object_mut().unwrap().remove(gone)),
+                }
+            }
+            assert_eq!(new, expected, "{name}");
+        };
+        check("networking.k8s.io", "Ingress", &["labels", "annotations", "ownerReferences", "finalizers"]);
+        check("", "Node", &["labels", "annotations", "ownerReferences", "finalizers"]);
+        check("", "Pod", &["labels", "annotations", "finalizers"]);
+        check("apps", "Deployment", &["annotations", "ownerReferences", "finalizers"]);
+        check("flowcontrol.apiserver.k8s.io", "FlowSchema", &[]);
+        check("apiextensions.k8s.io", "CustomResourceDefinition", &[]);
     }
 }
