@@ -108,6 +108,7 @@ fn entry(map: &mut Map<String, Value>, item: Item<'_>, data: Data<'_>, depth: us
     let found = match (found, item.shape()) {
         (Some(value), _) => value,
         (None, Shape::String | Shape::Bytes) => json!(""),
+        (None, Shape::Array(_)) => json!([]),
         (None, _) => Value::Null,
     };
     map.insert(key, found);
@@ -133,8 +134,20 @@ fn value(shape: Shape<'_>, data: Data<'_>, depth: usize) -> Result<Option<Value>
         Shape::Any => return raw(data.bytes()?),
         Shape::Object(ty) => object(ty, data.bytes()?, depth + 1)?,
         Shape::ObjectOr(ty) => object_or(ty, data.bytes()?, depth + 1)?,
-        Shape::Array(_) | Shape::Map(_) => return Err(Malformed("a list or map stands inside another")),
+        Shape::Array(item) => wrapped(item, data.bytes()?, depth + 1)?,
+        Shape::Map(_) => return Err(Malformed("a map stands inside a list or another map")),
     }))
+}
+
+/// A list as one value of a map (`ExtraValue`): a message whose field 1 is repeated.
+fn wrapped(item: Item<'_>, bytes: &[u8], depth: usize) -> Result<Value, Malformed> {
+    let mut list = Vec::new();
+    for field in Reader::new(bytes) {
+        if let (1, data) = field? {
+            list.extend(value(item.shape(), data, depth)?);
+        }
+    }
+    Ok(Value::Array(list))
 }
 
 fn first_text(bytes: &[u8]) -> Result<&str, Malformed> {

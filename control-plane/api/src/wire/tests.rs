@@ -89,6 +89,17 @@ fn options_times_and_zero_pointers_keep_their_meaning() {
 }
 
 #[test]
+fn lists_stand_in_maps() {
+    let entry = |key: &[u8], items: &[&[u8]]| {
+        b(6, &m(&[b(1, key), b(2, &m(&items.iter().map(|item| b(1, item)).collect::<Vec<_>>()))]))
+    };
+    let spec = m(&[b(2, b"jane"), entry(b"scopes", &[b"a", b"b"]), entry(b"none", &[]), b(6, &b(1, b"bare"))]);
+    let csr = decode(&body("certificates.k8s.io/v1", "CertificateSigningRequest", &b(2, &spec))).unwrap();
+    assert_eq!(csr["spec"]["username"], "jane");
+    assert_eq!(csr["spec"]["extra"], json!({"scopes": ["a", "b"], "none": [], "bare": []}));
+}
+
+#[test]
 fn damaged_bodies_are_refused_and_never_panic() {
     let whole = body("v1", "Pod", &b(2, &b(2, &b(1, b"c"))));
     assert!(decode(&whole).is_ok());

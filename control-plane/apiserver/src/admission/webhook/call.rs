@@ -26,13 +26,33 @@ use crate::{
 pub(super) async fn post(view: &dyn View, webhook: &Webhook, review: &Value) -> Result<Vec<u8>, String> {
     let seconds = webhook.timeout_seconds.unwrap_or(limits::WEBHOOK_TIMEOUT_SECONDS);
     let seconds = seconds.min(limits::WEBHOOK_MOST_SECONDS);
-    match tokio::time::timeout(Duration::from_secs(seconds), send(view, webhook, review)).await {
+    match tokio::time::timeout(Duration::from_secs(seconds), send(view, webhook, review, seconds)).await {
         Ok(answer) => answer,
-        Err(_) => Err(format!("no answer within {seconds} s")),
+        Err(_) => Err(format!("Post {:?}: context deadline exceeded", asked(webhook, seconds))),
     }
 }
 
-async fn send(view: &dyn View, webhook: &Webhook, review: &Value) -> Result<Vec<u8>, String> {
+/// The URL that messages name, as upstream's client would ask for it.
+fn asked(webhook: &Webhook, seconds: u64) -> String {
+    let config = &webhook.client_config;
+    let url = match (&config.url, &config.service) {
+        (Some(url), _) => url.clone(),
+        (None, Some(ServiceRef { namespace, name, port, path })) => {
+            let path = path.as_deref().unwrap_or("/");
+            format!("https://{name}.{namespace}.svc:{}/{}", port.unwrap_or(443), path.trim_start_matches('/'))
+        }
+        (None, None) => String::new(),
+    };
+    with_timeout(url, seconds)
+}
+
+/// Tells the webhook how long it has, as upstream does.
+fn with_timeout(path: String, seconds: u64) -> String {
+    let sign = if path.contains('?') { '&' } else { '?' };
+    format!("{path}{sign}timeout={seconds}s")
+}
+
+async fn send(view: &dyn View, webhook: &Webhook, review: &Value, seconds: u64) -> Result<Vec<u8>, String> {
     let config = &webhook.client_config;
     let (target, path) = match (&config.url, &config.service) {
         (Some(url), None) => by_url(url)?,
@@ -43,6 +63,7 @@ async fn send(view: &dyn View, webhook: &Webhook, review: &Value) -> Result<Vec<
     let stream = forward::dial(&target, Some(&tls)).await.map_err(|status| status.message)?;
     let json = HeaderValue::from_static("application/json");
     let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, json.clone()), (header::ACCEPT, json)]);
+    let path = with_timeout(path, seconds);
     let outgoing = Outgoing { method: Method::POST, path, headers, body: full(review.to_string()) };
     let response = forward::send(&target, stream, outgoing).await.map_err(|status| status.message)?;
     let code = response.status();
