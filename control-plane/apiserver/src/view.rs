@@ -81,13 +81,28 @@ impl View {
     /// A stored object's value in the served version.
     pub(crate) fn value(&self, object: &StoredObject) -> Value {
         let mut value = object.value();
-        if self.resource.is_storage_version() {
+        if self.is_stored(object) {
             if let Some(custom) = self.resource.custom.as_ref().filter(|c| c.has_defaults()) {
                 custom.defaults(&mut value);
             }
             return value;
         }
         convert::convert(&self.stored, &self.resource, value)
+    }
+
+    /// True if the object is stored in the served version. A custom resource's objects may still be in one that was stored before.
+    pub(crate) fn is_stored(&self, object: &StoredObject) -> bool {
+        let resource = &self.resource;
+        resource.is_storage_version()
+            && (resource.custom.is_none()
+                || object.api_version().strip_prefix(resource.group.as_bytes()).and_then(|rest| rest.strip_prefix(b"/"))
+                    == Some(resource.version.as_bytes()))
+    }
+
+    /// True if readers of the served version are sent the stored bytes.
+    pub(crate) fn shares(&self, object: &StoredObject) -> bool {
+        // An object that was stored before its schema got a default shows it when it is read.
+        self.is_stored(object) && self.resource.custom.as_ref().is_none_or(|c| !c.has_defaults())
     }
 
     /// From the served to the stored version.
@@ -100,9 +115,7 @@ impl View {
 
     /// A stored object's JSON in the served version: the shared bytes where no conversion is due.
     pub(crate) fn bytes(&self, object: &StoredObject) -> Bytes {
-        // An object that was stored before its schema got a default shows it when it is read.
-        let complete = self.resource.custom.as_ref().is_none_or(|c| !c.has_defaults());
-        if self.resource.is_storage_version() && complete {
+        if self.shares(object) {
             return object.bytes.clone();
         }
         encode(&self.value(object))

@@ -81,3 +81,34 @@ async fn a_definition_is_served_until_it_goes() {
     }
     panic!("the definition is still there");
 }
+
+#[tokio::test]
+async fn objects_move_to_the_version_that_is_stored() {
+    let server = Server::start().await;
+    let http = &server.admin;
+    let (v1, beta) = ("/apis/example.com/v1/namespaces/default/crontabs", "/apis/example.com/v1beta1/crontabs");
+    let beta_a = "/apis/example.com/v1beta1/namespaces/default/crontabs/a";
+    http.create(DEFINITIONS, definition()).await;
+    wait(http, "MODIFIED", |d| d["status"]["storedVersions"] == json!(["v1"])).await;
+    wait(http, "MODIFIED", |d| d["status"]["conditions"].as_array().is_some_and(|c| c.len() > 1)).await;
+    http.create(v1, json!({"metadata": {"name": "a"}, "spec": {"cron": "* *"}})).await;
+    let mut changed = definition();
+    changed["spec"]["versions"][0]["storage"] = json!(false);
+    changed["spec"]["versions"][1]["storage"] = json!(true);
+    http.patch(&format!("{DEFINITIONS}/crontabs.example.com"), "merge", changed).await.ok();
+    wait(http, "MODIFIED", |d| d["status"]["storedVersions"] == json!(["v1", "v1beta1"])).await;
+
+    let shown = http.get(beta_a).await.ok();
+    assert_eq!(shown["apiVersion"], "example.com/v1beta1", "still stored as v1");
+    let mut events = http.watch(&format!("{beta}?watch=1")).await;
+    assert_eq!(events.next().await.unwrap()["object"]["apiVersion"], "example.com/v1beta1");
+    assert_eq!(http.get(beta).await.ok()["items"][0]["apiVersion"], "example.com/v1beta1");
+    assert_eq!(http.get(&format!("{v1}/a")).await.ok()["apiVersion"], "example.com/v1");
+
+    let put = http.put(beta_a, shown.clone()).await.ok();
+    assert_ne!(put["metadata"]["resourceVersion"], shown["metadata"]["resourceVersion"], "stored as v1beta1");
+    let again = http.put(beta_a, put.clone()).await.ok();
+    assert_eq!(again["metadata"]["resourceVersion"], put["metadata"]["resourceVersion"], "nothing to do");
+    let patched = http.patch(beta_a, "merge", json!({"spec": {"cron": "1 *"}})).await.ok();
+    assert_eq!((&patched["apiVersion"], &patched["spec"]["cron"]), (&json!("example.com/v1beta1"), &json!("1 *")));
+}

@@ -10,13 +10,13 @@ use crate::resource::Resource;
 
 /// The object in the version of `to`, which is another row of the same objects as `from`.
 pub fn convert(from: &Resource, to: &Resource, mut object: Value) -> Value {
-    if (&from.group, &from.version) == (&to.group, &to.version) {
-        return object;
-    }
     if let Some(custom) = &to.custom {
         object["apiVersion"] = json!(to.api_version());
         custom.prune(&mut object);
         custom.defaults(&mut object);
+        return object;
+    }
+    if (&from.group, &from.version) == (&to.group, &to.version) {
         return object;
     }
     if let Some(fields) = object.as_object_mut() {

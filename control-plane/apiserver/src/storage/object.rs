@@ -32,12 +32,17 @@ pub struct StoredObject {
     pub deleting: bool,
     /// `metadata` from its opening to its closing brace, within `bytes`.
     metadata: (u32, u32),
+    /// The text of `apiVersion`, within `bytes`; empty without one.
+    api_version: (u32, u32),
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Envelope<'a> {
     #[serde(borrow)]
     metadata: &'a RawValue,
+    #[serde(borrow, default)]
+    api_version: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -82,7 +87,14 @@ impl StoredObject {
         let object = head.len()..frame.len();
         frame.extend_from_slice(END);
         let frame = Bytes::from(frame);
-        let end = start + raw.len() + version.len() + usize::from(!empty);
+        let grown = version.len() + usize::from(!empty);
+        let end = start + raw.len() + grown;
+        let api_version = envelope.api_version.map_or((0, 0), |raw| {
+            let at = raw.get().as_ptr() as usize - stored.as_ptr() as usize;
+            let at = if at > start { at + grown } else { at };
+            // Without its quotes.
+            (at as u32 + 1, (at + raw.get().len()) as u32 - 1)
+        });
         Ok(Self {
             bytes: frame.slice(object),
             frame,
@@ -96,6 +108,7 @@ impl StoredObject {
             tagged_by: None,
             deleting: metadata.deletion_timestamp.is_some(),
             metadata: (start as u32, end as u32),
+            api_version,
         })
     }
 
@@ -108,6 +121,11 @@ impl StoredObject {
     /// The object's `metadata` as JSON text.
     pub fn metadata_json(&self) -> &[u8] {
         &self.bytes[self.metadata.0 as usize..self.metadata.1 as usize]
+    }
+
+    /// The group and version that the object is stored in.
+    pub(crate) fn api_version(&self) -> &[u8] {
+        &self.bytes[self.api_version.0 as usize..self.api_version.1 as usize]
     }
 
     /// The same state as of another revision (`None` only if this object were not JSON).
@@ -176,6 +194,18 @@ mod tests {
             r#"{"spec":{"metadata":{"name":"no"}},"metadata":{"resourceVersion":"7","name":"a"},"x":1}"#,
         );
         check(r#"{"metadata":{}}"#, r#"{"metadata":{"resourceVersion":"7"}}"#);
+    }
+
+    #[test]
+    fn the_stored_version_is_found_wherever_it_stands() {
+        let check = |stored: &str, expected: &str| {
+            let object = StoredObject::decode(stored.as_bytes(), 7, true).unwrap();
+            assert_eq!(std::str::from_utf8(object.api_version()).unwrap(), expected, "{stored}");
+        };
+        check(r#"{"apiVersion":"g/v1","metadata":{"name":"a"}}"#, "g/v1");
+        check(r#"{"metadata":{"name":"a"},"apiVersion": "g/v1"}"#, "g/v1");
+        check(r#"{"metadata":{},"apiVersion":"v1"}"#, "v1");
+        check(r#"{"metadata":{}}"#, "");
     }
 
     #[test]

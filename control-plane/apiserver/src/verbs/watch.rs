@@ -288,7 +288,7 @@ impl Watcher {
 
     fn event(&mut self, kind: &str, object: &Arc<StoredObject>) -> Bytes {
         match self.target {
-            As::Object if self.view.resource.is_storage_version() => {
+            As::Object if self.view.shares(object) => {
                 let natural = if object.created { "ADDED" } else { "MODIFIED" };
                 if kind == natural { object.frame.clone() } else { frame(kind, &object.bytes) }
             }

@@ -55,6 +55,8 @@ pub(crate) enum Verdict {
     Delete(Propagation),
     /// Let go of these owners, which are gone; others remain.
     Release(Vec<Arc<str>>),
+    /// Stop holding up its owners: one of them waits for it, and it for one of them.
+    Unblock,
     /// Make its dependents let go of it, then remove the orphan finalizer.
     Orphan(Vec<Arc<str>>),
     /// Remove the foreground finalizer: nothing blocks it any more.
@@ -176,9 +178,13 @@ impl Graph {
             let gone: Vec<_> = gone().collect();
             return if gone.is_empty() { Verdict::Keep } else { Verdict::Release(gone) };
         }
-        let has_dependents = self.dependents.get(uid).is_some_and(|d| !d.is_empty());
-        if with(Standing::WaitsForDependents).next().is_some() && has_dependents {
-            return Verdict::Delete(Propagation::Foreground);
+        let dependents = || self.dependents.get(uid).into_iter().flatten();
+        if with(Standing::WaitsForDependents).next().is_some() && dependents().next().is_some() {
+            // As upstream, a dependent that waits itself is taken for a circle.
+            let mut known = dependents().filter_map(|dependent| self.nodes.get(dependent));
+            let circle = known.any(|dependent| dependent.deleting && dependent.foreground);
+            let holds_up = node.owners.iter().any(|owner| owner.blocks);
+            return if circle && holds_up { Verdict::Unblock } else { Verdict::Delete(Propagation::Foreground) };
         }
         Verdict::Delete(match (node.orphaning, node.foreground) {
             (true, _) => Propagation::Orphan,
@@ -272,6 +278,25 @@ mod tests {
         assert_eq!(verdict(&graph, "r"), Verdict::FinishForeground);
         assert_eq!(graph.remove("r"), ["d".into()]);
         assert_eq!(verdict(&graph, "d"), Verdict::FinishForeground);
+    }
+
+    #[test]
+    fn a_circle_does_not_wait_for_itself() {
+        let mut graph = graph(&[("a", node(&["c"])), ("b", node(&["a"])), ("c", node(&["b"]))]);
+        let leaving = |owner: &str| Node { deleting: true, foreground: true, ..node(&[owner]) };
+        graph.put(&"a".into(), leaving("c"));
+        assert_eq!(verdict(&graph, "b"), Verdict::Delete(Propagation::Foreground));
+        graph.put(&"b".into(), leaving("a"));
+        assert_eq!(verdict(&graph, "c"), Verdict::Unblock);
+        let mut unblocked = node(&["b"]);
+        unblocked.owners[0].blocks = false;
+        assert!(graph.put(&"c".into(), unblocked.clone()).contains(&"b".into()));
+        assert_eq!(verdict(&graph, "c"), Verdict::Delete(Propagation::Foreground));
+        graph.put(&"c".into(), Node { deleting: true, foreground: true, ..unblocked });
+        for uid in ["b", "a", "c"] {
+            assert_eq!(verdict(&graph, uid), Verdict::FinishForeground, "{uid}");
+            graph.remove(uid);
+        }
     }
 
     #[test]

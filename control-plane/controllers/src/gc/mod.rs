@@ -228,6 +228,7 @@ impl Collector {
             Verdict::Keep => Ok(()),
             Verdict::Delete(how) => self.delete(uid, &node, how).await,
             Verdict::Release(owners) => self.release(uid, &node, &owners).await,
+            Verdict::Unblock => self.unblock(uid, &node).await,
             Verdict::Orphan(dependents) => {
                 for dependent in dependents {
                     let dependent_node = self.graph.lock().get(&dependent).cloned();
@@ -305,6 +306,13 @@ impl Collector {
         let remaining: Vec<_> =
             meta.owner_references.iter().flatten().filter(|o| !owners.iter().any(|gone| **gone == o.uid)).collect();
         self.patch(node, &meta, json!({"ownerReferences": remaining})).await
+    }
+
+    async fn unblock(&self, uid: &Arc<str>, node: &Node) -> anyhow::Result<()> {
+        let Some(mut meta) = self.fresh(uid, node).await? else { return Ok(()) };
+        let mut owners = meta.owner_references.take().unwrap_or_default();
+        owners.iter_mut().for_each(|owner| owner.block_owner_deletion = Some(false));
+        self.patch(node, &meta, json!({"ownerReferences": owners})).await
     }
 
     async fn remove_finalizer(&self, uid: &Arc<str>, node: &Node, finalizer: &str) -> anyhow::Result<()> {

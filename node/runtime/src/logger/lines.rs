@@ -44,11 +44,11 @@ impl Lines {
         log
     }
 
-    /// The end of the stream completes a line that had no newline.
+    /// What had no newline when the stream ended is a part of a line, as in containerd's logs: readers add no newline to it.
     pub(super) fn finish(&mut self) -> Vec<u8> {
         let mut log = Vec::new();
         if !self.rest.is_empty() {
-            line(&mut log, &format!("{:.9}", Timestamp::now()), self.name, 'F', &self.rest);
+            line(&mut log, &format!("{:.9}", Timestamp::now()), self.name, 'P', &self.rest);
             self.rest.clear();
         }
         log
@@ -89,10 +89,10 @@ mod tests {
     fn bytes_become_lines() {
         let limit = limits::LOG_LINE;
         check(&[b"one\ntwo\n"], &[("F", 3), ("F", 3)]);
-        check(&[b"on", b"e", b"\n\nrest"], &[("F", 3), ("F", 0), ("F", 4)]);
+        check(&[b"on", b"e", b"\n\nrest"], &[("F", 3), ("F", 0), ("P", 4)]);
         check(&[&vec![b'x'; limit], b"\n"], &[("F", limit)]);
         check(&[&vec![b'x'; limit + 1], b"\n"], &[("P", limit), ("F", 1)]);
-        check(&[&vec![b'x'; 2 * limit + 5]], &[("P", limit), ("P", limit), ("F", 5)]);
+        check(&[&vec![b'x'; 2 * limit + 5]], &[("P", limit), ("P", limit), ("P", 5)]);
         check(&[], &[]);
     }
 }
