@@ -122,6 +122,8 @@ pub const PROXIED_STREAMS: usize = 4096;
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes in flight per direction of a proxied stream.
 pub const COPY_BUFFER: usize = 32 * 1024;
+/// A tag of a proxied page may have so many bytes; a longer one is passed on as it is.
+pub const PROXY_TAG: usize = 64 * 1024;
 /// The most that is read of a backend's error message.
 pub const BACKEND_ERROR_BYTES: usize = 50_000;
 

@@ -95,7 +95,10 @@ impl View {
         let resource = &self.resource;
         resource.is_storage_version()
             && (resource.custom.is_none()
-                || object.api_version().strip_prefix(resource.group.as_bytes()).and_then(|rest| rest.strip_prefix(b"/"))
+                || object
+                    .api_version()
+                    .strip_prefix(resource.group.as_bytes())
+                    .and_then(|rest| rest.strip_prefix(b"/"))
                     == Some(resource.version.as_bytes()))
     }
 

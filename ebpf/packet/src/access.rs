@@ -67,6 +67,8 @@ pub struct Scratch {
     pub carried: Carried,
     /// Stays from packet to packet.
     pub rate: Rate,
+    /// The connection that a backend is chosen for, as a number.
+    pub trace: u64,
     /// An end that is kept meanwhile.
     pub address: Address,
     /// Its port.

@@ -1,6 +1,6 @@
 //! Packets that come in: from the outside on an uplink, from a pod on its link.
 
-use sluice_ebpf_common::{Address, AffinityKey, Backend, Flow, FlowKey, FlowKind, Frontend, Reason, Scope, Settings};
+use sluice_ebpf_common::{Address, Backend, Flow, FlowKey, FlowKind, Frontend, Reason, Scope, Settings};
 
 use crate::header::{End, Header, Kind, parse, parse_quote, rewrite, rewrite_error};
 use crate::path::{Paths, Routed};
@@ -456,7 +456,8 @@ pub(crate) fn forget<M: Maps>(maps: &M, key: &FlowKey) {
 fn new<M: Maps>(maps: &M, header: &Header, frontend: &Frontend, target: &mut Target, bytes: u32) -> Result<(), Reason> {
     let outside = target.has(Flow::NEEDS_SOURCE);
     let trace = encap::trace(header);
-    aim(maps, header, frontend, target, trace)?;
+    aim_by(maps, trace);
+    aim(maps, header, frontend, target)?;
     if outside && encap::applies(maps, header, frontend, target) {
         encap::remember(maps, header, target, bytes, trace);
         return Ok(());
@@ -464,15 +465,18 @@ fn new<M: Maps>(maps: &M, header: &Header, frontend: &Frontend, target: &mut Tar
     enter(maps, header, target, bytes)
 }
 
+/// Says which connection [`aim`] is about, by its trace: the kernel's stack has no room for it there.
+#[inline(always)]
+pub(crate) fn aim_by<M: Maps>(maps: &M, trace: u64) {
+    maps.scratch(
+        #[inline(always)]
+        |scratch| scratch.trace = trace,
+    );
+}
+
 #[inline(never)]
-pub(crate) fn aim<M: Maps>(
-    maps: &M,
-    header: &Header,
-    frontend: &Frontend,
-    target: &mut Target,
-    trace: u64,
-) -> Result<(), Reason> {
-    let (id, backend) = choose(maps, header, frontend, trace)?;
+pub(crate) fn aim<M: Maps>(maps: &M, header: &Header, frontend: &Frontend, target: &mut Target) -> Result<(), Reason> {
+    let (id, backend) = choose(maps, header, frontend)?;
     target.address = backend.address;
     target.port = backend.port;
     target.service = frontend.service;
@@ -555,10 +559,15 @@ fn record<M: Maps>(
 }
 
 #[inline(always)]
-fn choose<M: Maps>(maps: &M, header: &Header, frontend: &Frontend, trace: u64) -> Result<(u32, Backend), Reason> {
+fn choose<M: Maps>(maps: &M, header: &Header, frontend: &Frontend) -> Result<(u32, Backend), Reason> {
     if !service::admits(maps, frontend, &header.source) {
         return Err(Reason::SourceRange);
     }
-    let client = AffinityKey { client: header.source, service: frontend.service, kind: AffinityKey::ADDRESS };
-    service::pick(maps, frontend, &client, || service::planned(maps, frontend, header, trace))
+    service::pick(maps, frontend, &service::of_client(header, frontend), || {
+        let trace = maps.scratch(
+            #[inline(always)]
+            |scratch| scratch.trace,
+        );
+        service::planned(maps, frontend, header, trace.unwrap_or(0))
+    })
 }

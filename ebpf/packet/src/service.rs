@@ -116,7 +116,8 @@ pub(crate) fn planned<M: Maps>(maps: &M, frontend: &Frontend, header: &Header, t
         return any(maps, frontend);
     }
     let places = if frontend.table == 0 { frontend.count } else { frontend.table };
-    let at = scale(maps.hide(hash(header, trace, frontend.affinity != 0)), places);
+    let trace = if frontend.affinity == 0 { trace } else { clients(maps, frontend, header, trace) };
+    let at = scale(maps.hide((trace >> 32) as u32), places);
     if frontend.table == 0 {
         return at;
     }
@@ -124,12 +125,26 @@ pub(crate) fn planned<M: Maps>(maps: &M, frontend: &Frontend, header: &Header, t
     word >> (at % 2 * 16) & 0xffff
 }
 
-/// The same on every node: of a whole connection, or of the client alone where it keeps its backend.
+/// What decides where a connection goes whose client keeps its backend: the client alone, which other nodes send there, too; or
+/// the whole connection where the client's time is over. A function of its own in the kernel, where the stack is small.
+#[inline(never)]
+fn clients<M: Maps>(maps: &M, frontend: &Frontend, header: &Header, trace: u64) -> u64 {
+    let known = maps.affinity(&of_client(header, frontend));
+    if known.is_some_and(|affinity| over(maps, frontend, &affinity)) {
+        return trace;
+    }
+    known::trace(&FlowKey { source: header.source, ..FlowKey::default() })
+}
+
+/// Under which a client's backend is kept for its packets.
 #[inline(always)]
-fn hash(header: &Header, trace: u64, client_only: bool) -> u32 {
-    let trace =
-        if client_only { known::trace(&FlowKey { source: header.source, ..FlowKey::default() }) } else { trace };
-    (trace >> 32) as u32
+pub(crate) fn of_client(header: &Header, frontend: &Frontend) -> AffinityKey {
+    AffinityKey { client: header.source, service: frontend.service, kind: AffinityKey::ADDRESS }
+}
+
+#[inline(always)]
+fn over<M: Maps>(maps: &M, frontend: &Frontend, affinity: &Affinity) -> bool {
+    maps.now().wrapping_sub(affinity.seen) > frontend.affinity
 }
 
 /// A number below `limit`, in proportion.

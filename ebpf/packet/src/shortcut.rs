@@ -218,7 +218,8 @@ fn backend<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
     target.flags = Flow::NEEDS_SOURCE;
     // A refusal is the stack's to tell.
     let Some(frontend) = frontend else { return false };
-    if ingress::aim(maps, header, &frontend, target, trace).is_err() {
+    ingress::aim_by(maps, trace);
+    if ingress::aim(maps, header, &frontend, target).is_err() {
         return false;
     }
     if encap::applies(maps, header, &frontend, target) {

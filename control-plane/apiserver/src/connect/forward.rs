@@ -212,7 +212,8 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-fn authority(target: &Target) -> String {
+/// What a backend is called in `Host`.
+pub(crate) fn authority(target: &Target) -> String {
     if target.host.contains(':') {
         format!("[{}]:{}", target.host, target.port)
     } else {

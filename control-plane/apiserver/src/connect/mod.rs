@@ -10,6 +10,7 @@ mod node;
 mod pod;
 pub(crate) mod proxy;
 mod review;
+mod rewrite;
 mod token;
 
 use std::sync::Arc;

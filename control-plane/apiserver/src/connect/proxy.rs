@@ -6,7 +6,8 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
-use http::Response;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, header};
+use http_body_util::BodyExt as _;
 use rustls::{
     ClientConfig, DigitallySignedStruct, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -19,11 +20,20 @@ use sluice_api::status::Status;
 use super::{
     Connect,
     forward::{self, Outgoing, Target},
+    rewrite::{Page, Place, Rewritten},
 };
 use crate::{
     auth::{refusal, view::View},
-    context::{Body, ConnectRequest},
+    context::{Body, ConnectRequest, full},
 };
+
+/// What a backend allows pages of other origins is not this server's to allow.
+const CROSS_ORIGIN: [header::HeaderName; 4] = [
+    header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
+    header::ACCESS_CONTROL_ALLOW_HEADERS,
+    header::ACCESS_CONTROL_ALLOW_METHODS,
+    header::ACCESS_CONTROL_ALLOW_ORIGIN,
+];
 
 impl Connect {
     pub(super) async fn node_proxy(&self, request: ConnectRequest) -> Result<Response<Body>, Status> {
@@ -79,9 +89,24 @@ impl Connect {
         target: Target,
         tls: Option<&Arc<ClientConfig>>,
     ) -> Result<Response<Body>, Status> {
-        let path = rest(&request.parts.uri, !request.info.namespace.is_empty());
-        let headers = forward::proxied_headers(&request.parts.headers);
+        let namespaced = !request.info.namespace.is_empty();
+        let path = rest(&request.parts.uri, namespaced);
+        let mut headers = forward::proxied_headers(&request.parts.headers);
         let upgrade = forward::is_upgrade(&request.parts.headers);
+        let reads = matches!(request.parts.method, Method::GET | Method::HEAD);
+        if reads && !upgrade && after_proxy(&request.parts.uri, namespaced).is_none() {
+            return with_final_slash(&request.parts.uri);
+        }
+        let place = Place {
+            prefix: prefix(&request.parts.uri, namespaced),
+            client: host(&request.parts.uri, &request.parts.headers),
+            backend: forward::authority(&target),
+        };
+        if let Ok(uri) = HeaderValue::from_str(request.parts.uri.path()) {
+            headers.insert("x-forwarded-uri", uri);
+        }
+        // Pages must come as they are to be read.
+        headers.remove(header::ACCEPT_ENCODING);
         let client = request.parts.extensions.remove::<hyper::upgrade::OnUpgrade>().filter(|_| upgrade);
         let permit = self
             .streams
@@ -92,7 +117,9 @@ impl Connect {
         let outgoing = Outgoing { method: request.parts.method, path, headers, body: request.body };
         match client {
             Some(client) => forward::upgrade(&target, stream, outgoing, client, permit).await,
-            None => forward::send(&target, stream, outgoing).await.map(forward::plain),
+            None => {
+                forward::send(&target, stream, outgoing).await.map(|answer| seen_from(place, forward::plain(answer)))
+            }
         }
     }
 }
@@ -122,11 +149,58 @@ pub(crate) fn endpoint(view: &dyn View, namespace: &str, service: &str, port_nam
     found.into_iter().nth(at)
 }
 
-/// What follows `.../proxy` in the request's path, still encoded, with its query.
-fn rest(uri: &http::Uri, namespaced: bool) -> String {
+/// The backend's answer as the client may follow it.
+fn seen_from(place: Place, answer: Response<Body>) -> Response<Body> {
+    let (mut parts, body) = answer.into_parts();
+    CROSS_ORIGIN.iter().for_each(|name| drop(parts.headers.remove(name)));
+    let text = |name: header::HeaderName| parts.headers.get(name).and_then(|value| value.to_str().ok());
+    if let Some(location) = text(header::LOCATION) {
+        if let Some(link) = place.link(location).and_then(|link| HeaderValue::from_str(&link).ok()) {
+            parts.headers.insert(header::LOCATION, link);
+        }
+        return Response::from_parts(parts, body);
+    }
+    let kind = text(header::CONTENT_TYPE).and_then(|kind| kind.split(';').next()).unwrap_or_default();
+    if kind.trim() != "text/html" || parts.headers.contains_key(header::CONTENT_ENCODING) {
+        return Response::from_parts(parts, body);
+    }
+    parts.headers.remove(header::CONTENT_LENGTH);
+    Response::from_parts(parts, Rewritten::new(body, Page::new(place)).boxed_unsync())
+}
+
+/// Leads a reader to the path with a final slash, from which relative links work.
+fn with_final_slash(uri: &Uri) -> Result<Response<Body>, Status> {
+    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    let location =
+        HeaderValue::from_str(&format!("{}/{query}", uri.path())).map_err(|e| Status::bad_request(e.to_string()))?;
+    let mut answer = Response::new(full(bytes::Bytes::new()));
+    *answer.status_mut() = StatusCode::MOVED_PERMANENTLY;
+    answer.headers_mut().insert(header::LOCATION, location);
+    Ok(answer)
+}
+
+/// What the client calls this server.
+fn host(uri: &Uri, headers: &HeaderMap) -> String {
+    let named = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    named.or_else(|| uri.authority().map(|authority| authority.as_str())).unwrap_or_default().to_owned()
+}
+
+/// The path up to and with `/proxy`.
+fn prefix(uri: &Uri, namespaced: bool) -> String {
+    let after = after_proxy(uri, namespaced).map_or(0, |after| after.len() + 1);
+    uri.path()[..uri.path().len() - after].to_owned()
+}
+
+/// What follows `.../proxy/` in the request's path, still encoded; `None` without that slash.
+fn after_proxy(uri: &Uri, namespaced: bool) -> Option<&str> {
     // /api/v1/nodes/NAME/proxy or /api/v1/namespaces/NAMESPACE/pods/NAME/proxy
     let own = if namespaced { 7 } else { 5 };
-    let after = uri.path().splitn(own + 2, '/').nth(own + 1).unwrap_or_default();
+    uri.path().splitn(own + 2, '/').nth(own + 1)
+}
+
+/// What follows `.../proxy` in the request's path, still encoded, with its query.
+fn rest(uri: &Uri, namespaced: bool) -> String {
+    let after = after_proxy(uri, namespaced).unwrap_or_default();
     match uri.query() {
         Some(query) => format!("/{after}?{query}"),
         None => format!("/{after}"),
@@ -264,6 +338,20 @@ mod tests {
         check("/api/v1/nodes/n1/proxy/a%20b/c?x=1&y", false, "/a%20b/c?x=1&y");
         check("/api/v1/namespaces/services/services/proxy/proxy/proxy/", true, "/proxy/");
         check("/api/v1/namespaces/shop/pods/web:80/proxy?x", true, "/?x");
+    }
+
+    #[test]
+    fn the_prefix_ends_with_proxy() {
+        let check = |path: &str, namespaced: bool, expected: &str| {
+            assert_eq!(prefix(&path.parse().unwrap(), namespaced), expected, "{path}");
+        };
+        check("/api/v1/nodes/n1/proxy", false, "/api/v1/nodes/n1/proxy");
+        check("/api/v1/nodes/n1/proxy/a/proxy/?x", false, "/api/v1/nodes/n1/proxy");
+        check(
+            "/api/v1/namespaces/s/services/http:proxy:80/proxy/",
+            true,
+            "/api/v1/namespaces/s/services/http:proxy:80/proxy",
+        );
     }
 
     #[test]

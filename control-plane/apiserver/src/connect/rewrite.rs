@@ -92,8 +92,7 @@ const LINKS: &[(&str, &[&str])] = &[
 ];
 
 /// Elements whose content is text up to their end tag, whatever it looks like.
-const TEXT: &[&str] =
-    &["iframe", "noembed", "noframes", "noscript", "script", "style", "textarea", "title", "xmp"];
+const TEXT: &[&str] = &["iframe", "noembed", "noframes", "noscript", "script", "style", "textarea", "title", "xmp"];
 
 const COMMENT: &[u8] = b"<!--";
 

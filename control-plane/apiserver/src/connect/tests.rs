@@ -96,6 +96,19 @@ async fn answer(mut request: Request<Incoming>) -> Result<Response<Body>, std::c
         *refused.status_mut() = StatusCode::BAD_REQUEST;
         return Ok(refused);
     }
+    if asked == "/away" {
+        let mut away = Response::new(full(""));
+        *away.status_mut() = StatusCode::FOUND;
+        away.headers_mut().insert("location", "/here".parse().unwrap());
+        away.headers_mut().insert("access-control-allow-origin", "*".parse().unwrap());
+        return Ok(away);
+    }
+    if asked == "/page" {
+        let page = format!("<a href=\"/here\">{:?}</a>", request.headers()["x-forwarded-uri"]);
+        let mut answer = Response::new(full(page));
+        answer.headers_mut().insert("content-type", "text/html; charset=utf-8".parse().unwrap());
+        return Ok(answer);
+    }
     if !request.headers().contains_key("upgrade") {
         let seen = request.headers().contains_key("authorization");
         return Ok(Response::new(full(format!("{} {asked} authorization={seen}", request.method()))));
@@ -337,8 +350,18 @@ async fn a_nodes_api_is_proxied() {
     let front = front(bed.connect.clone()).await;
     let (code, body) = get(front, "/api/v1/nodes/n1/proxy/metrics/resource?x=1").await;
     assert_eq!((code, body.as_str()), (200, "GET /metrics/resource?x=1 authorization=false"));
-    let (code, body) = get(front, "/api/v1/nodes/n1/proxy").await;
+    let (code, body) = get(front, "/api/v1/nodes/n1/proxy/").await;
     assert_eq!((code, body.as_str()), (200, "GET / authorization=false"));
+    let (code, body) = get(front, "/api/v1/nodes/n1/proxy/page").await;
+    assert_eq!(code, 200);
+    assert!(body.contains(r#"<a href="/api/v1/nodes/n1/proxy/here">"/api/v1/nodes/n1/proxy/page"</a>"#), "{body}");
+    let ask =
+        async |path: &str| raw(front, &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).await;
+    let away = ask("/api/v1/nodes/n1/proxy/away").await;
+    assert!(away.contains("302 Found") && away.contains("location: /api/v1/nodes/n1/proxy/here\r\n"), "{away}");
+    assert!(!away.contains("access-control"), "{away}");
+    let bare = ask("/api/v1/nodes/n1/proxy?x=1").await;
+    assert!(bare.contains("301 Moved") && bare.contains("location: /api/v1/nodes/n1/proxy/?x=1\r\n"), "{bare}");
 }
 
 async fn review(

@@ -71,3 +71,17 @@ fn a_client_that_keeps_its_backend_is_hashed_without_its_port() {
         assert_eq!(later, [first].into(), "another node, which never saw the client");
     }
 }
+
+#[test]
+fn a_client_whose_time_is_over_goes_anywhere() {
+    let mut world = node(0, &[0, 1, 2, 3, 0, 1, 2]);
+    world.change("192.0.2.80:80", |frontend| frontend.affinity = 60);
+    let mut go = |port: u32, later: u32| {
+        world.now += later;
+        goes(&world, &std::format!("198.51.100.7:{port}"))
+    };
+    let first = go(1, 0);
+    assert!((2..20).all(|port| go(port, 60) == first), "kept for as long as it comes back in time");
+    let later: BTreeSet<String> = (20..60).map(|port| go(port, 61)).collect();
+    assert_eq!(later.len(), BACKENDS.len(), "{later:?}");
+}
