@@ -43,7 +43,8 @@ async fn follow(
         let (status, location) = once(get, tls, host, port, &path, timeout).await?;
         let Some(location) = location.filter(|_| status.is_redirection()) else { return Ok(status) };
         // A redirect to another host ends the probe, successfully (upstream warns).
-        let target: http::Uri = location.parse().map_err(|_| format!("bad redirect to \"{location}\""))?;
+        let target: http::Uri =
+            absolute(&path, &location).parse().map_err(|_| format!("bad redirect to \"{location}\""))?;
         let same = target.host().is_none_or(|h| h.trim_matches(['[', ']']) == host);
         if !same {
             return Ok(status);
@@ -54,6 +55,32 @@ async fn follow(
         path = target.path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string);
     }
     Err(format!("stopped after {} redirects", limits::PROBE_REDIRECTS))
+}
+
+/// Where a redirect leads, seen from the path that answered with it (RFC 3986, section 5.2).
+fn absolute(path: &str, location: &str) -> String {
+    let location = location.split('#').next().unwrap_or_default();
+    if location.contains("://") || location.starts_with('/') {
+        return location.to_owned();
+    }
+    let path = path.split('?').next().unwrap_or_default();
+    let (relative, query) = location.split_at(location.find('?').unwrap_or(location.len()));
+    if relative.is_empty() {
+        return format!("{path}{query}");
+    }
+    let mut segments: Vec<&str> = path.split('/').skip(1).collect();
+    segments.pop();
+    for segment in relative.split('/') {
+        match segment {
+            "." => {}
+            ".." => drop(segments.pop()),
+            segment => segments.push(segment),
+        }
+    }
+    // What ends with a dot segment is a folder.
+    let folder = relative.ends_with("/.") || relative.ends_with("/..") || matches!(relative, "." | "..");
+    let end = if folder && !segments.is_empty() { "/" } else { "" };
+    format!("/{}{end}{query}", segments.join("/"))
 }
 
 async fn once(
@@ -194,6 +221,22 @@ mod tests {
             asked
         });
         (port, task)
+    }
+
+    #[test]
+    fn redirects_may_be_relative() {
+        let check = |path: &str, location: &str, expected: &str| {
+            assert_eq!(absolute(path, location), expected, "{location} at {path}");
+        };
+        check("/index.html", "./", "/");
+        check("/a/b?x", "c?y#z", "/a/c?y");
+        check("/a/b/", "../c", "/a/c");
+        check("/a/b", "..", "/");
+        check("/a/b/c", ".", "/a/b/");
+        check("/a?x", "?y", "/a?y");
+        check("/a", "../../b", "/b");
+        check("/a", "/b", "/b");
+        check("/a", "http://h/b", "http://h/b");
     }
 
     #[tokio::test]
