@@ -35,8 +35,7 @@ const SCALE: Face =
 const FINALIZE: Face =
     Face { part: Part::Kept, merge: |_, old, new| Ok(with(old, &new, &["spec", "finalizers"])), ..MAIN };
 
-const APPROVAL: Face =
-    Face { part: Part::Kept, merge: |_, old, new| Ok(with(old, &new, &["status", "conditions"])), ..MAIN };
+const APPROVAL: Face = Face { part: Part::Kept, merge: approved, ..MAIN };
 
 const EPHEMERAL: Face = Face { part: Part::Below("spec.ephemeralContainers"), merge: debugged, ..MAIN };
 
@@ -98,6 +97,13 @@ fn with(old: &Value, submitted: &Value, [outer, inner]: &[&str; 2]) -> Value {
         outer.insert((*inner).to_owned(), taken);
     }
     new
+}
+
+/// The conditions, and what the approver notes in the metadata.
+fn approved(_: &Resource, old: &Value, submitted: Value) -> Result<Value, Status> {
+    let noted = with(old, &submitted, &["metadata", "annotations"]);
+    let labelled = with(&noted, &submitted, &["metadata", "labels"]);
+    Ok(with(&labelled, &submitted, &["status", "conditions"]))
 }
 
 /// Ephemeral containers come and never go.
@@ -162,6 +168,7 @@ mod tests {
         assert_eq!(finalized["metadata"]["resourceVersion"], "4");
         assert_eq!(merge("approval")["status"], json!({"conditions": [1]}));
         assert_eq!(merge("approval")["spec"], old["spec"]);
+        assert_eq!(merge("approval")["metadata"]["labels"], json!({"new": "1"}));
         assert_eq!(
             merge("resize")["spec"]["containers"],
             json!([{"name": "c", "image": "i", "resources": {"limits": {"cpu": "1"}}}])

@@ -189,7 +189,8 @@ async fn a_validating_webhook_has_its_say() {
     check("/broken", none.clone(), Err(&format!("{failed}it answered 500"))).await;
     check("/wrong-uid", none, Err(&format!("{failed}expected response.uid="))).await;
     check("/broken", json!({"failurePolicy": "Ignore"}), Ok(())).await;
-    check("/hang", json!({"timeoutSeconds": 1}), Err(&format!("{failed}no answer within 1 s"))).await;
+    let hung = format!("{failed}Post \"https://127.0.0.1:{}/hang?timeout=1s\": context deadline exceeded", bed.port);
+    check("/hang", json!({"timeoutSeconds": 1}), Err(&hung)).await;
     check("/ok", json!({"clientConfig": {"caBundle": ""}}), Err(&format!("{failed}caBundle holds no certificate")))
         .await;
     let elsewhere = json!({"clientConfig": {"url": null, "service": {"namespace": "shop", "name": "gone"}}});
