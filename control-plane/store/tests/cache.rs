@@ -121,7 +121,6 @@ async fn follows_the_store(f: Fixture) {
     assert_eq!(cache.watchers(), 0);
 }
 
-/// Whoever was told that a write is done finds it in the next fresh read.
 /// Where the keys of a prefix that ends in a slash end.
 fn end(prefix: &str) -> String {
     format!("{}0", prefix.trim_end_matches('/'))
@@ -159,6 +158,7 @@ async fn older_states_are_as_the_engine_has_them(f: Fixture) {
     assert!(cache.list_at("/registry/none/", 6).is_none(), "of a resource without objects");
 }
 
+/// Whoever was told that a write is done finds it in the next fresh read.
 async fn fresh_reads_see_every_acknowledged_write(f: Fixture) {
     let cache = start(&f.engine).await;
     for n in 0..200 {
