@@ -39,6 +39,9 @@ pub(super) struct Change<O> {
     pub(super) previous: Option<Arc<O>>,
 }
 
+/// Changes in the order of their revisions.
+pub(super) type Changes<O> = Vec<Arc<Change<O>>>;
+
 /// A decoded event, about to be applied. `object` is `None` when the value is no object.
 pub(super) struct Update<O> {
     pub(super) key: Arc<str>,
@@ -157,7 +160,7 @@ impl<O> State<O> {
 
     /// The newest state of a prefix within one bucket, and what has changed in the bucket since `revision`; `None` when that
     /// is not known, or is too much.
-    pub(super) fn since(&self, prefix: &str, revision: Revision) -> Option<(Snapshot<O>, Vec<Arc<Change<O>>>)> {
+    pub(super) fn since(&self, prefix: &str, revision: Revision) -> Option<(Snapshot<O>, Changes<O>)> {
         let bucket = self.buckets.get(bucket_of(&self.prefix, prefix))?;
         if revision > self.revision || revision < bucket.forgotten.max(self.loaded) {
             return None;
