@@ -1,6 +1,7 @@
 //! `lb`: what the Service data plane costs. Six parts: a packet in each program (`packets`), connections over sockets beside
-//! direct ones and beside kube-proxy's rules (`sockets`), the same with and without observers (`observe`), those between pods of two nodes beside plain routing (`pods`), changes,
-//! restart and memory of its user space (`control`), and the same for a very large table (`scale`).
+//! direct ones and beside kube-proxy's rules (`sockets`), the same with and without observers (`observe`), those between pods of
+//! two nodes beside plain routing (`pods`), changes, restart and memory of its user space (`control`), and the same for a very
+//! large table (`scale`).
 //!
 //! It needs no cluster: the data plane is fed by its own compiler and planner, in a private network and mount namespace that
 //! end with the process. Comparisons are ratios within one run.
