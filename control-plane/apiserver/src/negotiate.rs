@@ -3,6 +3,7 @@
 use http::{HeaderMap, header::ACCEPT};
 use sluice_api::status::Status;
 
+use crate::context::RequestInfo;
 use crate::request::Query;
 
 /// What objects are turned into before they are sent.
@@ -76,8 +77,15 @@ pub(crate) fn clauses(headers: &HeaderMap) -> Vec<Clause<'_>> {
     clauses
 }
 
+/// Can the answer be a table? What is computed for one request alone, and never read, has none.
+pub(crate) fn has_tables(info: &RequestInfo) -> bool {
+    let reviewed = matches!(info.group.as_str(), "authentication.k8s.io" | "authorization.k8s.io");
+    let asked = matches!(info.subresource.as_str(), "token" | "binding" | "eviction");
+    !reviewed && !asked && info.resource != "bindings"
+}
+
 /// The first clause that can be answered. 406 when there is none.
-pub(crate) fn form(headers: &HeaderMap, query: &Query) -> Result<Form, Status> {
+pub(crate) fn form(headers: &HeaderMap, query: &Query, tables: bool) -> Result<Form, Status> {
     let found = clauses(headers).iter().find_map(|clause| {
         let yaml = match clause.media {
             "application/json" | "*/*" | "application/*" => false,
@@ -86,6 +94,7 @@ pub(crate) fn form(headers: &HeaderMap, query: &Query) -> Result<Form, Status> {
         };
         let target = match clause.param("as") {
             None => As::Object,
+            Some("Table") if !tables => return None,
             Some(wanted) => transformed(clause, wanted, query)?,
         };
         Some((target, yaml))
@@ -128,7 +137,29 @@ mod tests {
         if !accept.is_empty() {
             headers.insert(ACCEPT, accept.parse().unwrap());
         }
-        form(&headers, &Query::parse(query))
+        form(&headers, &Query::parse(query), true)
+    }
+
+    #[test]
+    fn what_is_computed_has_no_table() {
+        let asked =
+            |method: http::Method, path: &str| has_tables(&RequestInfo::parse(&method, path, &Query::parse("")));
+        for path in [
+            "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
+            "/apis/authentication.k8s.io/v1/tokenreviews",
+            "/api/v1/namespaces/a/serviceaccounts/b/token",
+            "/api/v1/namespaces/a/pods/b/eviction",
+            "/api/v1/namespaces/a/bindings",
+        ] {
+            assert!(!asked(http::Method::POST, path), "{path}");
+        }
+        assert!(asked(http::Method::POST, "/api/v1/namespaces/a/pods"));
+        let mut headers = HeaderMap::new();
+        let table = "application/json;as=Table;v=v1;g=meta.k8s.io";
+        headers.insert(ACCEPT, table.parse().unwrap());
+        assert_eq!(form(&headers, &Query::parse(""), false).unwrap_err().code, 406);
+        headers.insert(ACCEPT, format!("{table},application/json").parse().unwrap());
+        assert_eq!(form(&headers, &Query::parse(""), false).unwrap().target, As::Object);
     }
 
     #[test]

@@ -68,7 +68,7 @@ impl Pipeline {
         let info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
         let long = info.is_long_running();
         let warnings = Mutex::new(Vec::new());
-        let form = negotiate::form(&parts.headers, &query);
+        let form = negotiate::form(&parts.headers, &query, negotiate::has_tables(&info));
         let failures = form.as_ref().copied().unwrap_or_default();
         let series = self.series(&info);
 
