@@ -10,15 +10,15 @@ use crate::{
     schema::{self, DEFINITIONS, Facts, reference},
 };
 
-/// The schemas of `roots` and of everything they refer to, by name, as text that went through `finish`:
-/// as values all of them would take ten times the memory.
+/// The schemas of `roots` and of everything they refer to, by name, as text that went through `finish`, which is told whether
+/// it is a custom resource's: as values all of them would take ten times the memory.
 ///
 /// `delete_options` are the group and version whose requests take them, beside the core group's.
 pub(super) fn components(
     registry: &Registry,
     roots: impl IntoIterator<Item = String>,
     delete_options: &[(&str, &str)],
-    finish: fn(Value) -> Value,
+    finish: fn(Value, bool) -> Value,
 ) -> BTreeMap<String, Box<RawValue>> {
     let types = Types { registry, definitions: schema::definitions(), lists: lists(registry), delete_options };
     let mut out = BTreeMap::new();
@@ -29,7 +29,8 @@ pub(super) fn components(
         }
         let component = types.component(&name);
         references(&component, &mut wanted);
-        out.insert(name, super::text(&finish(component)));
+        let custom = !types.definitions.contains_key(&name) && !types.lists.contains_key(&name);
+        out.insert(name, super::text(&finish(component, custom)));
     }
     out
 }

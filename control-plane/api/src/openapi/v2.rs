@@ -80,7 +80,7 @@ fn parts(registry: &Registry) -> (Vec<Route>, BTreeMap<String, Box<RawValue>>) {
     all.sort_by(|a, b| a.path.cmp(&b.path));
     let operations = || all.iter().flat_map(|route| &route.operations);
     let roots = operations().flat_map(|o| [o.body.clone(), o.answer.clone()]).flatten();
-    let definitions = components(registry, roots, &versions, to_v2);
+    let definitions = components(registry, roots, &versions, finish);
     (all, definitions)
 }
 
@@ -142,6 +142,63 @@ fn schema(name: Option<&str>) -> Value {
     }
 }
 
+fn finish(mut schema: Value, custom: bool) -> Value {
+    if custom && schema[PRESERVES] == true {
+        let kinds = schema[KINDS].take();
+        return json!({"type": "object", KINDS: kinds});
+    }
+    if custom {
+        untyped(&mut schema);
+    }
+    to_v2(schema)
+}
+
+const PRESERVES: &str = "x-kubernetes-preserve-unknown-fields";
+const KINDS: &str = "x-kubernetes-group-version-kind";
+
+/// Takes out of a custom resource's schema what clients of version 2 cannot read (upstream's `ToStructuralOpenAPIV2`): choices,
+/// and the types of what may be null or hold unknown fields.
+fn untyped(schema: &mut Value) {
+    let Value::Object(fields) = schema else { return };
+    for choice in ["oneOf", "anyOf", "not"] {
+        fields.remove(choice);
+    }
+    if fields
+        .get("allOf")
+        .and_then(Value::as_array)
+        .is_some_and(|parts| parts.iter().all(|part| part["$ref"].is_null()))
+    {
+        fields.remove("allOf");
+    }
+    let nullable = fields.remove("nullable") == Some(json!(true));
+    let preserves = fields.get(PRESERVES) == Some(&json!(true));
+    if nullable || preserves {
+        fields.remove("items");
+        fields.remove("properties");
+    }
+    let kind = fields.get("type").and_then(Value::as_str).unwrap_or_default();
+    if nullable || preserves && kind == "object" || kind == "array" && !fields.contains_key("items") {
+        fields.remove("type");
+    }
+    let null = |schema: &Value| schema["nullable"] == true;
+    if fields.get("additionalProperties").is_some_and(null) {
+        fields.remove("required");
+    }
+    let properties = fields.get("properties").and_then(Value::as_object);
+    let optional: Vec<String> = properties
+        .map(|all| all.iter().filter(|(_, schema)| null(schema)).map(|(name, _)| name.clone()).collect())
+        .unwrap_or_default();
+    if let Some(Value::Array(required)) = fields.get_mut("required") {
+        required.retain(|name| !optional.iter().any(|optional| name == optional));
+    }
+    if let Some(Value::Object(properties)) = fields.get_mut("properties") {
+        properties.values_mut().for_each(untyped);
+    }
+    for inner in ["items", "additionalProperties"] {
+        fields.get_mut(inner).into_iter().for_each(untyped);
+    }
+}
+
 /// A schema in the words of version 2: references stand beside other words, there is no `oneOf`.
 fn to_v2(schema: Value) -> Value {
     match schema {
@@ -171,5 +228,40 @@ fn to_v2(schema: Value) -> Value {
             Value::Object(out)
         }
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn custom_schemas_lose_what_version_two_cannot_say() {
+        let check = |schema: Value, expected: Value| {
+            assert_eq!(finish(schema.clone(), true), expected, "{schema}");
+        };
+        let kinds = json!([{"group": "g", "version": "v1", "kind": "K"}]);
+        check(
+            json!({"type": "object", PRESERVES: true, "properties": {"spec": {"type": "object"}}, KINDS: kinds}),
+            json!({"type": "object", KINDS: kinds}),
+        );
+        check(
+            json!({"type": "object", "required": ["a", "b"], "properties": {
+                "a": {"type": "string", "nullable": true},
+                "b": {"type": "object", PRESERVES: true, "properties": {"c": {"type": "string"}}},
+                "d": {"type": "array", PRESERVES: true, "items": {"type": "string"}},
+                "e": {"type": "object", "oneOf": [{"required": ["x"]}], "allOf": [{"required": ["x"]}]},
+                "f": {"type": "array", "items": {"type": "object", "nullable": true, "properties": {}}},
+                "g": {"type": "object", "required": ["h"], "additionalProperties": {"type": "string", "nullable": true}},
+            }}),
+            json!({"type": "object", "required": ["b"], "properties": {
+                "a": {},
+                "b": {PRESERVES: true},
+                "d": {PRESERVES: true},
+                "e": {"type": "object"},
+                "f": {"type": "array", "items": {}},
+                "g": {"type": "object", "additionalProperties": {}},
+            }}),
+        );
     }
 }

@@ -1,6 +1,6 @@
 //! OpenAPI 3.0 documents, one per group and version.
 
-use std::{collections::BTreeMap, convert::identity, io};
+use std::{collections::BTreeMap, io};
 
 use serde::Serialize;
 use serde_json::{Map, Value, json, value::RawValue};
@@ -43,7 +43,7 @@ pub fn write_v3(registry: &Registry, path: &str, out: impl io::Write) -> io::Res
     all.sort_by(|a, b| a.path.cmp(&b.path));
     let operations = || all.iter().flat_map(|route| &route.operations);
     let roots = operations().flat_map(|o| [o.body.clone(), o.answer.clone()]).flatten();
-    let schemas = components(registry, roots, &[(group, version)], identity);
+    let schemas = components(registry, roots, &[(group, version)], |schema, _| schema);
     let document = Document {
         openapi: "3.0.0",
         info: info(),
