@@ -11,6 +11,7 @@ mod pod;
 pub(crate) mod proxy;
 mod review;
 mod rewrite;
+mod socket;
 mod token;
 
 use std::sync::Arc;

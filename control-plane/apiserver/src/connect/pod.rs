@@ -1,13 +1,17 @@
 //! `pods/log`, `pods/exec`, `pods/attach`, `pods/portforward`: checks the options, then speaks to
 //! the pod's node. Messages are upstream's (`registry/core/pod/strategy.go`).
 
+use std::sync::Arc;
+
 use http::{HeaderMap, Method, Response, StatusCode, header};
 use serde::Deserialize;
 use sluice_api::status::{FieldError, Status};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     Connect,
     forward::{self, Outgoing, Target},
+    socket::Socket,
 };
 use crate::{
     auth::refusal,
@@ -73,7 +77,15 @@ impl Path {
 }
 
 impl Connect {
-    pub(super) async fn log(&self, request: ConnectRequest) -> Result<Response<Body>, Status> {
+    /// A log, as a plain stream or over a WebSocket.
+    pub(super) async fn log(&self, mut request: ConnectRequest) -> Result<Response<Body>, Status> {
+        let socket = Socket::asked(&mut request.parts)?;
+        let answer = self.plain_log(request).await?;
+        let Some(socket) = socket else { return Ok(answer) };
+        Ok(socket.answer(answer, self.permit()?))
+    }
+
+    async fn plain_log(&self, request: ConnectRequest) -> Result<Response<Body>, Status> {
         let query = Query::parse(request.parts.uri.query().unwrap_or(""));
         check_log_options(&query)?;
         let (namespace, name) = (&request.info.namespace, &request.info.name);
@@ -177,14 +189,18 @@ impl Connect {
             .extensions
             .remove::<hyper::upgrade::OnUpgrade>()
             .ok_or_else(|| Status::bad_request("this connection cannot be upgraded: use HTTP/1.1 over a socket"))?;
-        let permit = self
-            .streams
-            .clone()
-            .try_acquire_owned()
-            .map_err(|_| Status::too_many_requests("too many streams are open through this server", 1))?;
+        let permit = self.permit()?;
         let stream = forward::dial(&target, Some(&self.tls)).await?;
         let outgoing = Outgoing { method: request.parts.method, path, headers, body: full(bytes::Bytes::new()) };
         forward::upgrade(&target, stream, outgoing, client, permit).await
+    }
+
+    /// A place for one more stream.
+    fn permit(&self) -> Result<OwnedSemaphorePermit, Status> {
+        let streams = Arc::clone(&self.streams);
+        streams
+            .try_acquire_owned()
+            .map_err(|_| Status::too_many_requests("too many streams are open through this server", 1))
     }
 
     fn pod(&self, namespace: &str, name: &str) -> Result<Pod, Status> {

@@ -2,6 +2,8 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use futures::StreamExt as _;
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::{body::Incoming, service::service_fn};
@@ -14,6 +16,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 use tokio_rustls::TlsAcceptor;
+use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest as _};
 
 use super::Connect;
 use crate::{
@@ -263,6 +266,43 @@ async fn logs_come_from_the_pods_node() {
         "container \"waiting\" in pod \"web-0\" is waiting to start: ContainerCreating",
     )
     .await;
+}
+
+#[tokio::test]
+async fn logs_are_read_over_websockets() {
+    let bed = bed();
+    put_node(&bed.view, node(&bed.pki, NODE_SANS).await);
+    put_pod(&bed.view, "web-0", &["app"], json!({}));
+    let front = front(bed.connect.clone()).await;
+    let open = async |protocol: &'static str| {
+        let path = format!("ws://{front}/api/v1/namespaces/shop/pods/web-0/log");
+        let mut request = path.into_client_request().unwrap();
+        if !protocol.is_empty() {
+            request.headers_mut().insert("sec-websocket-protocol", protocol.parse().unwrap());
+        }
+        tokio_tungstenite::client_async(request, TcpStream::connect(front).await.unwrap()).await
+    };
+    let log = "GET /containerLogs/shop/web-0/app authorization=false";
+    for (protocol, encoded) in [("", false), ("binary.k8s.io", false), ("x,base64.binary.k8s.io", true)] {
+        let (socket, answer) = open(protocol).await.unwrap();
+        let agreed = answer.headers().get("sec-websocket-protocol").map_or("", |agreed| agreed.to_str().unwrap());
+        assert_eq!(agreed, protocol.trim_start_matches("x,"));
+        let messages: Vec<Message> = socket.map(|message| message.unwrap()).collect().await;
+        assert!(messages.last().unwrap().is_close(), "{messages:?}");
+        let text: String = messages
+            .iter()
+            .filter(|message| !message.is_close())
+            .map(|message| {
+                assert_eq!(message.is_text(), encoded);
+                let data = message.clone().into_data().to_vec();
+                let data = if encoded { BASE64_STANDARD.decode(data).unwrap() } else { data };
+                String::from_utf8(data).unwrap()
+            })
+            .collect();
+        assert_eq!(text, log);
+    }
+    let refused = open("v5.channel.k8s.io").await.unwrap_err().to_string();
+    assert!(refused.contains("403"), "{refused}");
 }
 
 #[tokio::test]
