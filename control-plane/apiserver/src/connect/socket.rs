@@ -16,8 +16,11 @@ use tokio_tungstenite::{
 
 use crate::context::{Body, full};
 
+/// Makes a frame of bytes.
+type Encode = fn(Bytes) -> Message;
+
 /// How frames carry bytes, by the protocol that the client asks for; the first is for one that asks for none.
-const PROTOCOLS: [(&str, fn(Bytes) -> Message); 3] =
+const PROTOCOLS: [(&str, Encode); 3] =
     [("", Message::Binary), ("binary.k8s.io", Message::Binary), ("base64.binary.k8s.io", base64)];
 
 fn base64(bytes: Bytes) -> Message {
@@ -29,7 +32,7 @@ pub(super) struct Socket {
     client: OnUpgrade,
     accept: HeaderValue,
     protocol: &'static str,
-    frame: fn(Bytes) -> Message,
+    frame: Encode,
 }
 
 impl Socket {
@@ -81,7 +84,7 @@ impl Socket {
 type Upgraded = WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>;
 
 /// Sends a body, until it or the client ends. What the client says is of no interest, but pings are answered while it is read.
-async fn send(socket: Upgraded, mut body: Body, frame: fn(Bytes) -> Message) -> Result<(), tungstenite::Error> {
+async fn send(socket: Upgraded, mut body: Body, frame: Encode) -> Result<(), tungstenite::Error> {
     let (mut sink, mut client) = socket.split();
     // Upstream's first frame is empty: it tells clients that the stream stands.
     sink.send(frame(Bytes::new())).await?;
@@ -103,7 +106,7 @@ async fn send(socket: Upgraded, mut body: Body, frame: fn(Bytes) -> Message) -> 
 }
 
 /// The client's first choice among the supported ones.
-fn choose(headers: &HeaderMap) -> Result<(&'static str, fn(Bytes) -> Message), Status> {
+fn choose(headers: &HeaderMap) -> Result<(&'static str, Encode), Status> {
     let name = header::SEC_WEBSOCKET_PROTOCOL;
     if !headers.contains_key(&name) {
         return Ok(PROTOCOLS[0]);
