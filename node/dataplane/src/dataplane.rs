@@ -37,7 +37,7 @@ use crate::store::{Store, processors, typed};
 use crate::stream::Stream;
 use crate::wanted::{Changes, Wanted};
 use crate::wire::{self, Xdp};
-use crate::{Error, health, links, lost, object, probes, sweep, sys};
+use crate::{Error, health, lengths::Lengths, links, lost, object, probes, sweep, sys};
 
 /// What the data plane of a node is told.
 #[derive(Clone, Debug)]
@@ -138,8 +138,8 @@ pub(crate) struct Inner {
     started: Instant,
     pub(crate) figures: Figures,
     pub(crate) stream: Stream,
-    /// Counts what the kernel drops.
-    _lost: Option<RawTracePointLink>,
+    /// Counts what the kernel drops; hears what routers say.
+    _kept: (Option<RawTracePointLink>, Lengths),
     /// Measure TCP connections.
     pub(crate) probes: Mutex<Probes>,
     /// Why services are not served, as people are told.
@@ -251,7 +251,7 @@ impl Dataplane {
             started: Instant::now(),
             figures: Figures::default(),
             stream: Stream::default(),
-            _lost: lost,
+            _kept: (lost, Lengths::learn()),
             probes: Mutex::default(),
             refused: watch::Sender::default(),
         };

@@ -28,6 +28,7 @@ mod health;
 mod held;
 mod inspect;
 mod intern;
+mod lengths;
 mod limits;
 mod links;
 mod lost;

@@ -9,10 +9,10 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 
-use common::{Client, PATIENCE, act_as_card, connect, isolated, words};
+use common::{Client, Namespace, PATIENCE, Place, act_as_card, connect, isolated, words};
 use sluice_dataplane::model::Forwarding;
 use sluice_dataplane::{Dataplane, Xdp};
-use two_nodes::{NODE_PORTS, SERVICES, World, config, ip, table, world, world_with};
+use two_nodes::{NODE_PORTS, SERVICES, World, config, ip, route_between_links, table, world, world_with};
 
 const CLIENT: [&str; 2] = ["10.1.0.2", "fd01::2"];
 
@@ -143,6 +143,50 @@ fn a_datagram_that_is_too_long_is_answered_with_the_length_that_fits() {
             });
         }
     });
+}
+
+/// A router between both nodes has a link that the nodes know nothing of.
+#[test]
+fn a_shorter_link_between_the_nodes_is_learned() {
+    isolated("a_shorter_link_between_the_nodes_is_learned", |place| {
+        let mut router = None;
+        let world = world_with(place, Xdp::Off, || router = Some(route_by_a_router(place)));
+        world.serve(Forwarding::Dsr);
+        for (at, (level, mtu, room)) in
+            [(libc::IPPROTO_IP, libc::IP_MTU, 1380), (libc::IPPROTO_IPV6, libc::IPV6_MTU, 1360)].into_iter().enumerate()
+        {
+            world.client.within(|| {
+                let client = connect(SERVICES[at].0).unwrap();
+                carries_much(&client);
+                let socket = datagrams(CLIENT[at], SERVICES[at].0);
+                assert_eq!(option(&socket, level, mtu, None), room);
+            });
+        }
+    });
+}
+
+/// The way to the pods' node leads by a third one, and its second link carries 1,400 bytes alone.
+fn route_by_a_router(place: &Place) -> Namespace {
+    let router = place.neighbour("router", "up2", Some("10.4.0.1/24"), "10.4.0.2/24", None);
+    router.within(route_between_links);
+    let [of_router, of_node] = ["router", "there"].map(|end| format!("{}-{end}", place.name));
+    ip(&format!("-n {of_router} link add mid0 mtu 1400 type veth peer name mid1 mtu 1400 netns {of_node}"));
+    ip("address add fd04::1/64 dev up2 nodad");
+    ip(&format!("-n {of_router} address add fd04::2/64 dev eth0 nodad"));
+    for (namespace, link, number) in [(&of_router, "mid0", 1), (&of_node, "mid1", 2)] {
+        ip(&format!("-n {namespace} address add 10.5.0.{number}/24 dev {link}"));
+        ip(&format!("-n {namespace} address add fd05::{number}/64 dev {link} nodad"));
+        ip(&format!("-n {namespace} link set {link} up"));
+    }
+    for (network, by, onward, back, home) in [
+        ("10.244.9.0/24", "10.4.0.2", "10.5.0.2", "10.1.0.0/24", "10.4.0.1"),
+        ("fd44:0:0:9::/64", "fd04::2", "fd05::2", "fd01::/64", "fd04::1"),
+    ] {
+        ip(&format!("route replace {network} via {by}"));
+        ip(&format!("-n {of_router} route add {network} via {onward}"));
+        ip(&format!("-n {of_router} route add {back} via {home}"));
+    }
+    router
 }
 
 /// Sets an option of a socket, or reads it.
