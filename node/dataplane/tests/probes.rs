@@ -87,7 +87,8 @@ fn every_connection_is_counted_once_with_a_time_that_its_client_saw() {
         assert_eq!(of(&both, "sluice_pod_tcp_closed_connections_total", NODE), 2.0 * (count + 1.0));
         assert_eq!(of(&both, "sluice_pod_tcp_connect_duration_seconds_count", NODE), count + 1.0);
         assert_eq!(of(&both, "sluice_pod_tcp_accepted_connections_total", NODE), count + 1.0);
-        assert_eq!(of(&both, "sluice_pod_tcp_retransmitted_segments_total", NODE), 0.0);
+        // None, but for a machine so slow that the kernel sends something twice.
+        assert!(of(&both, "sluice_pod_tcp_retransmitted_segments_total", NODE) <= sent_again());
         assert_eq!(of(&both, "sluice_probe_unplaced_figures_total", ""), 0.0);
         assert_eq!(of(&both, "sluice_probe_attached", "{probe=\"tcp_state\"}"), 1.0);
         println!("{count} connections in {seen:?}, {sum} s of it from the first SYN to the answer");
@@ -286,4 +287,13 @@ fn a_pods_connections_are_counted_for_the_pod() {
         assert!(left.keys().all(|name| !name.contains(r#"pod="server""#)), "{left:#?}");
         assert_eq!(of(&left, name, client), asked);
     });
+}
+
+/// Segments that this network namespace sent again, as the kernel counts them.
+fn sent_again() -> f64 {
+    let text = std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap();
+    let mut rows = text.lines().filter(|line| line.starts_with("Tcp:"));
+    let (names, values) = (rows.next().unwrap(), rows.next().unwrap());
+    let at = names.split(' ').position(|name| name == "RetransSegs").unwrap();
+    values.split(' ').nth(at).unwrap().parse().unwrap()
 }
