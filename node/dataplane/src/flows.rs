@@ -80,7 +80,6 @@ const ENTRIES: usize = 4;
 /// All of them, with the time that their ages are counted to (seconds of the coarse monotonic clock); or about how many there are
 /// when it is more than that.
 pub(crate) fn read_few(pins: &Pins, most: usize) -> Result<Result<(Vec<FlowRow>, u32), usize>, Error> {
-    let mut names: HashMap<u32, String> = HashMap::new();
     let map = descriptor(&pins.map(maps::FLOWS))?;
     let mut entries: HashMap<FlowKey, Flow> = HashMap::new();
     let mut more = 0;
@@ -95,11 +94,6 @@ pub(crate) fn read_few(pins: &Pins, most: usize) -> Result<Result<(Vec<FlowRow>,
     if more > 0 {
         return Ok(Err((entries.len() + more) / 2));
     }
-    let served: aya::maps::HashMap<MapData, u32, ServiceName> = typed(pins, maps::NAMES)?;
-    for flow in entries.values().filter(|flow| flow.service != Flow::NO_SERVICE) {
-        let name = || served.get(&flow.service, 0).map_or_else(|_| "?".to_owned(), |name| decode_name(&name));
-        names.entry(flow.service).or_insert_with(name);
-    }
     entries.extend(
         Openings::open(pins)?
             .waiting()
@@ -107,7 +101,13 @@ pub(crate) fn read_few(pins: &Pins, most: usize) -> Result<Result<(Vec<FlowRow>,
             .filter(|(key, _)| !entries.contains_key(key))
             .collect::<Vec<_>>(),
     );
-    let name = |service: u32| names.get(&service).map_or_else(|| "?".to_owned(), ToString::to_string);
+    let served: aya::maps::HashMap<MapData, u32, ServiceName> = typed(pins, maps::NAMES)?;
+    let mut names: HashMap<u32, String> = HashMap::new();
+    for flow in entries.values().filter(|flow| flow.service != Flow::NO_SERVICE) {
+        let name = || served.get(&flow.service, 0).map_or_else(|_| "?".to_owned(), |name| decode_name(&name));
+        names.entry(flow.service).or_insert_with(name);
+    }
+    let name = |service: u32| names.get(&service).cloned().unwrap_or_default();
     let now = sys::coarse_seconds();
     Ok(Ok((rows(&entries, now, name), now)))
 }

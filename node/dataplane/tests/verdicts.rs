@@ -500,6 +500,19 @@ fn the_verifier_stays_far_from_its_limit() {
     });
 }
 
+/// What only opens a connection stands beside the flow table; its Service may have nothing in it.
+#[test]
+fn a_connection_that_is_being_opened_is_shown_with_its_service() {
+    isolated("a_connection_that_is_being_opened_is_shown_with_its_service", |place| {
+        let (dataplane, _) = both(place);
+        let frame = Frame::tcp("192.0.2.9:5001", "10.1.0.1:30090", SYN, b"");
+        assert_eq!(dataplane.probe(Hook::Wire, &frame.bytes, 1).unwrap().outcome, Outcome::Sent);
+        let rows = sluice_dataplane::flows(&place.pins).unwrap();
+        let shown: Vec<_> = rows.iter().map(|row| (row.state, row.service.as_deref())).collect();
+        assert_eq!(shown, [("opening", Some("n/far:main"))]);
+    });
+}
+
 /// Nodes of two versions work side by side during an upgrade: a connection that moves between them keeps its backend.
 #[test]
 fn external_choices_are_the_same_in_every_version() {
