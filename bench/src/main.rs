@@ -161,3 +161,12 @@ fn show(json: bool, mut report: Report) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    /// The options that a command line gives.
+    pub(crate) fn parsed<A: clap::Args>(words: &[&str]) -> Result<A, clap::Error> {
+        let command = A::augment_args(clap::Command::new("bench").no_binary_name(true));
+        A::from_arg_matches(&command.try_get_matches_from(words)?)
+    }
+}

@@ -1,8 +1,8 @@
 //! Lines of `sluice flows --follow` for people.
 
-use std::net::SocketAddr;
+use sluice_dataplane::{FlowEvent, Party};
 
-use sluice_dataplane::{End, FlowEvent, Party};
+use super::text;
 
 /// Above the lines.
 pub(super) const HEADER: &str = "TIME         NODE             EVENT    PROTO SOURCE                         DESTINATION                    DETAILS";
@@ -49,7 +49,7 @@ fn details(event: &FlowEvent) -> String {
         parts.push(format!("-> {}", party(Some(backend))));
     }
     if let Some(end) = event.leaves_as {
-        parts.push(format!("as {}", address(end)));
+        parts.push(format!("as {}", text(end)));
     }
     if let Some(text) = event.text.as_ref().or(event.reason.as_ref()) {
         parts.push(text.clone());
@@ -70,12 +70,8 @@ fn party(party: Option<&Party>) -> String {
     let Some(party) = party else { return "-".to_owned() };
     match &party.pod {
         Some(pod) => format!("{pod}:{}", party.end.port),
-        None => address(party.end),
+        None => text(party.end),
     }
-}
-
-fn address(end: End) -> String {
-    SocketAddr::new(end.address, end.port).to_string()
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
-use sluice_dataplane::{End, Filter, FlowRow};
+use sluice_dataplane::{End, Filter, FlowRow, is_service};
 
 use crate::held::View;
 
@@ -60,7 +60,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     }
     let Arguments { service, address, port, protocol, view, .. } = arguments;
     let wanted = |row: &FlowRow| {
-        service.as_deref().is_none_or(|wanted| row.service.as_deref().is_some_and(|name| is_of(name, wanted)))
+        service.as_deref().is_none_or(|wanted| row.service.as_deref().is_some_and(|full| is_service(full, wanted)))
             && address.is_none_or(|wanted| ends(row).any(|end| end.address == wanted))
             && port.is_none_or(|wanted| ends(row).any(|end| end.port == wanted))
             && protocol.as_deref().is_none_or(|wanted| row.protocol.eq_ignore_ascii_case(wanted))
@@ -100,12 +100,6 @@ async fn follow(arguments: Arguments) -> Result<()> {
     follow::run(&config, nodes, &filter, json).await
 }
 
-/// Is `namespace/name:port` the service that was asked for?
-fn is_of(full: &str, wanted: &str) -> bool {
-    let name = full.rsplit_once(':').map_or(full, |(name, _)| name);
-    name == wanted || !wanted.contains('/') && name.split_once('/').is_some_and(|(_, name)| name == wanted)
-}
-
 fn ends(row: &FlowRow) -> impl Iterator<Item = End> {
     [Some(row.client), Some(row.destination), row.backend, row.leaves_as].into_iter().flatten()
 }
@@ -140,14 +134,14 @@ fn text(end: End) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::is_of;
+    use super::is_service;
 
     #[test]
     fn services_are_asked_for_by_name() {
         for (wanted, expected) in
             [("shop/web", true), ("web", true), ("shop/we", false), ("other/web", false), ("shop", false)]
         {
-            assert_eq!(is_of("shop/web:http", wanted), expected, "{wanted}");
+            assert_eq!(is_service("shop/web:http", wanted), expected, "{wanted}");
         }
     }
 }

@@ -179,18 +179,11 @@ fn goals(options: &Options, measured: &Measured, store: Option<Store>) -> Vec<Go
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
-
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        options: Options,
-    }
+    use crate::tests::parsed;
 
     fn options(line: &str) -> Options {
-        Line::try_parse_from(format!("api {line}").split_whitespace()).unwrap().options
+        parsed(&line.split_whitespace().collect::<Vec<_>>()).unwrap()
     }
 
     #[test]
@@ -214,8 +207,8 @@ mod tests {
 
     #[test]
     fn a_stores_choice_is_for_our_own_server() {
-        assert!(Line::try_parse_from(["api", "--kubeconfig", "x", "--store", "etcd"]).is_err());
-        assert!(Line::try_parse_from(["api", "--pid", "1"]).is_err());
+        assert!(parsed::<Options>(&["--kubeconfig", "x", "--store", "etcd"]).is_err());
+        assert!(parsed::<Options>(&["--pid", "1"]).is_err());
     }
 
     #[test]

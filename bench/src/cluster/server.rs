@@ -2,9 +2,8 @@
 
 use std::{
     fs::File,
-    io,
     net::TcpListener,
-    os::unix::{net::UnixDatagram, process::CommandExt as _},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -15,6 +14,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use sluice_e2e::notices::{Notices, tail};
 use tempfile::TempDir;
 
 use super::Store;
@@ -81,8 +81,7 @@ fn start_daemon(dir: &Path, flags: &[String]) -> Result<Process> {
     // A machine's own settings are not meant for it.
     let settings = dir.join("settings.yaml");
     File::create(&settings)?;
-    let notices = UnixDatagram::bind(dir.join("notify"))?;
-    notices.set_read_timeout(Some(Duration::from_millis(100)))?;
+    let notices = Notices::at(&dir.join("notify"))?;
     let log = dir.join("log");
     let output = File::create(&log)?;
     let mut command = Command::new(crate::lab::binary()?);
@@ -107,27 +106,9 @@ fn start_daemon(dir: &Path, flags: &[String]) -> Result<Process> {
         // Ctrl-C is ours to pass on, when everything is removed.
         .process_group(0);
     let mut daemon = Process(command.spawn().context("cannot start the server")?);
-    let tail = || {
-        let text = std::fs::read_to_string(&log).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(20)..].join("\n")
-    };
-    let until = Instant::now() + limits::SERVER_START;
-    let mut buffer = [0; 256];
-    loop {
-        match notices.recv(&mut buffer) {
-            Ok(length) if String::from_utf8_lossy(&buffer[..length]).contains("READY=1") => return Ok(daemon),
-            Ok(_) => {}
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
-            Err(error) => return Err(error.into()),
-        }
-        if let Some(status) = daemon.0.try_wait()? {
-            bail!("the server ended with {status}:\n{}", tail());
-        }
-        if Instant::now() > until {
-            bail!("the server was not ready in {} s:\n{}", limits::SERVER_START.as_secs(), tail());
-        }
-    }
+    let ready = notices.ready(&mut daemon.0, limits::SERVER_START);
+    ready.with_context(|| format!("the server did not start:\n{}", tail(&log)))?;
+    Ok(daemon)
 }
 
 /// Starts one member that syncs its writes, as in real use, and waits until it takes connections.

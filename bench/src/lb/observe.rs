@@ -1,7 +1,7 @@
 //! What it costs to be observed: connections from a pod to a Service on one node, in turn with no probe at work, with all of them,
 //! and with somebody who follows every connection as well. Client, servers, the kernel's work and the daemon's share one CPU.
 
-use std::{net::Ipv4Addr, thread};
+use std::thread;
 
 use anyhow::{Context, Result, bail};
 use sluice_dataplane::{Dataplane, Filter};
@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::call::{Client, Order, Use};
 use super::place::{Place, on_one_cpu};
-use super::sockets::{FIRST, Node, PORT, add_pods, median, rate, services, snapshot};
+use super::sockets::{FIRST, Node, PORT, add_pods, median, on_a_node, rate, services, snapshot};
 use crate::{
     lab::say,
     limits,
@@ -22,25 +22,7 @@ const USES: [(Use, &str); 2] = [(Use::Short, "short connections"), (Use::Kept, "
 const SERVICES: u32 = 10;
 
 pub(super) fn run(place: &Place) -> Result<Measured> {
-    on_one_cpu(|| all(place))
-}
-
-fn all(place: &Place) -> Result<Measured> {
-    let node = Node::make("observed")?;
-    let config = sluice_dataplane::Config {
-        node_addresses: vec![Ipv4Addr::new(10, 244, 1, 1).into()],
-        uplinks: sluice_dataplane::Uplinks::Named(vec![]),
-        forwarding: sluice_dataplane::model::Forwarding::Snat,
-        ..place.config()?
-    };
-    let pins = config.pin_dir.clone();
-    let dataplane = node.within(|| Dataplane::load(config).context("load the data plane"))?;
-    let measured = measure(place, &node, &dataplane);
-    drop(dataplane);
-    let removed = Dataplane::remove_all(&pins);
-    let measured = measured?;
-    removed?;
-    Ok(measured)
+    on_one_cpu(|| on_a_node(place, "observed", |node, dataplane| measure(place, node, dataplane)))
 }
 
 fn measure(place: &Place, node: &Node, dataplane: &Dataplane) -> Result<Measured> {

@@ -52,7 +52,16 @@ pub(super) fn run(place: &Place) -> Result<Measured> {
 }
 
 fn all(place: &Place) -> Result<Measured> {
-    let own = Node::make("sluice")?;
+    on_a_node(place, "sluice", |own, dataplane| measure(place, own, dataplane))
+}
+
+/// Measures on a node of its own with its data plane, which sees its sockets alone.
+pub(super) fn on_a_node(
+    place: &Place,
+    name: &str,
+    measure: impl FnOnce(&Node, &Dataplane) -> Result<Measured>,
+) -> Result<Measured> {
+    let own = Node::make(name)?;
     let config = sluice_dataplane::Config {
         node_addresses: vec![Ipv4Addr::new(10, 244, 1, 1).into()],
         uplinks: sluice_dataplane::Uplinks::Named(vec![]),
@@ -60,14 +69,10 @@ fn all(place: &Place) -> Result<Measured> {
         forwarding: sluice_dataplane::model::Forwarding::Snat,
         ..place.config()?
     };
-    let pins = config.pin_dir.clone();
-    let dataplane = own.within(|| Dataplane::load(config).context("load the data plane"))?;
-    let measured = measure(place, &own, &dataplane);
-    drop(dataplane);
-    let removed = Dataplane::remove_all(&pins);
-    let measured = measured?;
-    removed?;
-    Ok(measured)
+    place.cleaned(|| {
+        let dataplane = own.within(|| Dataplane::load(config).context("load the data plane"))?;
+        measure(&own, &dataplane)
+    })
 }
 
 fn measure(place: &Place, own: &Node, dataplane: &Dataplane) -> Result<Measured> {

@@ -206,18 +206,11 @@ fn goals(options: &Options, measured: &Measured) -> Vec<Goal> {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
-
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        options: Options,
-    }
+    use crate::tests::parsed;
 
     fn options(line: &str) -> Options {
-        Line::try_parse_from(format!("sched {line}").split_whitespace()).unwrap().options
+        parsed(&line.split_whitespace().collect::<Vec<_>>()).unwrap()
     }
 
     #[test]

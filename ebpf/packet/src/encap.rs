@@ -161,13 +161,14 @@ pub(crate) fn opens_unknown<M: Maps>(maps: &M, header: &Header, trace: u64) -> b
 
 /// The backend to which a connection's first packet went, if that is still there; 0 for none: backends' numbers begin with 1.
 /// By direct return the packets after it ask for it; else it is sent once more, with the port that it had. What clients keep by
-/// their address is known without it. A function of its own in the kernel, so that the verifier forgets how it was found.
+/// their address is known without it.
 #[inline(always)]
 pub(crate) fn begun<M: Maps>(maps: &M, header: &Header, frontend: &Frontend, trace: u64) -> u32 {
     let direct = frontend.flags & Frontend::DIRECT != 0;
     if direct == header.opens() || frontend.affinity != 0 { 0 } else { noted(maps, frontend, direct, trace) }
 }
 
+/// A function of its own in the kernel, so that the verifier forgets how it was found.
 #[inline(never)]
 fn noted<M: Maps>(maps: &M, frontend: &Frontend, direct: bool, trace: u64) -> u32 {
     let known = maps.begun(

@@ -97,8 +97,7 @@ pub fn refused(cookie: u64, address: &Address, port: u16, protocol: u8, reason: 
     unsafe {
         let link = maps::NAMESPACES.get_ptr(cookie).map_or(0, |link| read_volatile(link));
         ((*told).kind, (*told).reason, (*told).link) = (Told::REFUSED, reason as u16, link);
-        let nowhere = if address.is_v4() { Address::ANY_V4 } else { Address::ANY_V6 };
-        ends(told, &nowhere, address, 0, port, protocol);
+        ends(told, &address.any(), address, 0, port, protocol);
         nobody(told);
     }
     entry.submit(0);

@@ -107,7 +107,7 @@ pub(crate) fn read_few(pins: &Pins, most: usize) -> Result<Result<(Vec<FlowRow>,
         let name = || served.get(&flow.service, 0).map_or_else(|_| "?".to_owned(), |name| decode_name(&name));
         names.entry(flow.service).or_insert_with(name);
     }
-    let name = |service: u32| names.get(&service).cloned().unwrap_or_default();
+    let name = |service: u32| names.get(&service).cloned().unwrap_or_else(|| "?".to_owned());
     let now = sys::coarse_seconds();
     Ok(Ok((rows(&entries, now, name), now)))
 }

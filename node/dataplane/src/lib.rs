@@ -79,5 +79,5 @@ pub use node_ports::NodePortAddresses;
 pub use probe::{Hook, Outcome, Probe};
 pub use range::Range;
 pub use resize::Sizes;
-pub use stream::{Figures, Filter, FlowEvent, Follower, Party, Seen, Step, Verdict};
+pub use stream::{Figures, Filter, FlowEvent, Follower, Party, Seen, Step, Verdict, is_service};
 pub use wire::{UplinkRow, Xdp};

@@ -7,7 +7,7 @@ pub mod etcd;
 pub mod lab;
 pub mod leftovers;
 pub mod node;
-mod notices;
+pub mod notices;
 mod sh;
 pub mod wires;
 

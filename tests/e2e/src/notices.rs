@@ -16,11 +16,11 @@ const LOOK: Duration = Duration::from_millis(250);
 const TAIL: usize = 25;
 
 /// A socket that a daemon tells its state, named to it as `NOTIFY_SOCKET`.
-pub(crate) struct Notices(UnixDatagram);
+pub struct Notices(UnixDatagram);
 
 impl Notices {
     /// Listens at `path`, in place of who listened there before.
-    pub(crate) fn at(path: &Path) -> Result<Self> {
+    pub fn at(path: &Path) -> Result<Self> {
         // Left by the daemon before.
         let _ = fs::remove_file(path);
         let socket = UnixDatagram::bind(path)?;
@@ -29,7 +29,7 @@ impl Notices {
     }
 
     /// Waits until the daemon says that it is ready. It goes on when it was not in time.
-    pub(crate) fn ready(&self, daemon: &mut Child, patience: Duration) -> Result<()> {
+    pub fn ready(&self, daemon: &mut Child, patience: Duration) -> Result<()> {
         let deadline = Instant::now() + patience;
         let mut buffer = [0; 256];
         while Instant::now() < deadline {
@@ -47,7 +47,7 @@ impl Notices {
 }
 
 /// The end of a log.
-pub(crate) fn tail(log: &Path) -> String {
+pub fn tail(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(TAIL)..].join("\n")

@@ -156,6 +156,14 @@ pub(crate) async fn text(body: hyper::body::Incoming) -> String {
     }
 }
 
+/// The client's side of the connection, which is to be had once it is upgraded.
+pub(crate) fn client(parts: &mut http::request::Parts) -> Result<OnUpgrade, Status> {
+    parts
+        .extensions
+        .remove()
+        .ok_or_else(|| Status::bad_request("this connection cannot be upgraded: use HTTP/1.1 over a socket"))
+}
+
 /// True if the client asks for another protocol.
 pub(crate) fn is_upgrade(headers: &HeaderMap) -> bool {
     headers.contains_key(header::UPGRADE)

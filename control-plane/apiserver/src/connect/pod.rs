@@ -184,11 +184,7 @@ impl Connect {
             return Err(Status::bad_request("Upgrade request required"));
         }
         let headers = forward::upgrade_headers(headers);
-        let client = request
-            .parts
-            .extensions
-            .remove::<hyper::upgrade::OnUpgrade>()
-            .ok_or_else(|| Status::bad_request("this connection cannot be upgraded: use HTTP/1.1 over a socket"))?;
+        let client = forward::client(&mut request.parts)?;
         let permit = self.permit()?;
         let stream = forward::dial(&target, Some(&self.tls)).await?;
         let outgoing = Outgoing { method: request.parts.method, path, headers, body: full(bytes::Bytes::new()) };
@@ -196,7 +192,7 @@ impl Connect {
     }
 
     /// A place for one more stream.
-    fn permit(&self) -> Result<OwnedSemaphorePermit, Status> {
+    pub(super) fn permit(&self) -> Result<OwnedSemaphorePermit, Status> {
         let streams = Arc::clone(&self.streams);
         streams
             .try_acquire_owned()

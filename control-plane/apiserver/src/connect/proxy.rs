@@ -108,11 +108,7 @@ impl Connect {
         // Pages must come as they are to be read.
         headers.remove(header::ACCEPT_ENCODING);
         let client = request.parts.extensions.remove::<hyper::upgrade::OnUpgrade>().filter(|_| upgrade);
-        let permit = self
-            .streams
-            .clone()
-            .try_acquire_owned()
-            .map_err(|_| Status::too_many_requests("too many streams are open through this server", 1))?;
+        let permit = self.permit()?;
         let stream = forward::dial(&target, tls).await?;
         let outgoing = Outgoing { method: request.parts.method, path, headers, body: request.body };
         match client {

@@ -14,6 +14,7 @@ use tokio_tungstenite::{
     tungstenite::{self, Message, handshake::derive_accept_key, protocol::Role},
 };
 
+use super::forward;
 use crate::context::{Body, full};
 
 /// Makes a frame of bytes.
@@ -47,10 +48,7 @@ impl Socket {
         let accept = key.and_then(|key| HeaderValue::from_str(&key).ok());
         let accept = accept.ok_or_else(|| Status::bad_request("Sec-WebSocket-Key is missing"))?;
         let (protocol, frame) = choose(&parts.headers)?;
-        let client = parts
-            .extensions
-            .remove::<OnUpgrade>()
-            .ok_or_else(|| Status::bad_request("this connection cannot be upgraded: use HTTP/1.1 over a socket"))?;
+        let client = forward::client(parts)?;
         Ok(Some(Self { client, accept, protocol, frame }))
     }
 

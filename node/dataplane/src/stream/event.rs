@@ -294,15 +294,12 @@ impl Filter {
 
     /// Is this event wanted? That others were lost concerns everybody.
     pub fn wants(&self, event: &FlowEvent) -> bool {
-        let is = |wanted: &str, full: &str| {
-            full == wanted || !wanted.contains('/') && full.split_once('/').is_some_and(|(_, name)| name == wanted)
-        };
         let pods = || event.parties().filter_map(|party| party.pod.as_deref());
-        let service = event.service.as_deref().map(|full| full.rsplit_once(':').map_or(full, |(name, _)| name));
+        let service = event.service.as_deref();
         let space = |full: &str| full.split_once('/').map(|(space, _)| space.to_owned());
         event.event == Step::Lost
-            || self.pod.as_deref().is_none_or(|wanted| pods().any(|pod| is(wanted, pod)))
-                && self.service.as_deref().is_none_or(|wanted| service.is_some_and(|name| is(wanted, name)))
+            || self.pod.as_deref().is_none_or(|wanted| pods().any(|pod| is_named(pod, wanted)))
+                && self.service.as_deref().is_none_or(|wanted| service.is_some_and(|full| is_service(full, wanted)))
                 && self
                     .namespace
                     .as_ref()
@@ -314,6 +311,16 @@ impl Filter {
                 })
                 && self.address.is_none_or(|wanted| event.ends().any(|end| end.address == wanted))
     }
+}
+
+/// Is `namespace/name` what was asked for: itself, or a name of any namespace?
+fn is_named(full: &str, wanted: &str) -> bool {
+    full == wanted || !wanted.contains('/') && full.split_once('/').is_some_and(|(_, name)| name == wanted)
+}
+
+/// Is `namespace/name:port` of the Service that was asked for, which may be a name of any namespace?
+pub fn is_service(full: &str, wanted: &str) -> bool {
+    is_named(full.rsplit_once(':').map_or(full, |(name, _)| name), wanted)
 }
 
 #[cfg(test)]

@@ -35,20 +35,21 @@ impl Looks {
         for row in rows {
             let ends = (row.protocol, row.client, row.destination);
             let (created, packets) = (now.saturating_sub(row.age_seconds), row.packets + row.answer_packets);
-            let mut next = match self.kept.remove(&ends) {
-                Some(known) if known.created == created => known,
+            let known = match self.kept.remove(&ends) {
                 // Another connection with the same ends took its place.
-                Some(known) => {
-                    end(known, &mut told);
-                    Kept { row: row.clone(), created, told: now, packets, ended: false }
+                Some(other) if other.created != created => {
+                    end(other, &mut told);
+                    None
                 }
-                None => Kept { row: row.clone(), created, told: now, packets, ended: false },
+                known => known,
             };
-            if next.ended {
-            } else if matches!(row.state, "closed" | "reset") {
+            let begun = || Kept { row: row.clone(), created, told: now, packets, ended: false };
+            let mut next = known.unwrap_or_else(begun);
+            let closed = matches!(row.state, "closed" | "reset");
+            if closed && !next.ended {
                 next.ended = true;
                 told.push((Step::Last, row.clone()));
-            } else if packets != next.packets && now.saturating_sub(next.told) >= PERIOD {
+            } else if !next.ended && packets != next.packets && now.saturating_sub(next.told) >= PERIOD {
                 (next.told, next.packets) = (now, packets);
                 told.push((Step::Periodic, row.clone()));
             }

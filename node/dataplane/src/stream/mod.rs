@@ -18,7 +18,7 @@ use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use counts::write as write_metrics;
-pub use event::{Figures, Filter, FlowEvent, Party, Seen, Step, Verdict};
+pub use event::{Figures, Filter, FlowEvent, Party, Seen, Step, Verdict, is_service};
 
 use crate::flows::{self, FlowRow};
 use crate::limits::{EVENTS_AT_ONCE, FOLLOWED, FOLLOWERS, LOOK, LOOK_SHARE, WAITING};
@@ -150,9 +150,7 @@ impl Dataplane {
         let mut ring = sys::watch(ring).map_err(failed)?;
         // Told to those who followed before.
         while ring.get_mut().next().is_some() {}
-        let mut teller = Teller::new(self)?;
-        let (first, _) = teller.aside(self).await?;
-        teller = first;
+        let (mut teller, _) = Teller::new(self)?.aside(self).await?;
         self.set_flag(Settings::FOLLOWED, true)?;
         self.inner.stream.begun.send_replace(true);
         let mut pause = LOOK;
