@@ -35,7 +35,7 @@ const TESTS: &[(&str, &[&str])] = &[
             "node_ports_answer_on_links_that_come_later",
         ],
     ),
-    ("direct", &["answers_go_straight_to_the_client", "a_datagram_that_is_too_long"]),
+    ("direct", &["answers_go_straight_to_the_client", "a_datagram_that_is_too_long", "a_shorter_link"]),
     ("devices", &["--include-ignored"]),
     ("neighbours", &[]),
     ("outward", &[]),
