@@ -169,11 +169,11 @@ pub trait Maps {
     fn scratch<R>(&self, with: impl FnOnce(&mut Scratch) -> R) -> Option<R>;
     /// Runs `change` on a flow entry.
     fn flow<R>(&self, key: &FlowKey, change: impl FnOnce(&mut Flow) -> R) -> Option<R>;
-    /// May no flow be made just now, and some not be there that others still make?
+    /// May no flow be made or removed just now, and some not be there that others still make?
     fn holds(&self) -> bool;
-    /// Adds a flow entry if its key is free.
+    /// Adds a flow entry if its key is free. While no flow may be made there is no room.
     fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError>;
-    /// Removes a flow entry; false if there was none.
+    /// Removes a flow entry; false if there was none, or while none may be removed.
     fn remove_flow(&self, key: &FlowKey) -> bool;
     /// Lends one of the places of connections that were only opened.
     fn opened<R>(&self, place: u32, with: impl FnOnce(&mut Opened) -> R) -> Option<R>;

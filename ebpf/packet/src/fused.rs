@@ -47,6 +47,10 @@ fn record<M: Maps>(
     bytes: u32,
 ) -> u32 {
     let Some(settings) = maps.settings() else { return FAILED };
+    // A connection of before with the same ends could not give way to what is only opened.
+    if maps.holds() {
+        return FAILED;
+    }
     let now = maps.now();
     let Scratch { key, reply, flow, .. } = scratch;
     *key = flow::key(header, FlowKind::Service);

@@ -210,6 +210,9 @@ impl Maps for Kernel {
 
     #[inline(always)]
     fn remove_flow(&self, key: &FlowKey) -> bool {
+        if self.holds() {
+            return false;
+        }
         let removed = maps::FLOWS.remove(key).is_ok();
         maps::beside() && maps::FLOWS_BESIDE.remove(key).is_ok() || removed
     }

@@ -9,7 +9,6 @@ use std::time::Instant;
 
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData};
-use aya::programs::TcAttachType;
 use aya::programs::raw_trace_point::RawTracePointLink;
 use parking_lot::Mutex;
 use sluice_ebpf_common::{Address, Settings, SourceKey, maps};
@@ -263,13 +262,7 @@ impl Dataplane {
                 *inner.ebpf.lock() = resize::programs(|name| inner.pins.map(name), &sizes, Mode::Normal)?;
             }
             if let Some(mut holding) = holding {
-                // As no flow is made on arrival any more, answers that leave find all of them in the new map, too.
-                inner.flip_packets(&mut holding, &[TcAttachType::Ingress])?;
-                resize::let_packets_pass()?;
-                adoption.catch_up(&inner.pins)?;
-                inner.flip(&mut holding)?;
-                resize::let_packets_pass()?;
-                adoption.catch_up(&inner.pins)?;
+                inner.hold_flows(&mut holding, &adoption)?;
             }
             inner.flip(&mut inner.ebpf.lock())?;
             inner.pins.use_now()?;

@@ -11,6 +11,7 @@ extern crate self as sluice_dataplane;
 
 mod attach;
 mod btf;
+mod catch_up;
 #[cfg(test)]
 #[path = "../tests/common/mod.rs"]
 mod common;

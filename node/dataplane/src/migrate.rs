@@ -11,16 +11,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::str::FromStr;
 
+use aya::Ebpf;
+use aya::programs::TcAttachType;
 use sluice_ebpf_common::{Flow, FlowKey, SCHEMA, maps};
 use tokio_util::sync::CancellationToken;
 
+use crate::dataplane::Inner;
 use crate::limits::KEEP;
 use crate::pins::Pins;
-use crate::resize::Sizes;
-use crate::{Dataplane, Error, sweep, sys};
+use crate::resize::{self, Sizes};
+use crate::{Dataplane, Error, catch_up, sweep, sys};
 
 const ARRAY: u32 = 2;
 const PER_CPU_HASH: u32 = 5;
@@ -334,9 +338,25 @@ impl Adoption {
         if self.changes.iter().any(|change| change.name == maps::PORTS) { sweep::take_ports(pins) } else { Ok(()) }
     }
 
-    /// Adds what older programs made since.
+    /// Adds what older programs made since; the flows excepted.
     pub(crate) fn catch_up(&self, pins: &Pins) -> Result<(), Error> {
-        self.changes.iter().filter(|change| !change.from.is_array()).try_for_each(|change| change.copy(pins, true))
+        let changes = self.changes.iter().filter(|change| !change.from.is_array() && change.name != maps::FLOWS);
+        changes.into_iter().try_for_each(|change| change.copy(pins, true))
+    }
+
+    /// Brings the flows in line with what older programs made of them, while new ones make none.
+    pub(crate) fn catch_up_flows(&self, pins: &Pins) -> Result<(), Error> {
+        let mut changes = self.changes.iter().filter(|change| change.name == maps::FLOWS);
+        changes.try_for_each(|change| {
+            catch_up::catch_up(pins, |take| {
+                change.read(|key, value| {
+                    if let (Some(key), Some(flow)) = (sys::exactly(key), sys::exactly(value)) {
+                        take(key, flow);
+                    }
+                    Ok(())
+                })
+            })
+        })
     }
 }
 
@@ -344,6 +364,31 @@ impl Change {
     fn copy(&self, pins: &Pins, only_new: bool) -> Result<(), Error> {
         Copy { conversion: self.conversion.clone(), only_new }.run(&self.old, self.from, &open(pins, self.name)?)
     }
+
+    /// Hands over every element as the new map has it.
+    fn read(&self, take: impl FnMut(&[u8], &[u8]) -> io::Result<()>) -> Result<(), Error> {
+        read(&self.old, self.from, &self.conversion, take)
+    }
+}
+
+/// Hands over every element of a map, converted; the last thing that went wrong with one is returned in the end.
+fn read(
+    map: &OwnedFd,
+    layout: Layout,
+    conversion: &Conversion,
+    mut take: impl FnMut(&[u8], &[u8]) -> io::Result<()>,
+) -> Result<(), Error> {
+    let mut result = Ok(());
+    let (key, value) = (layout.key as usize, layout.stride()?);
+    let read = sys::read_all(map.as_fd(), key, value, |keys, values| {
+        for (key, value) in keys.chunks_exact(key).zip(values.chunks_exact(value)) {
+            let Some((key, value)) = conversion.apply(key, value) else { continue };
+            if let Err(error) = take(&key, &value) {
+                result = Err(error);
+            }
+        }
+    });
+    read.and(result).map_err(|error| Error::system("copy a map", error))
 }
 
 /// Copies elements from one map to another.
@@ -361,26 +406,29 @@ impl Copy {
     pub(crate) const NEW: Copy = Copy { conversion: Conversion::Same, only_new: true };
 
     fn run(&self, old: &OwnedFd, from: Layout, to: &OwnedFd) -> Result<(), Error> {
-        let mut result = Ok(());
-        let (key, value) = (from.key as usize, from.stride()?);
-        let read = sys::read_all(old.as_fd(), key, value, |keys, values| {
-            for (key, value) in keys.chunks_exact(key).zip(values.chunks_exact(value)) {
-                let Some((key, value)) = self.conversion.apply(key, value) else { continue };
-                let written = match self.only_new {
-                    true => sys::insert_new(to.as_fd(), &key, &value).map(drop),
-                    false => sys::write_one(to.as_fd(), &key, &value),
-                };
-                if let Err(error) = written {
-                    result = Err(error);
-                }
-            }
-        });
-        read.and(result).map_err(|error| Error::system("copy a map", error))
+        read(old, from, &self.conversion, |key, value| match self.only_new {
+            true => sys::insert_new(to.as_fd(), key, value).map(drop),
+            false => sys::write_one(to.as_fd(), key, value),
+        })
     }
 
     /// Between two maps of one layout.
     pub(crate) fn between(&self, old: &OwnedFd, to: &OwnedFd) -> Result<(), Error> {
         self.run(old, layout(old.as_fd(), 0)?, to)
+    }
+}
+
+impl Inner {
+    /// Lets programs that make no flows take over, and brings the flows that they have in line with those of before.
+    pub(crate) fn hold_flows(&self, holding: &mut Ebpf, adoption: &Adoption) -> Result<(), Error> {
+        // As no flow is made on arrival any more, answers that leave find all of them in the new map, too.
+        self.flip_packets(holding, &[TcAttachType::Ingress])?;
+        resize::let_packets_pass()?;
+        adoption.catch_up_flows(&self.pins)?;
+        self.flip(holding)?;
+        resize::let_packets_pass()?;
+        adoption.catch_up_flows(&self.pins)?;
+        adoption.catch_up(&self.pins)
     }
 }
 

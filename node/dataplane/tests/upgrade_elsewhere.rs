@@ -46,6 +46,12 @@ fn nodes_change(place: &Place, xdp: Xdp, mode: Forwarding, builds: &[(&str, Buil
         assert_eq!(dataplane.apply(&table(node, mode)).unwrap(), Vec::<String>::new());
     }
     let two_nodes::World { balancer, backend, client, backend_node } = world;
+    // Few ports, so that clients use each of them again and again while nodes change.
+    client.within(|| {
+        for (name, value) in [("ip_local_port_range", "40000 41999"), ("tcp_tw_reuse", "1")] {
+            std::fs::write(format!("/proc/sys/net/ipv4/{name}"), value).unwrap();
+        }
+    });
     let way = |name, to| Way { name, inside: Some(&client), tcp: to, udp: to };
     let ways = [way("by IPv4", SERVICES[0].0), way("by IPv6", SERVICES[1].0)];
     let before = forwarded();

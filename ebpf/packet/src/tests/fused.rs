@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::string::{String, ToString};
+use std::vec::Vec;
 use std::{format, vec};
 
 use sluice_ebpf_common::{Flow, FlowKind, Reason, Scope, Settings, protocol};
@@ -89,6 +90,27 @@ fn an_error_on_the_way_to_the_backend_is_about_what_the_client_sent() {
     assert!(error.valid() && error.ends().contains("> 192.0.2.9"), "{}", error.ends());
     // Addresses, ports and sequence number; the hop is counted.
     assert_eq!(&error.bytes[42 + 12..42 + 28], &original.bytes[14 + 12..14 + 28]);
+}
+
+/// While the flow record changes, the entries of before cannot give way: the connection begins when its client asks again.
+#[test]
+fn nothing_is_opened_over_a_connection_that_cannot_give_way() {
+    let mut world = shop();
+    let source = send(&world, CLIENT, SYN, true);
+    answer(&world, &source, SYN | ACK, true);
+    send(&world, CLIENT, ACK | FIN, true);
+    let before = world.flows.borrow().clone();
+    world.holds = true;
+    let mut frame = Frame::tcp(CLIENT, SERVICE, SYN, b"");
+    assert_eq!(uplink(&mut frame, &world), Way::Stack);
+    assert_eq!(ingress(&mut frame, &world, Scope::External), Verdict::Drop(Reason::FlowsFull));
+    assert_eq!(world.flows.borrow().keys().collect::<Vec<_>>(), before.keys().collect::<Vec<_>>());
+    assert_eq!((world.opened.borrow().len(), taken(&world)), (0, 1));
+    world.holds = false;
+    world.jiffies += 256;
+    let again = send(&world, CLIENT, SYN, true);
+    assert_eq!(answer(&world, &again, SYN | ACK, true), CLIENT);
+    assert_eq!((world.flows.borrow().len(), taken(&world)), (2, 1));
 }
 
 #[test]

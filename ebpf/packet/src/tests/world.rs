@@ -322,7 +322,7 @@ impl Maps for World {
     }
 
     fn remove_flow(&self, key: &FlowKey) -> bool {
-        self.flows.borrow_mut().remove(key).is_some()
+        !self.holds && self.flows.borrow_mut().remove(key).is_some()
     }
 
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
