@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::limits;
 use crate::node::{Node, NodeSpec};
 use crate::pod::{Matching, Pod, Term};
+use crate::wishes::{self, Found, Wishes};
 
 /// Marks a node that lacks a topology label.
 pub const NO_DOMAIN: u32 = u32::MAX;
@@ -65,6 +66,7 @@ pub struct Cluster {
     columns: HashMap<Box<str>, Arc<Column>>,
     images: HashMap<Box<str>, u32>,
     nominated: HashMap<Arc<str>, Vec<Arc<Pod>>>,
+    wishes: HashMap<String, Wishes>,
 }
 
 impl Cluster {
@@ -118,9 +120,11 @@ impl Cluster {
             node.present = true;
             self.live.push(slot);
         }
-        for name in self.nodes[slot].spec.images.keys() {
+        let spec = &self.nodes[slot].spec;
+        for name in spec.images.keys() {
             *self.images.entry(name.clone()).or_default() += 1;
         }
+        self.wishes.values_mut().for_each(|wishes| wishes.set(slot, spec));
         change
     }
 
@@ -189,6 +193,16 @@ impl Cluster {
     /// Pods with room reserved on a node.
     pub fn nominated(&self, node: &str) -> &[Arc<Pod>] {
         self.nominated.get(node).map_or(&[], Vec::as_slice)
+    }
+
+    /// What pods with the wishes of this one find, by node slot. Worked out once, then kept up to date.
+    pub(crate) fn found(&mut self, pod: &Pod) -> Arc<Vec<Found>> {
+        let key = wishes::key(pod);
+        if !self.wishes.contains_key(&key) && self.wishes.len() >= limits::WISHES {
+            self.wishes.clear();
+        }
+        let nodes = self.nodes.iter().map(|node| &node.spec);
+        self.wishes.entry(key).or_insert_with(|| Wishes::new(pod, nodes)).on.clone()
     }
 
     /// The domains of a topology label.

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use crate::cluster::{Cluster, Column, NO_DOMAIN};
-use crate::matching;
 use crate::pod::{Pod, Spread, Term};
 use crate::reason::Reason;
+use crate::wishes::Found;
 
 /// A rule whose table says which domains are good.
 #[derive(Debug)]
@@ -31,8 +31,10 @@ struct HardSpread {
 }
 
 /// The tables of one pod.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Domains {
+    /// By node slot, what the node itself is to the pod.
+    pub(crate) found: Arc<Vec<Found>>,
     spread: Vec<HardSpread>,
     affinity: Vec<DomainSet>,
     first_of_its_kind: bool,
@@ -43,11 +45,18 @@ pub(crate) struct Domains {
 impl Domains {
     /// Works the tables out.
     pub(crate) fn new(cluster: &mut Cluster, pod: &Pod) -> Self {
-        let mut out = Self::default();
+        let mut out = Self {
+            found: cluster.found(pod),
+            spread: Vec::new(),
+            affinity: Vec::new(),
+            first_of_its_kind: false,
+            anti_affinity: Vec::new(),
+            repelled: Vec::new(),
+        };
         let hard: Vec<&Spread> = pod.spread.iter().filter(|s| s.hard).collect();
         let columns: Vec<_> = hard.iter().map(|s| cluster.column(&s.topology_key)).collect();
         for (constraint, column) in hard.iter().zip(&columns) {
-            out.spread.push(hard_spread(cluster, pod, constraint, column, &columns));
+            out.spread.push(hard_spread(cluster, pod, &out.found, constraint, column, &columns));
         }
         let mut nothing_near = true;
         let mut matches_itself = true;
@@ -120,16 +129,14 @@ fn near(cluster: &mut Cluster, term: &Term) -> (DomainSet, bool) {
 }
 
 /// Whether the nodes that count for a constraint include this one.
-fn counted(cluster: &Cluster, pod: &Pod, constraint: &Spread, slot: usize) -> bool {
-    let spec = &cluster.node(slot).spec;
-    (!constraint.honor_affinity || matching::admits(pod, spec))
-        && (!constraint.honor_taints
-            || matching::untolerated(&spec.taints, &pod.tolerations, &["NoSchedule", "NoExecute"]).is_none())
+fn counted(node: Found, constraint: &Spread) -> bool {
+    (!constraint.honor_affinity || node.admitted) && (!constraint.honor_taints || node.tolerated)
 }
 
 fn hard_spread(
     cluster: &mut Cluster,
     pod: &Pod,
+    found: &[Found],
     constraint: &Spread,
     column: &Arc<Column>,
     all: &[Arc<Column>],
@@ -142,7 +149,7 @@ fn hard_spread(
         .live()
         .iter()
         .copied()
-        .filter(|slot| all.iter().all(|c| c.of[*slot] != NO_DOMAIN) && counted(cluster, pod, constraint, *slot))
+        .filter(|slot| all.iter().all(|c| c.of[*slot] != NO_DOMAIN) && counted(found[*slot], constraint))
         .collect();
     let per_node = cluster.counts(&constraint.matching);
     for slot in slots {
@@ -158,10 +165,15 @@ fn hard_spread(
 }
 
 /// Raw spread score of every feasible node: lower is better; `None` where a constraint's label is missing.
-pub(crate) fn spread_scores(cluster: &mut Cluster, pod: &Pod, feasible: &[usize]) -> Option<Vec<Option<f64>>> {
+pub(crate) fn spread_scores(
+    cluster: &mut Cluster,
+    pod: &Pod,
+    found: &[Found],
+    feasible: &[usize],
+) -> Option<Vec<Option<f64>>> {
     let soft: Vec<&Spread> = pod.spread.iter().filter(|s| !s.hard).collect();
     if !soft.is_empty() {
-        return Some(explicit_spread(cluster, pod, &soft, feasible));
+        return Some(explicit_spread(cluster, found, &soft, feasible));
     }
     if !pod.spread.is_empty() {
         return None;
@@ -169,7 +181,7 @@ pub(crate) fn spread_scores(cluster: &mut Cluster, pod: &Pod, feasible: &[usize]
     default_spread(cluster, pod, feasible)
 }
 
-fn explicit_spread(cluster: &mut Cluster, pod: &Pod, soft: &[&Spread], feasible: &[usize]) -> Vec<Option<f64>> {
+fn explicit_spread(cluster: &mut Cluster, found: &[Found], soft: &[&Spread], feasible: &[usize]) -> Vec<Option<f64>> {
     let mut scores = vec![Some(0.0); feasible.len()];
     for constraint in soft {
         let column = cluster.column(&constraint.topology_key);
@@ -179,7 +191,7 @@ fn explicit_spread(cluster: &mut Cluster, pod: &Pod, soft: &[&Spread], feasible:
             .live()
             .iter()
             .copied()
-            .filter(|s| column.of[*s] != NO_DOMAIN && counted(cluster, pod, constraint, *s))
+            .filter(|s| column.of[*s] != NO_DOMAIN && counted(found[*s], constraint))
             .collect();
         let per_node = cluster.counts(&constraint.matching);
         let mut counts = vec![0u32; column.domains];

@@ -3,20 +3,19 @@
 use crate::cluster::Cluster;
 use crate::domains::Domains;
 use crate::matching;
-use crate::node::Node;
+use crate::node::{Node, NodeSpec};
 use crate::pod::Pod;
 use crate::reason::Reason;
 
 /// Whether the node in `slot` can take the pod: what [`reasons`] comes to, with the cheapest rules first.
 pub(crate) fn fits(cluster: &Cluster, pod: &Pod, domains: &Domains, slot: usize) -> bool {
-    let node = cluster.node(slot);
-    domains.reject(slot).is_none() && room(cluster, pod, node).is_empty() && fixed(pod, node).is_none()
+    domains.found[slot].fits && domains.reject(slot).is_none() && room(cluster, pod, cluster.node(slot)).is_empty()
 }
 
 /// Reasons against the node in `slot`; empty when it can take the pod.
 pub(crate) fn reasons(cluster: &Cluster, pod: &Pod, domains: &Domains, slot: usize) -> Vec<Reason> {
     let node = cluster.node(slot);
-    if let Some(reason) = fixed(pod, node) {
+    if let Some(reason) = fixed(pod, &node.spec) {
         return vec![reason];
     }
     let crowded = room(cluster, pod, node);
@@ -27,8 +26,7 @@ pub(crate) fn reasons(cluster: &Cluster, pod: &Pod, domains: &Domains, slot: usi
 }
 
 /// Rules that no other pod has a say in.
-fn fixed(pod: &Pod, node: &Node) -> Option<Reason> {
-    let spec = &node.spec;
+pub(crate) fn fixed(pod: &Pod, spec: &NodeSpec) -> Option<Reason> {
     if spec.unschedulable && !tolerates_cordon(pod) {
         return Some(Reason::Unschedulable);
     }

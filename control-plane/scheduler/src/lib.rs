@@ -22,6 +22,7 @@ mod report;
 pub mod resources;
 mod score;
 pub mod wire;
+mod wishes;
 
 #[cfg(test)]
 mod tests;

@@ -24,6 +24,8 @@ pub(crate) const EVENT_QUEUE: usize = 8192;
 pub(crate) const MIN_FEASIBLE_NODES: usize = 100;
 /// Selector groups counted incrementally; when full they are dropped and rebuilt on demand.
 pub(crate) const COUNT_GROUPS: usize = 4096;
+/// Kinds of wishes about nodes that are kept worked out; when full they are dropped and rebuilt on demand.
+pub(crate) const WISHES: usize = 256;
 /// Nodes on which preemption is tried for one pod.
 pub(crate) const PREEMPTION_CANDIDATES: usize = 100;
 /// A leader that has not renewed its lease for so long has lost it. With a renewal under way and the taking over this is

@@ -7,6 +7,7 @@ use crate::domains::Domains;
 use crate::limits;
 use crate::pod::Pod;
 use crate::reason::{Reason, Tally};
+use crate::wishes::Found;
 use crate::{filter, score};
 
 /// Why no node was found.
@@ -47,7 +48,7 @@ impl Planner {
         if feasible.is_empty() {
             return Err(failure(cluster, pod, &domains, start));
         }
-        Ok(best(cluster, pod, &feasible, rng))
+        Ok(best(cluster, pod, &domains.found, &feasible, rng))
     }
 }
 
@@ -77,11 +78,11 @@ fn enough(nodes: usize) -> usize {
 }
 
 /// The best node; chance decides among equals.
-fn best(cluster: &mut Cluster, pod: &Pod, feasible: &[usize], rng: &mut impl Rng) -> usize {
+fn best(cluster: &mut Cluster, pod: &Pod, found: &[Found], feasible: &[usize], rng: &mut impl Rng) -> usize {
     if let [only] = feasible {
         return *only;
     }
-    let totals = score::totals(cluster, pod, feasible);
+    let totals = score::totals(cluster, pod, found, feasible);
     let (mut best, mut ties) = (0, 1);
     for i in 1..totals.len() {
         // Scores are whole numbers upstream: smaller differences are ties.

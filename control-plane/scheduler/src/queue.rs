@@ -28,8 +28,10 @@ struct Entry {
     place: Place,
     rules: Rules,
     attempts: u32,
-    /// A change that may help arrived while it was being planned.
+    /// While it is taken: its own wishes changed.
     woken: bool,
+    /// [`Queue::wakes`] when it was taken.
+    taken: u64,
     /// Distinguishes this stay in a heap from earlier ones.
     ticket: u64,
 }
@@ -57,8 +59,10 @@ impl PartialOrd for Ready {
 #[derive(Debug, Default)]
 pub struct Queue {
     entries: HashMap<Arc<str>, Entry>,
-    /// Those a change can wake: unschedulable or taken.
-    wakeable: HashSet<Arc<str>>,
+    /// Those a change can wake.
+    unschedulable: HashSet<Arc<str>>,
+    /// Calls of [`Queue::wake`]: pods that are taken look back at whether there were any.
+    wakes: u64,
     ready: BinaryHeap<Ready>,
     timers: BinaryHeap<Reverse<(Instant, u64, Arc<str>)>>,
     tickets: u64,
@@ -71,7 +75,7 @@ impl Queue {
         let Some(entry) = self.entries.get_mut(&pod.uid) else {
             let place = if gated { Place::Gated } else { Place::Ready };
             let uid = pod.uid.clone();
-            let entry = Entry { pod, place, rules: Rules::ALL, attempts: 0, woken: false, ticket: 0 };
+            let entry = Entry { pod, place, rules: Rules::ALL, attempts: 0, woken: false, taken: 0, ticket: 0 };
             self.entries.insert(uid.clone(), entry);
             self.enter(&uid, place);
             return;
@@ -90,7 +94,7 @@ impl Queue {
     /// Forgets a pod: it was deleted, bound or finished.
     pub fn remove(&mut self, uid: &str) {
         self.entries.remove(uid);
-        self.wakeable.remove(uid);
+        self.unschedulable.remove(uid);
     }
 
     /// The pod as last seen.
@@ -113,8 +117,7 @@ impl Queue {
             {
                 entry.place = Place::Taken;
                 entry.attempts += 1;
-                entry.woken = false;
-                self.wakeable.insert(uid);
+                (entry.woken, entry.taken) = (false, self.wakes);
                 return Some(entry.pod.clone());
             }
         }
@@ -126,7 +129,7 @@ impl Queue {
         let Some(entry) = self.entries.get_mut(uid) else { return };
         entry.rules = rules;
         let uid = entry.pod.uid.clone();
-        if entry.woken {
+        if entry.woken || entry.taken != self.wakes {
             self.back_off(&uid, now);
         } else {
             self.enter(&uid, Place::Unschedulable(now));
@@ -143,16 +146,9 @@ impl Queue {
 
     /// Something changed that may satisfy any of `rules`.
     pub fn wake(&mut self, rules: Rules, now: Instant) {
-        let mut woken = Vec::new();
-        for uid in &self.wakeable {
-            let Some(entry) = self.entries.get_mut(uid) else { continue };
-            match entry.place {
-                Place::Unschedulable(_) if !entry.rules.meets(rules) => {}
-                Place::Unschedulable(_) => woken.push(uid.clone()),
-                Place::Taken => entry.woken = true,
-                _ => {}
-            }
-        }
+        self.wakes += 1;
+        let meets = |uid: &&Arc<str>| self.entries.get(*uid).is_some_and(|entry| entry.rules.meets(rules));
+        let woken: Vec<_> = self.unschedulable.iter().filter(meets).cloned().collect();
         woken.iter().for_each(|uid| self.wake_one(uid, now));
     }
 
@@ -191,10 +187,10 @@ impl Queue {
         let ticket = self.tickets;
         let Some(entry) = self.entries.get_mut(uid) else { return };
         (entry.place, entry.ticket, entry.woken) = (place, ticket, false);
-        if matches!(place, Place::Unschedulable(_) | Place::Taken) {
-            self.wakeable.insert(uid.clone());
+        if matches!(place, Place::Unschedulable(_)) {
+            self.unschedulable.insert(uid.clone());
         } else {
-            self.wakeable.remove(uid);
+            self.unschedulable.remove(uid);
         }
         match place {
             Place::Ready => {

@@ -1,12 +1,11 @@
 //! Which of the feasible nodes is best: upstream's default scores with upstream's weights, each 0 to 100.
 
-use k8s_openapi::api::core::v1::Taint;
-
 use crate::cluster::Cluster;
 use crate::domains;
 use crate::matching;
 use crate::node::Node;
 use crate::pod::Pod;
+use crate::wishes::Found;
 
 const MAX: f64 = 100.0;
 const TAINTS_WEIGHT: f64 = 3.0;
@@ -19,17 +18,20 @@ const IMAGE_MIN: f64 = 23.0 * 1024.0 * 1024.0;
 const IMAGE_MAX: f64 = 1000.0 * 1024.0 * 1024.0;
 
 /// The total score of each feasible node, in their order.
-pub(crate) fn totals(cluster: &mut Cluster, pod: &Pod, feasible: &[usize]) -> Vec<f64> {
-    let mut totals: Vec<f64> =
-        feasible.iter().map(|slot| resources(pod, cluster.node(*slot)) + images(cluster, pod, *slot)).collect();
+pub(crate) fn totals(cluster: &mut Cluster, pod: &Pod, found: &[Found], feasible: &[usize]) -> Vec<f64> {
+    let present = pod.images.iter().any(|image| cluster.image_spread(image) > 0);
+    let mut totals: Vec<f64> = feasible.iter().map(|slot| resources(pod, cluster.node(*slot))).collect();
+    if present {
+        totals.iter_mut().zip(feasible).for_each(|(total, slot)| *total += images(cluster, pod, *slot));
+    }
     let mut add = |weight: f64, scores: Option<Vec<f64>>| {
         for (total, score) in totals.iter_mut().zip(scores.into_iter().flatten()) {
             *total += weight * score;
         }
     };
-    add(TAINTS_WEIGHT, taints(cluster, pod, feasible));
+    add(TAINTS_WEIGHT, taints(found, feasible));
     add(NODE_AFFINITY_WEIGHT, node_affinity(cluster, pod, feasible));
-    add(SPREAD_WEIGHT, domains::spread_scores(cluster, pod, feasible).map(|raw| normalize_spread(&raw)));
+    add(SPREAD_WEIGHT, domains::spread_scores(cluster, pod, found, feasible).map(|raw| normalize_spread(&raw)));
     add(POD_AFFINITY_WEIGHT, domains::affinity_scores(cluster, pod, feasible).map(|raw| normalize_affinity(&raw)));
     totals
 }
@@ -64,9 +66,6 @@ fn resources(pod: &Pod, node: &Node) -> f64 {
 
 /// ImageLocality: sizes of the images present, scaled by how many nodes have them.
 fn images(cluster: &Cluster, pod: &Pod, slot: usize) -> f64 {
-    if pod.images.is_empty() {
-        return 0.0;
-    }
     let nodes = cluster.live().len().max(1) as f64;
     let node = cluster.node(slot);
     let sum: f64 = pod
@@ -82,11 +81,8 @@ fn images(cluster: &Cluster, pod: &Pod, slot: usize) -> f64 {
 }
 
 /// Fewer PreferNoSchedule taints that are not tolerated is better.
-fn taints(cluster: &Cluster, pod: &Pod, feasible: &[usize]) -> Option<Vec<f64>> {
-    let disliked = |taint: &&Taint| {
-        matching::untolerated(std::slice::from_ref(*taint), &pod.tolerations, &["PreferNoSchedule"]).is_some()
-    };
-    let count = |slot: &usize| cluster.node(*slot).spec.taints.iter().filter(disliked).count() as f64;
+fn taints(found: &[Found], feasible: &[usize]) -> Option<Vec<f64>> {
+    let count = |slot: &usize| f64::from(found[*slot].disliked);
     let worst = feasible.iter().map(count).fold(0.0, f64::max);
     let counts = feasible.iter().map(count);
     (worst > 0.0).then(|| counts.map(|count| MAX - MAX * count / worst).collect())
