@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
 use kube::api::ObjectMeta;
 use serde::Deserialize;
 
@@ -15,6 +16,34 @@ where
     T: Default + Deserialize<'de>,
 {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// Metadata without what scheduling never looks at: the list of managers is the larger part of most objects.
+fn metadata<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
+    #[derive(Default, Deserialize)]
+    #[serde(default, rename_all = "camelCase")]
+    struct Narrow {
+        name: Option<String>,
+        namespace: Option<String>,
+        uid: Option<String>,
+        resource_version: Option<String>,
+        labels: Option<BTreeMap<String, String>>,
+        owner_references: Option<Vec<OwnerReference>>,
+        creation_timestamp: Option<Time>,
+        deletion_timestamp: Option<Time>,
+    }
+    let narrow = Narrow::deserialize(deserializer)?;
+    Ok(ObjectMeta {
+        name: narrow.name,
+        namespace: narrow.namespace,
+        uid: narrow.uid,
+        resource_version: narrow.resource_version,
+        labels: narrow.labels,
+        owner_references: narrow.owner_references,
+        creation_timestamp: narrow.creation_timestamp,
+        deletion_timestamp: narrow.deletion_timestamp,
+        ..ObjectMeta::default()
+    })
 }
 
 macro_rules! resource {
@@ -48,6 +77,7 @@ macro_rules! resource {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Pod {
+    #[serde(deserialize_with = "metadata")]
     pub metadata: ObjectMeta,
     pub spec: PodSpec,
     #[serde(deserialize_with = "nullable")]
@@ -112,7 +142,7 @@ pub struct Port {
 pub struct PodStatus {
     pub phase: Option<String>,
     pub nominated_node_name: Option<String>,
-    pub start_time: Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::Time>,
+    pub start_time: Option<Time>,
     #[serde(deserialize_with = "nullable")]
     pub conditions: Vec<core::PodCondition>,
 }
@@ -121,6 +151,7 @@ pub struct PodStatus {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Node {
+    #[serde(deserialize_with = "metadata")]
     pub metadata: ObjectMeta,
     #[serde(deserialize_with = "nullable")]
     pub spec: NodeSpec,
@@ -160,6 +191,7 @@ pub struct NodeImage {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Namespace {
+    #[serde(deserialize_with = "metadata")]
     pub metadata: ObjectMeta,
 }
 resource!(Namespace, "Namespace", "namespaces", kube::core::ClusterResourceScope);

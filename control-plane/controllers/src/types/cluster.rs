@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::api::ObjectMeta;
 use serde::Deserialize;
 
-use super::{nullable, resource};
+use super::{metadata, nullable, resource};
 use crate::informer::Kind;
 
 /// A Node.
@@ -16,6 +16,7 @@ use crate::informer::Kind;
 #[serde(default)]
 pub(crate) struct Node {
     /// Metadata.
+    #[serde(deserialize_with = "metadata")]
     pub(crate) metadata: ObjectMeta,
     /// Wishes.
     #[serde(deserialize_with = "nullable")]
@@ -95,6 +96,7 @@ impl Node {
 #[serde(default)]
 pub(crate) struct Namespace {
     /// Metadata.
+    #[serde(deserialize_with = "metadata")]
     pub(crate) metadata: ObjectMeta,
     /// Finalizers.
     #[serde(deserialize_with = "nullable")]
@@ -131,6 +133,7 @@ pub(crate) struct NamespaceStatus {
 #[serde(default)]
 pub(crate) struct Lease {
     /// Metadata.
+    #[serde(deserialize_with = "metadata")]
     pub(crate) metadata: ObjectMeta,
     /// Holder and time.
     #[serde(deserialize_with = "nullable")]
@@ -152,6 +155,7 @@ pub(crate) struct LeaseSpec {
 #[serde(default)]
 pub(crate) struct ServiceAccount {
     /// Metadata.
+    #[serde(deserialize_with = "metadata")]
     pub(crate) metadata: ObjectMeta,
 }
 resource!(ServiceAccount, "", "v1", "ServiceAccount", "serviceaccounts", NamespaceResourceScope);
@@ -162,6 +166,7 @@ impl Kind for ServiceAccount {}
 #[serde(default)]
 pub(crate) struct ConfigMap {
     /// Metadata.
+    #[serde(deserialize_with = "metadata")]
     pub(crate) metadata: ObjectMeta,
     /// Data.
     #[serde(deserialize_with = "nullable")]
@@ -175,6 +180,7 @@ impl Kind for ConfigMap {}
 #[serde(default)]
 pub(crate) struct Secret {
     /// Metadata.
+    #[serde(deserialize_with = "metadata")]
     pub(crate) metadata: ObjectMeta,
     /// Only the expiration is kept.
     #[serde(deserialize_with = "nullable")]
@@ -194,6 +200,7 @@ impl Kind for Secret {
 #[serde(default)]
 pub(crate) struct Certificate {
     /// Metadata.
+    #[serde(deserialize_with = "metadata")]
     pub(crate) metadata: ObjectMeta,
     /// What is asked.
     pub(crate) spec: CertificateSpec,

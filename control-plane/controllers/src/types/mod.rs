@@ -12,6 +12,12 @@ mod stateful;
 mod volume;
 mod workload;
 
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
+use kube::api::ObjectMeta;
+use serde::Deserialize;
+
 pub(crate) use address::{IpAddress, Parent, ServiceCidr};
 pub(crate) use balancer::{Announcement, AnnouncementSpec, AnnouncingNode, Pool, PoolStatus};
 pub(crate) use batch::{CronJob, CronJobStatus, FailureRule, Job, JobCondition, JobStatus, Reference};
@@ -56,6 +62,45 @@ macro_rules! resource {
     };
 }
 pub(crate) use resource;
+
+/// Metadata without the list of managers, which is the larger part of most objects and read by no controller.
+pub(crate) fn metadata<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
+    #[derive(Default, Deserialize)]
+    #[serde(default, rename_all = "camelCase")]
+    struct Narrow {
+        name: Option<String>,
+        generate_name: Option<String>,
+        namespace: Option<String>,
+        uid: Option<String>,
+        resource_version: Option<String>,
+        generation: Option<i64>,
+        labels: Option<BTreeMap<String, String>>,
+        annotations: Option<BTreeMap<String, String>>,
+        owner_references: Option<Vec<OwnerReference>>,
+        finalizers: Option<Vec<String>>,
+        creation_timestamp: Option<Time>,
+        deletion_timestamp: Option<Time>,
+        deletion_grace_period_seconds: Option<i64>,
+    }
+    let narrow = Narrow::deserialize(deserializer)?;
+    Ok(ObjectMeta {
+        name: narrow.name,
+        generate_name: narrow.generate_name,
+        namespace: narrow.namespace,
+        uid: narrow.uid,
+        resource_version: narrow.resource_version,
+        generation: narrow.generation,
+        labels: narrow.labels,
+        annotations: narrow.annotations,
+        owner_references: narrow.owner_references,
+        finalizers: narrow.finalizers,
+        creation_timestamp: narrow.creation_timestamp,
+        deletion_timestamp: narrow.deletion_timestamp,
+        deletion_grace_period_seconds: narrow.deletion_grace_period_seconds,
+        managed_fields: None,
+        self_link: None,
+    })
+}
 
 /// A list that may also arrive as `null`.
 pub(crate) fn nullable<'de, D, T>(deserializer: D) -> Result<T, D::Error>

@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::ObjectMeta;
 use serde::Deserialize;
 
-use super::{nullable, resource};
+use super::{metadata, nullable, resource};
 use crate::informer::Kind;
 use crate::object::Object;
 
@@ -29,6 +29,7 @@ const KEPT: [&str; 4] = [DELETION_COST, COMPLETION_INDEX, INDEX_FAILURES, IGNORE
 #[serde(default)]
 pub(crate) struct Pod {
     /// Metadata.
+    #[serde(deserialize_with = "metadata")]
     pub(crate) metadata: ObjectMeta,
     /// Wishes.
     #[serde(deserialize_with = "nullable")]

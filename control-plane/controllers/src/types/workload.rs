@@ -9,7 +9,7 @@ use kube::core::Selector;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-use super::{nullable, resource};
+use super::{metadata, nullable, resource};
 use crate::informer::Kind;
 use crate::object::Object;
 
@@ -59,6 +59,7 @@ pub(crate) fn portion(value: &IntOrString, of: i32, up: bool) -> i32 {
 #[serde(default)]
 pub(crate) struct Deployment {
     /// Metadata.
+    #[serde(deserialize_with = "metadata")]
     pub(crate) metadata: ObjectMeta,
     /// Wishes.
     pub(crate) spec: DeploymentSpec,
@@ -163,6 +164,7 @@ pub(crate) struct DeploymentCondition {
 #[serde(default)]
 pub(crate) struct ReplicaSet {
     /// Metadata.
+    #[serde(deserialize_with = "metadata")]
     pub(crate) metadata: ObjectMeta,
     /// Wishes.
     pub(crate) spec: ReplicaSetSpec,
@@ -240,6 +242,7 @@ pub(crate) struct ReplicaSetCondition {
 #[serde(default)]
 pub(crate) struct ReplicationController {
     /// Metadata.
+    #[serde(deserialize_with = "metadata")]
     pub(crate) metadata: ObjectMeta,
     /// Wishes.
     pub(crate) spec: ReplicationControllerSpec,
