@@ -207,12 +207,14 @@ impl<'t> Batch<'t> {
     }
 
     fn holds(&self, compare: &Compare) -> Result<bool, Error> {
-        let current = |key: &Bytes| tables::get(&self.history, key, self.revision);
+        let versions = |key: &Bytes| tables::versions(&self.history, key, self.revision);
         Ok(match compare {
-            Compare::ModRevision { key, equals } => current(key)?.map_or(0, |kv| kv.mod_revision) == *equals,
-            Compare::Version { key, equals } => current(key)?.map_or(0, |kv| kv.version) == *equals,
+            Compare::ModRevision { key, equals } => versions(key)?.0 == *equals,
+            Compare::Version { key, equals } => versions(key)?.1 == *equals,
             // A missing key fails every comparison of values, as in etcd.
-            Compare::Value { key, equals } => current(key)?.is_some_and(|kv| kv.value == *equals),
+            Compare::Value { key, equals } => {
+                tables::get(&self.history, key, self.revision)?.is_some_and(|kv| kv.value == *equals)
+            }
         })
     }
 

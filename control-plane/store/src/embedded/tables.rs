@@ -99,6 +99,21 @@ pub(super) fn get(
     Ok((!record.is_tombstone()).then(|| record.to_kv(key, at.value().1)))
 }
 
+/// The revision and version of `key` as of `revision`, both 0 unless it existed then. Copies nothing.
+pub(super) fn versions(
+    history: &impl ReadableTable<(&'static [u8], i64), &'static [u8]>,
+    key: &[u8],
+    revision: Revision,
+) -> Result<(Revision, i64), Error> {
+    let mut versions = history.range((key, 0)..=(key, revision)).map_err(error)?;
+    let Some(newest) = versions.next_back() else {
+        return Ok((0, 0));
+    };
+    let (at, bytes) = newest.map_err(error)?;
+    let record = Record::decode(bytes.value())?;
+    Ok(if record.is_tombstone() { (0, 0) } else { (at.value().1, record.version) })
+}
+
 /// The bounds of a request's `[key, end)` among the first parts of `history`'s keys.
 pub(super) fn upper(end: &[u8]) -> Bound<(&[u8], i64)> {
     if end == b"\0" { Bound::Unbounded } else { Bound::Excluded((end, 0)) }
