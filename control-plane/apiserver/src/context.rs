@@ -7,7 +7,6 @@ use std::{borrow::Cow, collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
-use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sluice_api::{resource::Resource, status::Status};
@@ -48,10 +47,18 @@ impl UserInfo {
     }
 }
 
-/// The client's certificate chain, leaf first: a request extension set by the TLS listener when
-/// the client presented one that the CA signed.
+/// Whom the client's certificate names: a request extension set by the TLS listener when the client
+/// presented one that the CA signed. Read once per connection.
 #[derive(Clone, Debug)]
-pub struct PeerCertificates(pub Arc<[CertificateDer<'static>]>);
+pub(crate) struct Peer(pub(crate) Arc<Certified>);
+
+/// What a certificate says of its holder.
+#[derive(Debug)]
+pub(crate) struct Certified {
+    pub(crate) user: UserInfo,
+    /// Seconds since 1970 after which it says so no longer; a connection may outlive it.
+    pub(crate) until: i64,
+}
 
 /// The client's address: a request extension set by the listener.
 #[derive(Clone, Copy, Debug)]

@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
     auth::impersonation,
-    context::{Body, ConnectRequest, PeerCertificates, RequestInfo, UserInfo},
+    context::{Body, ConnectRequest, Peer, RequestInfo, UserInfo},
     core::Core,
     documents, limits,
     metrics::{Metrics, Series},
@@ -193,9 +193,8 @@ impl Pipeline {
         if let Some(FixedUser(user)) = parts.extensions.get::<FixedUser>() {
             return Ok(Arc::clone(user));
         }
-        let certificates = parts.extensions.get::<PeerCertificates>();
-        let certificates = certificates.map(|PeerCertificates(chain)| &**chain);
-        let user = self.core.authenticator.authenticate(certificates, &parts.headers).await?;
+        let peer = parts.extensions.get::<Peer>().map(|Peer(certified)| &**certified);
+        let user = self.core.authenticator.authenticate(peer, &parts.headers).await?;
         let user = impersonation::apply(user, &parts.headers, &self.core.authorizer)?;
         Ok(Arc::new(user))
     }

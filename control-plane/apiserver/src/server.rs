@@ -18,7 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    context::{PeerAddr, PeerCertificates},
+    context::{Certified, Peer, PeerAddr},
     drain::Drained,
     limits,
     pipeline::Pipeline,
@@ -110,15 +110,12 @@ async fn connection(
 ) -> anyhow::Result<()> {
     stream.set_nodelay(true)?;
     let stream = tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await??;
-    let certificates = stream
-        .get_ref()
-        .1
-        .peer_certificates()
-        .map(|chain| PeerCertificates(chain.iter().map(|c| c.clone().into_owned()).collect()));
+    let chain = stream.get_ref().1.peer_certificates();
+    let certified = chain.and_then(<[_]>::first).and_then(Certified::read).map(|certified| Peer(Arc::new(certified)));
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(PeerAddr(peer));
-        if let Some(certificates) = &certificates {
-            request.extensions_mut().insert(certificates.clone());
+        if let Some(certified) = &certified {
+            request.extensions_mut().insert(certified.clone());
         }
         let pipeline = Arc::clone(&pipeline);
         async move {

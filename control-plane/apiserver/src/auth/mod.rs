@@ -23,7 +23,10 @@ use sluice_api::status::Status;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use self::{service_account::ServiceAccountTokens, view::View};
-use crate::{bootstrap::pki::Pki, context::UserInfo};
+use crate::{
+    bootstrap::pki::Pki,
+    context::{Certified, UserInfo},
+};
 
 /// Every authenticated user is in this group.
 pub const AUTHENTICATED: &str = "system:authenticated";
@@ -50,20 +53,17 @@ impl Authenticator {
         &self.tokens
     }
 
-    /// `peer` is the verified client chain, leaf first.
+    /// `peer` is what the verified client certificate says.
     ///
     /// # Errors
     /// 401 when a bearer token is shown that no authenticator accepts.
-    pub async fn authenticate(
-        &self,
-        peer: Option<&[CertificateDer<'_>]>,
-        headers: &HeaderMap,
-    ) -> Result<UserInfo, Status> {
-        if let Some(user) = peer.and_then(<[_]>::first).and_then(|cert| from_certificate(cert, SystemTime::now())) {
-            return user.map(authenticated).map_err(|why| {
-                tracing::debug!(why, "a client certificate was refused");
-                Status::unauthorized()
-            });
+    pub(crate) async fn authenticate(&self, peer: Option<&Certified>, headers: &HeaderMap) -> Result<UserInfo, Status> {
+        if let Some(peer) = peer {
+            if !peer.holds(SystemTime::now()) {
+                tracing::debug!(user = peer.user.username, "a client certificate has expired");
+                return Err(Status::unauthorized());
+            }
+            return Ok(authenticated(peer.user.clone()));
         }
         match bearer(headers) {
             Some(token) => match self.authenticate_token(token, &[]) {
@@ -106,20 +106,24 @@ fn authenticated(mut user: UserInfo) -> UserInfo {
     user
 }
 
-/// CN is the user, each O a group (upstream's `CommonNameUserConversion`); `None` without a CN.
-/// The handshake checked the chain, but a connection may outlive its certificate.
-fn from_certificate(der: &CertificateDer<'_>, now: SystemTime) -> Option<Result<UserInfo, &'static str>> {
-    let (_, cert) = X509Certificate::from_der(der).ok()?;
-    let name = cert.subject().iter_common_name().next()?.as_str().ok().filter(|name| !name.is_empty())?;
-    let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
-    if cert.validity().not_after.timestamp() < seconds {
-        return Some(Err("it has expired"));
+impl Certified {
+    /// CN is the user, each O a group (upstream's `CommonNameUserConversion`); `None` without a CN.
+    /// `der` is the leaf of a chain that the handshake checked.
+    pub(crate) fn read(der: &CertificateDer<'_>) -> Option<Self> {
+        let (_, cert) = X509Certificate::from_der(der).ok()?;
+        let name = cert.subject().iter_common_name().next()?.as_str().ok().filter(|name| !name.is_empty())?;
+        let groups = cert.subject().iter_organization().filter_map(|o| o.as_str().ok().map(str::to_owned)).collect();
+        let fingerprint: String = Sha256::digest(der).iter().map(|byte| format!("{byte:02x}")).collect();
+        let id = vec![format!("X509SHA256={fingerprint}")];
+        let extra = BTreeMap::from([("authentication.kubernetes.io/credential-id".to_owned(), id)]);
+        let user = UserInfo { username: name.into(), groups, extra, ..UserInfo::default() };
+        Some(Self { user, until: cert.validity().not_after.timestamp() })
     }
-    let groups = cert.subject().iter_organization().filter_map(|o| o.as_str().ok().map(str::to_owned)).collect();
-    let fingerprint: String = Sha256::digest(der).iter().map(|byte| format!("{byte:02x}")).collect();
-    let id = vec![format!("X509SHA256={fingerprint}")];
-    let extra = BTreeMap::from([("authentication.kubernetes.io/credential-id".to_owned(), id)]);
-    Some(Ok(UserInfo { username: name.into(), groups, extra, ..UserInfo::default() }))
+
+    fn holds(&self, now: SystemTime) -> bool {
+        let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
+        seconds <= self.until
+    }
 }
 
 /// The token of `Authorization: Bearer ...`; an empty one is none.

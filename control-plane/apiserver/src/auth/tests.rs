@@ -45,13 +45,16 @@ async fn who_a_request_comes_from() {
     let authenticator = Authenticator::new(&pki, view, "cluster.local").unwrap();
     let hour = std::time::Duration::from_secs(3600);
     let identity = pki.issue_client("jane", &["dev", "ops"], hour).unwrap();
-    let chain = [CertificateDer::from_pem_slice(identity.cert_pem.as_bytes()).unwrap()];
-    let user = authenticator.authenticate(Some(&chain), &HeaderMap::new()).await.unwrap();
+    let certificate = CertificateDer::from_pem_slice(identity.cert_pem.as_bytes()).unwrap();
+    let peer = Certified::read(&certificate).unwrap();
+    let user = authenticator.authenticate(Some(&peer), &HeaderMap::new()).await.unwrap();
     assert_eq!(user.username, "jane");
     assert_eq!(user.groups, ["dev", "ops", AUTHENTICATED]);
 
-    let later = SystemTime::now() + hour * 2;
-    assert!(from_certificate(&chain[0], later).unwrap().is_err());
+    // The connection has outlived its certificate.
+    assert!(!peer.holds(SystemTime::now() + hour * 2));
+    let expired = Certified { until: 1, ..peer };
+    assert_eq!(authenticator.authenticate(Some(&expired), &HeaderMap::new()).await.unwrap_err().code, 401);
 
     let with = |value: &str| HeaderMap::from_iter([(AUTHORIZATION, value.parse().unwrap())]);
     let check = async |headers: HeaderMap, expected: Result<(&str, &[&str]), u16>| {
