@@ -71,13 +71,12 @@ impl Admission {
             _ => {}
         }
         policy::mutate(view, &self.authorizer, admit, object)?;
-        let before = object.clone();
-        let warnings = webhook::mutate(view, &self.authorizer, admit, object).await?;
+        let mutated = webhook::mutate(view, &self.authorizer, admit, object).await?;
         // What webhooks changed is looked at again by the policies that ask for it.
-        if *object != before {
+        if mutated.changed {
             policy::mutate_again(view, &self.authorizer, admit, object)?;
         }
-        Ok(warnings)
+        Ok(mutated.warnings)
     }
 
     /// Asks policies and webhooks about a stream into a pod or a proxied request; its options are

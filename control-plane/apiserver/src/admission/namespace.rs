@@ -1,12 +1,14 @@
 //! NamespaceLifecycle: nothing is written into a namespace that is missing, nothing created in one
 //! that is going, and the cluster's own namespaces stay.
 
+use serde::Deserialize;
 use sluice_api::status::{Cause, Status};
 
 use super::forbid;
 use crate::{
     auth::{refusal, view::View},
     context::{Admit, Operation},
+    storage::StoredObject,
 };
 
 const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
@@ -22,8 +24,7 @@ pub(super) fn check(view: &dyn View, admit: &Admit<'_>) -> Result<(), Status> {
     let Some(namespace) = view.get("", "namespaces", "", a.namespace) else {
         return Err(refusal::not_found("", "namespaces", a.namespace));
     };
-    let going = namespace.deleting || namespace.value()["status"]["phase"] == "Terminating";
-    if admit.operation != Operation::Create || !going {
+    if admit.operation != Operation::Create || !going(&namespace) {
         return Ok(());
     }
     let why = format!("unable to create new content in namespace {} because it is being terminated", a.namespace);
@@ -35,6 +36,21 @@ pub(super) fn check(view: &dyn View, admit: &Admit<'_>) -> Result<(), Status> {
         field: "metadata.namespace".into(),
     });
     Err(status)
+}
+
+fn going(namespace: &StoredObject) -> bool {
+    #[derive(Deserialize)]
+    struct Namespace {
+        #[serde(default)]
+        status: Status,
+    }
+    #[derive(Default, Deserialize)]
+    struct Status {
+        #[serde(default)]
+        phase: Option<String>,
+    }
+    let phase = || namespace.parse::<Namespace>().ok()?.status.phase;
+    namespace.deleting || phase().is_some_and(|phase| phase == "Terminating")
 }
 
 pub(super) fn check_delete(admit: &Admit<'_>) -> Result<(), Status> {

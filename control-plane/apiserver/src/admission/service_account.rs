@@ -2,6 +2,7 @@
 //! secrets used (upstream's `plugin/pkg/admission/serviceaccount`).
 
 use rand::seq::IndexedRandom as _;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use sluice_api::status::Status;
 
@@ -12,6 +13,14 @@ const DEFAULT: &str = "default";
 const MOUNT_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const VOLUME: &str = "kube-api-access";
 const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// What an account has to say about its pods.
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Account {
+    automount_service_account_token: Option<bool>,
+    image_pull_secrets: Value,
+}
 
 pub(super) async fn mutate(view: &dyn View, admit: &Admit<'_>, pod: &mut Value) -> Result<(), Status> {
     if !pod["metadata"]["annotations"][MIRROR].is_null() {
@@ -36,17 +45,14 @@ pub(super) async fn mutate(view: &dyn View, admit: &Admit<'_>, pod: &mut Value) 
         let why = format!("error looking up service account {namespace}/{name}: serviceaccount {name:?} not found");
         return Err(forbid(admit, Some(pod), why));
     };
-    let account = account.value();
-    let automount = [&pod["spec"], &account]
-        .into_iter()
-        .find_map(|of| of["automountServiceAccountToken"].as_bool())
-        .unwrap_or(true);
+    let account: Account = account.parse().map_err(Status::internal)?;
+    let asked = pod["spec"]["automountServiceAccountToken"].as_bool();
+    let automount = asked.or(account.automount_service_account_token).unwrap_or(true);
     if automount {
         mount_token(&mut pod["spec"]);
     }
-    let secrets = &account["imagePullSecrets"];
-    if list(&pod["spec"]["imagePullSecrets"]).is_empty() && !list(secrets).is_empty() {
-        pod["spec"]["imagePullSecrets"] = secrets.clone();
+    if list(&pod["spec"]["imagePullSecrets"]).is_empty() && !list(&account.image_pull_secrets).is_empty() {
+        pod["spec"]["imagePullSecrets"] = account.image_pull_secrets;
     }
     Ok(())
 }

@@ -200,6 +200,6 @@ pub(crate) fn released(storage: &Storage, resource: &Resource, object: &StoredOb
     along
 }
 
-fn is_service(resource: &Resource) -> bool {
+pub(crate) fn is_service(resource: &Resource) -> bool {
     resource.group.is_empty() && resource.plural == "services"
 }

@@ -3,6 +3,7 @@
 //! happen above it.
 
 mod along;
+mod encode;
 mod heartbeat;
 mod lease;
 mod object;
@@ -26,6 +27,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 pub(crate) use along::{Along, Notes};
+use encode::encode;
 pub use object::StoredObject;
 pub(crate) use object::frame;
 
@@ -334,18 +336,6 @@ impl Storage {
         let namespace = if resource.namespaced { meta::namespace(object) } else { "" };
         key(resource.store_prefix(), namespace, meta::name(object))
     }
-}
-
-/// The stored form: without resourceVersion, which is the store's own.
-fn encode(object: &Value) -> Result<Bytes, Status> {
-    let bytes = if object["metadata"].get("resourceVersion").is_some() {
-        let mut object = object.clone();
-        meta::clear(&mut object, &["resourceVersion"]);
-        serde_json::to_vec(&object)
-    } else {
-        serde_json::to_vec(object)
-    };
-    bytes.map(Bytes::from).map_err(Status::internal)
 }
 
 fn cannot_watch(error: Error) -> Status {

@@ -13,7 +13,7 @@ use sluice_api::{
 use super::{Call, write::Tracked};
 use crate::{
     context::{Body, Operation},
-    limits, meta, rules,
+    limits, meta, rules, services,
     view::Object,
 };
 
@@ -42,8 +42,10 @@ impl Call<'_> {
         if let Some(managers) = managers {
             meta::set(&mut object, "managedFields", managers);
         }
+        // Another name, or other addresses and ports, may have to be tried.
+        let may_repeat = base.is_some() || services::is_service(resource);
         for attempt in 1.. {
-            let mut object = object.clone();
+            let mut object = if may_repeat { object.clone() } else { object.take() };
             if let Some(base) = &base {
                 meta::set(&mut object, "name", meta::generate_name(base));
             }

@@ -24,21 +24,30 @@ struct Verdict {
     warnings: Vec<String>,
 }
 
-/// Lets every matching mutating webhook change the object; returns their warnings.
+/// What the mutating webhooks did.
+#[derive(Default)]
+pub(super) struct Mutated {
+    pub(super) warnings: Vec<String>,
+    /// True if any of them changed the object.
+    pub(super) changed: bool,
+}
+
+/// Lets every matching mutating webhook change the object.
 pub(super) async fn mutate(
     view: &dyn View,
     authorizer: &Arc<Authorizer>,
     admit: &Admit<'_>,
     object: &mut Value,
-) -> Result<Vec<String>, Status> {
-    let mut warnings = Vec::new();
+) -> Result<Mutated, Status> {
+    let mut mutated = Mutated::default();
     let mut again: Vec<Webhook> = Vec::new();
     let mut changed_since = false;
     for webhook in matching(view, "mutatingwebhookconfigurations", admit, Some(object)) {
         if !wanted(view, authorizer, &webhook, admit, Some(object))? {
             continue;
         }
-        let changed = apply(view, &webhook, admit, object, &mut warnings).await?;
+        let changed = apply(view, &webhook, admit, object, &mut mutated.warnings).await?;
+        mutated.changed |= changed;
         changed_since |= changed && !again.is_empty();
         if webhook.reinvocation_policy == "IfNeeded" {
             again.push(webhook);
@@ -46,10 +55,10 @@ pub(super) async fn mutate(
     }
     if changed_since {
         for webhook in again {
-            apply(view, &webhook, admit, object, &mut warnings).await?;
+            apply(view, &webhook, admit, object, &mut mutated.warnings).await?;
         }
     }
-    Ok(warnings)
+    Ok(mutated)
 }
 
 /// Asks every matching validating webhook; the first refusal in their order is the answer.
