@@ -115,6 +115,12 @@ pub(crate) const LISTS: usize = 7;
 pub(crate) const PAGE: usize = 500;
 /// Longest until a watcher has the next event.
 pub(crate) const NEXT_EVENT: Duration = Duration::from_secs(60);
+/// Samples of the server in a second, for `--flamegraph`.
+#[cfg(feature = "flamegraph")]
+pub(crate) const SAMPLES: u32 = 199;
+/// Bytes of stack in each.
+#[cfg(feature = "flamegraph")]
+pub(crate) const SAMPLED_STACK: u32 = 16 * 1024;
 /// Share of the machine's CPU time, in percent, above which others' work is told.
 pub(crate) const OTHERS: f64 = 10.0;
 /// What `sched` takes at most.

@@ -16,6 +16,8 @@ mod memory;
 mod page;
 mod pods;
 mod proc;
+#[cfg(feature = "flamegraph")]
+mod profile;
 mod report;
 mod sched;
 mod startup;

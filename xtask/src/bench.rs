@@ -27,7 +27,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     setup::ensure(setup::Purpose::Bench)?;
     ebpf::build()?;
     let image = image::build()?;
-    sh::run(sh::cargo().args(["build", "--release", "--package", "sluice", "--package", "sluice-bench"]))?;
+    let mut build = sh::cargo();
+    build.args(["build", "--release", "--package", "sluice", "--package", "sluice-bench"]);
+    if options.bench.iter().any(|word| word.split('=').next() == Some("--flamegraph")) {
+        build.args(["--features", "sluice-bench/flamegraph"]);
+    }
+    sh::run(&mut build)?;
     let mut bench = sh::command(sh::target().join("release/sluice-bench"));
     bench.args(&options.bench).env("SLUICE_BIN", crate::up::binary()).env("SLUICE_IMAGE", image);
     sh::run(bench.env("SLUICE_ECHO", image::program()?))

@@ -25,6 +25,12 @@ impl Meter {
         Self { server, store }
     }
 
+    /// Processes of the server.
+    #[cfg(feature = "flamegraph")]
+    pub(super) fn server(&self) -> &[u32] {
+        &self.server
+    }
+
     pub(crate) fn read(&self) -> Result<Reading> {
         let cpu = |pids: &[u32]| -> Result<Option<f64>> {
             let seconds: Vec<f64> = pids.iter().map(|pid| proc::cpu_seconds(*pid)).collect::<Result<_>>()?;

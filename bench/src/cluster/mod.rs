@@ -19,6 +19,8 @@ use meter::Share;
 pub(crate) use meter::{Meter, Reading};
 pub(crate) use space::{Object, Space};
 
+#[cfg(feature = "flamegraph")]
+use crate::profile::Profile;
 use crate::{document::Label, limits, machine::Machine, proc, report::Measured};
 use server::Server;
 
@@ -35,6 +37,10 @@ pub(crate) struct Where {
     /// What our own control plane keeps its objects in [default: both for `api`, embedded for `sched`]
     #[arg(long, value_name = "STORE", conflicts_with = "kubeconfig")]
     pub(crate) store: Option<Stores>,
+    /// Draw what the server's processes spend their CPU time on, as a flame graph in this file
+    #[cfg(feature = "flamegraph")]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) flamegraph: Option<std::path::PathBuf>,
     /// What to call it in reports [default: the server's version]
     #[arg(long, value_name = "NAME")]
     pub(crate) label: Option<String>,
@@ -75,6 +81,18 @@ impl Where {
             Some(pid) => bail!("--pid {pid}: there is no such process on this machine"),
             None => Ok(()),
         }
+    }
+
+    /// The work of one cluster, looked at where that is asked for.
+    async fn watched(&self, cluster: &Cluster, work: impl Future<Output = Result<()>>) -> Result<()> {
+        #[cfg(feature = "flamegraph")]
+        if let Some(picture) = &self.flamegraph {
+            let profile = Profile::begin(cluster.meter.server(), picture)?;
+            work.await?;
+            return profile.end();
+        }
+        let _ = cluster;
+        work.await
     }
 }
 
@@ -138,6 +156,14 @@ pub(crate) fn each(
     mut measure: impl AsyncFnMut(&Cluster, &Arc<Space>, &mut Measured) -> Result<()>,
 ) -> Result<Vec<(Label, Measured)>> {
     options.check()?;
+    let clusters = match &options.kubeconfig {
+        Some(_) => &[None][..],
+        None => &options.store.unwrap_or(usual).each().iter().copied().map(Some).collect::<Vec<_>>(),
+    };
+    #[cfg(feature = "flamegraph")]
+    if options.flamegraph.is_some() && clusters.len() > 1 {
+        bail!("--flamegraph draws one picture: name one --store");
+    }
     if let Some(warning) = Machine::read()?.busy() {
         eprintln!("warning: {warning}");
     }
@@ -146,10 +172,6 @@ pub(crate) fn each(
     let threads = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     threads.block_on(async {
         let mut all = Vec::new();
-        let clusters = match &options.kubeconfig {
-            Some(_) => &[None][..],
-            None => &options.store.unwrap_or(usual).each().iter().copied().map(Some).collect::<Vec<_>>(),
-        };
         for store in clusters {
             let cluster = match (store, &options.kubeconfig) {
                 (Some(store), _) => Cluster::own(*store, options).await?,
@@ -162,7 +184,7 @@ pub(crate) fn each(
             let mut measured = Measured::default();
             let work = async {
                 space.make().await?;
-                measure(&cluster, &space, &mut measured).await
+                options.watched(&cluster, measure(&cluster, &space, &mut measured)).await
             };
             let outcome = tokio::select! {
                 outcome = tokio::time::timeout(limits::LOAD_WHOLE, work) => {
