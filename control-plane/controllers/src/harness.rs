@@ -21,7 +21,7 @@ use crate::types::{
     Job, Lease, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Pool, ReplicaSet, ReplicationController,
     Secret, Service, ServiceAccount, ServiceCidr, Slice, StatefulSet, StorageClass,
 };
-use crate::{accounts, tokens};
+use crate::{account_tokens, accounts, tokens};
 
 /// Brings the object of one key closer to what is wanted.
 pub(crate) trait Reconcile: Send + Sync + 'static {
@@ -150,4 +150,6 @@ informers! {
     bundles: ConfigMap where format!("metadata.name={}", accounts::ROOT_CA);
     /// Only bootstrap tokens.
     tokens: Secret where tokens::FIELDS;
+    /// Only those that hold a service account's token.
+    account_tokens: Secret where account_tokens::FIELDS;
 }

@@ -4,6 +4,7 @@
 //! per kind ([`informer`]), one work queue per controller ([`queue`]). Everything goes through the Kubernetes API; nothing
 //! here opens the store. Nothing polls: timers exist only for deadlines.
 
+mod account_tokens;
 mod accounts;
 mod addresses;
 mod aggregation;
@@ -134,6 +135,7 @@ fn start(context: &Context) -> Result<(), String> {
     endpoints::mirror::start(context, &all);
     loadbalancer::start(context, &all);
     accounts::start(context, &all);
+    account_tokens::start(context, &all);
     addresses::ranges::start(context, &all);
     addresses::repair::start(context, &all);
     let emptied = namespaces::start(context, &all);

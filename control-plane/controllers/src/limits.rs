@@ -54,3 +54,5 @@ pub(crate) const ANNOUNCING_NODES: usize = 4;
 pub(crate) const RANGE_GRACE: Duration = Duration::from_secs(10);
 /// How long an IPAddress waits for the Service that it was made for (upstream's: a request's longest time).
 pub(crate) const ADDRESS_GRACE: Duration = Duration::from_secs(60);
+/// How long the token in a Secret is good: the longest that the API gives, as upstream's never end.
+pub(crate) const SECRET_TOKEN_SECONDS: i64 = 1 << 32;

@@ -9,6 +9,7 @@ use kube::api::ObjectMeta;
 use serde::Deserialize;
 
 use super::{metadata, nullable, resource};
+use crate::account_tokens;
 use crate::informer::Kind;
 
 /// A Node.
@@ -175,14 +176,14 @@ pub(crate) struct ConfigMap {
 resource!(ConfigMap, "", "v1", "ConfigMap", "configmaps", NamespaceResourceScope);
 impl Kind for ConfigMap {}
 
-/// A Secret (only bootstrap tokens are watched).
+/// A Secret (only bootstrap tokens and those with service accounts' tokens are watched).
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Secret {
     /// Metadata.
     #[serde(deserialize_with = "metadata")]
     pub(crate) metadata: ObjectMeta,
-    /// Only the expiration is kept.
+    /// Only what controllers look at is kept, and of a token only that there is one.
     #[serde(deserialize_with = "nullable")]
     pub(crate) data: BTreeMap<String, ByteString>,
 }
@@ -191,7 +192,15 @@ resource!(Secret, "", "v1", "Secret", "secrets", NamespaceResourceScope);
 impl Kind for Secret {
     fn slim(&mut self) {
         self.metadata.managed_fields = None;
-        self.data.retain(|key, _| key == "expiration");
+        self.data.retain(|key, _| matches!(key.as_str(), "expiration" | "ca.crt" | "namespace" | "token"));
+        if let Some(token) = self.data.get_mut("token") {
+            token.0.truncate(1);
+            token.0.shrink_to_fit();
+        }
+    }
+
+    fn indexes(&self) -> Vec<String> {
+        account_tokens::index(self).into_iter().collect()
     }
 }
 

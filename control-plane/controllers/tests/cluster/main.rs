@@ -1,6 +1,7 @@
 //! Stories of the whole control plane, by controller: what users do, and what becomes of it.
 #![allow(clippy::unwrap_used)]
 
+mod accounts;
 mod addresses;
 mod common;
 mod daemons;
