@@ -11,6 +11,7 @@ pub mod bootstrap;
 mod columns;
 pub mod connect;
 pub mod context;
+mod conversion;
 mod core;
 mod crds;
 mod documents;

@@ -137,6 +137,8 @@ pub const QUOTA_RESERVATIONS: usize = 10_000;
 /// How long a webhook may take by default and at most (upstream's), in seconds.
 pub const WEBHOOK_TIMEOUT_SECONDS: u64 = 10;
 pub const WEBHOOK_MOST_SECONDS: u64 = 30;
+/// Objects sent to a conversion webhook at once, by their size.
+pub const CONVERSION_BYTES: usize = 1 << 20;
 /// Warnings taken from one webhook, and their length.
 pub const WEBHOOK_WARNINGS: usize = 16;
 pub const WEBHOOK_WARNING_CHARS: usize = 256;

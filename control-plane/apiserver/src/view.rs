@@ -90,16 +90,15 @@ impl View {
         convert::convert(&self.stored, &self.resource, value)
     }
 
-    /// True if the object is stored in the served version. A custom resource's objects may still be in one that was stored before.
+    /// True if the object is in the served version. A custom resource's objects may still be in one that was stored before, or
+    /// have been converted.
     pub(crate) fn is_stored(&self, object: &StoredObject) -> bool {
         let resource = &self.resource;
-        resource.is_storage_version()
-            && (resource.custom.is_none()
-                || object
-                    .api_version()
-                    .strip_prefix(resource.group.as_bytes())
-                    .and_then(|rest| rest.strip_prefix(b"/"))
-                    == Some(resource.version.as_bytes()))
+        if resource.custom.is_none() {
+            return resource.is_storage_version();
+        }
+        object.api_version().strip_prefix(resource.group.as_bytes()).and_then(|rest| rest.strip_prefix(b"/"))
+            == Some(resource.version.as_bytes())
     }
 
     /// True if readers of the served version are sent the stored bytes.

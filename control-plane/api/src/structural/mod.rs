@@ -28,6 +28,8 @@ pub struct Custom {
     /// The scale subresource's paths.
     scale: Option<Scale>,
     selectable: Vec<String>,
+    /// `spec.conversion.webhook`, where that converts between the versions.
+    conversion: Option<Value>,
 }
 
 /// Where a custom resource keeps what its scale subresource shows: JSON paths like `.spec.replicas`.
@@ -51,11 +53,13 @@ impl Custom {
             status_replicas: text(&scale["statusReplicasPath"]),
             selector: scale["labelSelectorPath"].as_str().map(str::to_owned),
         });
+        let conversion = &definition["spec"]["conversion"];
         let fields = version["selectableFields"].as_array().into_iter().flatten();
         Arc::new(Self {
             schema,
             keep_unknown: definition["spec"]["preserveUnknownFields"] == true,
             scale,
+            conversion: (conversion["strategy"] == "Webhook").then(|| conversion["webhook"].clone()),
             selectable: fields.map(|f| text(&f["jsonPath"]).trim_start_matches('.').to_owned()).collect(),
         })
     }
@@ -71,6 +75,11 @@ impl Custom {
     /// The paths of `selectableFields`, without their first dot.
     pub fn selectable(&self) -> &[String] {
         &self.selectable
+    }
+
+    /// The webhook that converts objects between the versions, as the definition says it.
+    pub fn conversion(&self) -> Option<&Value> {
+        self.conversion.as_ref()
     }
 
     /// Drops what the schema does not know; the messages say what (`unknown field "spec.x"`).

@@ -14,7 +14,7 @@ mod policy;
 mod quota;
 mod service_account;
 mod storage;
-mod webhook;
+pub(crate) mod webhook;
 
 use std::sync::Arc;
 

@@ -144,6 +144,14 @@ impl StoredObject {
         Some(object)
     }
 
+    /// The same state in another version: `stored` is its JSON without a resourceVersion.
+    pub(crate) fn with_value(&self, stored: &[u8]) -> Result<Self, serde_json::Error> {
+        let mut object = Self::decode(stored, self.revision, self.created)?;
+        object.fields.clone_from(&self.fields);
+        object.tagged_by = self.tagged_by;
+        Ok(object)
+    }
+
     /// Reads the object into a narrow type.
     pub fn parse<'a, T: Deserialize<'a>>(&'a self) -> Result<T, serde_json::Error> {
         serde_json::from_slice(&self.bytes)

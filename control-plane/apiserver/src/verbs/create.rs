@@ -13,7 +13,7 @@ use sluice_api::{
 use super::{Call, write::Tracked};
 use crate::{
     context::{Body, Operation},
-    limits, meta, rules, services,
+    conversion, limits, meta, rules, services,
     view::Object,
 };
 
@@ -79,11 +79,11 @@ impl Call<'_> {
                 }
                 return Ok(Object::Made(object));
             }
-            let stored = self.view.to_stored(object);
+            let stored = conversion::stored(&self.core.storage, &self.view, object).await?;
             let along = std::mem::take(&mut allocation.along);
             let takes = !along.is_empty();
             match self.core.storage.insert(&self.view.stored, &stored, along).await? {
-                Some(stored) => return Ok(Object::Stored(stored)),
+                Some(stored) => return Ok(Object::Stored(self.served(stored).await?)),
                 None if takes && self.lost_to_others(&name).await? => {
                     if attempt >= limits::ALLOCATION_ATTEMPTS {
                         return Err(Status::conflict(resource, &name));

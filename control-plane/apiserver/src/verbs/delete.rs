@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     context::{Body, Operation},
-    limits, meta, respond, rules,
+    conversion, limits, meta, respond, rules,
     storage::{Along, StoredObject},
     view::{Object, Selection, encode},
 };
@@ -66,25 +66,30 @@ impl Call<'_> {
                 newest = true;
                 continue;
             }
-            let old = self.view.value(&current);
+            let shown = self.served(Arc::clone(&current)).await?;
+            let old = self.view.value(&shown);
             let frame = self.admit(Operation::Delete, name, Some(&old));
             let warnings = self.core.admission.validate(&frame, None).await?;
             self.warn(warnings);
             match self.plan(&old, options) {
                 Plan::Pending => {
-                    return Ok(Deleted { object: Object::Stored(current), gone: false });
+                    return Ok(Deleted { object: Object::Stored(shown), gone: false });
                 }
                 Plan::Update(new) => {
                     if let Some(object) = self.commit(&current, &old, new, Along::default()).await? {
+                        let object = match object {
+                            Object::Stored(stored) => Object::Stored(self.served(stored).await?),
+                            made => made,
+                        };
                         return Ok(Deleted { object, gone: false });
                     }
                 }
                 Plan::Remove if self.dry_run || options.dry_run => {
-                    return Ok(Deleted { object: Object::Stored(current), gone: true });
+                    return Ok(Deleted { object: Object::Stored(shown), gone: true });
                 }
                 Plan::Remove => {
                     if let Some(revision) = self.remove(&current).await? {
-                        let last = current.at_revision(revision).map_or(current, Arc::new);
+                        let last = shown.at_revision(revision).map_or(shown, Arc::new);
                         return Ok(Deleted { object: Object::Stored(last), gone: true });
                     }
                 }
@@ -139,7 +144,8 @@ impl Call<'_> {
     pub(crate) async fn delete_collection(&self, options: &DeleteOptions) -> Result<Response<Body>, Status> {
         let selection = Selection::parse(&self.view.resource, self.query)?;
         let list = ListOptions::parse(self.query)?;
-        let listed = self.find(&selection, &list).await?;
+        let mut listed = self.find(&selection, &list).await?;
+        listed.items = conversion::served(&self.core.storage, &self.view, listed.items).await?;
         let deletions: Vec<BoxFuture<'_, _>> =
             listed.items.iter().map(|object| self.delete_found(object, options).boxed()).collect();
         stream::iter(deletions).buffer_unordered(limits::COLLECTION_DELETES).try_collect::<()>().await?;

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     context::{Body, BoxError, full},
-    limits,
+    conversion, limits,
     negotiate::As,
     respond,
     storage::{StoredObject, collection, failed, key},
@@ -49,10 +49,8 @@ impl Call<'_> {
             Some(n) => At::NotOlderThan(n),
         })
         .await?;
-        self.core
-            .storage
-            .get(self.view.prefix(), self.namespace(), name)
-            .ok_or_else(|| Status::not_found(&self.view.resource, name))
+        let found = self.current(name).ok_or_else(|| Status::not_found(&self.view.resource, name))?;
+        self.served(found).await
     }
 
     /// Waits until the cache shows the state asked for.
@@ -68,7 +66,8 @@ impl Call<'_> {
     pub(crate) async fn list(&self) -> Result<Response<Body>, Status> {
         let selection = Selection::parse(&self.view.resource, self.query)?;
         let options = ListOptions::parse(self.query)?;
-        let listed = self.find(&selection, &options).await?;
+        let mut listed = self.find(&selection, &options).await?;
+        listed.items = conversion::served(&self.core.storage, &self.view, listed.items).await?;
         Ok(self.list_response(listed))
     }
 

@@ -23,12 +23,12 @@ use super::{
 };
 use crate::{
     context::{Body, BoxError},
-    limits,
+    conversion, limits,
     metrics::Metrics,
     negotiate::As,
     request::Query,
     respond,
-    storage::{StoredObject, frame},
+    storage::{Storage, StoredObject, frame},
     view::{Object, Selection, View, encode},
 };
 
@@ -75,6 +75,7 @@ impl WatchOptions {
 /// One open watch.
 struct Watcher {
     view: View,
+    storage: Arc<Storage>,
     selection: Selection,
     target: As,
     changes: CacheWatch<StoredObject>,
@@ -139,7 +140,7 @@ impl Call<'_> {
             }
             Err(status) => return Err(status),
         };
-        let initial: Vec<Arc<StoredObject>> = if initial_events {
+        let mut initial: Vec<Arc<StoredObject>> = if initial_events {
             snapshot
                 .iter()
                 .map(|(_, object)| object)
@@ -149,10 +150,12 @@ impl Call<'_> {
         } else {
             Vec::new()
         };
+        initial = conversion::served(storage, &self.view, initial).await?;
         let resource = &self.view.resource;
         self.core.metrics.watch(&resource.group, &resource.plural, 1);
         let watcher = Watcher {
             view: self.view.clone(),
+            storage: Arc::clone(storage),
             selection,
             target: self.form.target,
             changes,
@@ -224,9 +227,9 @@ impl Watcher {
                         if revision <= self.after {
                             continue;
                         }
-                        if let Some(bytes) = self.change(revision, kind, &object, previous.as_deref()) {
+                        if let Some((kind, object)) = self.change(revision, kind, &object, previous.as_deref()) {
                             self.told = revision;
-                            return Some(bytes);
+                            return Some(self.converted(kind, object).await);
                         }
                     }
                     CacheItem::Progress(_) => {}
@@ -260,12 +263,12 @@ impl Watcher {
 
     /// What a change is to this watcher: an object may come into its selection or leave it.
     fn change(
-        &mut self,
+        &self,
         revision: Revision,
         kind: Kind,
         object: &Arc<StoredObject>,
         previous: Option<&StoredObject>,
-    ) -> Option<Bytes> {
+    ) -> Option<(&'static str, Arc<StoredObject>)> {
         let matches = |o: &StoredObject| self.selection.matches(&self.view, o);
         let deleted = kind == Kind::Deleted;
         let now = !deleted && matches(object);
@@ -274,15 +277,26 @@ impl Watcher {
             None => deleted && matches(object),
         };
         match (now, before) {
-            (true, false) => Some(self.event("ADDED", object)),
-            (true, true) => Some(self.event("MODIFIED", object)),
-            (false, true) if deleted => Some(self.event("DELETED", object)),
+            (true, false) => Some(("ADDED", Arc::clone(object))),
+            (true, true) => Some(("MODIFIED", Arc::clone(object))),
+            (false, true) if deleted => Some(("DELETED", Arc::clone(object))),
             // Left the selection: its last matching state, at the revision of the change.
             (false, true) => {
                 let last = previous?.at_revision(revision)?;
-                Some(self.event("DELETED", &Arc::new(last)))
+                Some(("DELETED", Arc::new(last)))
             }
             (false, false) => None,
+        }
+    }
+
+    /// An event about an object in the served version; a failed conversion ends the watch.
+    async fn converted(&mut self, kind: &str, object: Arc<StoredObject>) -> Bytes {
+        match conversion::one(&self.storage, &self.view, object).await {
+            Ok(object) => self.event(kind, &object),
+            Err(status) => {
+                self.over = true;
+                frame("ERROR", &encode(&status.to_json()))
+            }
         }
     }
 

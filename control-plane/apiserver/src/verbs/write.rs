@@ -14,7 +14,7 @@ use sluice_store::Revision;
 use super::Call;
 use crate::{
     context::{Admit, Body, Operation},
-    limits, meta, respond, rules,
+    conversion, limits, meta, respond, rules,
     services::{self, Allocation},
     storage::{Along, StoredObject, key},
     view::Object,
@@ -125,7 +125,7 @@ impl Call<'_> {
                     object => return Ok(Written { object: object?, created: true }),
                 }
             };
-            let old = self.view.value(&current);
+            let old = self.view.value(&*self.served(Arc::clone(&current)).await?);
             let mut new = change(&old)?;
             let wanted = meta::resource_version(&new).map_err(|text| bad_version(self, &text))?;
             if let Some(wanted) = wanted
@@ -170,6 +170,10 @@ impl Call<'_> {
             // That nothing changed is only known of the newest state.
             let unchanged = matches!(&committed, Some(Object::Stored(same)) if Arc::ptr_eq(same, &current));
             if let Some(object) = committed.filter(|_| newest || !unchanged) {
+                let object = match object {
+                    Object::Stored(stored) => Object::Stored(self.served(stored).await?),
+                    made => made,
+                };
                 return Ok(Written { object, created: false });
             }
             self.core.storage.fresh().await?;
@@ -252,7 +256,7 @@ impl Call<'_> {
                 Object::Made(new)
             }));
         }
-        let stored = self.view.to_stored(new);
+        let stored = conversion::stored(storage, &self.view, new).await?;
         let written = storage.replace(&self.view.stored, &stored, current.revision, along).await?;
         Ok(written.map(Object::Stored))
     }
@@ -281,6 +285,11 @@ impl Call<'_> {
     /// The object as the cache has it now.
     pub(crate) fn current(&self, name: &str) -> Option<Arc<StoredObject>> {
         self.core.storage.get(self.view.prefix(), self.namespace(), name)
+    }
+
+    /// A stored object in the version that the request is about.
+    pub(super) async fn served(&self, object: Arc<StoredObject>) -> Result<Arc<StoredObject>, Status> {
+        conversion::one(&self.core.storage, &self.view, object).await
     }
 
     /// The frame of an admission request about this call's resource.

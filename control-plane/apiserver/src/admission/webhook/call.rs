@@ -1,4 +1,4 @@
-//! One HTTPS call to a webhook, by URL or to an endpoint of its Service.
+//! One HTTPS call to a webhook, of admission or of conversion, by URL or to an endpoint of its Service.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,7 +11,7 @@ use rustls::{
 };
 use serde_json::Value;
 
-use super::rules::{ServiceRef, Webhook};
+use super::rules::{ClientConfig as Hook, ServiceRef};
 use crate::{
     auth::view::View,
     connect::{
@@ -23,18 +23,15 @@ use crate::{
 };
 
 /// Sends the review and returns the answer's body.
-pub(super) async fn post(view: &dyn View, webhook: &Webhook, review: &Value) -> Result<Vec<u8>, String> {
-    let seconds = webhook.timeout_seconds.unwrap_or(limits::WEBHOOK_TIMEOUT_SECONDS);
-    let seconds = seconds.min(limits::WEBHOOK_MOST_SECONDS);
-    match tokio::time::timeout(Duration::from_secs(seconds), send(view, webhook, review, seconds)).await {
+pub(crate) async fn post(view: &dyn View, hook: &Hook, seconds: u64, review: &Value) -> Result<Vec<u8>, String> {
+    match tokio::time::timeout(Duration::from_secs(seconds), send(view, hook, review, seconds)).await {
         Ok(answer) => answer,
-        Err(_) => Err(format!("Post {:?}: context deadline exceeded", asked(webhook, seconds))),
+        Err(_) => Err(format!("Post {:?}: context deadline exceeded", asked(hook, seconds))),
     }
 }
 
 /// The URL that messages name, as upstream's client would ask for it.
-fn asked(webhook: &Webhook, seconds: u64) -> String {
-    let config = &webhook.client_config;
+fn asked(config: &Hook, seconds: u64) -> String {
     let url = match (&config.url, &config.service) {
         (Some(url), _) => url.clone(),
         (None, Some(ServiceRef { namespace, name, port, path })) => {
@@ -52,8 +49,7 @@ fn with_timeout(path: String, seconds: u64) -> String {
     format!("{path}{sign}timeout={seconds}s")
 }
 
-async fn send(view: &dyn View, webhook: &Webhook, review: &Value, seconds: u64) -> Result<Vec<u8>, String> {
-    let config = &webhook.client_config;
+async fn send(view: &dyn View, config: &Hook, review: &Value, seconds: u64) -> Result<Vec<u8>, String> {
     let (target, path) = match (&config.url, &config.service) {
         (Some(url), None) => by_url(url)?,
         (None, Some(service)) => by_service(view, service)?,

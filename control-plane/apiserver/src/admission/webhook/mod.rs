@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use sluice_api::status::Status;
 
 use self::rules::Webhook;
+pub(crate) use self::{call::post, rules::ClientConfig};
 use super::policy::Frame;
 use crate::{auth::view::View, authz::Authorizer, context::Admit, limits};
 
@@ -146,7 +147,9 @@ async fn ask(
     }
     let uid = uid();
     let review = review(&uid, admit, object);
-    let answered = match call::post(view, webhook, &review).await {
+    let seconds = webhook.timeout_seconds.unwrap_or(limits::WEBHOOK_TIMEOUT_SECONDS);
+    let seconds = seconds.min(limits::WEBHOOK_MOST_SECONDS);
+    let answered = match post(view, &webhook.client_config, seconds, &review).await {
         Ok(answer) => read(&uid, &answer),
         Err(error) => Err(error),
     };
@@ -231,7 +234,7 @@ fn denied(webhook: &str, status: &Value) -> Status {
     Status::new(code.unwrap_or(400), text("reason").unwrap_or_default(), message)
 }
 
-fn uid() -> String {
+pub(crate) fn uid() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 

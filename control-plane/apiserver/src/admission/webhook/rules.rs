@@ -32,7 +32,7 @@ pub(super) struct Webhook {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct ClientConfig {
+pub(crate) struct ClientConfig {
     #[serde(default)]
     pub(super) url: Option<String>,
     #[serde(default)]
@@ -42,7 +42,7 @@ pub(super) struct ClientConfig {
 }
 
 #[derive(Deserialize)]
-pub(super) struct ServiceRef {
+pub(crate) struct ServiceRef {
     pub(super) namespace: String,
     pub(super) name: String,
     #[serde(default)]
