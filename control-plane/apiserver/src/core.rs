@@ -8,8 +8,8 @@ use sluice_api::resource::Registry;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admission::Admission, auth::Authenticator, authz::Authorizer, columns::Columns, connect::Connect, metrics::Metrics,
-    openapi::Documents, services::Services, storage::Storage,
+    admission::Admission, aggregation::Extensions, auth::Authenticator, authz::Authorizer, columns::Columns,
+    connect::Connect, metrics::Metrics, openapi::Documents, services::Services, storage::Storage,
 };
 
 /// One per server; requests borrow it.
@@ -23,6 +23,8 @@ pub(crate) struct Core {
     pub(crate) authorizer: Arc<Authorizer>,
     pub(crate) admission: Admission,
     pub(crate) connect: Connect,
+    /// Versions of groups that other servers serve.
+    pub(crate) extensions: Extensions,
     pub(crate) services: Services,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) openapi: Documents,

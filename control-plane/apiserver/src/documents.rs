@@ -48,7 +48,7 @@ pub(crate) async fn answer(
         ["openapi", ref below @ ..] => return openapi::answer(core, &parts.headers, query, below).await,
         ["api"] | ["apis"] => return Ok(discovery_root(core, &registry, segments[0], parts, form?)),
         ["api", version] => discovery::resource_list(&registry, "", version),
-        ["apis", group] => discovery::group(&registry, group),
+        ["apis", group] => core.extensions.group(group, discovery::group(&registry, group)),
         ["apis", group, version] => discovery::resource_list(&registry, group, version),
         _ => None,
     };
@@ -123,7 +123,11 @@ fn discovery_root(core: &Core, registry: &Registry, which: &str, parts: &Parts, 
     let root = if which == "api" { Root::Core } else { Root::Groups };
     match aggregated {
         Some(version) => {
-            let bytes = view::encode(&discovery::aggregated(registry, root, version));
+            let mut list = discovery::aggregated(registry, root, version);
+            if root == Root::Groups {
+                core.extensions.add_discovery(&mut list);
+            }
+            let bytes = view::encode(&list);
             let media = match version {
                 "v2" => "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
                 _ => "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList",
@@ -136,7 +140,11 @@ fn discovery_root(core: &Core, registry: &Registry, which: &str, parts: &Parts, 
         None => {
             let value = match root {
                 Root::Core => discovery::api_versions(registry, &core.address),
-                Root::Groups => discovery::api_groups(registry),
+                Root::Groups => {
+                    let mut list = discovery::api_groups(registry);
+                    core.extensions.add_groups(&mut list);
+                    list
+                }
             };
             respond::object(200, view::encode(&value), form)
         }

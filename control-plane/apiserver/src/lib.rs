@@ -4,6 +4,7 @@
 //! and answered from canonical bytes. This crate is the only one that opens the store.
 
 pub mod admission;
+mod aggregation;
 pub mod auth;
 pub mod authz;
 mod body;
@@ -47,6 +48,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     admission::Admission,
+    aggregation::Extensions,
     auth::Authenticator,
     authz::Authorizer,
     bootstrap::{
@@ -88,7 +90,7 @@ pub struct ApiServer {
     pki: Arc<Pki>,
     config: Arc<Config>,
     cluster: Arc<Cluster>,
-    _tasks: Arc<[AbortOnDropHandle<()>; 3]>,
+    _tasks: Arc<[AbortOnDropHandle<()>; 4]>,
 }
 
 impl ApiServer {
@@ -117,6 +119,7 @@ impl ApiServer {
             service_cidr: config.service_cidr.clone(),
             pod_cidr: config.pod_cidr.clone(),
             ca_pem: pki.ca_pem().to_owned(),
+            front_proxy_ca_pem: pki.front_proxy_ca_pem().to_owned(),
         };
         objects::ensure(&storage, &cluster).await.context("the default objects could not be written")?;
 
@@ -132,6 +135,7 @@ impl ApiServer {
             authenticator,
             authorizer,
             connect,
+            extensions: Extensions::default(),
             services: Services::new(&ranges),
             metrics: Arc::new(Metrics::default()),
             openapi: Default::default(),
@@ -143,6 +147,7 @@ impl ApiServer {
             let pki = Arc::clone(&pki);
             tokio::spawn(async move { pki.run_renewal(CancellationToken::new()).await })
         };
+        let extensions = tokio::spawn(aggregation::follow(Arc::clone(&pipeline), Arc::clone(&pki)));
         let definitions = tokio::spawn(crds::follow(Arc::clone(&pipeline)));
         let own = tokio::spawn(bootstrap::keep::run(Arc::clone(&pipeline.core().storage), cluster.clone()));
         Ok(Self {
@@ -150,7 +155,7 @@ impl ApiServer {
             pki,
             config: Arc::new(config),
             cluster: Arc::new(cluster),
-            _tasks: Arc::new([renewal, definitions, own].map(AbortOnDropHandle::new)),
+            _tasks: Arc::new([renewal, definitions, extensions, own].map(AbortOnDropHandle::new)),
         })
     }
 

@@ -137,6 +137,11 @@ pub const QUOTA_RESERVATIONS: usize = 10_000;
 /// How long a webhook may take by default and at most (upstream's), in seconds.
 pub const WEBHOOK_TIMEOUT_SECONDS: u64 = 10;
 pub const WEBHOOK_MOST_SECONDS: u64 = 30;
+/// How long an extension server may take to say what it serves, and how long until one that could not is asked again, at first
+/// and at most.
+pub const EXTENSION_CHECK: Duration = Duration::from_secs(5);
+pub const EXTENSION_RETRY: Duration = Duration::from_millis(500);
+pub const EXTENSION_MOST_RETRY: Duration = Duration::from_secs(30);
 /// Objects sent to a conversion webhook at once, by their size.
 pub const CONVERSION_BYTES: usize = 1 << 20;
 /// Warnings taken from one webhook, and their length.

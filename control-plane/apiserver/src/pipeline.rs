@@ -164,6 +164,9 @@ impl Pipeline {
     ) -> Result<Response<Body>, Status> {
         let user = self.identify(&parts).await?;
         self.core.authorizer.check(&info.attributes(&user))?;
+        if let Some(extension) = self.core.extensions.serving(info) {
+            return self.core.connect.aggregated(&self.core.extensions, &extension, &user, parts, body).await;
+        }
         if !info.is_resource {
             return documents::answer(&self.core, info, query, &parts, form).await;
         }

@@ -43,6 +43,8 @@ pub struct Cluster {
     pub service_cidr: String,
     pub pod_cidr: String,
     pub ca_pem: String,
+    /// Of the certificate that this server shows extension servers.
+    pub front_proxy_ca_pem: String,
 }
 
 /// Makes what is missing.
@@ -57,6 +59,7 @@ pub async fn ensure(storage: &Storage, cluster: &Cluster) -> Result<()> {
         run(storage, roles, reconciled),
         run(storage, fixed(cluster), present),
         run(storage, described(cluster), exact),
+        run(storage, vec![authentication(cluster)], trusted),
         run(storage, vec![range::default(cluster)], range::kept),
     )?;
     services::adopt(storage).await.context("the addresses of Services cannot be noted")
@@ -66,7 +69,12 @@ pub async fn ensure(storage: &Storage, cluster: &Cluster) -> Result<()> {
 /// that every pod counts on, and what describes the cluster.
 pub(super) fn lasting(cluster: &Cluster) -> Vec<Item> {
     let namespaces = NAMESPACES.map(|name| ("", "namespaces", namespace(name)));
-    namespaces.into_iter().chain(fixed(cluster)).chain(described(cluster)).chain([range::default(cluster)]).collect()
+    namespaces
+        .into_iter()
+        .chain(fixed(cluster))
+        .chain(described(cluster))
+        .chain([authentication(cluster), range::default(cluster)])
+        .collect()
 }
 
 /// Group, plural and object.
@@ -238,16 +246,34 @@ fn fixed(cluster: &Cluster) -> Vec<Item> {
 
 /// Follows the configuration at each start.
 fn described(cluster: &Cluster) -> Vec<Item> {
-    vec![
-        ("", "configmaps", network(cluster)),
-        ("", "configmaps", cluster_info(cluster)),
-        (
-            "",
-            "configmaps",
-            json!({"metadata": {"namespace": "kube-system", "name": "extension-apiserver-authentication"},
-                "data": {"client-ca-file": cluster.ca_pem}}),
-        ),
-    ]
+    vec![("", "configmaps", network(cluster)), ("", "configmaps", cluster_info(cluster))]
+}
+
+/// What extension servers tell clients and the API server by.
+fn authentication(cluster: &Cluster) -> Item {
+    let object = json!({"metadata": {"namespace": "kube-system", "name": "extension-apiserver-authentication"}, "data": {
+        "client-ca-file": cluster.ca_pem,
+        REQUEST_HEADER_CA: cluster.front_proxy_ca_pem,
+        "requestheader-allowed-names": r#"["front-proxy-client"]"#,
+        "requestheader-extra-headers-prefix": r#"["X-Remote-Extra-"]"#,
+        "requestheader-group-headers": r#"["X-Remote-Group"]"#,
+        "requestheader-uid-headers": r#"["X-Remote-Uid"]"#,
+        "requestheader-username-headers": r#"["X-Remote-User"]"#}});
+    ("", "configmaps", object)
+}
+
+const REQUEST_HEADER_CA: &str = "requestheader-client-ca-file";
+
+/// As [`exact`], but other servers' authorities stay beside this one's.
+async fn trusted(storage: &Storage, row: &Resource, mut object: Value) -> Result<(), Status> {
+    let (namespace, name) = key(&object);
+    let held = storage.get(row.store_prefix(), namespace, name).map(|stored| stored.value());
+    if let Some(held) = held.as_ref().and_then(|object| object["data"][REQUEST_HEADER_CA].as_str()) {
+        let own = object["data"][REQUEST_HEADER_CA].as_str().unwrap_or_default();
+        let all = if held.contains(own.trim()) { held.to_owned() } else { format!("{held}{own}") };
+        object["data"][REQUEST_HEADER_CA] = json!(all);
+    }
+    exact(storage, row, object).await
 }
 
 /// The ranges that every node has to be told, for the command that joins one.
@@ -333,6 +359,7 @@ mod tests {
             service_cidr: "10.96.0.0/16,fd00::/108".into(),
             pod_cidr: "10.244.0.0/16,fd01::/48".into(),
             ca_pem: "PEM".into(),
+            front_proxy_ca_pem: "PROXY".into(),
         };
         let mut items = described(&cluster);
         items.push(range::default(&cluster));

@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use leaf::Identity;
 
-use crate::limits;
+use crate::{connect::proxy::AnyCertificate, limits};
 
 /// Who may be addressed by the serving certificate.
 #[derive(Clone, Debug)]
@@ -62,6 +62,9 @@ pub struct Pki {
     authority: Authority,
     serving: Arc<Resolver>,
     kubelet_client: Arc<Resolver>,
+    /// Signs what the API server shows extension servers, and nothing else: they take its holder's word for who asks.
+    front_proxy: Authority,
+    front_proxy_client: Arc<Resolver>,
     sa_key: KeyPair,
     encryption_key: [u8; 32],
 }
@@ -94,6 +97,8 @@ impl rustls::client::ResolvesClientCert for Resolver {
 
 const SERVING: &str = "apiserver";
 const KUBELET_CLIENT: &str = "apiserver-kubelet-client";
+const FRONT_PROXY: &str = "front-proxy-ca";
+const FRONT_PROXY_CLIENT: &str = "front-proxy-client";
 
 impl Pki {
     /// Opens the directory, making what a first start lacks.
@@ -108,28 +113,20 @@ impl Pki {
     /// [`Pki::open`] with the clock given.
     pub fn open_at(dir: &Path, names: Names, now: SystemTime) -> Result<Self> {
         files::make_dir(dir)?;
-        let authority = open_authority(dir, now)?;
+        let authority = open_authority(dir, "ca", now)?;
+        let front_proxy = open_authority(dir, FRONT_PROXY, now)?;
         let sa_key = open_sa_key(dir)?;
         let encryption_key = files::open_secret_key(&dir.join("encryption.key"))?;
         let serving = leaf::ensure(dir, SERVING, &authority, &serving_request(&names)?, now)?;
-        let kubelet_client = leaf::ensure(
-            dir,
-            KUBELET_CLIENT,
-            &authority,
-            &leaf::Request {
-                common_name: "kube-apiserver-kubelet-client".into(),
-                organizations: vec!["system:masters".into()],
-                sans: Vec::new(),
-                usage: Usage::Client,
-                ttl: limits::LEAF_TTL,
-            },
-            now,
-        )?;
+        let kubelet_client = leaf::ensure(dir, KUBELET_CLIENT, &authority, &kubelet_request(), now)?;
+        let front_proxy_client = leaf::ensure(dir, FRONT_PROXY_CLIENT, &front_proxy, &front_proxy_request(), now)?;
         Ok(Self {
             dir: dir.into(),
             names,
             serving: Arc::new(Resolver(ArcSwap::new(serving.certified_key()?))),
             kubelet_client: Arc::new(Resolver(ArcSwap::new(kubelet_client.certified_key()?))),
+            front_proxy_client: Arc::new(Resolver(ArcSwap::new(front_proxy_client.certified_key()?))),
+            front_proxy,
             authority,
             sa_key,
             encryption_key,
@@ -139,6 +136,35 @@ impl Pki {
     /// The cluster authority's certificate: what every client trusts (`kube-root-ca.crt`).
     pub fn ca_pem(&self) -> &str {
         &self.authority.pem
+    }
+
+    /// The authority of the API server's certificate at extension servers.
+    pub fn front_proxy_ca_pem(&self) -> &str {
+        &self.front_proxy.pem
+    }
+
+    /// TLS for dialling an extension server, which one of `roots` (PEM) signed; `None` takes any certificate. Shows the
+    /// front proxy's certificate.
+    ///
+    /// # Errors
+    /// When `roots` holds no certificate.
+    pub fn extension_client_config(&self, roots: Option<&[u8]>) -> Result<Arc<ClientConfig>> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+        let builder = match roots {
+            Some(pem) => {
+                let mut store = RootCertStore::empty();
+                for cert in CertificateDer::pem_slice_iter(pem) {
+                    store.add(cert.map_err(|e| anyhow::anyhow!("{e}"))?)?;
+                }
+                anyhow::ensure!(!store.is_empty(), "caBundle holds no certificate");
+                builder.with_root_certificates(store)
+            }
+            None => builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider))),
+        };
+        let mut config = builder.with_client_cert_resolver(self.front_proxy_client.clone());
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Arc::new(config))
     }
 
     /// The cluster authority's key, for the CSR signer.
@@ -239,18 +265,13 @@ impl Pki {
 
     /// Issues again what is close to its end and returns when to look next.
     pub fn renew(&self, now: SystemTime) -> Result<Duration> {
-        let kubelet = leaf::Request {
-            common_name: "kube-apiserver-kubelet-client".into(),
-            organizations: vec!["system:masters".into()],
-            sans: Vec::new(),
-            usage: Usage::Client,
-            ttl: limits::LEAF_TTL,
-        };
         let mut next = limits::RENEWAL_CHECK;
-        for (name, request, resolver) in
-            [(SERVING, serving_request(&self.names)?, &self.serving), (KUBELET_CLIENT, kubelet, &self.kubelet_client)]
-        {
-            let identity = leaf::ensure(&self.dir, name, &self.authority, &request, now)?;
+        for (name, authority, request, resolver) in [
+            (SERVING, &self.authority, serving_request(&self.names)?, &self.serving),
+            (KUBELET_CLIENT, &self.authority, kubelet_request(), &self.kubelet_client),
+            (FRONT_PROXY_CLIENT, &self.front_proxy, front_proxy_request(), &self.front_proxy_client),
+        ] {
+            let identity = leaf::ensure(&self.dir, name, authority, &request, now)?;
             next = next.min(leaf::renewal_due(&identity.cert_pem, now)?);
             resolver.0.store(identity.certified_key()?);
         }
@@ -275,6 +296,26 @@ impl Pki {
         let mut roots = RootCertStore::empty();
         roots.add(self.authority.der.clone())?;
         Ok(roots)
+    }
+}
+
+fn kubelet_request() -> leaf::Request {
+    leaf::Request {
+        common_name: "kube-apiserver-kubelet-client".into(),
+        organizations: vec!["system:masters".into()],
+        sans: Vec::new(),
+        usage: Usage::Client,
+        ttl: limits::LEAF_TTL,
+    }
+}
+
+fn front_proxy_request() -> leaf::Request {
+    leaf::Request {
+        common_name: FRONT_PROXY_CLIENT.into(),
+        organizations: Vec::new(),
+        sans: Vec::new(),
+        usage: Usage::Client,
+        ttl: limits::LEAF_TTL,
     }
 }
 
@@ -310,14 +351,14 @@ fn serving_request(names: &Names) -> Result<leaf::Request> {
 pub(super) fn shared_keys(dir: &Path, now: SystemTime) -> Result<[(&'static str, Vec<u8>); 3]> {
     files::make_dir(dir)?;
     Ok([
-        ("ca.crt", open_authority(dir, now)?.der.to_vec()),
+        ("ca.crt", open_authority(dir, "ca", now)?.der.to_vec()),
         ("sa.key", open_sa_key(dir)?.public_key_pem().into_bytes()),
         ("encryption.key", files::open_secret_key(&dir.join("encryption.key"))?.to_vec()),
     ])
 }
 
-fn open_authority(dir: &Path, now: SystemTime) -> Result<Authority> {
-    let (cert_path, key_path) = (dir.join("ca.crt"), dir.join("ca.key"));
+fn open_authority(dir: &Path, name: &str, now: SystemTime) -> Result<Authority> {
+    let (cert_path, key_path) = (dir.join(format!("{name}.crt")), dir.join(format!("{name}.key")));
     let key = match files::read(&key_path)? {
         Some(pem) => parse_key(&key_path, &pem)?,
         None if cert_path.exists() => bail!(
@@ -332,7 +373,7 @@ fn open_authority(dir: &Path, now: SystemTime) -> Result<Authority> {
     let pem = match files::read(&cert_path)? {
         Some(pem) => pem,
         None => {
-            let pem = authority_params(now).self_signed(&key)?.pem();
+            let pem = authority_params(name, now).self_signed(&key)?.pem();
             files::write(&cert_path, pem.as_bytes())?;
             pem
         }
@@ -347,10 +388,10 @@ fn open_authority(dir: &Path, now: SystemTime) -> Result<Authority> {
     Ok(Authority { pem, der, issuer })
 }
 
-fn authority_params(now: SystemTime) -> CertificateParams {
+fn authority_params(name: &str, now: SystemTime) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, "kubernetes");
+    params.distinguished_name.push(DnType::CommonName, if name == "ca" { "kubernetes" } else { name });
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.not_before = (now - limits::CLOCK_SKEW).into();

@@ -5,6 +5,7 @@
 //! upgrade (WebSocket in every subprotocol, SPDY from old clients) is passed as it is: the two
 //! ends speak, and here bytes are copied. Requests come here authorized.
 
+mod aggregated;
 pub(crate) mod forward;
 mod node;
 mod pod;

@@ -238,7 +238,7 @@ fn unverified() -> Arc<ClientConfig> {
 
 /// Takes any certificate; the handshake's signature is still checked against it.
 #[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
+pub(crate) struct AnyCertificate(pub(crate) Arc<CryptoProvider>);
 
 impl ServerCertVerifier for AnyCertificate {
     fn verify_server_cert(

@@ -90,7 +90,7 @@ fn by_url(url: &str) -> Result<(Target, String), String> {
     Ok((target, path))
 }
 
-fn by_service(view: &dyn View, service: &ServiceRef) -> Result<(Target, String), String> {
+pub(crate) fn by_service(view: &dyn View, service: &ServiceRef) -> Result<(Target, String), String> {
     let (namespace, name) = (&service.namespace, &service.name);
     let port = service.port.unwrap_or(443);
     let stored = view

@@ -13,7 +13,10 @@ use serde_json::{Value, json};
 use sluice_api::status::Status;
 
 use self::rules::Webhook;
-pub(crate) use self::{call::post, rules::ClientConfig};
+pub(crate) use self::{
+    call::{by_service, post},
+    rules::{ClientConfig, ServiceRef},
+};
 use super::policy::Frame;
 use crate::{auth::view::View, authz::Authorizer, context::Admit, limits};
 

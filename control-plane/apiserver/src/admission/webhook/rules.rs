@@ -41,14 +41,14 @@ pub(crate) struct ClientConfig {
     pub(super) ca_bundle: Option<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 pub(crate) struct ServiceRef {
-    pub(super) namespace: String,
-    pub(super) name: String,
+    pub(crate) namespace: String,
+    pub(crate) name: String,
     #[serde(default)]
-    pub(super) path: Option<String>,
+    pub(crate) path: Option<String>,
     #[serde(default)]
-    pub(super) port: Option<u16>,
+    pub(crate) port: Option<u16>,
 }
 
 #[derive(Deserialize)]
