@@ -26,6 +26,9 @@ use crate::{
     storage::{Storage, StoredObject},
 };
 
+/// Namespace and name of a Service.
+type Named = (Box<str>, Box<str>);
+
 /// What a check found: the condition's status, reason and message.
 struct Verdict {
     available: bool,
@@ -38,7 +41,7 @@ pub(crate) async fn follow(pipeline: Arc<Pipeline>, pki: Arc<Pki>) {
     let Some(row) = builtin().by_path("apiregistration.k8s.io", "v1", "apiservices") else { return };
     let core = pipeline.core();
     let storage = &*core.storage;
-    let named: Arc<Mutex<HashSet<(Box<str>, Box<str>)>>> = Arc::default();
+    let named: Arc<Mutex<HashSet<Named>>> = Arc::default();
     let mut delay = limits::EXTENSION_RETRY;
     loop {
         let Some(mut watches) = watches(storage, row, &named) else {
@@ -91,7 +94,7 @@ pub(crate) async fn follow(pipeline: Arc<Pipeline>, pki: Arc<Pki>) {
 fn watches(
     storage: &Storage,
     row: &Resource,
-    named: &Arc<Mutex<HashSet<(Box<str>, Box<str>)>>>,
+    named: &Arc<Mutex<HashSet<Named>>>,
 ) -> Option<[CacheWatch<StoredObject>; 3]> {
     let about = |name: fn(&StoredObject) -> Option<&str>| {
         let named = Arc::clone(named);
