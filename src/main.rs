@@ -17,6 +17,7 @@ mod image;
 mod leftovers;
 mod machine;
 mod node;
+mod reference;
 mod reset;
 mod services;
 mod status;

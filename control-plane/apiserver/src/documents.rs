@@ -13,6 +13,7 @@ use sluice_api::{
 use crate::{
     context::{Body, RequestInfo, full},
     core::Core,
+    metrics::Metrics,
     negotiate::{self, Form},
     openapi,
     request::Query,
@@ -215,16 +216,35 @@ async fn health(core: &Core, which: &str, only: &[&str], query: &Query) -> Resul
     })
 }
 
+/// The store's and the cache's numbers, in the order of [`gauges`].
+const GAUGES: [(&str, &str); 5] = [
+    ("sluice_store_revision", "The store's newest revision."),
+    ("sluice_store_compacted_revision", "The oldest revision that is kept."),
+    ("sluice_store_size_bytes", "The store's size on disk."),
+    ("sluice_cache_revision", "The newest revision in the watch cache."),
+    ("sluice_cache_watchers", "Open watches of the cache."),
+];
+
+fn gauges(values: [i64; GAUGES.len()]) -> Vec<(&'static str, &'static str, i64)> {
+    GAUGES.into_iter().zip(values).map(|((name, help), value)| (name, help, value)).collect()
+}
+
+/// What `/metrics` of a server that was never asked anything says: every metric with its kind and meaning.
+#[must_use]
+pub fn described_metrics() -> String {
+    Metrics::default().render(&gauges([0; GAUGES.len()]))
+}
+
 async fn metrics(core: &Core) -> Result<Response<Body>, Status> {
     let store = core.storage.status().await?;
-    let gauges = [
-        ("sluice_store_revision", "The store's newest revision.", store.revision),
-        ("sluice_store_compacted_revision", "The oldest revision that is kept.", store.compacted),
-        ("sluice_store_size_bytes", "The store's size on disk.", store.size_bytes as i64),
-        ("sluice_cache_revision", "The newest revision in the watch cache.", core.storage.revision()),
-        ("sluice_cache_watchers", "Open watches of the cache.", core.storage.watchers() as i64),
+    let values = [
+        store.revision,
+        store.compacted,
+        store.size_bytes as i64,
+        core.storage.revision(),
+        core.storage.watchers() as i64,
     ];
-    let text = core.metrics.render(&gauges);
+    let text = core.metrics.render(&gauges(values));
     let media = "text/plain; version=0.0.4; charset=utf-8";
     Ok(respond::typed(200, media, full(text)))
 }

@@ -46,6 +46,8 @@ use sluice_store::DynEngine;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
+pub use documents::described_metrics;
+
 use crate::{
     admission::Admission,
     aggregation::Extensions,

@@ -7,7 +7,7 @@ use std::{
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::mpsc,
+    sync::{Arc, mpsc},
     thread,
     time::Duration,
 };
@@ -25,9 +25,11 @@ use crate::{
     wires::{Families, Shape, Weather, Wires},
 };
 
-/// Makes `$1` the root of the namespaces it runs in, and holds them until it is killed.
+/// Makes `$1` the root of the namespaces it runs in, with the host name `$2`, and holds them until it is killed. Processes that
+/// lose their parent are nobody's children there, so that none stays when it has ended.
 const BECOME: &str = r#"
 set -e
+hostname "$2"
 mount --make-rprivate /
 mount --bind "$1" "$1"
 cd "$1"
@@ -40,8 +42,12 @@ mkdir -p before
 pivot_root . before
 umount -l /before
 echo held
+trap '' CHLD
 exec sleep infinity
 "#;
+
+/// Enters cgroup `$0`, then becomes the rest.
+const ENTER: &str = r#"mkdir -p "$0" && echo $$ >"$0/cgroup.procs" && exec "$@""#;
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const READY: Duration = Duration::from_secs(120);
@@ -53,7 +59,8 @@ pub struct Bare {
     /// The first process of the namespaces.
     inner: u32,
     daemon: Option<Child>,
-    wires: Wires,
+    wires: Arc<Wires>,
+    number: usize,
     instance: String,
     dir: TempDir,
 }
@@ -61,6 +68,17 @@ pub struct Bare {
 impl Bare {
     /// `instance` is the name of the installation that the machine's settings choose.
     pub fn start(name: &str, instance: &str) -> Result<Self> {
+        let wires = Wires::make(name, 1, Shape::Shared, Families::V4, Weather::default())?;
+        Self::on(Arc::new(wires), name, 1, instance.to_owned())
+    }
+
+    /// Machines `node1`, `node2` and so on, on one link; the installation of each is called `<name>1`, `<name>2`.
+    pub fn several(name: &str, count: usize) -> Result<Vec<Self>> {
+        let wires = Arc::new(Wires::make(name, count, Shape::Shared, Families::V4, Weather::default())?);
+        (1..=count).map(|number| Self::on(Arc::clone(&wires), name, number, format!("{name}{number}"))).collect()
+    }
+
+    fn on(wires: Arc<Wires>, name: &str, number: usize, instance: String) -> Result<Self> {
         let system = target().join("dist-root");
         if !system.exists() {
             bail!("{} is missing: cargo xtask dist --for-tests", system.display());
@@ -68,17 +86,16 @@ impl Bare {
         let dir = tempfile::Builder::new().prefix(&format!("{name}-")).tempdir()?;
         let root = dir.path().join("root");
         output(Command::new("cp").args(["-a", "--reflink=auto"]).arg(&system).arg(&root))?;
-        let wires = Wires::make(name, 1, Shape::Shared, Families::V4, Weather::default())?;
         let mut holder = Command::new("nsenter");
         holder
-            .arg(format!("--net=/run/netns/{}", wires.of(1)))
-            .args(["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", BECOME, "sh"])
+            .arg(format!("--net=/run/netns/{}", wires.of(number)))
+            .args(["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "sh", "-c", BECOME, "sh"])
             .arg(&root)
+            .arg(format!("node{number}"))
             .stdout(Stdio::piped())
             .process_group(0);
         let holder = holder.spawn().context("cannot start the machine")?;
-        let instance = instance.to_owned();
-        let mut bare = Self { holder, inner: 0, daemon: None, wires, instance, dir };
+        let mut bare = Self { holder, inner: 0, daemon: None, wires, number, instance, dir };
         let told = bare.holder.stdout.take().context("the machine's first process tells nothing")?;
         let (tell, held) = mpsc::channel();
         thread::spawn(move || tell.send(BufReader::new(told).lines().next().is_some_and(|line| line.is_ok())));
@@ -87,6 +104,11 @@ impl Bare {
         }
         bare.inner = child(&bare.holder)?;
         Ok(bare)
+    }
+
+    /// The name of the installation that the machine's settings choose.
+    pub fn instance(&self) -> &str {
+        &self.instance
     }
 
     /// A file of the machine, as this one sees it.
@@ -101,9 +123,11 @@ impl Bare {
 
     /// A command on the machine.
     pub fn command(&self, words: &str) -> Command {
-        let mut command = Command::new("nsenter");
+        let mut command = Command::new("sh");
         command
-            .args(["--target", &self.inner.to_string(), "--mount", "--pid", "--net"])
+            .args(["-c", ENTER])
+            .arg(self.cgroup().join("host"))
+            .args(["nsenter", "--target", &self.inner.to_string(), "--mount", "--uts", "--pid", "--net"])
             .args(words.split_whitespace())
             .env_clear()
             .envs([("PATH", PATH), ("HOME", "/root"), ("LC_ALL", "C"), ("DEBIAN_FRONTEND", "noninteractive")]);
@@ -128,7 +152,7 @@ impl Bare {
     pub fn kubectl(&self, arguments: &str) -> Result<String> {
         let mut command = Command::new("nsenter");
         command
-            .arg(format!("--net=/run/netns/{}", self.wires.of(1)))
+            .arg(format!("--net=/run/netns/{}", self.wires.of(self.number)))
             .arg("kubectl")
             .args(arguments.split_whitespace())
             .env("KUBECONFIG", self.path("/var/lib/sluice/admin.kubeconfig"))
@@ -168,7 +192,8 @@ impl Bare {
         while let Some(group) = groups.pop() {
             // A group that has just gone holds nothing.
             let Ok(entries) = fs::read_dir(&group) else { continue };
-            groups.extend(entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()));
+            let ours = self.cgroup().join("host");
+            groups.extend(entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir() && *path != ours));
             found += fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default().lines().count();
         }
         found
@@ -207,6 +232,6 @@ impl Drop for Bare {
         if let Some(mut daemon) = self.daemon.take() {
             let _ = daemon.wait();
         }
-        let _ = run(&format!("rmdir {}", self.cgroup().display()));
+        let _ = run(&format!("rmdir {0}/host {0}", self.cgroup().display()));
     }
 }

@@ -3,6 +3,7 @@
 //! use them. A lab removes everything it made when it is dropped.
 
 pub mod bare;
+pub mod book;
 pub mod etcd;
 pub mod lab;
 pub mod leftovers;

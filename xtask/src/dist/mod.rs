@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use flate2::{Compression, write::GzEncoder};
 
-use crate::{ebpf, setup, sh};
+use crate::{ebpf, image, setup, sh};
 
 #[derive(Args, Default)]
 pub(crate) struct Options {
@@ -45,6 +45,7 @@ const FILES: &[(&str, &str)] = &[
     ("packaging/sluice-node.service", "usr/lib/systemd/system"),
     ("packaging/sluice.yaml", "etc/sluice"),
     ("README.md", "usr/share/doc/sluice"),
+    ("xtask/samples/echo.yaml", "usr/share/sluice/samples"),
 ];
 
 /// Where a shell looks for its completions, under which name.
@@ -109,6 +110,8 @@ fn stage(options: &Options, out: &Path) -> Result<Staged> {
         let to = staged.root.join(dir).join(from.file_name().context("a file's name")?);
         copy(&from, &to)?;
     }
+    // What a first pod runs, without a registry.
+    copy(&image::build()?, &staged.root.join("usr/share/sluice/samples/echo.tar"))?;
     copy(&sh::root().join("LICENSE"), &staged.root.join("usr/share/doc/sluice/copyright"))?;
     documents(&staged, &program)?;
     Ok(staged)
