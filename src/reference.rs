@@ -37,7 +37,9 @@ fn one(out: &mut String, above: &str, command: &Command, shared: &[String]) {
     let about = command.get_long_about().or_else(|| command.get_about()).map(ToString::to_string).unwrap_or_default();
     let _ = write!(out, "\n## {name}\n\n{}\n", sentences(&about));
     let own = |arg: &&Arg| {
-        !arg.is_hide_set() && !shared.contains(&arg.get_id().to_string()) && !["help", "version"].contains(&arg.get_id().as_str())
+        !arg.is_hide_set()
+            && !shared.contains(&arg.get_id().to_string())
+            && !["help", "version"].contains(&arg.get_id().as_str())
     };
     let arguments: Vec<&Arg> = command.get_arguments().filter(own).collect();
     if !arguments.is_empty() {
@@ -70,9 +72,18 @@ fn metrics() -> String {
     );
     for metric in sluice_agent::api::every_metric() {
         let labels: Vec<String> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
-        let _ = writeln!(out, "| `{}` | {} | {} | {} |", metric.name, metric.kind.name(), labels.join(", "), cell(metric.help));
+        let _ = writeln!(
+            out,
+            "| `{}` | {} | {} | {} |",
+            metric.name,
+            metric.kind.name(),
+            labels.join(", "),
+            cell(metric.help)
+        );
     }
-    out.push_str("\n## Of a server\n\n`https://<server>:6443/metrics`.\n\n| name | type | meaning |\n| --- | --- | --- |\n");
+    out.push_str(
+        "\n## Of a server\n\n`https://<server>:6443/metrics`.\n\n| name | type | meaning |\n| --- | --- | --- |\n",
+    );
     let text = sluice_apiserver::described_metrics();
     let after = |line: &str, mark: &str| -> Option<(String, String)> {
         let (name, rest) = line.strip_prefix(mark)?.split_once(' ')?;
@@ -91,7 +102,9 @@ fn setting_args() -> Vec<Arg> {
     let options = Options::augment_args(Command::new("settings"));
     let node = NodeOptions::augment_args(Command::new("node"));
     let mut all: Vec<Arg> = options.get_arguments().filter(|arg| arg.get_id() != "config").cloned().collect();
-    all.extend(node.get_arguments().filter(|arg| ["server", "token", "ca_hash"].contains(&arg.get_id().as_str())).cloned());
+    all.extend(
+        node.get_arguments().filter(|arg| ["server", "token", "ca_hash"].contains(&arg.get_id().as_str())).cloned(),
+    );
     all
 }
 
@@ -115,7 +128,8 @@ fn flag(arg: &Arg) -> String {
 fn meaning(arg: &Arg) -> String {
     let help = arg.get_long_help().or_else(|| arg.get_help()).map(ToString::to_string).unwrap_or_default();
     let values: Vec<String> = arg.get_possible_values().iter().map(|value| format!("`{}`", value.get_name())).collect();
-    let defaults: Vec<String> = arg.get_default_values().iter().map(|value| value.to_string_lossy().into_owned()).collect();
+    let defaults: Vec<String> =
+        arg.get_default_values().iter().map(|value| value.to_string_lossy().into_owned()).collect();
     let mut out = cell(&sentences(&help));
     if arg.get_action().takes_values() && !values.is_empty() && !help.contains("[default") {
         let _ = write!(out, " ({})", values.join(", "));
@@ -166,7 +180,8 @@ mod tests {
     fn every_setting_is_one_of_the_settings_file() {
         for arg in setting_args() {
             let line = format!("{}: {{}}", camel(arg.get_id().as_str()));
-            let said = serde_saphyr::from_str::<Options>(&line).err().map(|error| error.to_string()).unwrap_or_default();
+            let said =
+                serde_saphyr::from_str::<Options>(&line).err().map(|error| error.to_string()).unwrap_or_default();
             assert!(!said.contains("unknown field"), "{line}: {said}");
         }
         let said = serde_saphyr::from_str::<Options>("nonsense: {}").unwrap_err().to_string();

@@ -2,6 +2,7 @@
 //! commands of the product and of the toolchain; no product logic lives here.
 
 mod bench;
+mod book;
 mod ci;
 mod codegen;
 mod dist;
@@ -50,6 +51,8 @@ enum Task {
     Image,
     /// Make what is handed out: Debian package, tarball, OCI image
     Dist(dist::Options),
+    /// Write the book's reference anew from the code; `--html` builds the book
+    Book(book::Options),
     /// Write the tables of API facts anew from the sources they come from
     Codegen,
     /// Check the repository's own rules
@@ -84,6 +87,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         }
         Task::Image => image::build().map(|tar| println!("{}", tar.display())),
         Task::Dist(options) => dist::run(&options),
+        Task::Book(options) => book::run(&options),
         Task::Codegen => codegen::run(),
         Task::Tidy => tidy::run(),
         Task::Ci => ci::run(),

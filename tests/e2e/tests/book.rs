@@ -13,6 +13,12 @@ fn follow(first: &str) -> Result<()> {
     let group = book::group(&pages, first)?;
     let report = book::run(&group, env!("CARGO_PKG_VERSION"))?;
     ensure!(report.run > 0, "nothing was run");
+    ensure!(
+        report.wrong.is_empty(),
+        "{} commands go otherwise than their pages say:\n{}",
+        report.wrong.len(),
+        report.wrong.join("\n\n")
+    );
     println!("{} commands run, {} blocks not, of {} pages", report.run, report.left_out.len(), group.len());
     Ok(())
 }
@@ -37,7 +43,9 @@ fn every_page_is_reached_and_every_command_has_a_place() -> Result<()> {
                 let first = page.path.to_str().unwrap_or_default();
                 ensure!(FIRST.contains(&first), "{first} begins on machines of its own, and no test follows it");
             }
-            Place::After(other) => ensure!(known.contains(other.as_path()), "{} continues no page", page.path.display()),
+            Place::After(other) => {
+                ensure!(known.contains(other.as_path()), "{} continues no page", page.path.display())
+            }
             Place::Nowhere => {}
         }
     }

@@ -1,16 +1,14 @@
 //! Follows pages on machines: makes them, types each command, compares.
 
-use std::{
-    fs,
-    path::Path,
-    process::Command,
-    time::Instant,
-};
+use std::{fs, path::Path, process::Command, time::Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{Fate, Page, Place, page, shell::Shell, shown::differs};
 use crate::{Bare, target};
+
+/// The version that pages begin with.
+const OLDER: &str = "0.0.1";
 
 /// What a test of pages did.
 #[derive(Debug, Default)]
@@ -19,6 +17,8 @@ pub struct Report {
     pub run: usize,
     /// Those that were not, each with its place and the reason.
     pub left_out: Vec<String>,
+    /// What did not go as its page says.
+    pub wrong: Vec<String>,
 }
 
 /// Where commands are typed.
@@ -88,14 +88,15 @@ impl Site {
                 report.left_out.push(format!("{}:{} ({count}): {why}", page.path.display(), block.line));
                 continue;
             }
-            if let Some(machine) = self.machines.first() {
-                let package = if block.newer { version } else { "0.0.1" };
-                lay(machine, package)?;
-            }
+            let package = if block.newer { version } else { OLDER };
+            self.machines.iter().try_for_each(|machine| lay(machine, package))?;
             for (index, command) in block.commands.iter().enumerate() {
                 let last = index + 1 == block.commands.len();
                 let fate = if last { &block.fate } else { &Fate::Run };
-                self.command(command, fate).with_context(|| format!("line {}: $ {}", block.line, command.text))?;
+                if let Err(error) = self.command(command, fate) {
+                    let place = format!("{}, block of line {}", page.path.display(), block.line);
+                    report.wrong.push(format!("{place}: $ {}\n{error:#}", command.text));
+                }
                 report.run += 1;
             }
         }
@@ -104,9 +105,9 @@ impl Site {
 
     fn command(&mut self, command: &page::Command, fate: &Fate) -> Result<()> {
         if let Some((from, words, to)) = remote(&command.text) {
-            let done = self.shell(from)?.run(&format!("({words}) 2>/dev/null"))?;
-            ensure!(done.code == 0, "on node{from} it ended with {}", done.code);
-            let done = self.shell(command.machine)?.run(&format!("cat {to} <<'CARRIED'\n{}\nCARRIED", done.said))?;
+            let done = self.shell(from)?.run(&format!("({words}) 2>/dev/null | base64 -w0"))?;
+            ensure!(done.code == 0 && !done.said.is_empty(), "on node{from} it ended with {}", done.code);
+            let done = self.shell(command.machine)?.run(&format!("echo {} | base64 -d {to}", done.said))?;
             ensure!(done.code == 0, "{}", done.said);
             return Ok(());
         }
@@ -153,21 +154,20 @@ impl Site {
     }
 }
 
-/// The machines have no SSH: of `ssh node1 COMMAND >>FILE` the test does what SSH would, from node1's shell into the file.
+/// The machines have no SSH: of `ssh node1 COMMAND >>FILE` (or `| COMMAND`) the test does what SSH would, from node1's shell
+/// into the file.
 fn remote(text: &str) -> Option<(usize, &str, &str)> {
     let (node, rest) = text.strip_prefix("ssh node")?.split_once(' ')?;
-    let at = rest.rfind(" >")?;
+    let at = rest.find(" >").or_else(|| rest.find(" |"))?;
     Some((node.parse().ok()?, &rest[..at], &rest[at..]))
 }
 
 /// What every machine has before a page begins: the package beside it, the host names of its neighbours, stand-ins for the
 /// service manager, and settings that keep it apart from others on this kernel.
 fn furnish(machine: &Bare) -> Result<()> {
-    lay(machine, "0.0.1")?;
+    lay(machine, OLDER)?;
     fs::create_dir_all(machine.path("/run/systemd/system"))?;
-    for (name, text) in
-        [("systemctl", include_str!("systemctl.pl")), ("journalctl", include_str!("journalctl.sh"))]
-    {
+    for (name, text) in [("systemctl", include_str!("systemctl.pl")), ("journalctl", include_str!("journalctl.sh"))] {
         fs::write(machine.path(&format!("/usr/bin/{name}")), text)?;
         machine.run(&format!("chmod +x /usr/bin/{name}"))?;
     }

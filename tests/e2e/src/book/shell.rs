@@ -34,16 +34,15 @@ pub(super) struct Done {
 impl Shell {
     /// `bash` is a command that becomes a bash, wherever it is to run.
     pub(super) fn start(mut bash: Command) -> Result<Self> {
-        let mut child = bash
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("cannot start a shell")?;
+        let mut child = bash.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("cannot start a shell")?;
         let input = child.stdin.take().context("no input")?;
         let output = BufReader::new(child.stdout.take().context("no output")?);
         let (tell, lines) = mpsc::channel();
         thread::spawn(move || {
-            output.split(b'\n').map_while(Result::ok).try_for_each(|line| tell.send(String::from_utf8_lossy(&line).into()))
+            output
+                .split(b'\n')
+                .map_while(Result::ok)
+                .try_for_each(|line| tell.send(String::from_utf8_lossy(&line).into()))
         });
         Ok(Self { child, input, lines, running: Vec::new() })
     }
@@ -59,7 +58,9 @@ impl Shell {
             let left = deadline.saturating_duration_since(Instant::now());
             let line = match self.lines.recv_timeout(left) {
                 Ok(line) => line,
-                Err(_) => bail!("{text}\nhas not ended (or ended its shell) after {} s; it said:\n{said}", PATIENCE.as_secs()),
+                Err(_) => {
+                    bail!("{text}\nhas not ended (or ended its shell) after {} s; it said:\n{said}", PATIENCE.as_secs())
+                }
             };
             if let Some(code) = line.strip_prefix(&format!("{END} ")) {
                 return Ok(Done { code: code.parse()?, said: said.trim_end().to_owned() });
@@ -70,10 +71,14 @@ impl Shell {
     }
 
     /// Starts a command that goes on, waits until `seen` is content with what it has said, and returns why not else.
-    pub(super) fn follow(&mut self, text: &str, stop: bool, seen: impl Fn(&str) -> Option<String>) -> Result<Option<String>> {
-        let begun = self.run(&format!(
-            "set -m; out=$(mktemp); {{ {text}\n}} >$out 2>&1 </dev/null & echo $out $!; set +m"
-        ))?;
+    pub(super) fn follow(
+        &mut self,
+        text: &str,
+        stop: bool,
+        seen: impl Fn(&str) -> Option<String>,
+    ) -> Result<Option<String>> {
+        let begun =
+            self.run(&format!("set -m; out=$(mktemp); {{ {text}\n}} >$out 2>&1 </dev/null & echo $out $!; set +m"))?;
         let last = begun.said.lines().last().unwrap_or_default().to_owned();
         let (file, group) = last.split_once(' ').with_context(|| format!("{text} did not start: {}", begun.said))?;
         let deadline = Instant::now() + PATIENCE;

@@ -78,7 +78,11 @@ mod tests {
             "echo-6d4cf56db6-9xkz7  1/1  Running 0 2m3s 10.244.1.12\n",
             true,
         );
-        check("The token may be used until 2026-01-02 10:11 UTC.", "The token may be used until 2027-03-04 01:01 UTC.", true);
+        check(
+            "The token may be used until 2026-01-02 10:11 UTC.",
+            "The token may be used until 2027-03-04 01:01 UTC.",
+            true,
+        );
         check("one\ntwo", "two\none\n", true);
     }
 
