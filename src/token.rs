@@ -29,6 +29,7 @@ pub(crate) enum Command {
     List(Options),
     /// Delete a token by its id (the part before the dot)
     Delete {
+        /// The part of the token before the dot
         id: String,
         #[command(flatten)]
         options: Options,

@@ -11,7 +11,7 @@ use clap::Args;
 use crate::{ebpf, sh};
 
 /// The one that the pages are tried with.
-const MDBOOK: &str = "0.5";
+const MDBOOK: &str = "0.5.4";
 
 #[derive(Args)]
 pub(crate) struct Options {

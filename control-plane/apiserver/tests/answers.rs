@@ -294,7 +294,9 @@ async fn evictions_respect_the_budget() {
     );
     budget["status"]["disruptionsAllowed"] = json!(1);
     http.put(&format!("{budgets}/b/status"), budget).await.ok();
-    assert_eq!(http.post(&format!("{pods}/a/eviction"), eviction).await.code, 201);
+    // As kubectl before 1.22 says it.
+    let older = json!({"apiVersion": "policy/v1beta1", "kind": "Eviction", "metadata": {"name": "a"}});
+    assert_eq!(http.post(&format!("{pods}/a/eviction"), older).await.code, 201);
     assert_eq!(http.get(&format!("{pods}/a")).await.code, 404);
     let spent = http.get(&format!("{budgets}/b")).await.ok();
     assert_eq!(spent["status"]["disruptionsAllowed"], 0);

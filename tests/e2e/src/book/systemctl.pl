@@ -32,17 +32,23 @@ sub pid {
     return $pid =~ /^\d+$/ && -e "/proc/$pid/exe" && readlink("/proc/$pid/exe") ? $pid : undef;
 }
 
+sub filled {
+    my ($text, $unit) = @_;
+    my (undef, $host) = POSIX::uname();
+    return $text =~ s/%[pNn]/$unit->{name}/gr =~ s/%H/$host/gr;
+}
+
 sub words {
     my ($line, $unit) = @_;
-    my %env = %ENV;
+    for (@{$unit->{Environment} // []}) { $ENV{$1} = filled($2, $unit) if /^"?(\w+)=([^"]*)"?$/ }
     for (@{$unit->{EnvironmentFile} // []}) {
-        my $path = s/^-//r;
+        my $path = filled(s/^-//r, $unit);
         open my $file, '<', $path or next;
         while (<$file>) {
             $ENV{$1} = $2 if /^(\w+)="?([^"\n]*)"?$/;
         }
     }
-    for (@{$unit->{Environment} // []}) { $ENV{$1} = $2 if /^"?(\w+)=([^"]*)"?$/ }
+    $line = filled($line, $unit);
     $line =~ s/\$\{?(\w+)\}?/$ENV{$1} \/\/ ''/ge;
     return split ' ', $line;
 }
