@@ -130,7 +130,12 @@ impl Page {
 pub fn plain(path: &Path) -> PathBuf {
     let mut out = PathBuf::new();
     for part in path {
-        if part == ".." { out.pop().then_some(()).unwrap_or_default() } else { out.push(part) }
+        if part == ".." {
+            // Above the book there is nothing that it could lead to.
+            out.pop();
+        } else {
+            out.push(part);
+        }
     }
     out
 }
