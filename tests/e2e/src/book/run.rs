@@ -49,13 +49,16 @@ pub fn run(pages: &[&Page], version: &str) -> Result<Report> {
     Ok(report)
 }
 
+/// Ctrl-C ends what a reader follows, even if the tests themselves run where nobody can press it.
+const BASH: &str = "env --default-signal=INT,QUIT bash --noprofile --norc";
+
 impl Site {
     fn machines(count: usize) -> Result<Self> {
         let machines = Bare::several("sbook", count)?;
         let mut shells = Vec::new();
         for machine in &machines {
             furnish(machine)?;
-            let mut bash = machine.command("bash --noprofile --norc");
+            let mut bash = machine.command(BASH);
             bash.env("TERM", "dumb");
             let mut shell = Shell::start(bash)?;
             shell.run("cd /root")?;
@@ -73,9 +76,9 @@ impl Site {
         let lab = include_str!("cargo.sh").replace("@TARGET@", &target.display().to_string());
         fs::write(&cargo, lab)?;
         ensure!(Command::new("chmod").arg("+x").arg(&cargo).status()?.success());
-        let mut bash = Command::new("bash");
+        let mut bash = Command::new("sh");
         let path = std::env::var("PATH").unwrap_or_default();
-        bash.args(["--noprofile", "--norc"])
+        bash.args(["-c", &format!("exec {BASH}")])
             .env("PATH", format!("{}:{path}", fs::canonicalize(&dir)?.display()))
             .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."));
         Ok(Self { shells: vec![Shell::start(bash)?], machines: Vec::new() })
