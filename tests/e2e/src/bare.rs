@@ -62,6 +62,8 @@ pub struct Bare {
     wires: Arc<Wires>,
     number: usize,
     instance: String,
+    /// Its commands run inside its cgroup, so that their sockets are the machine's.
+    several: bool,
     dir: TempDir,
 }
 
@@ -69,16 +71,16 @@ impl Bare {
     /// `instance` is the name of the installation that the machine's settings choose.
     pub fn start(name: &str, instance: &str) -> Result<Self> {
         let wires = Wires::make(name, 1, Shape::Shared, Families::V4, Weather::default())?;
-        Self::on(Arc::new(wires), name, 1, instance.to_owned())
+        Self::on(Arc::new(wires), name, 1, instance.to_owned(), false)
     }
 
     /// Machines `node1`, `node2` and so on, on one link; the installation of each is called `<name>1`, `<name>2`.
     pub fn several(name: &str, count: usize) -> Result<Vec<Self>> {
         let wires = Arc::new(Wires::make(name, count, Shape::Shared, Families::V4, Weather::default())?);
-        (1..=count).map(|number| Self::on(Arc::clone(&wires), name, number, format!("{name}{number}"))).collect()
+        (1..=count).map(|number| Self::on(Arc::clone(&wires), name, number, format!("{name}{number}"), true)).collect()
     }
 
-    fn on(wires: Arc<Wires>, name: &str, number: usize, instance: String) -> Result<Self> {
+    fn on(wires: Arc<Wires>, name: &str, number: usize, instance: String, several: bool) -> Result<Self> {
         let system = target().join("dist-root");
         if !system.exists() {
             bail!("{} is missing: cargo xtask dist --for-tests", system.display());
@@ -95,7 +97,7 @@ impl Bare {
             .stdout(Stdio::piped())
             .process_group(0);
         let holder = holder.spawn().context("cannot start the machine")?;
-        let mut bare = Self { holder, inner: 0, daemon: None, wires, number, instance, dir };
+        let mut bare = Self { holder, inner: 0, daemon: None, wires, number, instance, several, dir };
         let told = bare.holder.stdout.take().context("the machine's first process tells nothing")?;
         let (tell, held) = mpsc::channel();
         thread::spawn(move || tell.send(BufReader::new(told).lines().next().is_some_and(|line| line.is_ok())));
@@ -124,9 +126,12 @@ impl Bare {
     /// A command on the machine.
     pub fn command(&self, words: &str) -> Command {
         let mut command = Command::new("sh");
+        // Where its daemon is taken off again, nobody may be in its cgroup.
+        match self.several {
+            true => command.args(["-c", ENTER]).arg(self.cgroup().join("host")),
+            false => command.args(["-c", r#"exec "$@""#, "sh"]),
+        };
         command
-            .args(["-c", ENTER])
-            .arg(self.cgroup().join("host"))
             .args(["nsenter", "--target", &self.inner.to_string(), "--mount", "--uts", "--pid", "--net"])
             .args(words.split_whitespace())
             .env_clear()
