@@ -23,6 +23,9 @@ pub mod meta;
 mod metrics;
 mod negotiate;
 mod openapi;
+#[cfg(test)]
+#[path = "../tests/common/peer.rs"]
+mod peer;
 mod pipeline;
 pub mod request;
 mod respond;

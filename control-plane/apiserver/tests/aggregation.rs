@@ -3,24 +3,16 @@
 
 mod common;
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use common::{Events, Server};
+use common::{Events, Server, peer};
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
-use hyper::{body::Incoming, service::service_fn};
-use hyper_util::rt::TokioIo;
-use rustls::{
-    RootCertStore, ServerConfig,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
-    server::WebPkiClientVerifier,
-};
+use hyper::body::Incoming;
 use serde_json::{Value, json};
 use sluice_api::resource::builtin;
 use sluice_apiserver::bootstrap::pki::Usage;
-use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 use tokio_util::task::AbortOnDropHandle;
 
 const SERVICES: &str = "/apis/apiregistration.k8s.io/v1/apiservices";
@@ -55,34 +47,10 @@ async fn extension(server: &Server) -> (u16, AbortOnDropHandle<()>) {
     let data = server.admin.get(map).await.ok()["data"].clone();
     assert_eq!(data["client-ca-file"], pki.ca_pem());
     assert_eq!(data["requestheader-allowed-names"], "[\"front-proxy-client\"]");
-    let mut roots = RootCertStore::empty();
-    let pem = data["requestheader-client-ca-file"].as_str().unwrap().to_owned();
-    for cert in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-        roots.add(cert.unwrap()).unwrap();
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().unwrap();
+    let roots = peer::roots(data["requestheader-client-ca-file"].as_str().unwrap());
     let identity =
         pki.issue("ext", &[], &["ext.default.svc".to_owned()], Usage::Server, Duration::from_secs(60)).unwrap();
-    let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes()).unwrap();
-    let cert = CertificateDer::from_pem_slice(identity.cert_pem.as_bytes()).unwrap();
-    let tls = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(vec![cert], key)
-        .unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(tls));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let serving = tokio::spawn(async move {
-        while let Ok((tcp, _)) = listener.accept().await {
-            let Ok(stream) = acceptor.accept(tcp).await else { continue };
-            let serve =
-                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer));
-            tokio::spawn(async move { drop(serve.await) });
-        }
-    });
+    let (port, serving) = peer::serve(&identity.cert_pem, &identity.key_pem, Some(roots), answer).await;
     (port, AbortOnDropHandle::new(serving))
 }
 

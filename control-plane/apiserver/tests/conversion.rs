@@ -12,19 +12,12 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use common::Server;
+use common::{Server, peer};
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
-use hyper::{body::Incoming, service::service_fn};
-use hyper_util::rt::TokioIo;
-use rustls::{
-    ServerConfig,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
-};
+use hyper::body::Incoming;
 use serde_json::{Value, json};
 use sluice_apiserver::bootstrap::pki::Usage;
-use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 
 const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 const V1: &str = "/apis/example.com/v1/namespaces/default/hosts";
@@ -71,28 +64,11 @@ async fn answer(
 async fn hook(server: &Server) -> (Value, Arc<AtomicBool>) {
     let pki = server.api.pki();
     let identity = pki.issue("hook", &[], &["127.0.0.1".to_owned()], Usage::Server, Duration::from_secs(60)).unwrap();
-    let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes()).unwrap();
-    let cert = CertificateDer::from_pem_slice(identity.cert_pem.as_bytes()).unwrap();
-    let tls = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![cert], key)
-        .unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(tls));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("https://{}/convert", listener.local_addr().unwrap());
     let fails = Arc::new(AtomicBool::new(false));
     let switch = fails.clone();
-    tokio::spawn(async move {
-        while let Ok((tcp, _)) = listener.accept().await {
-            let Ok(stream) = acceptor.accept(tcp).await else { continue };
-            let fails = fails.clone();
-            let service = service_fn(move |request| answer(request, fails.clone()));
-            let serve = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-            tokio::spawn(async move { drop(serve.await) });
-        }
-    });
+    let answer = move |request| answer(request, fails.clone());
+    let (port, _) = peer::serve(&identity.cert_pem, &identity.key_pem, None, answer).await;
+    let url = format!("https://127.0.0.1:{port}/convert");
     (json!({"url": url, "caBundle": BASE64.encode(pki.ca_pem())}), switch)
 }
 

@@ -8,14 +8,12 @@ use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
-use rustls::{ServerConfig, pki_types::pem::PemObject as _};
 use serde_json::{Value, json};
 use sluice_api::{resource::builtin, status::Status};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
 };
-use tokio_rustls::TlsAcceptor;
 use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest as _};
 
 use super::Connect;
@@ -27,6 +25,7 @@ use crate::{
         roles,
     },
     context::{Body, ConnectRequest, RequestInfo, ReviewRequest, UserInfo, full},
+    peer,
 };
 
 const NODE_SANS: &str = "127.0.0.1";
@@ -59,36 +58,9 @@ fn bed() -> Bed {
 async fn node(pki: &Pki, sans: &str) -> SocketAddr {
     let identity =
         pki.issue("system:node:n1", &["system:nodes"], &[sans.into()], Usage::Server, Duration::from_secs(60)).unwrap();
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(rustls::pki_types::CertificateDer::from_pem_slice(pki.ca_pem().as_bytes()).unwrap()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier =
-        rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().unwrap();
-    let key = rustls::pki_types::PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes()).unwrap();
-    let cert = rustls::pki_types::CertificateDer::from_pem_slice(identity.cert_pem.as_bytes()).unwrap();
-    let tls = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(vec![cert], key)
-        .unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(tls));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((tcp, _)) = listener.accept().await {
-            let acceptor = acceptor.clone();
-            tokio::spawn(async move {
-                let Ok(stream) = acceptor.accept(tcp).await else { return };
-                let service = service_fn(answer);
-                let _ = hyper::server::conn::http1::Builder::new()
-                    .serve_connection(TokioIo::new(stream), service)
-                    .with_upgrades()
-                    .await;
-            });
-        }
-    });
-    address
+    let roots = Some(peer::roots(pki.ca_pem()));
+    let (port, _) = peer::serve(&identity.cert_pem, &identity.key_pem, roots, answer).await;
+    SocketAddr::from(([127, 0, 0, 1], port))
 }
 
 async fn answer(mut request: Request<Incoming>) -> Result<Response<Body>, std::convert::Infallible> {

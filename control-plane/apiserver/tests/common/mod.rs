@@ -1,6 +1,8 @@
 //! A real server over an embedded store in a temporary directory, and short words to talk to it.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+pub mod peer;
+
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{Method, Request};

@@ -5,16 +5,9 @@ use std::{sync::Arc, time::Duration};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
-use hyper::{body::Incoming, service::service_fn};
-use hyper_util::rt::TokioIo;
-use rustls::{
-    ServerConfig,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
-};
+use hyper::body::Incoming;
 use serde_json::{Value, json};
 use sluice_api::resource::builtin;
-use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 
 use crate::{
     admission::Admission,
@@ -22,6 +15,7 @@ use crate::{
     authz::Authorizer,
     bootstrap::pki::{Names, Pki, Usage},
     context::{Admit, Attributes, Operation, UserInfo},
+    peer,
 };
 
 struct Bed {
@@ -42,25 +36,7 @@ async fn bed() -> Bed {
     let pki = Pki::open(dir.path(), names).unwrap();
     let sans = ["127.0.0.1".to_owned(), "hook.shop.svc".into()];
     let identity = pki.issue("hook", &[], &sans, Usage::Server, Duration::from_secs(60)).unwrap();
-    let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes()).unwrap();
-    let cert = CertificateDer::from_pem_slice(identity.cert_pem.as_bytes()).unwrap();
-    let tls = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![cert], key)
-        .unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(tls));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    tokio::spawn(async move {
-        while let Ok((tcp, _)) = listener.accept().await {
-            let Ok(stream) = acceptor.accept(tcp).await else { continue };
-            let serve =
-                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer));
-            tokio::spawn(async move { drop(serve.await) });
-        }
-    });
+    let (port, _) = peer::serve(&identity.cert_pem, &identity.key_pem, None, answer).await;
     let view = Fixed::new(&[
         ("", "namespaces", json!({"metadata": {"name": "shop", "labels": {"team": "a"}}})),
         ("", "serviceaccounts", json!({"metadata": {"namespace": "shop", "name": "default"}})),
