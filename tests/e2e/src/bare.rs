@@ -20,6 +20,7 @@ use nix::{
 use tempfile::TempDir;
 
 use crate::{
+    node,
     notices::{self, Notices},
     sh::{output, run, target},
     wires::{Families, Shape, Weather, Wires},
@@ -46,9 +47,6 @@ trap '' CHLD
 exec sleep infinity
 "#;
 
-/// Enters cgroup `$0`, then becomes the rest.
-const ENTER: &str = r#"mkdir -p "$0" && echo $$ >"$0/cgroup.procs" && exec "$@""#;
-
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const READY: Duration = Duration::from_secs(120);
 const HELD: Duration = Duration::from_secs(10);
@@ -62,8 +60,8 @@ pub struct Bare {
     wires: Arc<Wires>,
     number: usize,
     instance: String,
-    /// Its commands run inside its cgroup, so that their sockets are the machine's.
-    several: bool,
+    /// Its commands run inside its cgroup, so that their sockets are the machine's; then the daemon cannot be taken off it again.
+    enters: bool,
     dir: TempDir,
 }
 
@@ -80,7 +78,7 @@ impl Bare {
         (1..=count).map(|number| Self::on(Arc::clone(&wires), name, number, format!("{name}{number}"), true)).collect()
     }
 
-    fn on(wires: Arc<Wires>, name: &str, number: usize, instance: String, several: bool) -> Result<Self> {
+    fn on(wires: Arc<Wires>, name: &str, number: usize, instance: String, enters: bool) -> Result<Self> {
         let system = target().join("dist-root");
         if !system.exists() {
             bail!("{} is missing: cargo xtask dist --for-tests", system.display());
@@ -97,7 +95,7 @@ impl Bare {
             .stdout(Stdio::piped())
             .process_group(0);
         let holder = holder.spawn().context("cannot start the machine")?;
-        let mut bare = Self { holder, inner: 0, daemon: None, wires, number, instance, several, dir };
+        let mut bare = Self { holder, inner: 0, daemon: None, wires, number, instance, enters, dir };
         let told = bare.holder.stdout.take().context("the machine's first process tells nothing")?;
         let (tell, held) = mpsc::channel();
         thread::spawn(move || tell.send(BufReader::new(told).lines().next().is_some_and(|line| line.is_ok())));
@@ -125,14 +123,9 @@ impl Bare {
 
     /// A command on the machine.
     pub fn command(&self, words: &str) -> Command {
-        let mut command = Command::new("sh");
-        // Where its daemon is taken off again, nobody may be in its cgroup.
-        match self.several {
-            true => command.args(["-c", ENTER]).arg(self.cgroup().join("host")),
-            false => command.args(["-c", r#"exec "$@""#, "sh"]),
-        };
+        let mut command = if self.enters { node::enter(&self.instance) } else { Command::new("nsenter") };
         command
-            .args(["nsenter", "--target", &self.inner.to_string(), "--mount", "--uts", "--pid", "--net"])
+            .args(["--target", &self.inner.to_string(), "--mount", "--uts", "--pid", "--net"])
             .args(words.split_whitespace())
             .env_clear()
             .envs([("PATH", PATH), ("HOME", "/root"), ("LC_ALL", "C"), ("DEBIAN_FRONTEND", "noninteractive")]);
@@ -206,7 +199,7 @@ impl Bare {
 
     /// The cgroup of the machine's pods.
     pub fn cgroup(&self) -> PathBuf {
-        crate::node::cgroup_root().join(&self.instance)
+        node::cgroup_root().join(&self.instance)
     }
 
     fn log_tail(&self) -> String {
@@ -237,6 +230,7 @@ impl Drop for Bare {
         if let Some(mut daemon) = self.daemon.take() {
             let _ = daemon.wait();
         }
-        let _ = run(&format!("rmdir {0}/host {0}", self.cgroup().display()));
+        // With those of pods that ended with the machine.
+        let _ = run(&format!("find {} -depth -type d -delete", self.cgroup().display()));
     }
 }

@@ -25,9 +25,8 @@ const READY: Duration = Duration::from_secs(120);
 /// How long one may take to end when its lab goes.
 const END: Duration = Duration::from_secs(30);
 
-/// Enters cgroup `$0` and network namespace `$1`, then becomes the rest.
-const ENTER: &str =
-    r#"mkdir -p "$0" && echo $$ >"$0/cgroup.procs" && net="$1" && shift && exec nsenter --net="$net" "$@""#;
+/// Enters cgroup `$0`, then becomes the rest in the namespaces that it names.
+const ENTER: &str = r#"mkdir -p "$0" && echo $$ >"$0/cgroup.procs" && exec nsenter "$@""#;
 
 /// A node of a lab; stopped and removed on drop.
 pub struct Node {
@@ -125,12 +124,8 @@ impl Node {
 
     /// A command in the node's network namespace and cgroup: what a process on that machine sees.
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
-        let mut command = Command::new("sh");
-        command
-            .args(["-c", ENTER])
-            .arg(cgroup_root().join(&self.instance).join("host"))
-            .arg(format!("/run/netns/{}", self.namespace))
-            .arg(program.as_ref());
+        let mut command = enter(&self.instance);
+        command.arg(format!("--net=/run/netns/{}", self.namespace)).arg(program.as_ref());
         command
     }
 
@@ -255,6 +250,13 @@ pub(crate) fn processes_of(dir: &Path) -> Result<Vec<(Pid, String)>> {
         }
     }
     Ok(found)
+}
+
+/// `nsenter` from inside the cgroup of an installation, so that its sockets are those of the node.
+pub(crate) fn enter(instance: &str) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", ENTER]).arg(cgroup_root().join(instance).join("host")).arg("nsenter");
+    command
 }
 
 /// The cgroup v2 tree: all of /sys/fs/cgroup, or its `unified` part in the hybrid layout.
