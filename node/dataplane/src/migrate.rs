@@ -340,8 +340,8 @@ impl Adoption {
 
     /// Adds what older programs made since; the flows excepted.
     pub(crate) fn catch_up(&self, pins: &Pins) -> Result<(), Error> {
-        let changes = self.changes.iter().filter(|change| !change.from.is_array() && change.name != maps::FLOWS);
-        changes.into_iter().try_for_each(|change| change.copy(pins, true))
+        let mut changes = self.changes.iter().filter(|change| !change.from.is_array() && change.name != maps::FLOWS);
+        changes.try_for_each(|change| change.copy(pins, true))
     }
 
     /// Brings the flows in line with what older programs made of them, while new ones make none.
@@ -349,7 +349,7 @@ impl Adoption {
         let mut changes = self.changes.iter().filter(|change| change.name == maps::FLOWS);
         changes.try_for_each(|change| {
             catch_up::catch_up(pins, |take| {
-                change.read(|key, value| {
+                read(&change.old, change.from, &change.conversion, |key, value| {
                     if let (Some(key), Some(flow)) = (sys::exactly(key), sys::exactly(value)) {
                         take(key, flow);
                     }
@@ -363,11 +363,6 @@ impl Adoption {
 impl Change {
     fn copy(&self, pins: &Pins, only_new: bool) -> Result<(), Error> {
         Copy { conversion: self.conversion.clone(), only_new }.run(&self.old, self.from, &open(pins, self.name)?)
-    }
-
-    /// Hands over every element as the new map has it.
-    fn read(&self, take: impl FnMut(&[u8], &[u8]) -> io::Result<()>) -> Result<(), Error> {
-        read(&self.old, self.from, &self.conversion, take)
     }
 }
 
