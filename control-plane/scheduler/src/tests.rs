@@ -13,6 +13,7 @@ use crate::cluster::Cluster;
 use crate::node::NodeSpec;
 use crate::plan::{Planner, Unschedulable};
 use crate::pod::Pod;
+use crate::wishes::Wishes;
 use crate::{preempt, wire};
 
 struct World {
@@ -266,6 +267,36 @@ proptest! {
                     let used: i64 = node.pods.values().map(|p| p.requests.milli_cpu).sum();
                     prop_assert_eq!(used, node.requested.milli_cpu);
                     prop_assert!(used <= 4000);
+                }
+            }
+        }
+    }
+
+    /// Whatever becomes of nodes, what was worked out of them is what a new look finds.
+    #[test]
+    fn wishes_stay_exact(steps in prop::collection::vec((0usize..5, 0u8..6), 1..40)) {
+        let mut world = World::new();
+        let taint = |effect: &str| json!({"spec": {"taints": [{"key": "k", "value": "v", "effect": effect}]}});
+        let pods = [
+            json!({}),
+            json!({"nodeSelector": {"disk": "ssd"}}),
+            json!({"tolerations": [{"key": "k", "operator": "Exists"}]}),
+        ].map(|spec| world.make(json!({}), spec));
+        for (node, step) in steps {
+            let name = format!("n{node}");
+            match step {
+                0 => world.cluster.remove_node(&name),
+                1 => drop(world.node(&name, json!({"disk": "ssd"}), json!({}))),
+                2 => drop(world.node(&name, json!({}), taint("NoSchedule"))),
+                3 => drop(world.node(&name, json!({}), taint("PreferNoSchedule"))),
+                4 => drop(world.node(&name, json!({}), json!({"spec": {"unschedulable": true}}))),
+                _ => drop(world.node(&name, json!({}), json!({}))),
+            }
+            for pod in &pods {
+                let kept = world.cluster.found(pod);
+                for slot in world.cluster.live().to_vec() {
+                    let fresh = Wishes::new(pod, std::iter::once(&world.cluster.node(slot).spec));
+                    prop_assert_eq!(kept[slot], fresh.on[0]);
                 }
             }
         }
