@@ -6,10 +6,11 @@ mod common;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
 use common::{PATIENCE, connect, isolated, pods, run, service, tcp_server};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use sluice_dataplane::model::Protocol;
 use sluice_dataplane::{Dataplane, PodInfo, ServicePath};
 use sluice_metrics::Text;
@@ -131,6 +132,12 @@ fn narrow(address: &str) -> TcpListener {
     listener
 }
 
+/// Waits until somebody's connection is there to be taken.
+fn somebody_waits(listener: &TcpListener) {
+    let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+    assert_eq!(poll(&mut fds, PollTimeout::try_from(PATIENCE).unwrap()), Ok(1));
+}
+
 #[test]
 fn a_lost_syn_is_a_retransmit_and_makes_connecting_long() {
     isolated("a_lost_syn_is_a_retransmit_and_makes_connecting_long", |place| {
@@ -138,6 +145,8 @@ fn a_lost_syn_is_a_retransmit_and_makes_connecting_long() {
         let listener = narrow("127.0.0.2:8001");
         dataplane.apply(&service(Protocol::Tcp, CLUSTER, 0, &["127.0.0.2:8001"])).unwrap();
         let first = TcpStream::connect(CLUSTER).unwrap();
+        // Its client may be done while its last packet is still on the way, and then the next SYN is let in.
+        somebody_waits(&listener);
         let before = dropped_syns();
         let (second, took) = std::thread::scope(|scope| {
             let second = scope.spawn(|| {
