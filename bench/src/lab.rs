@@ -2,9 +2,8 @@
 //! a signal ends the bench.
 
 use std::{
-    io::Read,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Output, Stdio},
     sync::{Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -67,6 +66,15 @@ impl Interrupts {
             thread::sleep(rest.min(Duration::from_millis(200)));
         }
         Ok(())
+    }
+
+    /// What a child says until it ends; it is told when the user wants the end.
+    pub(crate) fn output(&self, child: Child) -> Result<Output> {
+        self.child(Some(child.id()));
+        let output = child.wait_with_output();
+        self.child(None);
+        self.check()?;
+        Ok(output?)
     }
 
     fn child(&self, pid: Option<u32>) {
@@ -184,18 +192,12 @@ impl Node {
             .args(["--daemon", &node.pid().context("the daemon does not run")?.to_string()])
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
-        let mut child = command.spawn().context("cannot start the measuring process")?;
-        self.interrupts.child(Some(child.id()));
-        let mut text = String::new();
-        let read = child.stdout.take().map(|mut out| out.read_to_string(&mut text)).transpose();
-        let status = child.wait();
-        self.interrupts.child(None);
-        self.interrupts.check()?;
-        read?;
-        if !status?.success() {
+        let child = command.spawn().context("cannot start the measuring process")?;
+        let output = self.interrupts.output(child)?;
+        if !output.status.success() {
             bail!("measuring failed; the end of the daemon's log:\n{}", node.log_tail());
         }
-        serde_json::from_str(&text).context("the measuring process said something unexpected")
+        serde_json::from_slice(&output.stdout).context("the measuring process said something unexpected")
     }
 
     fn node(&self) -> &sluice_e2e::Node {

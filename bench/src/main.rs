@@ -3,6 +3,7 @@
 //!
 //! Progress goes to standard error, the table or the document to standard output. Nothing is left behind.
 
+mod all;
 mod api;
 mod cluster;
 mod compare;
@@ -55,6 +56,8 @@ enum Bench {
     Api(api::Options),
     /// The scheduler, on thousands of nodes that are only objects; on our own server or any cluster
     Sched(sched::Options),
+    /// All of the above, one after the other, with one page of them at the end
+    All(all::Options),
     /// Print the ratios of two documents' figures, with their spread
     Compare(compare::Options),
     /// Make one HTML page of several documents, on standard output
@@ -111,6 +114,7 @@ fn run(bench: Bench) -> Result<()> {
         Bench::Startup(options) => own_cluster("startup", &options, startup::run),
         Bench::Api(options) => show(options.json, api::run(&options)?),
         Bench::Sched(options) => show(options.json, sched::run(&options)?),
+        Bench::All(options) => all::run(&options),
         Bench::Compare(options) => compare::run(&options),
         Bench::Report(options) => page::run(&options),
         Bench::Call(options) => lb::call::run(&options),

@@ -7,8 +7,8 @@ use crate::{ebpf, image, setup, sh};
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// `startup`, `pods`, `memory`, `api`, `sched` or `lb`, with that bench's flags (`--json`, `--help`); `compare` or `report`
-    /// with documents that benches wrote
+    /// `startup`, `pods`, `memory`, `api`, `sched`, `lb` or `all`, with that bench's flags (`--json`, `--help`); `compare` or
+    /// `report` with documents that benches wrote; `cores` for the pure parts by themselves
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
     bench: Vec<String>,
 }
@@ -16,7 +16,23 @@ pub(crate) struct Options {
 /// What only reads documents: it needs no cluster, and so nothing of what makes one.
 const READERS: [&str; 2] = ["compare", "report"];
 
+/// Benches of the pure parts, by criterion: they need nothing of the machine.
+const CORES: [(&str, &str); 5] = [
+    ("sluice-api", "decode"),
+    ("sluice-store", "store"),
+    ("sluice-scheduler", "planner"),
+    ("sluice-dataplane", "services"),
+    ("sluice-packet", "packets"),
+];
+
 pub(crate) fn run(options: &Options) -> Result<()> {
+    if let Some(("cores", rest)) = options.bench.split_first().map(|(word, rest)| (word.as_str(), rest)) {
+        let mut cores = sh::cargo();
+        cores.args(["bench", "--features", "sluice-packet/fuzz"]);
+        cores.args(CORES.iter().flat_map(|(package, bench)| ["--package", *package, "--bench", *bench]));
+        cores.arg("--").args(rest);
+        return sh::run(&mut cores);
+    }
     if options.bench.first().is_some_and(|word| READERS.contains(&word.as_str())) {
         let mut read = sh::cargo();
         read.args(["run", "--quiet", "--release", "--package", "sluice-bench", "--"]).args(&options.bench);

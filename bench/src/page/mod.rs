@@ -56,7 +56,7 @@ impl fmt::Display for Text<'_> {
 }
 
 /// The whole page.
-fn page(reports: &[Report]) -> String {
+pub(crate) fn page(reports: &[Report]) -> String {
     let mut benches: Vec<&str> = Vec::new();
     for report in reports {
         if !benches.contains(&&*report.bench) {

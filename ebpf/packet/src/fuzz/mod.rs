@@ -7,7 +7,9 @@ mod node;
 mod packets;
 #[cfg(test)]
 mod seeds;
+mod visits;
 mod whole;
 
 pub use changes::changes;
 pub use packets::packets;
+pub use visits::Visit;
