@@ -61,8 +61,8 @@ impl Reconcile for Controller {
         let mut failures = Vec::new();
         let mut left = Vec::new();
         // Read afresh: a custom resource may have been defined a moment ago.
-        let served = discovery::read(&self.client).await?;
-        let mut served: Vec<&Served> = served.values().filter(|served| served.namespaced).collect();
+        let all = discovery::read(&self.client).await?;
+        let mut served: Vec<&Served> = all.served.values().filter(|served| served.namespaced).collect();
         // Pods go first: what they need (Secrets, NetworkPolicies) outlives them (KEP-5080).
         served.sort_by_key(|served| served.id() != PODS);
         for served in served {
@@ -74,11 +74,14 @@ impl Reconcile for Controller {
                 Err(error) => failures.push(format!("{}: {}", served.id(), rest::words(&error))),
             }
         }
-        let conditions = conditions(&namespace.status.conditions, &failures, &left, self.context.now());
+        let unknown = undiscovered(&all.stale);
+        let now = self.context.now();
+        let conditions = conditions(&namespace.status.conditions, unknown.as_deref(), &failures, &left, now);
         if !same(&namespace.status.conditions, &conditions) {
             let status = json!({"conditions": conditions, "phase": "Terminating"});
             rest::patch_status(&self.client, &*namespace, status).await?;
         }
+        failures.extend(unknown);
         if !failures.is_empty() {
             anyhow::bail!("cannot empty namespace {}: {}", key.name, failures.join("; "));
         }
@@ -164,8 +167,25 @@ fn rest_of(served: &Served, items: &[PartialObjectMeta<DynamicObject>]) -> Optio
     Some(Rest { resource: served.id(), count: items.len(), grace, finalizers })
 }
 
+/// What upstream says of groups whose servers do not answer.
+fn undiscovered(stale: &[String]) -> Option<String> {
+    let each: Vec<String> = stale.iter().map(|of| format!("{of}: stale GroupVersion discovery: {of}")).collect();
+    (!each.is_empty()).then(|| {
+        let (count, each) = (each.len(), each.join(", "));
+        format!(
+            "Discovery failed for some groups, {count} failing: unable to retrieve the complete list of server APIs: {each}"
+        )
+    })
+}
+
 /// The conditions upstream sets while a namespace is emptied.
-fn conditions(old: &[NodeCondition], failures: &[String], left: &[Rest], now: Timestamp) -> Value {
+fn conditions(
+    old: &[NodeCondition],
+    unknown: Option<&str>,
+    failures: &[String],
+    left: &[Rest],
+    now: Timestamp,
+) -> Value {
     let mut holding: Vec<(String, usize)> = Vec::new();
     for finalizer in left.iter().flat_map(|rest| &rest.finalizers) {
         match holding.iter_mut().find(|(name, _)| name == finalizer) {
@@ -176,12 +196,13 @@ fn conditions(old: &[NodeCondition], failures: &[String], left: &[Rest], now: Ti
     let remaining: Vec<_> = left.iter().map(|r| format!("{} has {} resource instances", r.resource, r.count)).collect();
     let held: Vec<_> = holding.iter().map(|(name, n)| format!("{name} in {n} resource instances")).collect();
     let rows = [
-        (
-            "NamespaceDeletionDiscoveryFailure",
-            false,
-            "ResourcesDiscovered",
-            "All resources successfully discovered".to_owned(),
-        ),
+        match unknown {
+            Some(message) => ("NamespaceDeletionDiscoveryFailure", true, "DiscoveryFailed", message.to_owned()),
+            None => {
+                let message = "All resources successfully discovered".to_owned();
+                ("NamespaceDeletionDiscoveryFailure", false, "ResourcesDiscovered", message)
+            }
+        },
         (
             "NamespaceDeletionGroupVersionParsingFailure",
             false,
@@ -250,7 +271,7 @@ mod tests {
                 finalizers: vec!["example.com/x".into()],
             },
         ];
-        let got = conditions(&[], &[], &left, Timestamp::UNIX_EPOCH);
+        let got = conditions(&[], None, &[], &left, Timestamp::UNIX_EPOCH);
         assert_eq!(
             got[3]["message"],
             "Some resources are remaining: pods. has 2 resource instances, widgets.example.com has 1 resource instances"
@@ -260,7 +281,14 @@ mod tests {
             "Some content in the namespace has finalizers remaining: example.com/x in 1 resource instances"
         );
         assert_eq!((&got[2]["status"], &got[4]["status"]), (&json!("False"), &json!("True")));
-        let failed = conditions(&[], &["a: no".into()], &[], Timestamp::UNIX_EPOCH);
+        let unknown = undiscovered(&["a/v1".into()]);
+        let failed = conditions(&[], unknown.as_deref(), &["a: no".into()], &[], Timestamp::UNIX_EPOCH);
+        assert_eq!((&failed[0]["status"], &failed[0]["reason"]), (&json!("True"), &json!("DiscoveryFailed")));
+        assert_eq!(
+            failed[0]["message"],
+            "Discovery failed for some groups, 1 failing: unable to retrieve the complete list of server APIs: a/v1: stale \
+             GroupVersion discovery: a/v1"
+        );
         assert_eq!(failed[2]["reason"], "ContentDeletionFailed");
         assert_eq!(failed[3]["reason"], "ContentRemoved");
     }

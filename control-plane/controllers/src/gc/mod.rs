@@ -118,11 +118,13 @@ pub(crate) fn start(context: &Context, catalog: Catalog, content: impl Fn(&str, 
 impl Collector {
     /// Starts watches for resources that are new and ends those of resources that are gone.
     async fn discover(self: &Arc<Self>) -> anyhow::Result<()> {
-        let mut served = discovery::read(&self.client).await?;
+        let mut all = discovery::read(&self.client).await?;
+        let mut served = std::mem::take(&mut all.served);
         served.retain(|id, served| served.watchable && !IGNORED.contains(&id.as_str()));
         let mut watched = self.watched.0.lock();
         watched.retain(|id, old| {
-            let keep = served.get(id) == Some(&old.served);
+            // What nobody knows about just now is likely to come back.
+            let keep = served.get(id) == Some(&old.served) || old.served.stale(&all);
             if !keep {
                 old.stop.cancel();
             }

@@ -117,6 +117,7 @@ impl Cluster {
             "LoadBalancerPool" => self.of("sluice.dev/v1", kind, "loadbalancerpools"),
             "IPAddress" => self.of("networking.k8s.io/v1", kind, "ipaddresses"),
             "ServiceCIDR" => self.of("networking.k8s.io/v1", kind, "servicecidrs"),
+            "APIService" => self.of("apiregistration.k8s.io/v1", kind, "apiservices"),
             "Lease" => self.of("coordination.k8s.io/v1", kind, "leases"),
             "CertificateSigningRequest" => self.of("certificates.k8s.io/v1", kind, "certificatesigningrequests"),
             _ => self.of("v1", kind, &format!("{}s", kind.to_lowercase())),
