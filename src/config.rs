@@ -74,8 +74,9 @@ pub(crate) struct Options {
     /// destination [repeatable] [default: the link-local ranges 169.254.0.0/16 and fe80::/10]
     #[arg(long, value_name = "none|CIDR")]
     pub non_masquerade_cidr: Vec<String>,
-    /// On which of the node's own addresses node ports answer: `primary` for the node's addresses in the API, or ranges; an
-    /// address family without one has them on every address, loopback included [repeatable] [default: on every address]
+    /// On which of the node's own addresses node ports (and load balancers' health checks) answer: `primary` for the node's
+    /// addresses in the API, or ranges; an address family without one has them on every address, loopback included
+    /// [repeatable] [default: on every address]
     #[arg(long = "nodeport-addresses", value_name = "primary|CIDR")]
     pub node_port_addresses: Vec<String>,
     /// DNS domain of the cluster [default: cluster.local]

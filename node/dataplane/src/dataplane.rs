@@ -292,10 +292,13 @@ impl Dataplane {
     /// Follows the API's services, the kernel's links and the flows until the shutdown.
     pub async fn run(&self, client: kube::Client, shutdown: CancellationToken) -> Result<(), Error> {
         let (checks, wanted) = watch::channel(health::Answers::default());
+        let inner = Arc::clone(&self.inner);
+        let open: health::Open =
+            Arc::new(move |address| inner.config.node_port_addresses.answers(&inner.config.node_addresses, address));
         tokio::try_join!(
             self.follow_services(client.clone(), checks, &shutdown),
             self.follow_policies(client, &shutdown),
-            health::serve(wanted, &shutdown),
+            health::serve(wanted, open, &shutdown),
             self.follow_links(&shutdown),
             sweep::run(self, &shutdown),
             self.follow_datagrams(&shutdown),

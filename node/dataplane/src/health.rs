@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
@@ -45,13 +46,20 @@ pub(crate) struct Check {
     pub(crate) endpoints: usize,
 }
 
-/// Serves the proxy's own health and all health checks until the shutdown.
-pub(crate) async fn serve(checks: watch::Receiver<Answers>, shutdown: &CancellationToken) -> Result<(), Error> {
+/// Whether load balancers' questions are answered on an address of the node's.
+pub(crate) type Open = Arc<dyn Fn(IpAddr) -> bool + Send + Sync>;
+
+/// Serves the proxy's own health and all health checks until the shutdown; the latter where node ports are open.
+pub(crate) async fn serve(
+    checks: watch::Receiver<Answers>,
+    open: Open,
+    shutdown: &CancellationToken,
+) -> Result<(), Error> {
     let mut listeners: BTreeMap<u16, CancellationToken> = BTreeMap::new();
     let mut tasks = JoinSet::new();
     let mut changes = checks.clone();
     let stop_all = shutdown.child_token();
-    tasks.spawn(listen(HEALTH_PORT, checks.clone(), stop_all.clone()));
+    tasks.spawn(listen(HEALTH_PORT, checks.clone(), Arc::new(|_| true), stop_all.clone()));
     loop {
         let wanted: Vec<u16> = changes.borrow_and_update().checks.keys().copied().collect();
         listeners.retain(|port, stop| {
@@ -64,7 +72,7 @@ pub(crate) async fn serve(checks: watch::Receiver<Answers>, shutdown: &Cancellat
         for port in wanted {
             listeners.entry(port).or_insert_with(|| {
                 let stop = stop_all.child_token();
-                tasks.spawn(listen(port, checks.clone(), stop.clone()));
+                tasks.spawn(listen(port, checks.clone(), Arc::clone(&open), stop.clone()));
                 stop
             });
         }
@@ -86,14 +94,20 @@ async fn bind(port: u16) -> std::io::Result<TcpListener> {
     }
 }
 
-async fn listen(port: u16, checks: watch::Receiver<Answers>, stop: CancellationToken) {
-    let listener = match bind(port).await {
-        Ok(listener) => listener,
-        Err(error) => {
-            tracing::warn!(port, %error, "health checks are not answered: the port is taken");
-            return;
-        }
-    };
+async fn listen(port: u16, checks: watch::Receiver<Answers>, open: Open, stop: CancellationToken) {
+    match bind(port).await {
+        Ok(listener) => answer(listener, port, checks, open, stop).await,
+        Err(error) => tracing::warn!(port, %error, "health checks are not answered: the port is taken"),
+    }
+}
+
+async fn answer(
+    listener: TcpListener,
+    port: u16,
+    checks: watch::Receiver<Answers>,
+    open: Open,
+    stop: CancellationToken,
+) {
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -103,6 +117,11 @@ async fn listen(port: u16, checks: watch::Receiver<Answers>, stop: CancellationT
         };
         // A client that went away again, or no descriptor left: the next one may do better.
         let Ok((stream, _)) = accepted else { continue };
+        if !stream.local_addr().is_ok_and(|own| open(own.ip().to_canonical())) {
+            // As if nobody listened there: addresses come and go, so the socket is for all of them.
+            let _ = stream.set_zero_linger();
+            continue;
+        }
         let checks = checks.clone();
         connections.spawn(async move {
             let answer = service_fn(move |request| {
@@ -187,6 +206,28 @@ mod tests {
             let body = json!({"service": {"namespace": "shop", "name": "web"}, "localEndpoints": endpoints,
                 "serviceProxyHealthy": true});
             assert_eq!(read(balancer(&check)), (status, Some(endpoints.to_string()), body));
+        }
+    }
+
+    #[tokio::test]
+    async fn load_balancers_are_answered_where_node_ports_are_open() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        for open in [true, false] {
+            let listener = TcpListener::bind("[::]:0").await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let check = Check { service: ("shop".into(), "web".into()), endpoints: 1 };
+            let (_answers, checks) = watch::channel(Answers { checks: [(port, check)].into(), ..Answers::default() });
+            let stop = CancellationToken::new();
+            let own = IpAddr::from(Ipv4Addr::LOCALHOST);
+            let only = Arc::new(move |address: IpAddr| open && address == own);
+            let server = tokio::spawn(answer(listener, port, checks, only, stop.clone()));
+            let mut client = tokio::net::TcpStream::connect((own, port)).await.unwrap();
+            let asked = client.write_all(b"GET / HTTP/1.1\r\nHost: node\r\n\r\n").await;
+            let mut text = String::new();
+            let heard = asked.and(client.read_to_string(&mut text).await);
+            assert_eq!((heard.is_ok(), text.starts_with("HTTP/1.1 200 ")), (open, open), "{text}");
+            stop.cancel();
+            server.await.unwrap();
         }
     }
 

@@ -24,7 +24,8 @@ impl NodePortAddresses {
         if self.answers(node, address) { 0 } else { NO_NODE_PORTS }
     }
 
-    fn answers(&self, node: &[IpAddr], address: IpAddr) -> bool {
+    /// Whether node ports answer on an address.
+    pub(crate) fn answers(&self, node: &[IpAddr], address: IpAddr) -> bool {
         match self {
             NodePortAddresses::All => true,
             NodePortAddresses::Primary => {
