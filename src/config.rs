@@ -16,7 +16,7 @@ use sluice_dataplane::NodePortAddresses;
 
 use crate::{
     addresses::{self, NodePrefixes},
-    machine,
+    etcd, machine,
 };
 
 /// The name of the first installation on a machine.
@@ -88,6 +88,15 @@ pub(crate) struct Options {
     /// etcd endpoints; without any the embedded store is used [repeatable]
     #[arg(long, value_name = "URL")]
     pub etcd: Vec<String>,
+    /// The authority that signed the certificates of etcd's https:// endpoints, PEM
+    #[arg(long, value_name = "FILE")]
+    pub etcd_cafile: Option<PathBuf>,
+    /// The certificate that etcd knows this server by, PEM; with --etcd-keyfile
+    #[arg(long, value_name = "FILE")]
+    pub etcd_certfile: Option<PathBuf>,
+    /// The key of that certificate, PEM
+    #[arg(long, value_name = "FILE")]
+    pub etcd_keyfile: Option<PathBuf>,
     /// Which containerd: `auto` uses the machine's if it runs and else starts one of our own, `own` always does that,
     /// or a socket's path [default: auto]
     #[arg(long, value_name = "auto|own|SOCKET")]
@@ -203,6 +212,7 @@ pub(crate) struct Config {
     pub cluster_domain: String,
     pub dns_upstreams: Vec<SocketAddr>,
     pub etcd: Vec<String>,
+    pub etcd_files: Option<etcd::Files>,
     pub containerd: Containerd,
     pub node_port: u16,
     pub socket_hooks: SocketHooks,
@@ -247,6 +257,7 @@ impl Options {
             v6: all.node_cidr_mask_size_ipv6.unwrap_or(usual.v6),
         };
         addresses::check(&pod_cidrs, &service_cidrs, node_prefixes)?;
+        let etcd = etcd::Named { ca: all.etcd_cafile, certificate: all.etcd_certfile, key: all.etcd_keyfile };
         Ok(Config {
             data_dir: all.data_dir.unwrap_or_else(|| "/var/lib/sluice".into()),
             run_dir,
@@ -262,6 +273,7 @@ impl Options {
             node_port_addresses: addresses::node_ports("nodePortAddresses", &all.node_port_addresses)?,
             cluster_domain: all.cluster_domain.unwrap_or_else(|| "cluster.local".into()),
             dns_upstreams: upstreams(&all.dns_upstream)?,
+            etcd_files: etcd.check(&all.etcd)?,
             etcd: all.etcd,
             containerd: match all.containerd.as_deref() {
                 None | Some("auto") => Containerd::Auto,
@@ -303,6 +315,9 @@ impl Options {
             cluster_domain: self.cluster_domain.or(file.cluster_domain),
             dns_upstream: list(self.dns_upstream, file.dns_upstream),
             etcd: list(self.etcd, file.etcd),
+            etcd_cafile: self.etcd_cafile.or(file.etcd_cafile),
+            etcd_certfile: self.etcd_certfile.or(file.etcd_certfile),
+            etcd_keyfile: self.etcd_keyfile.or(file.etcd_keyfile),
             containerd: self.containerd.or(file.containerd),
             node_port: self.node_port.or(file.node_port),
             socket_hooks: self.socket_hooks.or(file.socket_hooks),
@@ -474,7 +489,8 @@ mod tests {
         assert_eq!(format!("{shown:?}"), format!("{usual:?}"));
         // The examples are settings that exist.
         let examples = |line: &&str| line.starts_with(|c: char| c.is_ascii_lowercase()) && line.contains(": ");
-        let named = ["nodeIp", "advertise", "etcd", "server", "token", "caHash"];
+        let named =
+            ["nodeIp", "advertise", "etcd", "etcdCafile", "etcdCertfile", "etcdKeyfile", "server", "token", "caHash"];
         let lines: Vec<&str> = file.lines().filter_map(|line| line.strip_prefix("# ")).filter(examples).collect();
         let lines: Vec<&str> =
             lines.into_iter().filter(|line| named.iter().any(|name| line.starts_with(name))).collect();

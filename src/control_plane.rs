@@ -12,7 +12,7 @@ use crate::{
     addresses, backup,
     config::{Config, joined},
     daemon::Parts,
-    machine,
+    etcd, machine,
 };
 
 /// The oldest etcd whose watches and transactions are as the store wants them.
@@ -117,7 +117,8 @@ pub(crate) async fn engine(config: &Config) -> Result<DynEngine> {
         let engine = Embedded::open(&dir, sluice_store::embedded::Options::default());
         return Ok(engine.with_context(|| format!("cannot open the store in {}", dir.display()))?);
     }
-    let engine: Arc<Etcd> = Etcd::connect(&config.etcd, None)
+    let tls = config.etcd_files.as_ref().map(etcd::Files::read).transpose()?;
+    let engine: Arc<Etcd> = Etcd::connect(&config.etcd, tls)
         .await
         .with_context(|| format!("cannot reach etcd at {}", config.etcd.join(", ")))?;
     let version = engine.status().await.context("cannot ask etcd for its version")?.version;

@@ -10,6 +10,7 @@ mod control_plane;
 mod daemon;
 mod documents;
 mod drops;
+mod etcd;
 mod explain;
 mod flows;
 mod held;

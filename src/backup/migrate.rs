@@ -15,7 +15,7 @@ use sluice_store::{DynEngine, embedded, snapshot};
 use super::streamed;
 use crate::{
     config::{Config, Options},
-    control_plane, machine,
+    control_plane, etcd, machine,
 };
 
 #[derive(Args)]
@@ -63,7 +63,11 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
 
 /// Makes the settings say so, or says that they have to.
 fn tell(config: &Config, settings: Option<PathBuf>) -> Result<()> {
-    let line = format!("etcd: [{}]", config.etcd.join(", "));
+    let files = config.etcd_files.as_ref().map(etcd::Files::settings).unwrap_or_default();
+    let mut line = format!("etcd: [{}]", config.etcd.join(", "));
+    for (setting, _, file) in &files {
+        line += &format!("\n{setting}: {}", file.display());
+    }
     match settings {
         Some(file) if names_etcd(&file)? => {}
         Some(file) => {
@@ -72,7 +76,13 @@ fn tell(config: &Config, settings: Option<PathBuf>) -> Result<()> {
             written.with_context(|| format!("cannot write {}; add to it: {line}", file.display()))?;
             println!("added to {}: {line}", file.display());
         }
-        None => println!("start the server with --etcd {} from here on", config.etcd.join(" --etcd ")),
+        None => {
+            let mut flags = format!("--etcd {}", config.etcd.join(" --etcd "));
+            for (_, flag, file) in &files {
+                flags += &format!(" {flag} {}", file.display());
+            }
+            println!("start the server with {flags} from here on");
+        }
     }
     println!(
         "further servers: copy {} to the same place on each of them before its first start, with the same setting",

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
 use crate::{
-    etcd::Etcd,
+    etcd::{self, Etcd},
     node::Node,
     sh::{host, output, target},
     wires::{Families, Shape, Weather, Wires},
@@ -151,14 +151,16 @@ impl Lab {
 
     /// Starts members of an etcd on the first `members` nodes.
     pub fn start_etcd(&mut self, members: usize) -> Result<()> {
-        self.etcd = Etcd::members(&self.nodes[..members], self.dir.path());
+        if members > 0 {
+            self.etcd = Etcd::members(&self.nodes[..members], self.dir.path())?;
+        }
         self.etcd.iter_mut().zip(&self.nodes).try_for_each(|(member, node)| member.start(node))?;
         self.etcd.iter_mut().zip(&self.nodes).try_for_each(|(member, node)| member.ready(node))
     }
 
     /// The words that make a server use the lab's etcd.
     pub fn etcd_flags(&self) -> Vec<String> {
-        self.etcd.iter().flat_map(|member| ["--etcd".to_owned(), member.url()]).collect()
+        etcd::flags(&self.etcd)
     }
 
     /// Gives a further server the first one's keys, as its first start asks for.

@@ -219,7 +219,7 @@ fn scaled(lab: &Lab, on: usize, replicas: usize) -> Result<()> {
 fn etcd_leader(lab: &mut Lab) -> Result<usize> {
     for number in 1..=3 {
         let (member, node) = lab.etcd(number);
-        let metrics = output(&mut node.echo(&["get", &format!("{}/metrics", member.url())]))?;
+        let metrics = output(&mut node.echo(&["get", &format!("{}/metrics", member.metrics())]))?;
         if metrics.lines().any(|line| line == "etcd_server_is_leader 1") {
             return Ok(number);
         }
