@@ -148,6 +148,7 @@ impl Agent {
             runtime: Arc::new(runtime.clone()),
             observed,
             network: ready,
+            begun: std::time::Instant::now(),
             changed: images_changed.clone(),
             dir: config.dir.clone(),
             thresholds: config.thresholds,

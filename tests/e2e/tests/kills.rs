@@ -106,14 +106,23 @@ fn restarted(lab: &Lab, times: u32) -> Result<()> {
     answers(lab)
 }
 
+/// Since when the node and the pod on it are ready.
+fn ready_since(lab: &Lab) -> Result<String> {
+    const SINCE: &str = "-o jsonpath={.status.conditions[?(@.type==\"Ready\")].lastTransitionTime}";
+    let pod = lab.kubectl("get pods -l app=kept -o name")?;
+    Ok(lab.kubectl(&format!("get node/node2 {SINCE}"))? + &lab.kubectl(&format!("get {} {SINCE}", pod.trim()))?)
+}
+
 fn killed_daemon(lab: &mut Lab, number: usize) -> Result<()> {
-    let before = identity(lab)?;
+    let (before, since) = (identity(lab)?, ready_since(lab)?);
     lab.node(number).end(Signal::SIGKILL)?;
     answers(lab).context("while the daemon is down")?;
     lab.node(number).restart()?;
     ready(lab)?;
     answers(lab)?;
     ensure!(identity(lab)? == before, "the pod's container changed");
+    // Not for a moment: the Service would have been without endpoints.
+    ensure!(ready_since(lab)? == since, "it was not ready all along");
     Ok(())
 }
 

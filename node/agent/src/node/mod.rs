@@ -60,6 +60,8 @@ pub struct Keeper {
     pub observed: Observed,
     /// True once pods can have addresses.
     pub network: watch::Receiver<bool>,
+    /// When the node began to see to that.
+    pub begun: std::time::Instant,
     /// Told when images or the runtime may have changed.
     pub changed: Arc<Notify>,
     /// The daemon's directory, whose filesystem is watched.
@@ -133,7 +135,10 @@ impl Keeper {
     }
 
     async fn observe(&mut self, images: bool) {
-        self.observed.network = *self.network.borrow_and_update();
+        self.observed.network = match *self.network.borrow_and_update() {
+            false if self.begun.elapsed() < limits::NETWORK_MADE => None,
+            known => Some(known),
+        };
         let version = tokio::time::timeout(Duration::from_secs(5), self.runtime.version()).await;
         self.observed.runtime = Some(match version {
             Ok(Ok(version)) => Ok(version),

@@ -19,8 +19,8 @@ pub struct Observed {
     pub machine: Machine,
     /// The runtime's version, or why it does not answer.
     pub runtime: Option<Result<String, String>>,
-    /// True once pods can have addresses.
-    pub network: bool,
+    /// Whether pods can have addresses; not known while a node that has just started sees to it.
+    pub network: Option<bool>,
     pub pressure: Pressure,
     pub images: Vec<(Vec<String>, u64)>,
 }
@@ -117,7 +117,12 @@ fn conditions(o: &Observed, old: &Value, now: Timestamp) -> Vec<Value> {
         let (reason, message) = if on { yes } else { no };
         (on, reason, message.to_owned())
     };
-    let ready = match (&o.runtime, o.network) {
+    let before = |type_: &str| {
+        old.get("conditions").and_then(Value::as_array).into_iter().flatten().find(|c| c["type"] == type_).cloned()
+    };
+    // A daemon that starts again must not seem to be down: pods' endpoints would go.
+    let network = o.network.unwrap_or_else(|| before("Ready").is_some_and(|c| c["status"] == "True"));
+    let ready = match (&o.runtime, network) {
         (Some(Ok(_)), true) => (true, "KubeletReady", "kubelet is posting ready status".to_owned()),
         (Some(Err(e)), _) => (false, "KubeletNotReady", format!("[container runtime is down: {e}]")),
         (None, _) => {
@@ -159,9 +164,6 @@ fn conditions(o: &Observed, old: &Value, now: Timestamp) -> Vec<Value> {
         ("Ready", ready),
     ];
     let now = super::time(now);
-    let before = |type_: &str| {
-        old.get("conditions").and_then(Value::as_array).into_iter().flatten().find(|c| c["type"] == type_).cloned()
-    };
     list.into_iter()
         .map(|(type_, (on, reason, message))| {
             let status = if on { "True" } else { "False" };
@@ -239,7 +241,7 @@ mod tests {
     use super::*;
 
     fn observed() -> Observed {
-        Observed { name: "n1".into(), runtime: Some(Ok("1.6.20".into())), network: true, ..Observed::default() }
+        Observed { name: "n1".into(), runtime: Some(Ok("1.6.20".into())), network: Some(true), ..Observed::default() }
     }
 
     fn ready(status: &Value) -> (String, String) {
@@ -255,8 +257,22 @@ mod tests {
         assert_eq!(check(&observed()).0, "True");
         let down = Observed { runtime: Some(Err("no socket".into())), ..observed() };
         assert_eq!(check(&down), ("False".into(), "[container runtime is down: no socket]".into()));
-        let bare = Observed { network: false, ..observed() };
-        assert!(check(&bare).1.contains("NetworkReady=false"));
+        for network in [None, Some(false)] {
+            let bare = Observed { network, ..observed() };
+            assert!(check(&bare).1.contains("NetworkReady=false"), "{network:?}");
+        }
+    }
+
+    #[test]
+    fn a_node_that_starts_again_stays_as_it_was() {
+        let now = Timestamp::UNIX_EPOCH;
+        let running = status(&observed(), &Value::Null, now);
+        let again = |network, old: &Value| status(&Observed { network, ..observed() }, old, now);
+        assert!(!differs(&running, &again(None, &running)));
+        assert_eq!(ready(&again(Some(false), &running)).0, "False");
+        let mut lost = running.clone();
+        lost["conditions"][3]["status"] = "Unknown".into();
+        assert_eq!(ready(&again(None, &lost)).0, "False");
     }
 
     #[test]

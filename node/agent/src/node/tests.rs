@@ -78,6 +78,7 @@ async fn what_others_change_in_the_status_is_mended_and_nothing_else_written() {
         runtime: sim.runtime.clone(),
         observed: Observed { name: "n1".into(), ips: vec!["192.0.2.1".parse().unwrap()], ..Observed::default() },
         network,
+        begun: std::time::Instant::now(),
         changed: wake.clone(),
         dir: dir.path().to_owned(),
         thresholds: Thresholds::default(),
