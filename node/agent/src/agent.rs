@@ -155,6 +155,7 @@ impl Agent {
             beats: watch::Sender::default(),
             pressure: node.pressure.clone(),
             relief: Relief::default(),
+            registered: false,
         };
         keeper.register().await.context("the node could not be registered at the API server")?;
         let (nodes, _) = watch::channel(NodesView::default());

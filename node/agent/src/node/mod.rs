@@ -73,13 +73,29 @@ pub struct Keeper {
     pub pressure: watch::Sender<Pressure>,
     /// Since when each kind of pressure is gone, while it is still shown.
     pub relief: Relief,
+    /// Whether the Node is as a start of this daemon makes it.
+    pub registered: bool,
 }
 
 impl Keeper {
-    /// Creates the Node, or brings an existing one's labels and status up to date.
+    /// Creates the Node, or brings an existing one's labels and status up to date. A server that knows the node and takes no
+    /// writes just now is written to later: its pods are looked after meanwhile.
     pub async fn register(&mut self) -> Result<(), Error> {
         self.observe(true).await;
         let api: Api<Node> = Api::all(self.client.clone());
+        match self.write(&api).await {
+            Err(Error::Api(s)) if s.code >= 500 && api.get(&self.observed.name).await.is_ok() => {
+                tracing::warn!(error = s.message, "the Node was not brought up to date; trying again in ten seconds");
+                Ok(())
+            }
+            written => {
+                self.registered = written.is_ok();
+                written
+            }
+        }
+    }
+
+    async fn write(&self, api: &Api<Node>) -> Result<(), Error> {
         let object = object::node(&self.observed, Timestamp::now());
         let node: Node = serde_json::from_value(object.clone()).map_err(Error::SerdeError)?;
         match api.create(&PostParams::default(), &node).await {
@@ -115,6 +131,11 @@ impl Keeper {
                 }
                 () = self.changed.notified() => true,
             };
+            if !self.registered
+                && let Err(error) = within(self.register()).await
+            {
+                tracing::warn!(%error, "registration failed; trying again in ten seconds");
+            }
             self.observe(images).await;
             let due = written_at.is_none_or(|t| t.elapsed() >= limits::NODE_STATUS);
             match within(self.report(due)).await {
