@@ -12,6 +12,8 @@ pub(crate) const WARM_UP: usize = 2;
 pub(crate) const BURST: usize = 30;
 /// How often that is done.
 pub(crate) const BURSTS: usize = 3;
+/// Pods that a node may have: created at once, too, once.
+pub(crate) const FULL_NODE: usize = 110;
 /// Loads on the pod's address and the Service's in turns, for each kind of connection.
 pub(crate) const TRAFFIC_ROUNDS: usize = 20;
 /// How long each of them lasts.

@@ -1,4 +1,4 @@
-//! Many pods at once: the time until all are Ready, and what it costs.
+//! Many pods at once, and a whole node full of them: the time until all are Ready, and what it costs.
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -8,19 +8,31 @@ use futures::future::try_join_all;
 use super::{NodePlace, space::Space};
 use crate::{lab::say, limits, proc, report::Measured};
 
-pub(super) const READY: &str = "30 pods at once until all Ready";
-pub(super) const CPU: &str = "30 pods at once: CPU time of sluice, per pod";
-const _: () = assert!(limits::BURST == 30, "the names above say how many");
+/// What the time that goals are about is called.
+pub(super) fn ready(pods: usize) -> String {
+    format!("{pods} pods at once until all Ready")
+}
+
+/// What the CPU time that goals are about is called.
+pub(super) fn cpu(pods: usize) -> String {
+    format!("{pods} pods at once: CPU time of sluice, per pod")
+}
 
 /// Figures of all bursts, by name, with their unit.
-type Figures = BTreeMap<(&'static str, &'static str), Vec<f64>>;
+type Figures = BTreeMap<(String, &'static str), Vec<f64>>;
 
-pub(super) async fn run(space: &Space, node: Option<&NodePlace>, measured: &mut Measured) -> Result<()> {
+/// So many pods, `rounds` times.
+pub(super) async fn run(
+    space: &Space,
+    node: Option<&NodePlace>,
+    (pods, rounds): (usize, usize),
+    measured: &mut Measured,
+) -> Result<()> {
     let mut figures = Figures::new();
     let mut outcome = Ok(());
-    for round in 1..=limits::BURSTS {
-        say(&format!("{} pods at once, {round} of {}", limits::BURST, limits::BURSTS));
-        outcome = burst(space, node, round, &mut figures).await;
+    for round in 1..=rounds {
+        say(&format!("{pods} pods at once, {round} of {rounds}"));
+        outcome = burst(space, node, (pods, round), &mut figures).await;
         if outcome.is_err() {
             break;
         }
@@ -31,38 +43,41 @@ pub(super) async fn run(space: &Space, node: Option<&NodePlace>, measured: &mut 
     outcome
 }
 
-async fn burst(space: &Space, node: Option<&NodePlace>, round: usize, figures: &mut Figures) -> Result<()> {
-    let names: Vec<String> = (0..limits::BURST).map(|number| format!("burst-{round}-{number}")).collect();
-    let mut add = |name, unit, value: f64| figures.entry((name, unit)).or_default().push(value);
+async fn burst(
+    space: &Space,
+    node: Option<&NodePlace>,
+    (pods, round): (usize, usize),
+    figures: &mut Figures,
+) -> Result<()> {
+    let names: Vec<String> = (0..pods).map(|number| format!("burst-{pods}-{round}-{number}")).collect();
+    let mut add = |name: String, unit, value: f64| figures.entry((name, unit)).or_default().push(value);
+    let named = |what: &str| format!("{pods} pods at once{what}");
     let mut follower = space.follow().await?;
     let before = node.map(Costs::read).transpose()?;
     let begun = Instant::now();
     try_join_all(names.iter().map(|name| space.create(name))).await?;
-    add("30 pods at once until all created", "s", begun.elapsed().as_secs_f64());
-    let (mut running, mut ready) = (begun, begun);
+    add(named(" until all created"), "s", begun.elapsed().as_secs_f64());
+    let (mut running, mut all_ready) = (begun, begun);
     for name in &names {
         running = running.max(follower.moment(name, |moments| moments.running).await?);
-        ready = ready.max(follower.moment(name, |moments| moments.ready).await?);
+        all_ready = all_ready.max(follower.moment(name, |moments| moments.ready).await?);
     }
-    add("30 pods at once until all Running", "s", (running - begun).as_secs_f64());
-    add(READY, "s", (ready - begun).as_secs_f64());
+    add(named(" until all Running"), "s", (running - begun).as_secs_f64());
+    add(ready(pods), "s", (all_ready - begun).as_secs_f64());
     // What is still to be written belongs to these pods.
     tokio::time::sleep(limits::BURST_TAIL).await;
     if let (Some(before), Some(node)) = (before, node) {
         let after = Costs::read(node)?;
         #[expect(clippy::cast_precision_loss)]
-        let per_pod = |seconds: f64| seconds / limits::BURST as f64;
-        add(CPU, "CPU-s", per_pod(after.daemon - before.daemon));
+        let per_pod = |seconds: f64| seconds / pods as f64;
+        add(cpu(pods), "CPU-s", per_pod(after.daemon - before.daemon));
         add(
-            "30 pods at once: CPU time of containerd and living shims, per pod",
+            named(": CPU time of containerd and living shims, per pod"),
             "CPU-s",
             per_pod(after.containerd - before.containerd),
         );
-        add(
-            "30 pods at once: CPU time of the whole machine, per pod",
-            "CPU-s",
-            per_pod(after.machine - before.machine),
-        );
+        add(named(": CPU time of the whole machine, per pod"), "CPU-s", per_pod(after.machine - before.machine));
+        add(named(": memory of sluice and its loggers (PSS)"), "MB", memory(node)?);
     }
     let begun = Instant::now();
     try_join_all(names.iter().map(|name| space.delete(name))).await?;
@@ -70,8 +85,17 @@ async fn burst(space: &Space, node: Option<&NodePlace>, round: usize, figures: &
     for name in &names {
         gone = gone.max(follower.moment(name, |moments| moments.gone).await?);
     }
-    add("30 pods deleted at once until all gone", "s", (gone - begun).as_secs_f64());
+    add(format!("{pods} pods deleted at once until all gone"), "s", (gone - begun).as_secs_f64());
     Ok(())
+}
+
+/// Of the daemon and the containers' loggers, in MB.
+fn memory(node: &NodePlace) -> Result<f64> {
+    let processes = proc::Cluster::find(node.daemon, &node.containerd_config, &node.containerd);
+    // A logger that ends between the look and the reading holds nothing.
+    let loggers: u64 = processes.loggers.iter().filter_map(|pid| proc::memory(*pid).ok()).map(|one| one.pss).sum();
+    #[expect(clippy::cast_precision_loss)]
+    Ok((proc::memory(node.daemon)?.pss + loggers) as f64 / 1e6)
 }
 
 /// CPU time so far, in seconds.

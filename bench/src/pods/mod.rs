@@ -85,8 +85,12 @@ pub(crate) fn run(kubeconfig: &Path, target: Target, node: Option<NodePlace>) ->
 async fn stages(space: &Space, node: Option<&NodePlace>, measured: &mut Measured) {
     let outcome = sequence::run(space, node, measured).await;
     said("one pod after the other", outcome, measured);
-    let outcome = burst::run(space, node, measured).await;
+    let outcome = burst::run(space, node, (limits::BURST, limits::BURSTS), measured).await;
     said("many pods at once", outcome, measured);
+    if node.is_some() {
+        let outcome = burst::run(space, node, (limits::FULL_NODE, 1), measured).await;
+        said("a node full of pods", outcome, measured);
+    }
     if node.is_some() {
         let outcome = traffic::run(space, measured).await;
         said("traffic", outcome, measured);
@@ -108,11 +112,12 @@ fn goals(measured: &Measured) -> Vec<Goal> {
     let beside = p50(sequence::RUNNING).zip(p50(sequence::CTR)).map(|(pod, ctr)| pod / ctr);
     let own = p50(sequence::OWN_PART).zip(p50(sequence::PREPARE)).map(|(until, prepare)| until - prepare);
     let goal = |name: &str, bound, unit: &str, value| Goal::new(name, bound, unit, value);
+    let (ready, cpu) = (burst::ready(limits::BURST), burst::cpu(limits::BURST));
     vec![
         goal("create to Running, of ctr run -d in the same run", Bound::AtMost(1.3), "times", beside),
         goal("create to the first call to containerd", Bound::Below(10.0), "ms", own),
-        goal(burst::READY, Bound::AtMost(2.7), "s", p50(burst::READY)),
-        goal(burst::CPU, Bound::AtMost(0.18), "CPU-s", p50(burst::CPU)),
+        goal(&ready, Bound::AtMost(2.7), "s", p50(&ready)),
+        goal(&cpu, Bound::AtMost(0.18), "CPU-s", p50(&cpu)),
         goal(traffic::RATIO_KEPT, Bound::AtLeast(0.97), "times", p50(traffic::RATIO_KEPT)),
         goal(traffic::RATIO_FRESH, Bound::AtLeast(0.97), "times", p50(traffic::RATIO_FRESH)),
     ]
@@ -129,7 +134,7 @@ mod tests {
         measured.row(sequence::CTR, "ms", &[104.0]);
         measured.row(sequence::OWN_PART, "ms", &[14.0]);
         measured.row(sequence::PREPARE, "ms", &[5.0]);
-        measured.row(burst::READY, "s", &[2.8]);
+        measured.row(&burst::ready(limits::BURST), "s", &[2.8]);
         let goals: Vec<(Option<f64>, bool)> = goals(&measured).into_iter().map(|goal| (goal.value, goal.met)).collect();
         assert_eq!(goals[0], (Some(1.25), true));
         assert_eq!(goals[1], (Some(9.0), true));
