@@ -70,22 +70,14 @@ pub struct ProbeFigures {
     pub unplaced: u64,
 }
 
-/// What a socket remembers between connecting and its end.
+/// What a socket remembers whose first SYN was not answered.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Watched {
-    /// When it sent its first SYN, in nanoseconds of the monotonic clock.
-    pub begun: u64,
-    /// Whose it is; [`ProbeKey::POD`] or [`ProbeKey::NODE`].
-    pub owner: u32,
-    /// The pod's link.
-    pub link: u32,
-    /// The Service that was asked for; port 0 for none.
-    pub address: Address,
-    /// In network order.
-    pub port: u32,
-    /// 1 once it is connected.
-    pub connected: u32,
+    /// When it sent that, in milliseconds of the monotonic clock.
+    pub first_sent: u32,
+    /// 1 once it asked again.
+    pub asked_again: u32,
 }
 
 /// Where the running kernel has what is read, in bytes from the start of its structure.
@@ -116,13 +108,19 @@ pub struct ProbeFields {
     pub own6: u32,
     /// `inet_sock.inet_sport`, which stays when the socket ends
     pub own_port: u32,
+    /// `sock_common.skc_state`
+    pub state: u32,
+    /// `tcp_sock.retrans_stamp`, while a connection is asked for
+    pub first_sent: u32,
+    /// `sock.sk_max_ack_backlog`
+    pub backlog: u32,
 }
 
 const _: () = {
     assert!(size_of::<ProbeKey>() == 24 && align_of::<ProbeKey>() == 4);
     assert!(size_of::<Durations>() == 264 && align_of::<Durations>() == 8);
     assert!(size_of::<ProbeFigures>() == 608 && align_of::<ProbeFigures>() == 8);
-    assert!(size_of::<Watched>() == 40 && align_of::<Watched>() == 8);
-    assert!(size_of::<ProbeFields>() == 48);
+    assert!(size_of::<Watched>() == 8 && align_of::<Watched>() == 4);
+    assert!(size_of::<ProbeFields>() == 60);
     assert!(DURATION_BUCKETS.is_power_of_two());
 };

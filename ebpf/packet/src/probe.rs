@@ -21,8 +21,6 @@ pub mod state {
 pub enum Step {
     /// Nothing that is counted.
     Nothing,
-    /// A connection is asked for.
-    Opening,
     /// It is there.
     Opened,
     /// Somebody else's is there.
@@ -37,7 +35,6 @@ pub enum Step {
 #[inline(always)]
 pub const fn step(from: i32, to: i32) -> Step {
     match (from, to) {
-        (_, state::SYN_SENT) => Step::Opening,
         (state::SYN_SENT, state::ESTABLISHED) => Step::Opened,
         (state::SYN_RECEIVED, state::ESTABLISHED) => Step::Accepted,
         (state::SYN_SENT, state::CLOSED) => Step::Failed,
@@ -112,7 +109,7 @@ mod tests {
     fn a_connection_is_counted_once_at_each_end() {
         // As the kernel goes through them.
         let opener = [(7, 2), (2, 1), (1, 4), (4, 5), (5, 7)];
-        let steps = [Step::Opening, Step::Opened, Step::Nothing, Step::Nothing, Step::Closed];
+        let steps = [Step::Nothing, Step::Opened, Step::Nothing, Step::Nothing, Step::Closed];
         assert_eq!(opener.map(|(from, to)| step(from, to)), steps);
         let taker = [(3, 1), (1, 8), (8, 9), (9, 7)];
         assert_eq!(

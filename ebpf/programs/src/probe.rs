@@ -15,13 +15,14 @@ use sluice_ebpf_common::probe::{DURATION_BUCKETS, Durations, ProbeFields, ProbeF
 use sluice_ebpf_common::stream::{Told, bucket};
 use sluice_ebpf_common::{Address, SocketState, protocol};
 use sluice_packet::original;
-use sluice_packet::probe::{Step, step};
+use sluice_packet::probe::{Step, state, step};
 
 use crate::maps;
 use crate::stream::{self, add};
 
 const AF_INET: u16 = 2;
 const MICROSECOND: u64 = 1_000;
+const MILLISECOND: u64 = 1_000_000;
 /// The kernel keeps the smoothed round-trip time in eighths.
 const EIGHTHS: u32 = 3;
 
@@ -41,6 +42,9 @@ static PROBE_FIELDS: ProbeFields = ProbeFields {
     own4: 0,
     own6: 0,
     own_port: 0,
+    state: 0,
+    first_sent: 0,
+    backlog: 0,
 };
 
 /// What a place begins with.
@@ -78,18 +82,7 @@ pub fn tcp_state(context: BtfTracePointContext) -> i32 {
     if tcp.is_null() {
         return 0;
     }
-    let mut took = 0;
-    match step {
-        Step::Opening => {
-            begin(socket);
-            return 0;
-        }
-        Step::Opened => match opened(socket) {
-            Some(microseconds) => took = microseconds,
-            None => return 0,
-        },
-        _ => {}
-    }
+    let took = if step == Step::Opened || step == Step::Failed { asked(socket, tcp) } else { 0 };
     let (round_trip, sent, received) = if step == Step::Closed { ended(tcp) } else { (0, 0, 0) };
     let kind = match step {
         Step::Opened => Told::OPENED,
@@ -97,7 +90,9 @@ pub fn tcp_state(context: BtfTracePointContext) -> i32 {
         Step::Failed => Told::FAILED,
         _ => Told::CLOSED,
     };
-    tell(socket, tcp, kind, took + round_trip);
+    if stream::followed() {
+        tell(socket, tcp, kind, took + round_trip);
+    }
     // One place in the program for all steps: it stays small.
     count(socket, |figures| match step {
         Step::Opened => duration(&raw mut figures.connect, took),
@@ -119,9 +114,12 @@ pub fn tcp_state(context: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "tcp_retransmit_skb")]
 pub fn tcp_retransmit(context: BtfTracePointContext) -> i32 {
     let socket: *mut c_void = context.arg(0);
-    let watched = watched(socket, 0);
-    // SAFETY: see `watched`.
-    let asking = !watched.is_null() && unsafe { read_volatile(&raw const (*watched).connected) } == 0;
+    // SAFETY: as in `owner`.
+    let state = unsafe { read_volatile(socket.byte_add(place(&raw const PROBE_FIELDS.state)).cast::<u8>()) };
+    let asking = i32::from(state) == state::SYN_SENT;
+    if asking {
+        asks_again(socket);
+    }
     count(socket, |figures| {
         add(&raw mut figures.retransmits, 1);
         if asking {
@@ -171,58 +169,67 @@ fn owner(socket: *const c_void) -> Option<(u16, u32)> {
     Some((ProbeKey::POD, unsafe { read_volatile(link) }))
 }
 
-/// The Service behind a socket's destination, if it was translated.
-#[inline(always)]
-fn service(socket: *mut c_void) -> Option<(Address, u16)> {
+/// Writes the Service behind a socket's destination, if it was translated; else false.
+#[inline(never)]
+fn service(socket: *mut c_void, key: &mut ProbeKey) -> bool {
     let map = (&raw const maps::SOCKETS).cast_mut().cast();
     // SAFETY: as in `watched`.
     let state: *const SocketState = unsafe { bpf_sk_storage_get(map, socket, null_mut(), 0) }.cast();
     if state.is_null() {
-        return None;
+        return false;
     }
     // SAFETY: as in `owner`; the state is valid while the program runs.
-    unsafe {
+    let asked = unsafe {
         let port = read_volatile(socket.byte_add(place(&raw const PROBE_FIELDS.port)).cast::<u16>());
         let family = read_volatile(socket.byte_add(place(&raw const PROBE_FIELDS.family)).cast::<u16>());
         let address = address(socket, family, &raw const PROBE_FIELDS.address4, &raw const PROBE_FIELDS.address6);
         original(&*state, &address, port)
-    }
+    };
+    let Some((address, port)) = asked else { return false };
+    (key.address, key.port, key.kind) = (address, port, ProbeKey::SERVICE);
+    true
 }
 
-/// A connection is asked for: what will be counted for it is noted with the socket.
+/// A connection is asked for again: the time of the first SYN is noted with the socket.
 #[inline(always)]
-fn begin(socket: *mut c_void) {
-    let Some((kind, link)) = owner(socket) else { return };
+fn asks_again(socket: *mut c_void) {
+    // SAFETY: the trace point's socket is valid for the whole program. Other protocols' sockets are none.
+    let tcp: *const c_void = unsafe { bpf_skc_to_tcp_sock(socket) }.cast();
     let watched = watched(socket, u64::from(BPF_SK_STORAGE_GET_F_CREATE));
-    if watched.is_null() {
+    if tcp.is_null() || watched.is_null() {
         return;
     }
-    let (address, port) = service(socket).unwrap_or((Address { words: [0; 4] }, 0));
-    // SAFETY: see `watched`; nobody else looks at a socket that is not connected.
+    // SAFETY: as in `owner`; see `watched`. Nobody else looks at a socket that is not connected.
     unsafe {
-        *watched = Watched {
-            begun: bpf_ktime_get_ns(),
-            owner: u32::from(kind),
-            link,
-            address,
-            port: u32::from(port),
-            connected: 0,
-        };
+        let first_sent = read_volatile(tcp.byte_add(place(&raw const PROBE_FIELDS.first_sent)).cast::<u32>());
+        *watched = Watched { first_sent, asked_again: 1 };
     }
 }
 
-/// How many microseconds connecting took; `None` when nobody saw it begin.
+/// How many microseconds it took until a connection was there, or was not to be. The kernel's own measurement of the first round
+/// trip, unless the SYN was sent again.
 #[inline(always)]
-fn opened(socket: *mut c_void) -> Option<u64> {
+fn asked(socket: *mut c_void, tcp: *const c_void) -> u64 {
     let watched = watched(socket, 0);
-    if watched.is_null() {
-        return None;
-    }
-    // SAFETY: see `watched`.
+    // SAFETY: see `watched`; the helper has no preconditions.
     unsafe {
-        (*watched).connected = 1;
-        Some(bpf_ktime_get_ns().saturating_sub((*watched).begun) / MICROSECOND)
+        if watched.is_null() || (*watched).asked_again == 0 {
+            return round_trip(tcp);
+        }
+        // The socket may ask for another connection.
+        (*watched).asked_again = 0;
+        let now = (bpf_ktime_get_ns() / MILLISECOND) as u32;
+        u64::from(now.wrapping_sub((*watched).first_sent)) * (MILLISECOND / MICROSECOND)
     }
+}
+
+/// The smoothed round-trip time, in microseconds.
+#[inline(always)]
+fn round_trip(tcp: *const c_void) -> u64 {
+    // SAFETY: as in `owner`.
+    u64::from(
+        unsafe { read_volatile(tcp.byte_add(place(&raw const PROBE_FIELDS.round_trip)).cast::<u32>()) } >> EIGHTHS,
+    )
 }
 
 /// What an ended connection measured and carried: microseconds, bytes sent, bytes received.
@@ -231,7 +238,7 @@ fn ended(tcp: *const c_void) -> (u64, u64, u64) {
     // SAFETY: as in `owner`.
     unsafe {
         (
-            u64::from(read_volatile(tcp.byte_add(place(&raw const PROBE_FIELDS.round_trip)).cast::<u32>()) >> EIGHTHS),
+            round_trip(tcp),
             read_volatile(tcp.byte_add(place(&raw const PROBE_FIELDS.acknowledged)).cast::<u64>()),
             read_volatile(tcp.byte_add(place(&raw const PROBE_FIELDS.received)).cast::<u64>()),
         )
@@ -241,8 +248,9 @@ fn ended(tcp: *const c_void) -> (u64, u64, u64) {
 /// Tells of a step, for the socket's owner.
 #[inline(never)]
 fn tell(socket: *mut c_void, tcp: *const c_void, kind: u16, took: u64) {
-    let watched = watched(socket, 0);
     let Some((_, link)) = owner(socket) else { return };
+    let mut asked = ProbeKey::default();
+    let of_service = service(socket, &mut asked);
     let Some(mut entry) = stream::place::<Told>(bucket::SOCKETS) else { return };
     let told = entry.as_mut_ptr();
     // SAFETY: the ring lends a whole place; every field is written before it is given back. Sockets as in `owner`.
@@ -257,8 +265,12 @@ fn tell(socket: *mut c_void, tcp: *const c_void, kind: u16, took: u64) {
         (*told).ends.destination_port =
             read_volatile(socket.byte_add(place(&raw const PROBE_FIELDS.port)).cast::<u16>());
         ((*told).ends.protocol, (*told).ends.kind, (*told).ends.reserved) = (protocol::TCP, 0, 0);
-        if !watched.is_null() {
-            ((*told).address, (*told).port) = ((*watched).address, (*watched).port as u16);
+        if of_service {
+            ((*told).address, (*told).port) = (asked.address, asked.port);
+        }
+        // Who was accepted has the listener's backlog, which is hardly ever 0.
+        let backlog = read_volatile(tcp.byte_add(place(&raw const PROBE_FIELDS.backlog)).cast::<u32>());
+        if of_service || backlog == 0 {
             (*told).flags = Told::OPENER;
         }
         (*told).took = took;
@@ -286,22 +298,12 @@ unsafe fn address(socket: *const c_void, family: u16, four: *const u32, six: *co
 /// Counts for the Service and for the socket's owner.
 #[inline(always)]
 fn count(socket: *mut c_void, add: impl Fn(&mut ProbeFigures)) {
-    let watched = watched(socket, 0);
-    let mut key = ProbeKey { address: Address { words: [0; 4] }, port: 0, kind: ProbeKey::NODE, link: 0 };
-    if watched.is_null() {
-        let Some((kind, link)) = owner(socket) else { return };
-        (key.kind, key.link) = (kind, link);
-    } else {
-        // SAFETY: see `watched`.
-        let watched = unsafe { &*watched };
-        if watched.port != 0 {
-            (key.address, key.port, key.kind) = (watched.address, watched.port as u16, ProbeKey::SERVICE);
-            at(&key, &add);
-            (key.address, key.port) = (Address { words: [0; 4] }, 0);
-        }
-        (key.kind, key.link) = (watched.owner as u16, watched.link);
+    let Some((kind, link)) = owner(socket) else { return };
+    let mut key = ProbeKey::default();
+    if service(socket, &mut key) {
+        at(&key, &add);
     }
-    at(&key, &add);
+    at(&ProbeKey { kind, link, ..ProbeKey::default() }, &add);
 }
 
 /// Counts at a place, which is made when it is not there.

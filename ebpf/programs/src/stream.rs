@@ -13,6 +13,12 @@ use sluice_ebpf_common::{Address, AllowedKey, Flow, FlowKey, FlowKind, Settings}
 
 use crate::maps;
 
+/// Does anybody follow?
+#[inline(always)]
+pub fn followed() -> bool {
+    maps::SETTINGS.get(0).is_some_and(|settings| settings.flags & Settings::FOLLOWED != 0)
+}
+
 /// A place in the ring, if somebody follows and the bucket has a token.
 #[inline(always)]
 pub fn place<T: 'static>(bucket: u32) -> Option<RingBufEntry<T>> {

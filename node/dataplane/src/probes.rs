@@ -28,7 +28,7 @@ const PROGRAMS: [(&str, &str); 4] = [
 ];
 
 /// The members that the programs read, in the order of [`ProbeFields`].
-const FIELDS: [(&str, &str); 12] = [
+const FIELDS: [(&str, &str); 15] = [
     ("sock_common", "skc_net"),
     ("net", "net_cookie"),
     ("sock_common", "skc_family"),
@@ -41,6 +41,9 @@ const FIELDS: [(&str, &str); 12] = [
     ("sock_common", "skc_rcv_saddr"),
     ("sock_common", "skc_v6_rcv_saddr"),
     ("inet_sock", "inet_sport"),
+    ("sock_common", "skc_state"),
+    ("tcp_sock", "retrans_stamp"),
+    ("sock", "sk_max_ack_backlog"),
 ];
 
 /// A program at work.
@@ -86,7 +89,7 @@ pub(crate) fn fields() -> &'static Result<ProbeFields, String> {
     &FOUND
 }
 
-fn fields_of(offsets: [Option<u32>; 12]) -> Result<ProbeFields, String> {
+fn fields_of(offsets: [Option<u32>; FIELDS.len()]) -> Result<ProbeFields, String> {
     let missing: Vec<String> = FIELDS
         .iter()
         .zip(&offsets)
@@ -96,8 +99,9 @@ fn fields_of(offsets: [Option<u32>; 12]) -> Result<ProbeFields, String> {
     if !missing.is_empty() {
         return Err(format!("this kernel has no {}", missing.join(", ")));
     }
-    let [net, cookie, family, port, address4, address6, round_trip, acknowledged, received, own4, own6, own_port] =
-        offsets.map(Option::unwrap_or_default);
+    let offsets = offsets.map(Option::unwrap_or_default);
+    let [net, cookie, family, port, address4, address6, round_trip, acknowledged, received, own4, ..] = offsets;
+    let [.., own6, own_port, state, first_sent, backlog] = offsets;
     Ok(ProbeFields {
         net,
         cookie,
@@ -111,6 +115,9 @@ fn fields_of(offsets: [Option<u32>; 12]) -> Result<ProbeFields, String> {
         own4,
         own6,
         own_port,
+        state,
+        first_sent,
+        backlog,
     })
 }
 

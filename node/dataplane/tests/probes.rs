@@ -21,7 +21,7 @@ const WEB: &str = r#"{namespace="shop",service="web",port="main"}"#;
 const NODE: &str = r#"{namespace="",pod=""}"#;
 
 /// Verified instructions of one program at most.
-const CEILING: u32 = 8_000;
+const CEILING: u32 = 20_000;
 
 type Series = BTreeMap<String, f64>;
 
