@@ -105,7 +105,7 @@ pub mod limits {
     pub const ALLOWED: u32 = 65_536;
     /// Places of pods with a limit of what they send; the first is nobody's.
     pub const PACES: u32 = PODS + 1;
-    /// Services, and pods, that the probe programs count for.
+    /// Services, and pods, that the probe programs count for; a power of two.
     pub const FIGURES: u32 = 2_048;
     /// Bytes of the event ring.
     pub const EVENTS: u32 = 65_536;
@@ -210,8 +210,10 @@ pub mod maps {
     pub const REASONS: &str = "reasons";
     /// The kernel's own reasons to packets, per CPU.
     pub const LOST: &str = "lost";
-    /// `ProbeKey` to `ProbeFigures`, per CPU.
-    pub const FIGURES: &str = "figures";
+    /// `ProbeKey` by seat.
+    pub const SEATS: &str = "seats";
+    /// `ProbeFigures` by seat, per CPU.
+    pub const MEASURED: &str = "measured";
     /// Ring of `Event`.
     pub const EVENTS: &str = "events";
     /// Ring of what is told of connections; see `stream`.
@@ -237,7 +239,7 @@ pub mod maps {
         }
     }
     /// Every pinned map.
-    pub const ALL: [&str; 39] = [
+    pub const ALL: [&str; 40] = [
         FRONTENDS,
         BACKENDS,
         SLAB,
@@ -272,7 +274,8 @@ pub mod maps {
         BACKEND_COUNTERS,
         REASONS,
         LOST,
-        FIGURES,
+        SEATS,
+        MEASURED,
         EVENTS,
         STREAM,
         TELLING,

@@ -1,33 +1,74 @@
 //! What the probe programs count about TCP connections of this node's sockets and its pods', and for whom.
 
-use crate::Address;
+use crate::limits;
 
 /// Buckets of a duration: bucket `n` is for up to 2ⁿ microseconds, the last one for all that is longer.
 pub const DURATION_BUCKETS: usize = 32;
 
-/// Whose figures.
-#[repr(C)]
+/// Whose figures: what stands in a seat, whose index the figures have. A kind, and the id of a Service or the index of the
+/// node's side of a pod's link.
+#[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ProbeKey {
-    /// A Service's address, as it was asked for.
-    pub address: Address,
-    /// Its port, in network order.
-    pub port: u16,
-    /// A `ProbeKey::*` constant.
-    pub kind: u16,
-    /// Index of the node's side of a pod's link.
-    pub link: u32,
-}
+pub struct ProbeKey(pub u64);
 
 impl ProbeKey {
-    /// Of connections to a Service: address and port.
-    pub const SERVICE: u16 = 0;
-    /// Of a pod's sockets: link.
-    pub const POD: u16 = 1;
-    /// Of the node's own sockets.
-    pub const NODE: u16 = 2;
-    /// Of everybody for whom there is no place.
-    pub const REST: u16 = 3;
+    /// Nobody's: who needs a seat takes it.
+    pub const NOBODY: ProbeKey = ProbeKey(0);
+    /// The node's own sockets'.
+    pub const NODE: ProbeKey = ProbeKey::new(Self::OTHER, 0);
+    /// Everybody's for whom there is no seat.
+    pub const REST: ProbeKey = ProbeKey::new(Self::OTHER, 1);
+    /// It is given up, but a program may still count there.
+    pub const GOING: ProbeKey = ProbeKey::new(Self::OTHER, 2);
+
+    const SERVICE: u32 = 1;
+    const POD: u32 = 2;
+    const OTHER: u32 = 3;
+
+    #[inline(always)]
+    const fn new(kind: u32, number: u32) -> ProbeKey {
+        ProbeKey((kind as u64) << 32 | number as u64)
+    }
+
+    /// Of connections to a Service.
+    #[inline(always)]
+    pub const fn of_service(id: u32) -> ProbeKey {
+        ProbeKey::new(Self::SERVICE, id)
+    }
+
+    /// Of a pod's sockets.
+    #[inline(always)]
+    pub const fn of_pod(link: u32) -> ProbeKey {
+        ProbeKey::new(Self::POD, link)
+    }
+
+    /// The Service's id.
+    pub fn service(self) -> Option<u32> {
+        (self.0 >> 32 == Self::SERVICE.into()).then_some(self.0 as u32)
+    }
+
+    /// The pod's link.
+    pub fn pod(self) -> Option<u32> {
+        (self.0 >> 32 == Self::POD.into()).then_some(self.0 as u32)
+    }
+
+    /// The first of [`seat::LOOKS`] places in a row where its seat may be. Ids and links come in a row each: they meet only when
+    /// there are many.
+    #[inline(always)]
+    pub const fn first_seat(self) -> u32 {
+        let apart = if self.0 >> 32 == Self::POD as u64 { limits::FIGURES / 2 } else { 0 };
+        (self.0 as u32).wrapping_add(apart) % limits::FIGURES
+    }
+}
+
+/// Indices of seats that are always the same one's.
+pub mod seat {
+    /// The node's.
+    pub const NODE: u32 = 0;
+    /// Everybody's who has none.
+    pub const REST: u32 = 1;
+    /// Places in a row where a seat may be.
+    pub const LOOKS: u32 = 8;
 }
 
 /// Durations by length.
@@ -52,8 +93,8 @@ pub struct ProbeFigures {
     pub accepted: u64,
     /// Attempts that came to nothing.
     pub failed: u64,
-    /// Connections that ended.
-    pub closed: u64,
+    /// Connections that ended and whose round trips nobody measured.
+    pub unmeasured: u64,
     /// Segments that were sent again.
     pub retransmits: u64,
     /// Those of them that ask for a connection.
@@ -68,6 +109,13 @@ pub struct ProbeFigures {
     pub received_bytes: u64,
     /// Figures that were counted here for want of a place of their own.
     pub unplaced: u64,
+}
+
+impl ProbeFigures {
+    /// Connections that ended.
+    pub fn closed(&self) -> u64 {
+        self.unmeasured + self.round_trip.counts.iter().sum::<u64>()
+    }
 }
 
 /// What a socket remembers whose first SYN was not answered.
@@ -102,6 +150,8 @@ pub struct ProbeFields {
     pub acknowledged: u32,
     /// `tcp_sock.bytes_received`
     pub received: u32,
+    /// `tcp_sock.total_retrans`
+    pub sent_again: u32,
     /// `sock_common.skc_rcv_saddr`
     pub own4: u32,
     /// `sock_common.skc_v6_rcv_saddr`
@@ -117,10 +167,11 @@ pub struct ProbeFields {
 }
 
 const _: () = {
-    assert!(size_of::<ProbeKey>() == 24 && align_of::<ProbeKey>() == 4);
+    assert!(size_of::<ProbeKey>() == 8 && align_of::<ProbeKey>() == 8);
+    assert!(limits::FIGURES.is_power_of_two());
     assert!(size_of::<Durations>() == 264 && align_of::<Durations>() == 8);
     assert!(size_of::<ProbeFigures>() == 608 && align_of::<ProbeFigures>() == 8);
     assert!(size_of::<Watched>() == 8 && align_of::<Watched>() == 4);
-    assert!(size_of::<ProbeFields>() == 60);
+    assert!(size_of::<ProbeFields>() == 64);
     assert!(DURATION_BUCKETS.is_power_of_two());
 };

@@ -27,11 +27,38 @@ pub struct Translation {
 pub struct SocketState {
     /// Newest entries overwrite the oldest.
     pub entries: [Translation; SOCKET_TRANSLATIONS],
+    /// Where the next entry goes, in the two lowest bits; see the functions for the others, which builds before had at 0.
+    pub marks: u32,
+}
+
+impl SocketState {
     /// Where the next entry goes.
-    pub next: u32,
+    #[inline(always)]
+    pub const fn next(&self) -> usize {
+        (self.marks & 3) as usize
+    }
+
+    /// The entry that was written last, if it is known.
+    #[inline(always)]
+    pub const fn newest(&self) -> &Translation {
+        &self.entries[(self.marks >> 2 & 3) as usize]
+    }
+
+    /// Id of the service that the newest entry is for; 0 when it is not known.
+    #[inline(always)]
+    pub const fn service(&self) -> u32 {
+        self.marks >> 4
+    }
+
+    /// Sets all three; an id has 28 bits.
+    #[inline(always)]
+    pub const fn mark(&mut self, next: usize, newest: usize, service: u32) {
+        self.marks = next as u32 & 3 | (newest as u32 & 3) << 2 | service << 4;
+    }
 }
 
 const _: () = {
+    assert!(SOCKET_TRANSLATIONS == 4);
     assert!(size_of::<Translation>() == 40 && align_of::<Translation>() == 4);
     assert!(size_of::<SocketState>() == 164 && align_of::<SocketState>() == 4);
 };

@@ -13,8 +13,8 @@ use crate::{Maps, service};
 pub enum SocketVerdict {
     /// Not a service: nothing is touched.
     Untouched,
-    /// Use the backend of this translation, and remember it.
-    Translated(Translation),
+    /// Use the backend of this translation, and remember it, with the service's id.
+    Translated(Translation, u32),
     /// A service that nobody can answer now, or not for this client.
     Refused(Reason),
 }
@@ -88,7 +88,7 @@ fn translate<M: Maps>(
         for entry in &state.entries {
             let same = entry.service_port == port && entry.service_address.same(address);
             if same && entry.generation == frontend.generation {
-                return SocketVerdict::Translated(*entry);
+                return SocketVerdict::Translated(*entry, frontend.service);
             }
         }
     }
@@ -101,13 +101,14 @@ fn translate<M: Maps>(
     match service::pick(maps, &frontend, &client, || service::any(maps, &frontend)) {
         Ok((id, backend)) => {
             maps.count(frontend.service, id, |counters| counters.connections += 1);
-            SocketVerdict::Translated(Translation {
+            let translation = Translation {
                 service_address: *address,
                 backend_address: backend.address,
                 service_port: port,
                 backend_port: backend.port,
                 generation: frontend.generation,
-            })
+            };
+            SocketVerdict::Translated(translation, frontend.service)
         }
         Err(reason) => refuse(maps, &frontend, reason),
     }
@@ -139,10 +140,18 @@ pub fn original(state: &SocketState, address: &Address, port: u16) -> Option<(Ad
     None
 }
 
-/// Remembers a translation; an entry for the same service is replaced, else the oldest.
+/// The service that a connected socket asked for last: its id and what stands for it. `None` for another peer's socket.
 #[inline(always)]
-pub fn remember(state: &mut SocketState, translation: Translation) {
-    let mut index = state.next as usize % SOCKET_TRANSLATIONS;
+pub fn asked_for<'a>(state: &'a SocketState, address: &Address, port: u16) -> Option<(u32, &'a Translation)> {
+    let newest = state.newest();
+    let is_peer = newest.backend_port == port && newest.backend_address.same(address);
+    if state.service() != 0 && is_peer { Some((state.service(), newest)) } else { None }
+}
+
+/// Remembers a translation for a service of this id; an entry for the same service is replaced, else the oldest.
+#[inline(always)]
+pub fn remember(state: &mut SocketState, translation: Translation, service: u32) {
+    let mut index = state.next();
     let mut known = false;
     for (at, entry) in state.entries.iter().enumerate() {
         if entry.service_port == translation.service_port && entry.service_address.same(&translation.service_address) {
@@ -153,7 +162,6 @@ pub fn remember(state: &mut SocketState, translation: Translation) {
     if let Some(entry) = state.entries.get_mut(index) {
         *entry = translation;
     }
-    if !known {
-        state.next = (index as u32 + 1) % SOCKET_TRANSLATIONS as u32;
-    }
+    let next = if known { state.next() } else { (index + 1) % SOCKET_TRANSLATIONS };
+    state.mark(next, index, service);
 }

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_fib_lookup};
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage};
 use aya_ebpf::macros::btf_map;
 use sluice_ebpf_common::cache::{Bucket4, Bucket6, Uplink};
 use sluice_ebpf_common::maps::mode;
@@ -187,9 +187,11 @@ pub static REASONS: PerCpuArray<u64, { Reason::COUNT as usize }> = PerCpuArray::
 #[btf_map(name = "lost")]
 pub static LOST: PerCpuArray<u64, { limits::KERNEL_REASONS as usize }> = PerCpuArray::new();
 
-#[btf_map(name = "figures")]
-pub static FIGURES: PerCpuHashMap<ProbeKey, ProbeFigures, { limits::FIGURES as usize }, ON_DEMAND> =
-    PerCpuHashMap::new();
+#[btf_map(name = "seats")]
+pub static SEATS: Array<ProbeKey, { limits::FIGURES as usize }, MAPPED> = Array::new();
+
+#[btf_map(name = "measured")]
+pub static MEASURED: PerCpuArray<ProbeFigures, { limits::FIGURES as usize }> = PerCpuArray::new();
 
 /// What sockets remember for the probes; not pinned, as nobody else asks.
 #[btf_map(name = "watched")]

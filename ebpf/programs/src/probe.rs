@@ -5,16 +5,16 @@
 
 use core::arch::asm;
 use core::ffi::c_void;
-use core::ptr::{null_mut, read_volatile};
+use core::ptr::{null_mut, read_volatile, write_volatile};
 
-use aya_ebpf::bindings::{BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE};
+use aya_ebpf::bindings::BPF_SK_STORAGE_GET_F_CREATE;
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_sk_storage_get, bpf_skc_to_tcp_sock};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use sluice_ebpf_common::probe::{DURATION_BUCKETS, Durations, ProbeFields, ProbeFigures, ProbeKey, Watched};
+use sluice_ebpf_common::probe::{Durations, ProbeFields, ProbeFigures, ProbeKey, Watched, seat};
 use sluice_ebpf_common::stream::{Told, bucket};
-use sluice_ebpf_common::{Address, SocketState, protocol};
-use sluice_packet::original;
+use sluice_ebpf_common::{Address, SocketState, Translation, limits, protocol};
+use sluice_packet::asked_for;
 use sluice_packet::probe::{Step, state, step};
 
 use crate::maps;
@@ -25,6 +25,8 @@ const MICROSECOND: u64 = 1_000;
 const MILLISECOND: u64 = 1_000_000;
 /// The kernel keeps the smoothed round-trip time in eighths.
 const EIGHTHS: u32 = 3;
+/// No seat.
+const NONE: u32 = u32::MAX;
 
 /// Where the running kernel has its fields: the loader writes it before the kernel sees the programs, so that the verifier
 /// knows every offset and checks every read against the kernel's types.
@@ -39,28 +41,13 @@ static PROBE_FIELDS: ProbeFields = ProbeFields {
     round_trip: 0,
     acknowledged: 0,
     received: 0,
+    sent_again: 0,
     own4: 0,
     own6: 0,
     own_port: 0,
     state: 0,
     first_sent: 0,
     backlog: 0,
-};
-
-/// What a place begins with.
-static NOTHING: ProbeFigures = ProbeFigures {
-    connect: Durations { counts: [0; DURATION_BUCKETS], microseconds: 0 },
-    round_trip: Durations { counts: [0; DURATION_BUCKETS], microseconds: 0 },
-    accepted: 0,
-    failed: 0,
-    closed: 0,
-    retransmits: 0,
-    syn_retransmits: 0,
-    resets_received: 0,
-    resets_sent: 0,
-    sent_bytes: 0,
-    received_bytes: 0,
-    unplaced: 0,
 };
 
 /// One of the words above.
@@ -82,29 +69,36 @@ pub fn tcp_state(context: BtfTracePointContext) -> i32 {
     if tcp.is_null() {
         return 0;
     }
-    let took = if step == Step::Opened || step == Step::Failed { asked(socket, tcp) } else { 0 };
-    let (round_trip, sent, received) = if step == Step::Closed { ended(tcp) } else { (0, 0, 0) };
-    let kind = match step {
-        Step::Opened => Told::OPENED,
-        Step::Accepted => Told::ACCEPTED,
-        Step::Failed => Told::FAILED,
-        _ => Told::CLOSED,
-    };
-    if stream::followed() {
-        tell(socket, tcp, kind, took + round_trip);
+    let Some(owner) = owner(socket) else { return 0 };
+    let asked = if step == Step::Accepted { None } else { asked(socket) };
+    let (mut took, mut sent, mut received) = (0, 0, 0);
+    match step {
+        Step::Opened | Step::Failed => took = opening(socket, tcp),
+        Step::Closed => (took, sent, received) = ended(tcp),
+        _ => {}
     }
+    if stream::followed() {
+        let kind = match step {
+            Step::Opened => Told::OPENED,
+            Step::Accepted => Told::ACCEPTED,
+            Step::Failed => Told::FAILED,
+            _ => Told::CLOSED,
+        };
+        tell(socket, tcp, kind, owner, [took, sent, received]);
+    }
+    let bucket = bucket_of(took);
     // One place in the program for all steps: it stays small.
-    count(socket, |figures| match step {
-        Step::Opened => duration(&raw mut figures.connect, took),
-        Step::Accepted => add(&raw mut figures.accepted, 1),
-        Step::Failed => add(&raw mut figures.failed, 1),
+    count(owner, asked, |figures| match step {
+        Step::Opened => duration(&raw mut figures.connect, bucket, took),
+        Step::Accepted => own(&raw mut figures.accepted, 1),
+        Step::Failed => own(&raw mut figures.failed, 1),
         _ => {
-            add(&raw mut figures.closed, 1);
-            add(&raw mut figures.sent_bytes, sent);
-            add(&raw mut figures.received_bytes, received);
-            // Nothing was measured.
-            if round_trip != 0 {
-                duration(&raw mut figures.round_trip, round_trip);
+            own(&raw mut figures.sent_bytes, sent);
+            own(&raw mut figures.received_bytes, received);
+            if took == 0 {
+                own(&raw mut figures.unmeasured, 1);
+            } else {
+                duration(&raw mut figures.round_trip, bucket, took);
             }
         }
     });
@@ -120,10 +114,11 @@ pub fn tcp_retransmit(context: BtfTracePointContext) -> i32 {
     if asking {
         asks_again(socket);
     }
-    count(socket, |figures| {
-        add(&raw mut figures.retransmits, 1);
+    let Some(owner) = owner(socket) else { return 0 };
+    count(owner, asked(socket), |figures| {
+        own(&raw mut figures.retransmits, 1);
         if asking {
-            add(&raw mut figures.syn_retransmits, 1);
+            own(&raw mut figures.syn_retransmits, 1);
         }
     });
     0
@@ -131,7 +126,9 @@ pub fn tcp_retransmit(context: BtfTracePointContext) -> i32 {
 
 #[btf_tracepoint(function = "tcp_receive_reset")]
 pub fn tcp_reset_received(context: BtfTracePointContext) -> i32 {
-    count(context.arg(0), |figures| add(&raw mut figures.resets_received, 1));
+    let socket: *mut c_void = context.arg(0);
+    let Some(owner) = owner(socket) else { return 0 };
+    count(owner, asked(socket), |figures| own(&raw mut figures.resets_received, 1));
     0
 }
 
@@ -142,7 +139,8 @@ pub fn tcp_reset_sent(context: BtfTracePointContext) -> i32 {
     if socket.is_null() {
         return 0;
     }
-    count(socket, |figures| add(&raw mut figures.resets_sent, 1));
+    let Some(owner) = owner(socket) else { return 0 };
+    count(owner, asked(socket), |figures| own(&raw mut figures.resets_sent, 1));
     0
 }
 
@@ -153,41 +151,48 @@ fn watched(socket: *mut c_void, flags: u64) -> *mut Watched {
     unsafe { bpf_sk_storage_get((&raw const maps::WATCHED).cast_mut().cast(), socket, null_mut(), flags) }.cast()
 }
 
-/// Whose socket it is, by its network namespace: kind and link. A stranger's is nobody's.
+/// Whose socket it is, by its network namespace: 0 for the node's, else the pod's link. A stranger's is nobody's.
 #[inline(always)]
-fn owner(socket: *const c_void) -> Option<(u16, u32)> {
+fn owner(socket: *const c_void) -> Option<u32> {
     // SAFETY: the offsets are the running kernel's, and the verifier checks what is read by the kernel's own types.
     let cookie = unsafe {
         let net = read_volatile(socket.byte_add(place(&raw const PROBE_FIELDS.net)).cast::<*const c_void>());
         read_volatile(net.byte_add(place(&raw const PROBE_FIELDS.cookie)).cast::<u64>())
     };
     if maps::SETTINGS.get(0)?.host_cookie == cookie {
-        return Some((ProbeKey::NODE, 0));
+        return Some(0);
     }
     let link = maps::NAMESPACES.get_ptr(cookie)?;
     // SAFETY: the map returned a pointer to a whole value.
-    Some((ProbeKey::POD, unsafe { read_volatile(link) }))
+    Some(unsafe { read_volatile(link) })
 }
 
-/// Writes the Service behind a socket's destination, if it was translated; else false.
-#[inline(never)]
-fn service(socket: *mut c_void, key: &mut ProbeKey) -> bool {
+/// May this socket have asked for its connection? Who was accepted has the listener's backlog, which is hardly ever 0.
+#[inline(always)]
+fn may_have_asked(socket: *const c_void) -> bool {
+    // SAFETY: as in `owner`.
+    unsafe { read_volatile(socket.byte_add(place(&raw const PROBE_FIELDS.backlog)).cast::<u32>()) == 0 }
+}
+
+/// The Service that a socket asked for, if its destination was translated: its id, address and port.
+#[inline(always)]
+fn asked(socket: *mut c_void) -> Option<(u32, &'static Translation)> {
+    if !may_have_asked(socket) {
+        return None;
+    }
     let map = (&raw const maps::SOCKETS).cast_mut().cast();
     // SAFETY: as in `watched`.
     let state: *const SocketState = unsafe { bpf_sk_storage_get(map, socket, null_mut(), 0) }.cast();
     if state.is_null() {
-        return false;
+        return None;
     }
     // SAFETY: as in `owner`; the state is valid while the program runs.
-    let asked = unsafe {
+    unsafe {
         let port = read_volatile(socket.byte_add(place(&raw const PROBE_FIELDS.port)).cast::<u16>());
         let family = read_volatile(socket.byte_add(place(&raw const PROBE_FIELDS.family)).cast::<u16>());
         let address = address(socket, family, &raw const PROBE_FIELDS.address4, &raw const PROBE_FIELDS.address6);
-        original(&*state, &address, port)
-    };
-    let Some((address, port)) = asked else { return false };
-    (key.address, key.port, key.kind) = (address, port, ProbeKey::SERVICE);
-    true
+        asked_for(&*state, &address, port)
+    }
 }
 
 /// A connection is asked for again: the time of the first SYN is noted with the socket.
@@ -209,7 +214,11 @@ fn asks_again(socket: *mut c_void) {
 /// How many microseconds it took until a connection was there, or was not to be. The kernel's own measurement of the first round
 /// trip, unless the SYN was sent again.
 #[inline(always)]
-fn asked(socket: *mut c_void, tcp: *const c_void) -> u64 {
+fn opening(socket: *mut c_void, tcp: *const c_void) -> u64 {
+    // SAFETY: as in `owner`.
+    if unsafe { read_volatile(tcp.byte_add(place(&raw const PROBE_FIELDS.sent_again)).cast::<u32>()) } == 0 {
+        return round_trip(tcp);
+    }
     let watched = watched(socket, 0);
     // SAFETY: see `watched`; the helper has no preconditions.
     unsafe {
@@ -245,12 +254,10 @@ fn ended(tcp: *const c_void) -> (u64, u64, u64) {
     }
 }
 
-/// Tells of a step, for the socket's owner.
+/// Tells of a step, for the socket's owner: with microseconds, bytes sent and received.
 #[inline(never)]
-fn tell(socket: *mut c_void, tcp: *const c_void, kind: u16, took: u64) {
-    let Some((_, link)) = owner(socket) else { return };
-    let mut asked = ProbeKey::default();
-    let of_service = service(socket, &mut asked);
+fn tell(socket: *mut c_void, tcp: *const c_void, kind: u16, link: u32, figures: [u64; 3]) {
+    let asked = asked(socket);
     let Some(mut entry) = stream::place::<Told>(bucket::SOCKETS) else { return };
     let told = entry.as_mut_ptr();
     // SAFETY: the ring lends a whole place; every field is written before it is given back. Sockets as in `owner`.
@@ -265,18 +272,13 @@ fn tell(socket: *mut c_void, tcp: *const c_void, kind: u16, took: u64) {
         (*told).ends.destination_port =
             read_volatile(socket.byte_add(place(&raw const PROBE_FIELDS.port)).cast::<u16>());
         ((*told).ends.protocol, (*told).ends.kind, (*told).ends.reserved) = (protocol::TCP, 0, 0);
-        if of_service {
-            ((*told).address, (*told).port) = (asked.address, asked.port);
+        if let Some((_, translation)) = asked {
+            ((*told).address, (*told).port) = (translation.service_address, translation.service_port);
         }
-        // Who was accepted has the listener's backlog, which is hardly ever 0.
-        let backlog = read_volatile(tcp.byte_add(place(&raw const PROBE_FIELDS.backlog)).cast::<u32>());
-        if of_service || backlog == 0 {
+        if may_have_asked(socket) {
             (*told).flags = Told::OPENER;
         }
-        (*told).took = took;
-        if kind == Told::CLOSED {
-            (_, (*told).sent, (*told).received) = ended(tcp);
-        }
+        [(*told).took, (*told).sent, (*told).received] = figures;
     }
     entry.submit(0);
 }
@@ -295,45 +297,88 @@ unsafe fn address(socket: *const c_void, family: u16, four: *const u32, six: *co
     }
 }
 
-/// Counts for the Service and for the socket's owner.
+/// Counts for the socket's owner and for the Service that it asked for.
 #[inline(always)]
-fn count(socket: *mut c_void, add: impl Fn(&mut ProbeFigures)) {
-    let Some((kind, link)) = owner(socket) else { return };
-    let mut key = ProbeKey::default();
-    if service(socket, &mut key) {
-        at(&key, &add);
-    }
-    at(&ProbeKey { kind, link, ..ProbeKey::default() }, &add);
-}
-
-/// Counts at a place, which is made when it is not there.
-#[inline(never)]
-fn at(key: &ProbeKey, add: &impl Fn(&mut ProbeFigures)) {
-    let mut figures = maps::FIGURES.get_ptr_mut(key);
-    if figures.is_none() && maps::FIGURES.insert(key, &NOTHING, u64::from(BPF_NOEXIST)).is_ok() {
-        figures = maps::FIGURES.get_ptr_mut(key);
-    }
-    let figures = match figures {
-        Some(figures) => figures,
-        None => {
-            let rest = ProbeKey { address: Address { words: [0; 4] }, port: 0, kind: ProbeKey::REST, link: 0 };
-            let Some(rest) = maps::FIGURES.get_ptr_mut(rest) else { return };
-            // SAFETY: the map returned a pointer to a whole value.
-            self::add(unsafe { &raw mut (*rest).unplaced }, 1);
-            rest
+fn count(owner: u32, asked: Option<(u32, &Translation)>, add: impl Fn(&mut ProbeFigures)) {
+    let mut seat = if owner == 0 { seat::NODE } else { seat_of(ProbeKey::of_pod(owner)) };
+    let mut next = asked.map_or(NONE, |(service, _)| seat_of(ProbeKey::of_service(service)));
+    loop {
+        if let Some(figures) = maps::MEASURED.get_ptr_mut(seat) {
+            // SAFETY: this processor's own value; see `own`.
+            add(unsafe { &mut *figures });
         }
-    };
-    // SAFETY: this processor's own value, which is changed by atomic operations alone: an interrupt may come in between.
-    add(unsafe { &mut *figures });
+        if next == NONE {
+            break;
+        }
+        (seat, next) = (next, NONE);
+    }
+}
+
+/// Where somebody's figures are.
+#[inline(always)]
+fn seat_of(key: ProbeKey) -> u32 {
+    let first = key.first_seat();
+    // SAFETY: the map returned a pointer to a whole value.
+    if maps::SEATS.get_ptr(first).is_some_and(|seat| unsafe { read_volatile(seat) } == key) {
+        return first;
+    }
+    look_for_seat(key.0)
+}
+
+/// The seat that somebody has further on, or a new one, or that of all others. With a name of its own, as below.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn look_for_seat(key: u64) -> u32 {
+    let first = ProbeKey(key).first_seat();
+    for look in 0..2 * seat::LOOKS {
+        let index = (first + look % seat::LOOKS) % limits::FIGURES;
+        let Some(seat) = maps::SEATS.get_ptr_mut(index) else { break };
+        // SAFETY: the map returned a pointer to a whole value.
+        let mut taken = unsafe { read_volatile(seat) };
+        // Only when it has none anywhere.
+        if look >= seat::LOOKS && taken == ProbeKey::NOBODY {
+            // SAFETY: as above. Another processor may be faster, for the same one or for another.
+            unsafe {
+                asm!("r0 = cmpxchg_64({word} + 0, r0, {to})", inout("r0") 0_u64 => taken.0, word = in(reg) seat, to = in(reg) key);
+            }
+            if taken == ProbeKey::NOBODY {
+                return index;
+            }
+        }
+        if taken.0 == key {
+            return index;
+        }
+    }
+    if let Some(rest) = maps::MEASURED.get_ptr_mut(seat::REST) {
+        // SAFETY: as above.
+        add(unsafe { &raw mut (*rest).unplaced }, 1);
+    }
+    seat::REST
+}
+
+/// Where a duration is counted. The verifier looks at a function with a name of its own once, whoever calls it, and not at all
+/// that follows once for each bucket.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn bucket_of(microseconds: u64) -> u32 {
+    sluice_packet::probe::bucket(microseconds)
 }
 
 #[inline(always)]
-fn duration(durations: *mut Durations, microseconds: u64) {
-    let mut place = u64::from(sluice_packet::probe::bucket(microseconds));
+fn duration(durations: *mut Durations, bucket: u32, microseconds: u64) {
+    let mut place = u64::from(bucket);
     // SAFETY: the verifier is shown that the place is inside.
     unsafe {
         asm!("{place} &= 31", place = inout(reg) place);
-        add((&raw mut (*durations).counts).cast::<u64>().add(place as usize), 1);
-        add(&raw mut (*durations).microseconds, microseconds);
+        own((&raw mut (*durations).counts).cast::<u64>().add(place as usize), 1);
+        own(&raw mut (*durations).microseconds, microseconds);
     }
+}
+
+/// Adds to a figure of this processor that no other program changes. The kernel starts none of these programs again on a
+/// processor where it was interrupted, so nobody else comes in between.
+#[inline(always)]
+fn own(figure: *mut u64, more: u64) {
+    // SAFETY: a word of a map's value.
+    unsafe { write_volatile(figure, read_volatile(figure) + more) };
 }

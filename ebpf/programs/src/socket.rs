@@ -64,8 +64,8 @@ fn connecting(socket: &Peer) -> i32 {
     match connect(&socket.kernel(), &socket.address(), socket.port(), protocol) {
         SocketVerdict::Untouched => ALLOW,
         SocketVerdict::Refused(reason) => refuse(socket, reason, protocol),
-        SocketVerdict::Translated(translation) => {
-            store(socket, translation);
+        SocketVerdict::Translated(translation, service) => {
+            store(socket, translation, service);
             socket.set(&translation.backend_address, translation.backend_port);
             ALLOW
         }
@@ -80,8 +80,8 @@ fn sending(socket: &Peer) -> i32 {
     match send(&socket.kernel(), &socket.address(), socket.port(), protocol, state) {
         SocketVerdict::Untouched => ALLOW,
         SocketVerdict::Refused(reason) => refuse(socket, reason, protocol),
-        SocketVerdict::Translated(translation) => {
-            store(socket, translation);
+        SocketVerdict::Translated(translation, service) => {
+            store(socket, translation, service);
             socket.set(&translation.backend_address, translation.backend_port);
             ALLOW
         }
@@ -119,12 +119,12 @@ fn state(socket: &Peer) -> Option<*mut SocketState> {
 }
 
 #[inline(always)]
-fn store(socket: &Peer, translation: Translation) {
+fn store(socket: &Peer, translation: Translation, service: u32) {
     // SAFETY: as in `state`; the helper makes a zeroed value when there is none.
     let state = unsafe { maps::SOCKETS.get_or_insert_ptr_mut(socket.context(), None) };
     if !state.is_null() {
         // SAFETY: see `state`.
-        remember(unsafe { &mut *state }, translation);
+        remember(unsafe { &mut *state }, translation, service);
     }
 }
 

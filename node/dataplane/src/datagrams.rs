@@ -108,7 +108,7 @@ fn state(words: &mut impl Iterator<Item = u32>) -> Option<SocketState> {
         (entry.service_port, entry.backend_port) = (u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]));
         entry.generation = words.next()?;
     }
-    state.next = words.next()?;
+    state.marks = words.next()?;
     Some(state)
 }
 

@@ -11,6 +11,7 @@ use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData};
 use aya::programs::raw_trace_point::RawTracePointLink;
 use parking_lot::Mutex;
+use sluice_ebpf_common::probe::ProbeKey;
 use sluice_ebpf_common::{Address, Settings, SourceKey, maps};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -36,7 +37,7 @@ use crate::store::{Store, processors, typed};
 use crate::stream::Stream;
 use crate::wanted::{Changes, Wanted};
 use crate::wire::{self, Xdp};
-use crate::{Error, health, lengths::Lengths, links, lost, object, probes, sweep, sys};
+use crate::{Error, health, lengths::Lengths, links, lost, object, sweep, sys};
 
 /// What the data plane of a node is told.
 #[derive(Clone, Debug)]
@@ -414,7 +415,7 @@ impl Dataplane {
         self.inner.paces.lock().forget(index)?;
         self.forget_namespace(index)?;
         attach::detach_pod(&self.inner.pins, index)?;
-        probes::forget_link(&self.inner.pins, index)?;
+        self.inner.forget_figures(&[ProbeKey::of_pod(index)].into())?;
         self.inner.policies.lock().forget_link(index)
     }
 
@@ -504,7 +505,8 @@ impl Dataplane {
             tracing::error!(%error, "the maps cannot grow");
         }
         let plan = table.tables.plan(&changes, self.inner.started.elapsed());
-        if let Err(error) = table.store.apply(&plan.writes) {
+        let written = self.inner.forget_services(&plan.writes).and_then(|()| table.store.apply(&plan.writes));
+        if let Err(error) = written {
             // What was written and what not is known to the kernel alone now.
             table.tables = Tables::new(table.store.read()?, table.store.capacity());
             table.unsure = true;

@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::{MapData, MapInfo, PerCpuArray};
 use serde::Serialize;
-use sluice_ebpf_common::probe::{ProbeFigures, ProbeKey};
+use sluice_ebpf_common::probe::ProbeKey;
 use sluice_ebpf_common::{Backend, Frontend, Reason, SCHEMA, Scope, limits, maps};
 
 use crate::attach::{GUARD_PROGRAMS, Link, POD_PROGRAMS, SOCKET_PROGRAMS, UPLINK_PROGRAMS};
 use crate::counters::Counts;
 use crate::flows::protocol_name;
-use crate::measured::{self, TcpRow};
+use crate::measured::TcpRow;
 use crate::pending::{self, Pending};
 use crate::pins::{Pins, cgroup_root};
 use crate::plan::{Capacity, Contents};
@@ -170,14 +170,9 @@ fn services_in(pins: &Pins) -> Result<Vec<ServiceRow>, Error> {
     let store = Store::open(pins, false)?;
     let tables = store.read()?;
     let mut rows = rows(pins, &store, &tables)?;
-    let mut measured: BTreeMap<u32, ProbeFigures> = BTreeMap::new();
-    for (key, figures) in probes::read(pins)?.iter().filter(|(key, _)| key.kind == ProbeKey::SERVICE) {
-        let Some((id, _)) = measured::service(&tables, key) else { continue };
-        let sum = measured.entry(id).or_default();
-        *sum = probes::plus(*sum, figures);
-    }
+    let measured = probes::read(pins)?;
     for row in rows.iter_mut().filter(|row| row.protocol == "TCP") {
-        row.tcp = measured.get(&row.id).map(TcpRow::of);
+        row.tcp = measured.get(&ProbeKey::of_service(row.id)).map(TcpRow::of);
     }
     rows.sort_by(|a, b| a.service.cmp(&b.service));
     Ok(rows)

@@ -86,6 +86,9 @@ pub(crate) const SERVICE_SERIES: usize = 500;
 /// Backends with series of their own among the metrics: 4 each, and as many lines that say whose they are.
 pub(crate) const BACKEND_SERIES: usize = 2_000;
 
+/// Seats of figures that are given up before others get them.
+pub(crate) const SEATS_GOING: usize = 64;
+
 /// Service ports whose TCP connections have series of their own among the metrics: 60 each.
 pub(crate) const TCP_SERVICE_SERIES: usize = 200;
 

@@ -3,11 +3,10 @@
 use std::path::Path;
 
 use serde::Serialize;
+use sluice_ebpf_common::SCHEMA;
 use sluice_ebpf_common::probe::{Durations, ProbeFigures, ProbeKey};
-use sluice_ebpf_common::{FrontendKey, SCHEMA, Scope, protocol};
 
 use crate::pins::Pins;
-use crate::plan::Contents;
 use crate::{Error, probes};
 
 /// TCP connections of this node's sockets and its pods to a service port.
@@ -55,9 +54,9 @@ pub struct PodRow {
 /// What was measured of pods under a pin directory, by link.
 pub fn pods(pin_dir: &Path) -> Result<Vec<PodRow>, Error> {
     let row = |(key, figures): (ProbeKey, ProbeFigures)| {
-        let own = matches!(key.kind, ProbeKey::POD | ProbeKey::NODE);
-        own.then(|| PodRow {
-            link: key.link,
+        let link = if key == ProbeKey::NODE { Some(0) } else { key.pod() };
+        link.map(|link| PodRow {
+            link,
             accepted: figures.accepted,
             bytes: figures.sent_bytes + figures.received_bytes,
             tcp: TcpRow::of(&figures),
@@ -120,15 +119,6 @@ fn spread(durations: &Durations) -> Option<Spread> {
         1 << place.unwrap_or(0)
     };
     (all > 0).then(|| Spread { median_microseconds: below(50), most_microseconds: below(99) })
-}
-
-/// The service port that was asked for, by its own address or as a node port: its number and name.
-pub(crate) fn service<'a>(tables: &'a Contents, key: &ProbeKey) -> Option<(u32, &'a str)> {
-    let scope = Scope::Internal as u8;
-    let exact = FrontendKey { address: key.address, port: key.port, protocol: protocol::TCP, scope };
-    let any = FrontendKey { address: key.address.any(), ..exact };
-    let found = tables.frontends.get(&exact).or_else(|| tables.frontends.get(&any))?;
-    Some((found.service, tables.names.get(&found.service)?))
 }
 
 #[cfg(test)]

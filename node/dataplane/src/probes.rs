@@ -1,23 +1,26 @@
 //! The programs on the trace points of TCP: loading them with the offsets of the running kernel's fields, and reading what they
 //! count. A kernel that lacks something loses that probe, with a sentence, and nothing else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::LazyLock;
 
-use aya::maps::{MapData, PerCpuHashMap, PerCpuValues};
+use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::tp_btf::BtfTracePointLink;
 use aya::programs::{BtfTracePoint, ProgramError};
 use aya::{Btf, Ebpf};
 use sluice_ebpf_common::maps;
-use sluice_ebpf_common::probe::{Durations, ProbeFields, ProbeFigures, ProbeKey};
+use sluice_ebpf_common::probe::{Durations, ProbeFields, ProbeFigures, ProbeKey, seat};
 use sluice_metrics::Text;
 
+use crate::dataplane::Inner;
+use crate::limits::SEATS_GOING;
 use crate::metrics::catalog;
 use crate::pins::Pins;
-use crate::store::{processors, typed};
-use crate::{Dataplane, Error, btf, sys};
+use crate::plan::Write;
+use crate::store::{descriptor, processors, typed};
+use crate::{Dataplane, Error, btf, resize, sys};
 
 /// Programs and their trace points.
 const PROGRAMS: [(&str, &str); 4] = [
@@ -28,7 +31,7 @@ const PROGRAMS: [(&str, &str); 4] = [
 ];
 
 /// The members that the programs read, in the order of [`ProbeFields`].
-const FIELDS: [(&str, &str); 15] = [
+const FIELDS: [(&str, &str); 16] = [
     ("sock_common", "skc_net"),
     ("net", "net_cookie"),
     ("sock_common", "skc_family"),
@@ -38,6 +41,7 @@ const FIELDS: [(&str, &str); 15] = [
     ("tcp_sock", "srtt_us"),
     ("tcp_sock", "bytes_acked"),
     ("tcp_sock", "bytes_received"),
+    ("tcp_sock", "total_retrans"),
     ("sock_common", "skc_rcv_saddr"),
     ("sock_common", "skc_v6_rcv_saddr"),
     ("inet_sock", "inet_sport"),
@@ -100,8 +104,8 @@ fn fields_of(offsets: [Option<u32>; FIELDS.len()]) -> Result<ProbeFields, String
         return Err(format!("this kernel has no {}", missing.join(", ")));
     }
     let offsets = offsets.map(Option::unwrap_or_default);
-    let [net, cookie, family, port, address4, address6, round_trip, acknowledged, received, own4, ..] = offsets;
-    let [.., own6, own_port, state, first_sent, backlog] = offsets;
+    let [net, cookie, family, port, address4, address6, round_trip, acknowledged, received, ..] = offsets;
+    let [.., sent_again, own4, own6, own_port, state, first_sent, backlog] = offsets;
     Ok(ProbeFields {
         net,
         cookie,
@@ -112,6 +116,7 @@ fn fields_of(offsets: [Option<u32>; FIELDS.len()]) -> Result<ProbeFields, String
         round_trip,
         acknowledged,
         received,
+        sent_again,
         own4,
         own6,
         own_port,
@@ -178,12 +183,9 @@ impl Dataplane {
     /// Measures TCP connections from now on, for as long as this process runs. Returns sentences about what this kernel cannot
     /// measure. Reads the kernel's type information, which takes some time: call it where that is allowed.
     pub fn probe_sockets(&self) -> Result<Vec<String>, Error> {
-        let mut map = open(&self.inner.pins)?;
-        let rest = ProbeKey { kind: ProbeKey::REST, ..ProbeKey::default() };
-        if map.get(&rest, 0).is_err() {
-            let nothing = PerCpuValues::try_from(vec![ProbeFigures::default(); processors()?])
-                .map_err(|error| Error::system("make room for figures", error))?;
-            map.insert(rest, nothing, 0).map_err(|error| Error::ebpf("make room for figures", error))?;
+        let mut seats = seats(&self.inner.pins)?;
+        for (place, key) in [(seat::NODE, ProbeKey::NODE), (seat::REST, ProbeKey::REST)] {
+            seats.set(place, key, 0).map_err(|error| Error::ebpf("write the seats of figures", error))?;
         }
         let probes = attach(&mut self.inner.ebpf.lock(), &PROGRAMS);
         sys::give_memory_back();
@@ -193,37 +195,80 @@ impl Dataplane {
     }
 }
 
-fn open(pins: &Pins) -> Result<PerCpuHashMap<MapData, ProbeKey, ProbeFigures>, Error> {
-    typed(pins, maps::FIGURES)
+fn seats(pins: &Pins) -> Result<Array<MapData, ProbeKey>, Error> {
+    typed(pins, maps::SEATS)
 }
 
-/// What was counted, over all processors; nothing where the daemon that runs is of a build without probes.
+fn measured(pins: &Pins) -> Result<PerCpuArray<MapData, ProbeFigures>, Error> {
+    typed(pins, maps::MEASURED)
+}
+
+/// Seats that somebody has.
+fn taken(pins: &Pins) -> Result<Vec<(u32, ProbeKey)>, Error> {
+    let mut taken = Vec::new();
+    sys::read_each(descriptor(&pins.map(maps::SEATS))?.as_fd(), |place: u32, key: ProbeKey| {
+        if key != ProbeKey::NOBODY {
+            taken.push((place, key));
+        }
+    })
+    .map_err(|error| Error::system("read the seats of figures", error))?;
+    Ok(taken)
+}
+
+/// What was counted, over all processors; nothing where the daemon that runs is of a build that had no such figures.
 pub(crate) fn read(pins: &Pins) -> Result<BTreeMap<ProbeKey, ProbeFigures>, Error> {
     let mut all = BTreeMap::new();
-    if !pins.map(maps::FIGURES).exists() && pins.map(maps::SETTINGS).exists() {
+    if !pins.map(maps::MEASURED).exists() && pins.map(maps::SETTINGS).exists() {
         return Ok(all);
     }
-    for entry in open(pins)?.iter() {
-        // A place that is given up meanwhile ends the walk; the next one sees the rest.
-        let Ok((key, values)) = entry else { break };
-        all.insert(key, values.iter().fold(ProbeFigures::default(), plus));
+    let measured = measured(pins)?;
+    for (place, key) in taken(pins)?.into_iter().filter(|(_, key)| *key != ProbeKey::GOING) {
+        let values = measured.get(&place, 0).map_err(|error| Error::ebpf("read the figures", error))?;
+        let figures: &mut ProbeFigures = all.entry(key).or_default();
+        *figures = values.iter().fold(*figures, plus);
     }
     Ok(all)
 }
 
-/// Gives up the places of those that are no more.
-pub(crate) fn forget(pins: &Pins, gone: &[ProbeKey]) -> Result<(), Error> {
-    let mut map = open(pins)?;
-    for key in gone {
-        // It may be gone already.
-        let _ = map.remove(key);
+impl Inner {
+    /// Gives up the seats of ids that new service ports get.
+    pub(crate) fn forget_services(&self, writes: &[Write]) -> Result<(), Error> {
+        let new = |write: &Write| if let Write::Name(id, _) = write { Some(ProbeKey::of_service(*id)) } else { None };
+        self.forget_figures(&writes.iter().filter_map(new).collect())
     }
-    Ok(())
-}
 
-/// Gives up a pod's place.
-pub(crate) fn forget_link(pins: &Pins, link: u32) -> Result<(), Error> {
-    forget(pins, &[ProbeKey { kind: ProbeKey::POD, link, ..ProbeKey::default() }])
+    /// Gives up the seats of those that are no more: nobody counts there from now on. Others get the seats later, when there are
+    /// many, as that takes a wait for programs that still count.
+    pub(crate) fn forget_figures(&self, gone: &BTreeSet<ProbeKey>) -> Result<(), Error> {
+        if gone.is_empty() {
+            return Ok(());
+        }
+        // Two at a time would give up what the first one gave to others.
+        let _alone = self.probes.lock();
+        let failed = |error| Error::ebpf("give up seats of figures", error);
+        let mut seats = seats(&self.pins)?;
+        let mut going = Vec::new();
+        for (place, key) in taken(&self.pins)? {
+            if gone.contains(&key) {
+                seats.set(place, ProbeKey::GOING, 0).map_err(failed)?;
+            }
+            if gone.contains(&key) || key == ProbeKey::GOING {
+                going.push(place);
+            }
+        }
+        if going.len() < SEATS_GOING {
+            return Ok(());
+        }
+        resize::grace()?;
+        let mut measured = measured(&self.pins)?;
+        for place in going {
+            let nothing = PerCpuValues::try_from(vec![ProbeFigures::default(); processors()?])
+                .map_err(|error| Error::system("give up seats of figures", error))?;
+            measured.set(place, nothing, 0).map_err(failed)?;
+            seats.set(place, ProbeKey::NOBODY, 0).map_err(failed)?;
+        }
+        Ok(())
+    }
 }
 
 /// Adds up two sets of figures.
@@ -237,7 +282,7 @@ pub(crate) fn plus(a: ProbeFigures, b: &ProbeFigures) -> ProbeFigures {
         round_trip: durations(&a.round_trip, &b.round_trip),
         accepted: a.accepted + b.accepted,
         failed: a.failed + b.failed,
-        closed: a.closed + b.closed,
+        unmeasured: a.unmeasured + b.unmeasured,
         retransmits: a.retransmits + b.retransmits,
         syn_retransmits: a.syn_retransmits + b.syn_retransmits,
         resets_received: a.resets_received + b.resets_received,
@@ -263,14 +308,10 @@ mod tests {
         isolated("probes::tests::a_full_map_is_told_and_nothing_is_lost", |place| {
             let dataplane = Dataplane::load(place.config()).unwrap();
             assert_eq!(dataplane.probe_sockets().unwrap(), Vec::<String>::new());
-            let mut map = open(&dataplane.inner.pins).unwrap();
-            let nothing = || PerCpuValues::try_from(vec![ProbeFigures::default(); processors().unwrap()]).unwrap();
-            // One place is that of the rest.
-            for link in 1..limits::FIGURES {
-                // The kernel makes room for a few at a time, as it is asked.
-                while map.insert(ProbeKey { kind: ProbeKey::POD, link, ..ProbeKey::default() }, nothing(), 0).is_err() {
-                    std::thread::yield_now();
-                }
+            let mut seats = seats(&dataplane.inner.pins).unwrap();
+            let others: Vec<u32> = (0..limits::FIGURES).filter(|at| ![seat::NODE, seat::REST].contains(at)).collect();
+            for place in others {
+                seats.set(place, ProbeKey::of_pod(1_000_000 + place), 0).unwrap();
             }
             tcp_server("127.0.0.2:8001");
             dataplane.apply(&service(Protocol::Tcp, "10.96.0.10:80", 0, &["127.0.0.2:8001"])).unwrap();
@@ -278,17 +319,48 @@ mod tests {
                 connect("10.96.0.10:80").unwrap();
             }
             let all = read(&dataplane.inner.pins).unwrap();
-            let rest = all[&ProbeKey { kind: ProbeKey::REST, ..ProbeKey::default() }];
-            // For the Service and for the node that asked; the one that took the connection is the node, too.
-            assert_eq!((rest.connect.counts.iter().sum::<u64>(), rest.accepted), (10, 5));
-            assert!(rest.unplaced >= 15, "{rest:?}");
-            // A look gives up the places of pods that are no more.
+            let connected = |key| all[&key].connect.counts.iter().sum::<u64>();
+            // The node has its own seat whatever comes; the Service has none.
+            assert_eq!((connected(ProbeKey::REST), connected(ProbeKey::NODE)), (5, 5));
+            assert!(all[&ProbeKey::REST].unplaced >= 5, "{all:?}");
+            // A look gives up the seats of pods that are no more.
             let mut text = Text::default();
             dataplane.write_metrics(&mut text).unwrap();
-            assert!(read(&dataplane.inner.pins).unwrap().len() < 10);
+            assert_eq!(read(&dataplane.inner.pins).unwrap().len(), 2);
             connect("10.96.0.10:80").unwrap();
             let all = read(&dataplane.inner.pins).unwrap();
-            assert!(all.keys().any(|key| key.kind == ProbeKey::SERVICE), "{all:?}");
+            assert!(all.keys().any(|key| key.service().is_some()), "{all:?}");
+        });
+    }
+
+    #[test]
+    fn who_comes_later_does_not_get_what_was_counted_before() {
+        isolated("probes::tests::who_comes_later_does_not_get_what_was_counted_before", |place| {
+            let dataplane = Dataplane::load(place.config()).unwrap();
+            assert_eq!(dataplane.probe_sockets().unwrap(), Vec::<String>::new());
+            tcp_server("127.0.0.2:8001");
+            dataplane.apply(&service(Protocol::Tcp, "10.96.0.10:80", 0, &["127.0.0.2:8001"])).unwrap();
+            connect("10.96.0.10:80").unwrap();
+            let pins = &dataplane.inner.pins;
+            let services = || -> Vec<(ProbeKey, u64)> {
+                let all = read(pins).unwrap().into_iter().filter(|(key, _)| key.service().is_some());
+                all.map(|(key, figures)| (key, figures.connect.counts.iter().sum())).collect()
+            };
+            let [(key, 1)] = services()[..] else { panic!("{:?}", services()) };
+            let again = [Write::Name(key.service().unwrap(), "shop/other:main".into())];
+            dataplane.inner.forget_services(&again).unwrap();
+            assert_eq!(services(), []);
+            // It takes another seat, until the first one is free again.
+            connect("10.96.0.10:80").unwrap();
+            assert_eq!(services(), [(key, 1)]);
+            let mut free = seats(pins).unwrap();
+            for place in 1_000..1_000 + SEATS_GOING as u32 {
+                free.set(place, ProbeKey::of_pod(place), 0).unwrap();
+            }
+            dataplane.inner.forget_figures(&(1_000..2_000).map(ProbeKey::of_pod).chain([key]).collect()).unwrap();
+            assert_eq!(taken(pins).unwrap().len(), 2);
+            connect("10.96.0.10:80").unwrap();
+            assert_eq!(services(), [(key, 1)]);
         });
     }
 
@@ -306,7 +378,7 @@ mod tests {
 
     #[test]
     fn a_kernel_without_a_field_is_told_by_the_fields_name() {
-        let mut offsets = [Some(1); 12];
+        let mut offsets = [Some(1); FIELDS.len()];
         assert!(fields_of(offsets).is_ok());
         (offsets[1], offsets[6]) = (None, None);
         assert_eq!(fields_of(offsets).unwrap_err(), "this kernel has no net.net_cookie, tcp_sock.srtt_us");

@@ -188,7 +188,9 @@ fn by_socket(world: &World, shop: &Shop, to: &str) -> Option<BTreeSet<usize>> {
             connect(world, &address, port, number)
         };
         match verdict {
-            SocketVerdict::Translated(to) => drop(seen.insert(usize::from(to.backend_address.last().to_ne_bytes()[3]))),
+            SocketVerdict::Translated(to, _) => {
+                seen.insert(usize::from(to.backend_address.last().to_ne_bytes()[3]));
+            }
             SocketVerdict::Refused(_) => return None,
             SocketVerdict::Untouched => unreachable!("every service has this frontend"),
         }

@@ -4,7 +4,7 @@ use sluice_ebpf_common::{Address, Frontend, Reason, Scope, Settings, SocketState
 
 use super::frame::{end, wire};
 use super::world::World;
-use crate::{SocketVerdict, connect, may_listen, original, remember, send};
+use crate::{SocketVerdict, asked_for, connect, may_listen, original, remember, send};
 
 fn world() -> World {
     let mut world = World::new();
@@ -43,7 +43,16 @@ fn what_connect_does() {
         let got = match connect(&world, &address, port, number) {
             SocketVerdict::Untouched => (None, false),
             SocketVerdict::Refused(_) => (None, true),
-            SocketVerdict::Translated(translation) => {
+            SocketVerdict::Translated(translation, service) => {
+                assert_eq!(
+                    service,
+                    world
+                        .frontends
+                        .values()
+                        .find(|frontend| frontend.generation == translation.generation)
+                        .unwrap()
+                        .service
+                );
                 assert_eq!((translation.service_address, translation.service_port), (address, port));
                 (Some((translation.backend_address, translation.backend_port)), false)
             }
@@ -70,11 +79,11 @@ fn a_sending_socket_keeps_its_backend_until_the_service_changes() {
     let (address, port) = end("10.96.0.11:53");
     let mut state = SocketState::default();
     let ask = |world: &World, state: &SocketState| match send(world, &address, port, protocol::UDP, Some(state)) {
-        SocketVerdict::Translated(translation) => translation,
+        SocketVerdict::Translated(translation, _) => translation,
         other => panic!("{other:?}"),
     };
     let first = ask(&world, &state);
-    remember(&mut state, first);
+    remember(&mut state, first, 1);
     for _ in 0..4 {
         assert_eq!(ask(&world, &state), first);
     }
@@ -96,18 +105,30 @@ fn a_socket_remembers_its_last_services() {
         generation: 1,
     };
     for number in 1..=5 {
-        remember(&mut state, entry(number));
-        remember(&mut state, entry(number));
+        remember(&mut state, entry(number), 100 + u32::from(number));
+        remember(&mut state, entry(number), 100 + u32::from(number));
     }
     let known = [1, 2, 3, 4, 5].map(|number| original(&state, &wire("10.244.0.2"), number).is_some());
     assert_eq!(known, [false, true, true, true, true]);
     assert_eq!(original(&state, &wire("10.244.0.2"), 5), Some((wire("10.96.0.1"), 5)));
     assert_eq!(original(&state, &Address::default(), 0), None);
+    // Only the last one is what a connection is for, also when it was asked for before.
+    let peer = wire("10.244.0.2");
+    assert_eq!(asked_for(&state, &peer, 5), Some((105, &entry(5))));
+    assert_eq!(asked_for(&state, &peer, 4), None);
+    remember(&mut state, entry(3), 103);
+    assert_eq!(asked_for(&state, &peer, 3), Some((103, &entry(3))));
+    assert_eq!(asked_for(&state, &peer, 5), None);
+    remember(&mut state, entry(6), 106);
+    assert_eq!([2, 3, 6].map(|number| original(&state, &peer, number).is_some()), [false, true, true]);
+    // A build before remembered no id.
+    state.mark(state.next(), 0, 0);
+    assert_eq!([5, 6].map(|number| asked_for(&state, &peer, number)), [None, None]);
 }
 
 fn backend(verdict: SocketVerdict) -> Option<(Address, u16)> {
     match verdict {
-        SocketVerdict::Translated(translation) => Some((translation.backend_address, translation.backend_port)),
+        SocketVerdict::Translated(translation, _) => Some((translation.backend_address, translation.backend_port)),
         _ => None,
     }
 }
@@ -171,7 +192,7 @@ fn source_ranges_are_for_the_node_here_and_for_pods_by_packet() {
         let got = match connect(&world, &address, port, protocol::TCP) {
             SocketVerdict::Untouched => "untouched",
             SocketVerdict::Refused(_) => "refused",
-            SocketVerdict::Translated(_) => "translated",
+            SocketVerdict::Translated(..) => "translated",
         };
         assert_eq!(got, expected);
     }

@@ -176,7 +176,7 @@ impl Walk<'_> {
         self.overlay = model.overlay.into_inner();
         let notes = model.notes.into_inner();
         let before = *ends;
-        if let SocketVerdict::Translated(translation) = says {
+        if let SocketVerdict::Translated(translation, _) = says {
             ends.destination = end(&translation.backend_address, translation.backend_port);
         }
         let refused_at_once = matches!(says, SocketVerdict::Refused(_));

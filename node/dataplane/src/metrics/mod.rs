@@ -36,7 +36,7 @@ impl Dataplane {
         let pods = inner.policies.lock().links();
         let is_link = |index| Link::by_index(index).is_ok();
         let measured = tcp::Measured::new(&probes::read(&inner.pins)?, &seen.tables, &pods, is_link);
-        probes::forget(&inner.pins, &measured.gone)?;
+        inner.forget_figures(&measured.gone)?;
         let [tcp_services, tcp_pods] = measured.write(text);
         let merged =
             [("services", services), ("backends", backends), ("tcp_services", tcp_services), ("tcp_pods", tcp_pods)];

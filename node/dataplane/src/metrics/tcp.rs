@@ -1,13 +1,12 @@
 //! What the probes measured of TCP connections, for Services and for pods. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_ebpf_common::probe::{DURATION_BUCKETS, Durations, ProbeFigures, ProbeKey};
 use sluice_metrics::{Metric, OTHER, Text};
 
 use super::{catalog, services};
 use crate::limits::{TCP_POD_SERIES, TCP_SERVICE_SERIES};
-use crate::measured::service;
 use crate::model::ObjectName;
 use crate::plan::Contents;
 use crate::probes::plus;
@@ -44,7 +43,7 @@ const SERVICES: Family = Family {
     ],
     values: &[
         (&catalog::SERVICE_TCP_FAILED, |figures| figures.failed),
-        (&catalog::SERVICE_TCP_CLOSED, |figures| figures.closed),
+        (&catalog::SERVICE_TCP_CLOSED, ProbeFigures::closed),
         (&catalog::SERVICE_TCP_RETRANSMITS, |figures| figures.retransmits),
         (&catalog::SERVICE_TCP_SYN_RETRANSMITS, |figures| figures.syn_retransmits),
         (&catalog::SERVICE_TCP_RESETS_RECEIVED, |figures| figures.resets_received),
@@ -62,7 +61,7 @@ const PODS: Family = Family {
     values: &[
         (&catalog::POD_TCP_ACCEPTED, |figures| figures.accepted),
         (&catalog::POD_TCP_FAILED, |figures| figures.failed),
-        (&catalog::POD_TCP_CLOSED, |figures| figures.closed),
+        (&catalog::POD_TCP_CLOSED, ProbeFigures::closed),
         (&catalog::POD_TCP_RETRANSMITS, |figures| figures.retransmits),
         (&catalog::POD_TCP_SYN_RETRANSMITS, |figures| figures.syn_retransmits),
         (&catalog::POD_TCP_RESETS_RECEIVED, |figures| figures.resets_received),
@@ -82,7 +81,7 @@ pub(super) struct Measured {
     /// What had no place of its own in the map.
     pub(super) rest: ProbeFigures,
     /// Places of those that are no more.
-    pub(super) gone: Vec<ProbeKey>,
+    pub(super) gone: BTreeSet<ProbeKey>,
 }
 
 impl Measured {
@@ -95,24 +94,26 @@ impl Measured {
     ) -> Measured {
         let mut measured = Measured::default();
         for (key, figures) in all {
-            match key.kind {
-                ProbeKey::SERVICE => match service(tables, key) {
-                    Some((id, name)) => {
-                        let [namespace, service, port, _] = services::labels(name, "TCP");
-                        add(&mut measured.services, id, [namespace, service, port], figures);
-                    }
-                    None => measured.gone.push(*key),
-                },
-                ProbeKey::NODE => add(&mut measured.pods, 0, [String::new(), String::new()], figures),
-                ProbeKey::POD => match pods.get(&key.link) {
+            if let Some(id) = key.service() {
+                let Some(name) = tables.names.get(&id) else {
+                    measured.gone.insert(*key);
+                    continue;
+                };
+                let [namespace, service, port, _] = services::labels(name, "TCP");
+                measured.services.insert(id, ([namespace, service, port], *figures));
+            } else if let Some(link) = key.pod() {
+                match pods.get(&link) {
                     Some((namespace, name)) => {
-                        add(&mut measured.pods, key.link, [namespace.to_string(), name.to_string()], figures);
+                        measured.pods.insert(link, ([namespace.to_string(), name.to_string()], *figures));
                     }
                     // Not told yet whose it is.
-                    None if is_link(key.link) => {}
-                    None => measured.gone.push(*key),
-                },
-                _ => measured.rest = plus(measured.rest, figures),
+                    None if is_link(link) => {}
+                    None => drop(measured.gone.insert(*key)),
+                }
+            } else if *key == ProbeKey::NODE {
+                measured.pods.insert(0, ([String::new(), String::new()], *figures));
+            } else {
+                measured.rest = plus(measured.rest, figures);
             }
         }
         measured
@@ -127,16 +128,6 @@ impl Measured {
         text.single(&catalog::UNPLACED, self.rest.unplaced);
         [self.services.len().saturating_sub(TCP_SERVICE_SERIES), self.pods.len().saturating_sub(TCP_POD_SERIES)]
     }
-}
-
-fn add<const N: usize>(
-    to: &mut BTreeMap<u32, ([String; N], ProbeFigures)>,
-    id: u32,
-    labels: [String; N],
-    figures: &ProbeFigures,
-) {
-    let known = to.entry(id).or_insert_with(|| (labels, ProbeFigures::default()));
-    known.1 = plus(known.1, figures);
 }
 
 /// Rows with series of their own, and one for all others if there is anything in it.
@@ -180,49 +171,34 @@ fn shown(durations: &Durations) -> ([u64; BOUNDS.len() + 1], f64) {
 
 #[cfg(test)]
 mod tests {
-    use sluice_ebpf_common::{Address, Frontend, FrontendKey, Scope, protocol};
-
     use super::*;
 
     fn figures(connected: u64) -> ProbeFigures {
-        let mut figures = ProbeFigures { closed: connected, ..ProbeFigures::default() };
+        let mut figures = ProbeFigures { unmeasured: connected, ..ProbeFigures::default() };
         figures.connect.counts[7] = connected;
         figures.connect.microseconds = connected * 100;
         figures
     }
 
-    fn key(address: Address, port: u16) -> ProbeKey {
-        ProbeKey { address, port: port.to_be(), kind: ProbeKey::SERVICE, link: 0 }
-    }
-
-    fn tables(frontends: &[(Address, u16, u32)]) -> Contents {
-        let mut tables = Contents::default();
-        for (address, port, service) in frontends {
-            let (protocol, scope) = (protocol::TCP, Scope::Internal as u8);
-            let key = FrontendKey { address: *address, port: port.to_be(), protocol, scope };
-            tables.frontends.insert(key, Frontend { service: *service, ..Frontend::default() });
-            tables.names.insert(*service, format!("shop/web{service}:main").into());
-        }
-        tables
+    fn tables(services: &[u32]) -> Contents {
+        let names = services.iter().map(|id| (*id, format!("shop/web{id}:main").into()));
+        Contents { names: names.collect(), ..Contents::default() }
     }
 
     #[test]
-    fn a_services_addresses_are_one_row_and_what_is_gone_is_told() {
-        let (cluster, node, gone) = (Address::v4(1), Address::v4(2), Address::v4(3));
-        let tables = tables(&[(cluster, 80, 5), (Address::ANY_V4, 30080, 5)]);
-        let pod = |link| ProbeKey { kind: ProbeKey::POD, link, ..ProbeKey::default() };
+    fn who_has_a_name_is_a_row_and_what_is_gone_is_told() {
+        let tables = tables(&[5]);
         let all = [
-            (key(cluster, 80), figures(2)),
-            (key(node, 30080), figures(3)),
-            (key(gone, 81), figures(1)),
-            (pod(7), figures(4)),
-            (pod(8), figures(1)),
-            (pod(9), figures(1)),
+            (ProbeKey::of_service(5), figures(5)),
+            (ProbeKey::of_service(6), figures(1)),
+            (ProbeKey::of_pod(7), figures(4)),
+            (ProbeKey::of_pod(8), figures(1)),
+            (ProbeKey::of_pod(9), figures(1)),
+            (ProbeKey::NODE, figures(2)),
         ];
         let pods = [(7, ("shop".into(), "a".into()))].into();
         let measured = Measured::new(&all.into(), &tables, &pods, |link| link == 8);
-        assert_eq!(measured.services[&5].1.closed, 5);
-        assert_eq!(measured.gone, [pod(9), key(gone, 81)]);
+        assert_eq!(measured.gone, [ProbeKey::of_service(6), ProbeKey::of_pod(9)].into());
         let mut text = Text::default();
         assert_eq!(measured.write(&mut text), [0, 0]);
         let text = text.finish();
@@ -232,6 +208,7 @@ mod tests {
             format!("sluice_service_tcp_connect_duration_seconds_bucket{{{web},le=\"0.000128\"}} 5"),
             format!("sluice_service_tcp_connect_duration_seconds_sum{{{web}}} 0.0005"),
             "sluice_pod_tcp_closed_connections_total{namespace=\"shop\",pod=\"a\"} 4".to_owned(),
+            "sluice_pod_tcp_closed_connections_total{namespace=\"\",pod=\"\"} 2".to_owned(),
         ] {
             assert!(text.lines().any(|own| own == line), "{line} in\n{text}");
         }
@@ -240,15 +217,10 @@ mod tests {
 
     #[test]
     fn what_is_beyond_the_limit_stands_under_other() {
-        let count = TCP_SERVICE_SERIES as u32 + 2;
-        let frontends: Vec<_> = (0..count).map(|number| (Address::v4(number), 80, number)).collect();
-        let mut all: BTreeMap<_, _> =
-            frontends.iter().map(|(address, port, _)| (key(*address, *port), figures(1))).collect();
-        all.insert(
-            ProbeKey { kind: ProbeKey::REST, ..ProbeKey::default() },
-            ProbeFigures { unplaced: 9, ..figures(9) },
-        );
-        let measured = Measured::new(&all, &tables(&frontends), &BTreeMap::new(), |_| false);
+        let services: Vec<u32> = (1..=TCP_SERVICE_SERIES as u32 + 2).collect();
+        let mut all: BTreeMap<_, _> = services.iter().map(|id| (ProbeKey::of_service(*id), figures(1))).collect();
+        all.insert(ProbeKey::REST, ProbeFigures { unplaced: 9, ..figures(9) });
+        let measured = Measured::new(&all, &tables(&services), &BTreeMap::new(), |_| false);
         let mut text = Text::default();
         assert_eq!(measured.write(&mut text), [2, 0]);
         let text = text.finish();
