@@ -52,11 +52,11 @@ impl ProbeKey {
         (self.0 >> 32 == Self::POD.into()).then_some(self.0 as u32)
     }
 
-    /// The first of [`seat::LOOKS`] places in a row where its seat may be. Ids and links come in a row each: they meet only when
-    /// there are many.
+    /// The first of [`seat::LOOKS`] places in a row where its seat may be. Ids and links come in a row each, ids from 1:
+    /// they meet only when there are many, and the seats that are always the same one's are out of the way.
     #[inline(always)]
     pub const fn first_seat(self) -> u32 {
-        let apart = if self.0 >> 32 == Self::POD as u64 { limits::FIGURES / 2 } else { 0 };
+        let apart = if self.0 >> 32 == Self::POD as u64 { limits::FIGURES / 2 } else { seat::REST };
         (self.0 as u32).wrapping_add(apart) % limits::FIGURES
     }
 }

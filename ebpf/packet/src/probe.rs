@@ -44,33 +44,12 @@ pub const fn step(from: i32, to: i32) -> Step {
     }
 }
 
-/// The bucket of a duration: the least `n` with 2ⁿ microseconds or more. By steps, as there is no instruction for it.
+/// The bucket of a duration: the least `n` with 2ⁿ microseconds or more. With few branches: the verifier may follow each of them
+/// with all that comes after it.
 #[inline(always)]
 pub const fn bucket(microseconds: u64) -> u32 {
-    // A connection of many hours shares the last bucket.
-    let mut rest = if microseconds > u32::MAX as u64 { u32::MAX } else { microseconds as u32 }.saturating_sub(1);
-    let mut place = 0;
-    if rest >= 1 << 16 {
-        rest >>= 16;
-        place += 16;
-    }
-    if rest >= 1 << 8 {
-        rest >>= 8;
-        place += 8;
-    }
-    if rest >= 1 << 4 {
-        rest >>= 4;
-        place += 4;
-    }
-    if rest >= 1 << 2 {
-        rest >>= 2;
-        place += 2;
-    }
-    if rest >= 1 << 1 {
-        rest >>= 1;
-        place += 1;
-    }
-    place += rest;
+    let place = u64::BITS - microseconds.saturating_sub(1).leading_zeros();
+    // What took many hours shares the last bucket.
     let last = DURATION_BUCKETS as u32 - 1;
     if place > last { last } else { place }
 }

@@ -12,10 +12,10 @@ use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_sk_storage_get, bpf_skc_to_tcp_soc
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use sluice_ebpf_common::probe::{Durations, ProbeFields, ProbeFigures, ProbeKey, Watched, seat};
-use sluice_ebpf_common::stream::{Told, bucket};
+use sluice_ebpf_common::stream::{self as telling, Told};
 use sluice_ebpf_common::{Address, SocketState, Translation, limits, protocol};
 use sluice_packet::asked_for;
-use sluice_packet::probe::{Step, state, step};
+use sluice_packet::probe::{Step, bucket, state, step};
 
 use crate::maps;
 use crate::stream::{self, add};
@@ -86,7 +86,7 @@ pub fn tcp_state(context: BtfTracePointContext) -> i32 {
         };
         tell(socket, tcp, kind, owner, [took, sent, received]);
     }
-    let bucket = bucket_of(took);
+    let bucket = maps::hide(bucket(took ^ u64::from(maps::hide(0))));
     // One place in the program for all steps: it stays small.
     count(owner, asked, |figures| match step {
         Step::Opened => duration(&raw mut figures.connect, bucket, took),
@@ -258,7 +258,7 @@ fn ended(tcp: *const c_void) -> (u64, u64, u64) {
 #[inline(never)]
 fn tell(socket: *mut c_void, tcp: *const c_void, kind: u16, link: u32, figures: [u64; 3]) {
     let asked = asked(socket);
-    let Some(mut entry) = stream::place::<Told>(bucket::SOCKETS) else { return };
+    let Some(mut entry) = stream::place::<Told>(telling::bucket::SOCKETS) else { return };
     let told = entry.as_mut_ptr();
     // SAFETY: the ring lends a whole place; every field is written before it is given back. Sockets as in `owner`.
     unsafe {
@@ -325,7 +325,8 @@ fn seat_of(key: ProbeKey) -> u32 {
     look_for_seat(key.0)
 }
 
-/// The seat that somebody has further on, or a new one, or that of all others. With a name of its own, as below.
+/// The seat that somebody has further on, or a new one, or that of all others. The verifier looks at a function with
+/// a name of its own once, whoever calls it.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn look_for_seat(key: u64) -> u32 {
@@ -354,14 +355,6 @@ pub extern "C" fn look_for_seat(key: u64) -> u32 {
         add(unsafe { &raw mut (*rest).unplaced }, 1);
     }
     seat::REST
-}
-
-/// Where a duration is counted. The verifier looks at a function with a name of its own once, whoever calls it, and not at all
-/// that follows once for each bucket.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn bucket_of(microseconds: u64) -> u32 {
-    sluice_packet::probe::bucket(microseconds)
 }
 
 #[inline(always)]
