@@ -28,7 +28,7 @@ pub mod stream;
 pub use address::Address;
 pub use flow::{Flow, FlowKey, FlowKind, FragmentKey, FragmentPorts};
 pub use pace::Pace;
-pub use pod::PodLink;
+pub use pod::{Owner, PodLink};
 pub use policy::{Allowed, AllowedKey, Guard, RuleKey};
 pub use reason::Reason;
 pub use service::{
@@ -91,6 +91,8 @@ pub mod limits {
     pub const CACHE_BUCKETS_EACH: u32 = 65_536;
     /// Pods of the node.
     pub const PODS: u32 = 4_096;
+    /// Places of namespaces whose owners are found at once; a power of two.
+    pub const OWNERS: u32 = PODS;
     /// Addresses of the node's pods whose packets go past its stack.
     pub const POD_ADDRESSES: u32 = 2 * PODS;
     /// The kernel's reasons for a drop that are told apart, from 0 on; Linux 6.18 has about 120.
@@ -174,6 +176,8 @@ pub mod maps {
     pub const SOURCES: &str = "sources";
     /// Cookies of the pods' network namespaces, with the index of the node's side of their link.
     pub const NAMESPACES: &str = "namespaces";
+    /// `Owner` by `Owner::place`: most of the same.
+    pub const OWNERS: &str = "owners";
     /// Addresses of pods whose packets go past the node's stack, with their `PodLink`.
     pub const PODS: &str = "pods";
     /// Link index to `Guard`.
@@ -239,7 +243,7 @@ pub mod maps {
         }
     }
     /// Every pinned map.
-    pub const ALL: [&str; 40] = [
+    pub const ALL: [&str; 41] = [
         FRONTENDS,
         BACKENDS,
         SLAB,
@@ -256,6 +260,7 @@ pub mod maps {
         NODES,
         SOURCES,
         NAMESPACES,
+        OWNERS,
         PODS,
         GUARDS,
         PEERS,
@@ -325,7 +330,7 @@ mod user {
     use super::stream::{Telling, Told, ToldLost};
     use super::{
         Address, Affinity, AffinityKey, Allowed, AllowedKey, Backend, Counters, Flow, FlowKey, FragmentKey,
-        FragmentPorts, Frontend, FrontendKey, Guard, Pace, PodLink, RangeKey, RuleKey, ServiceName, Settings,
+        FragmentPorts, Frontend, FrontendKey, Guard, Owner, Pace, PodLink, RangeKey, RuleKey, ServiceName, Settings,
         SocketState, SourceKey,
     };
 
@@ -353,6 +358,7 @@ mod user {
         Frontend,
         FrontendKey,
         Guard,
+        Owner,
         Pace,
         PodLink,
         ProbeFields,

@@ -1,4 +1,6 @@
-//! A pod as the other pods of its node see it.
+//! A pod as the other pods of its node see it, and as its sockets tell of it.
+
+use crate::limits;
 
 /// The way into a pod.
 #[repr(C)]
@@ -30,4 +32,36 @@ impl PodLink {
     }
 }
 
-const _: () = assert!(size_of::<PodLink>() == 20 && align_of::<PodLink>() == 4);
+/// A network namespace, and the pod that has it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Owner {
+    /// The namespace's cookie.
+    pub namespace: u64,
+    /// Index of the node's side of the pod's link; 0 for nobody.
+    pub link: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+impl Owner {
+    /// A pod's.
+    #[must_use]
+    pub const fn new(namespace: u64, link: u32) -> Owner {
+        Owner { namespace, link, reserved: 0 }
+    }
+
+    /// Where a namespace's owner stands, unless another one does. Cookies come in rows that begin at multiples of a power of
+    /// two, so their lowest bits are often the same.
+    #[inline(always)]
+    #[must_use]
+    pub const fn place(namespace: u64) -> u32 {
+        // 2⁶⁴ by the golden ratio.
+        (namespace.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32 % limits::OWNERS
+    }
+}
+
+const _: () = {
+    assert!(size_of::<PodLink>() == 20 && align_of::<PodLink>() == 4);
+    assert!(size_of::<Owner>() == 16 && align_of::<Owner>() == 8);
+};

@@ -11,8 +11,8 @@ use sluice_ebpf_common::probe::{ProbeFigures, ProbeKey, Watched};
 use sluice_ebpf_common::stream::{Telling, Told, bucket};
 use sluice_ebpf_common::{
     Address, Affinity, AffinityKey, Allowed, AllowedKey, Backend, Counters, Event, Flow, FlowKey, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, Guard, Pace, PodLink, RangeKey, Reason, RuleKey, SLAB_LINE, ServiceName,
-    Settings, SocketState, SourceKey, known, limits, opened, ports,
+    FragmentPorts, Frontend, FrontendKey, Guard, Owner, Pace, PodLink, RangeKey, Reason, RuleKey, SLAB_LINE,
+    ServiceName, Settings, SocketState, SourceKey, known, limits, opened, ports,
 };
 use sluice_packet::{Begun, Desk, Judging, Path, Scratch, Trail};
 
@@ -102,6 +102,9 @@ pub static SOURCES: HashMap<SourceKey, Address, { limits::LOCALS as usize }, ON_
 
 #[btf_map(name = "namespaces")]
 pub static NAMESPACES: HashMap<u64, u32, { limits::PODS as usize }, ON_DEMAND> = HashMap::new();
+
+#[btf_map(name = "owners")]
+pub static OWNERS: Array<Owner, { limits::OWNERS as usize }> = Array::new();
 
 #[btf_map(name = "pods")]
 pub static PODS: HashMap<Address, PodLink, { limits::POD_ADDRESSES as usize }, ON_DEMAND> = HashMap::new();

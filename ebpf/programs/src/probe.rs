@@ -13,7 +13,7 @@ use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use sluice_ebpf_common::probe::{Durations, ProbeFields, ProbeFigures, ProbeKey, Watched, seat};
 use sluice_ebpf_common::stream::{self as telling, Told};
-use sluice_ebpf_common::{Address, SocketState, Translation, limits, protocol};
+use sluice_ebpf_common::{Address, Owner, SocketState, Translation, limits, protocol};
 use sluice_packet::asked_for;
 use sluice_packet::probe::{Step, bucket, state, step};
 
@@ -162,9 +162,16 @@ fn owner(socket: *const c_void) -> Option<u32> {
     if maps::SETTINGS.get(0)?.host_cookie == cookie {
         return Some(0);
     }
-    let link = maps::NAMESPACES.get_ptr(cookie)?;
-    // SAFETY: the map returned a pointer to a whole value.
-    Some(unsafe { read_volatile(link) })
+    // SAFETY: the maps returned pointers to whole values. While one is written, its namespace has no sockets yet or none any
+    // more.
+    unsafe {
+        let owner = maps::OWNERS.get_ptr(Owner::place(cookie))?;
+        let link = read_volatile(&raw const (*owner).link);
+        if read_volatile(&raw const (*owner).namespace) == cookie && link != 0 {
+            return Some(link);
+        }
+        maps::NAMESPACES.get_ptr(cookie).map(|link| read_volatile(link))
+    }
 }
 
 /// May this socket have asked for its connection? Who was accepted has the listener's backlog, which is hardly ever 0.

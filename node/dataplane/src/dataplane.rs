@@ -23,6 +23,7 @@ use crate::limits::{self, PROBLEMS, SOURCE_PORTS};
 use crate::metrics::Figures;
 use crate::migrate::{self, BUILD, Build};
 use crate::model::{Forwarding, Snapshot};
+use crate::namespaces::Namespaces;
 use crate::neighbours::{Neighbour, Neighbours, Redirect};
 use crate::node_ports::NodePortAddresses;
 use crate::object::Mode;
@@ -127,7 +128,7 @@ pub(crate) struct Inner {
     /// Held while flows are swept, or while their map is replaced.
     pub(crate) sweeping: Mutex<()>,
     build: Build,
-    namespaces: Mutex<HashMap<MapData, u64, u32>>,
+    namespaces: Mutex<Namespaces>,
     pub(crate) neighbours: Mutex<Neighbours>,
     /// Held while the neighbours are changed for their sake.
     pub(crate) policies: Mutex<Policies>,
@@ -227,7 +228,7 @@ impl Dataplane {
             cgroup,
             locals: Mutex::new(typed(&pins, maps::LOCALS)?),
             nodes: Mutex::new(typed(&pins, maps::NODES)?),
-            namespaces: Mutex::new(typed(&pins, maps::NAMESPACES)?),
+            namespaces: Mutex::new(Namespaces::open(&pins)?),
             datagrams: Datagrams::default(),
             neighbours: Mutex::new(Neighbours::open(&pins, config.redirect, policies.isolated())?),
             policies: Mutex::new(policies),
@@ -375,8 +376,7 @@ impl Dataplane {
     pub fn know_namespace(&self, index: u32, netns: &Path) -> Result<(), Error> {
         let cookie = sys::netns_cookie_of(netns)
             .map_err(|error| Error::system(format!("look into the namespace {}", netns.display()), error))?;
-        let failed = |error| Error::ebpf("write the namespaces", error);
-        self.inner.namespaces.lock().insert(cookie, index, 0).map_err(failed)?;
+        self.inner.namespaces.lock().insert(cookie, index)?;
         self.inner.datagrams.know(index, netns);
         self.change_settings(|settings| settings.known_only = 1)
     }
@@ -395,18 +395,7 @@ impl Dataplane {
 
     fn forget_namespace(&self, index: u32) -> Result<(), Error> {
         self.inner.datagrams.forget(index);
-        let failed = |error| Error::ebpf("write the namespaces", error);
-        let mut namespaces = self.inner.namespaces.lock();
-        let gone: Vec<u64> = namespaces
-            .iter()
-            .filter_map(Result::ok)
-            .filter(|(_, link)| *link == index)
-            .map(|(cookie, _)| cookie)
-            .collect();
-        for cookie in gone {
-            namespaces.remove(&cookie).map_err(failed)?;
-        }
-        Ok(())
+        self.inner.namespaces.lock().forget(index)
     }
 
     /// Takes the pod programs off a link; a link that is gone is success.

@@ -39,6 +39,7 @@ mod measured;
 pub mod metrics;
 pub mod migrate;
 pub mod model;
+mod namespaces;
 mod neighbours;
 mod netlink;
 mod node_ports;

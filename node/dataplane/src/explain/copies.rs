@@ -38,7 +38,7 @@ const SHARED: [&str; 17] = [
 ];
 
 /// Sizes of the copies: room for one packet's entries. What counts is not copied.
-const SIZES: [(&str, u32); 11] = [
+const SIZES: [(&str, u32); 12] = [
     (maps::FLOWS, FLOWS),
     (maps::AFFINITIES, 4_096),
     (maps::FRAGMENTS, 4_096),
@@ -49,6 +49,7 @@ const SIZES: [(&str, u32); 11] = [
     (maps::BACKEND_COUNTERS, 1),
     (maps::PACED, 1),
     (maps::LOST, 1),
+    (maps::MEASURED, 1),
     (maps::STREAM, 4_096),
 ];
 const FLOWS: u32 = 1_024;
