@@ -109,7 +109,7 @@ metrics! {
     POD_TCP_RECEIVED = counter("sluice_pod_tcp_received_bytes_total", POD,
         "Payload that came, of connections of the pod's sockets that ended.");
     UNPLACED = counter("sluice_probe_unplaced_figures_total", &[],
-        "Figures of TCP connections that were counted under other, as the map of figures was full.");
+        "Figures of TCP connections that were counted under other, for want of a seat of their own.");
     PROBES = gauge("sluice_probe_attached", &["probe"],
         "1 for each probe program that runs, 0 for each that this kernel does not take.");
     PROBE_MISSES = counter("sluice_probe_missed_runs_total", &["probe"],
