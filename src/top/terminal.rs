@@ -48,8 +48,7 @@ impl Terminal {
 
     /// Shows these lines and nothing else.
     pub(super) fn show(&self, lines: &[String]) -> std::io::Result<()> {
-        let rows: Vec<String> = lines.iter().map(|line| format!("{line}{REST_OF_LINE}")).collect();
-        write(&format!("{TOP_LEFT}{}{REST_OF_SCREEN}", rows.join("\r\n")))
+        write(&screen(lines, self.size().1))
     }
 
     /// Keys as they are pressed; the end of them when the terminal is gone.
@@ -71,8 +70,28 @@ impl Drop for Terminal {
     }
 }
 
+/// What draws these lines on a screen of so many rows. Nothing is cleared behind a line: one as long as the screen is wide leaves
+/// the cursor on its last letter.
+fn screen(lines: &[String], rows: usize) -> String {
+    let all: Vec<String> = lines.iter().map(|line| format!("{REST_OF_LINE}{line}")).collect();
+    let below = if lines.len() < rows { format!("\r\n{REST_OF_SCREEN}") } else { String::new() };
+    format!("{TOP_LEFT}{}{below}", all.join("\r\n"))
+}
+
 fn write(text: &str) -> std::io::Result<()> {
     let mut out = std::io::stdout();
     out.write_all(text.as_bytes())?;
     out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_cleared_before_it_is_written_and_what_is_below_only_where_there_is_room() {
+        let lines = ["one".to_owned(), "two".to_owned()];
+        assert_eq!(screen(&lines, 2), "\x1b[H\x1b[Kone\r\n\x1b[Ktwo");
+        assert_eq!(screen(&lines, 3), "\x1b[H\x1b[Kone\r\n\x1b[Ktwo\r\n\x1b[J");
+    }
 }
