@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sys::signal::{Signal, kill},
@@ -59,7 +59,8 @@ impl Drop for Disk {
 }
 
 fn refused(lab: &Lab, words: &str) -> Result<()> {
-    let error = format!("{:#}", lab.kubectl(words).err().map_or_else(|| anyhow::anyhow!("done"), |error| error));
+    let Err(error) = lab.kubectl(words) else { bail!("{words} succeeded") };
+    let error = format!("{error:#}");
     ensure!(error.contains(REASON), "{words}: {error}");
     Ok(())
 }
@@ -84,7 +85,7 @@ fn a_full_disk_stops_writes_alone() -> Result<()> {
     })?;
     step("a container that ends is started again", || {
         let first = lab.nodes()[0].contained()?.first().copied();
-        let Some(pid) = first else { anyhow::bail!("no container runs") };
+        let Some(pid) = first else { bail!("no container runs") };
         kill(pid, Signal::SIGKILL)?;
         // Nobody could write down that it is away: it is asked until it answers.
         let begun = Instant::now();
