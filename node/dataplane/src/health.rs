@@ -1,5 +1,6 @@
-//! What load balancers and people ask a node's service proxy over HTTP: whether the proxy works (`/healthz`, `/livez`), and
-//! for each Service with a health check port whether this node has endpoints for it. As upstream's proxy answers.
+//! What load balancers and people ask a node's service proxy over HTTP: whether the proxy works (`/healthz`, `/livez`), for
+//! each Service with a health check port whether this node has endpoints for it, and from the node alone how the proxy
+//! routes (`/proxyMode`). As upstream's proxy answers.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -20,11 +21,14 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
-use crate::limits::{HEALTH_PATIENCE, HEALTH_PORT};
+use crate::limits::{HEALTH_PATIENCE, HEALTH_PORT, STATUS_PORT};
 use crate::model::ObjectName;
 
 /// How many endpoints a load balancer would reach here.
 const WEIGHT: &str = "X-Load-Balancing-Endpoint-Weight";
+
+/// What it is that routes to Services, where upstream says `iptables` or `nftables`.
+const MODE: &str = "ebpf";
 
 /// Health checks by port.
 pub(crate) type Checks = BTreeMap<u16, Check>;
@@ -59,7 +63,9 @@ pub(crate) async fn serve(
     let mut tasks = JoinSet::new();
     let mut changes = checks.clone();
     let stop_all = shutdown.child_token();
-    tasks.spawn(listen(HEALTH_PORT, checks.clone(), Arc::new(|_| true), stop_all.clone()));
+    for port in [HEALTH_PORT, STATUS_PORT] {
+        tasks.spawn(listen(port, checks.clone(), Arc::new(|_| true), stop_all.clone()));
+    }
     loop {
         let wanted: Vec<u16> = changes.borrow_and_update().checks.keys().copied().collect();
         listeners.retain(|port, stop| {
@@ -86,22 +92,22 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-/// On every address of both families, or of IPv4 alone where there is no IPv6.
-async fn bind(port: u16) -> std::io::Result<TcpListener> {
-    match TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).await {
-        Ok(listener) => Ok(listener),
-        Err(_) => TcpListener::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))).await,
+/// Every address of both families, or of IPv4 alone where there is no IPv6; the loopback for what only the node may ask.
+fn places(port: u16) -> Vec<SocketAddr> {
+    match port {
+        STATUS_PORT => vec![(Ipv4Addr::LOCALHOST, port).into()],
+        _ => vec![(Ipv6Addr::UNSPECIFIED, port).into(), (Ipv4Addr::UNSPECIFIED, port).into()],
     }
 }
 
 async fn listen(port: u16, checks: watch::Receiver<Answers>, open: Open, stop: CancellationToken) {
-    match bind(port).await {
-        Ok(listener) => answer(listener, port, checks, open, stop).await,
+    match TcpListener::bind(&*places(port)).await {
+        Ok(listener) => accept(listener, port, checks, open, stop).await,
         Err(error) => tracing::warn!(port, %error, "health checks are not answered: the port is taken"),
     }
 }
 
-async fn answer(
+async fn accept(
     listener: TcpListener,
     port: u16,
     checks: watch::Receiver<Answers>,
@@ -138,12 +144,20 @@ async fn answer(
 }
 
 fn respond(port: u16, request: &Request<Incoming>, answers: &Answers) -> Response<Full<Bytes>> {
-    if port == HEALTH_PORT {
-        return proxy(request.uri().path(), answers.leaving);
+    match (port, answers.checks.get(&port)) {
+        (HEALTH_PORT, _) => proxy(request.uri().path(), answers.leaving),
+        (STATUS_PORT, _) => status(request.uri().path()),
+        (_, Some(check)) => balancer(check),
+        (_, None) => reply(StatusCode::NOT_FOUND, &json!({})),
     }
-    match answers.checks.get(&port) {
-        Some(check) => balancer(check),
-        None => reply(StatusCode::NOT_FOUND, &json!({})),
+}
+
+/// What the node's administrator asks about the proxy, in plain words.
+fn status(path: &str) -> Response<Full<Bytes>> {
+    match path {
+        "/proxyMode" => plain(StatusCode::OK, MODE),
+        "/healthz" => plain(StatusCode::OK, "ok"),
+        _ => plain(StatusCode::NOT_FOUND, "404 page not found"),
     }
 }
 
@@ -174,10 +188,18 @@ fn balancer(check: &Check) -> Response<Full<Bytes>> {
 }
 
 fn reply(status: StatusCode, body: &serde_json::Value) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
+    answer(status, "application/json", body.to_string().into())
+}
+
+fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
+    answer(status, "text/plain; charset=utf-8", Bytes::from_static(text.as_bytes()))
+}
+
+fn answer(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert("Content-Type", http::HeaderValue::from_static("application/json"));
+    headers.insert("Content-Type", http::HeaderValue::from_static(kind));
     headers.insert("X-Content-Type-Options", http::HeaderValue::from_static("nosniff"));
     response
 }
@@ -193,10 +215,29 @@ mod tests {
         let weight = response.headers().get(WEIGHT).map(|value| value.to_str().unwrap().to_owned());
         assert_eq!(response.headers()["Content-Type"], "application/json");
         assert_eq!(response.headers()["X-Content-Type-Options"], "nosniff");
-        let status = response.status().as_u16();
+        (response.status().as_u16(), weight, serde_json::from_slice(&body(response)).unwrap())
+    }
+
+    fn body(response: Response<Full<Bytes>>) -> Bytes {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let body = runtime.block_on(response.into_body().collect()).unwrap().to_bytes();
-        (status, weight, serde_json::from_slice(&body).unwrap())
+        runtime.block_on(response.into_body().collect()).unwrap().to_bytes()
+    }
+
+    #[test]
+    fn the_node_is_told_how_its_proxy_routes() {
+        let cases = [("/proxyMode", 200, "ebpf"), ("/healthz", 200, "ok"), ("/other", 404, "404 page not found")];
+        for (path, code, text) in cases {
+            let response = status(path);
+            assert_eq!(response.headers()["Content-Type"], "text/plain; charset=utf-8", "{path}");
+            assert_eq!(response.status(), code, "{path}");
+            assert_eq!(body(response), text, "{path}");
+        }
+    }
+
+    #[test]
+    fn only_the_node_may_ask_how() {
+        assert!(places(STATUS_PORT).iter().all(|place| place.ip().is_loopback()));
+        assert!(places(HEALTH_PORT).iter().all(|place| place.ip().is_unspecified()));
     }
 
     #[test]
@@ -220,7 +261,7 @@ mod tests {
             let stop = CancellationToken::new();
             let own = IpAddr::from(Ipv4Addr::LOCALHOST);
             let only = Arc::new(move |address: IpAddr| open && address == own);
-            let server = tokio::spawn(answer(listener, port, checks, only, stop.clone()));
+            let server = tokio::spawn(accept(listener, port, checks, only, stop.clone()));
             let mut client = tokio::net::TcpStream::connect((own, port)).await.unwrap();
             let asked = client.write_all(b"GET / HTTP/1.1\r\nHost: node\r\n\r\n").await;
             let mut text = String::new();

@@ -69,6 +69,9 @@ pub(crate) const STRANGERS: u64 = 16_384;
 /// Where the proxy says that it works, as upstream's does.
 pub(crate) const HEALTH_PORT: u16 = 10_256;
 
+/// Where the node alone may ask it how it routes, as upstream's is asked.
+pub(crate) const STATUS_PORT: u16 = 10_249;
+
 /// How long a health check may take to ask.
 pub(crate) const HEALTH_PATIENCE: Duration = Duration::from_secs(5);
 
