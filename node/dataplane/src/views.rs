@@ -21,6 +21,8 @@ const WEIGHT: &str = "sluice.dev/weight";
 const TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
+/// Label of a Service, whatever its value: no proxy serves it, even at a cluster address that it has.
+const HEADLESS: &str = "service.kubernetes.io/headless";
 /// Affinity without a timeout of its own: three hours.
 const AFFINITY_SECONDS: u32 = 10_800;
 
@@ -259,9 +261,10 @@ fn is_local(policy: &Option<String>) -> bool {
 impl From<ServiceView> for Option<Service> {
     /// `None` for services that another proxy or the DNS alone serves.
     fn from(view: ServiceView) -> Option<Service> {
-        let others = view.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(OTHER_PROXY));
+        let labels = view.metadata.labels.as_ref();
+        let not_ours = labels.is_some_and(|labels| [OTHER_PROXY, HEADLESS].iter().any(|key| labels.contains_key(*key)));
         let spec = view.spec;
-        if others || spec.r#type == "ExternalName" || spec.cluster_ip == "None" {
+        if not_ours || spec.r#type == "ExternalName" || spec.cluster_ip == "None" {
             return None;
         }
         let cluster = if spec.cluster_ips.is_empty() { vec![spec.cluster_ip] } else { spec.cluster_ips };
@@ -412,9 +415,11 @@ mod tests {
         for spec in [json!({"clusterIP": "None"}), json!({"type": "ExternalName", "externalName": "x"})] {
             assert_eq!(service(json!({"metadata": {"name": "x"}, "spec": spec})), None);
         }
-        let other =
-            json!({"metadata": {"name": "x", "labels": {OTHER_PROXY: "y"}}, "spec": {"clusterIP": "10.96.0.9"}});
-        assert_eq!(service(other), None);
+        for (label, value, ours) in [(OTHER_PROXY, "y", false), (HEADLESS, "", false), ("app", "y", true)] {
+            let labelled =
+                json!({"metadata": {"name": "x", "labels": {label: value}}, "spec": {"clusterIP": "10.96.0.9"}});
+            assert_eq!(service(labelled).is_some(), ours, "{label}");
+        }
     }
 
     #[test]

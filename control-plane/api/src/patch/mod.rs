@@ -18,7 +18,7 @@ use crate::{
 /// Applies a list of RFC 6902 operations. `BadRequest` for a malformed patch, 422 when an
 /// operation cannot be applied or a `test` fails, 413 beyond [`limits::JSON_PATCH_OPERATIONS`].
 pub fn json(original: &Value, patch: Value) -> Result<Value, Status> {
-    let patch: Patch = serde_json::from_value(patch).map_err(|e| Status::bad_request(format!("invalid patch: {e}")))?;
+    let patch = operations(patch).map_err(|e| Status::bad_request(format!("invalid patch: {e}")))?;
     if patch.0.len() > limits::JSON_PATCH_OPERATIONS {
         let message = format!(
             "Request entity too large: The allowed maximum operations in a JSON patch is {}, got {}",
@@ -40,6 +40,20 @@ pub fn json(original: &Value, patch: Value) -> Result<Value, Status> {
         json_patch::patch_unsafe(&mut doc, std::slice::from_ref(operation)).map_err(|_| cannot_apply())?;
     }
     Ok(doc)
+}
+
+/// The operations of a JSON patch. One that lacks its value means null, as upstream reads it: its clients leave out what is empty.
+///
+/// # Errors
+/// When it is no list of RFC 6902's operations.
+pub fn operations(mut patch: Value) -> serde_json::Result<Patch> {
+    let listed = patch.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut);
+    for operation in listed
+        .filter(|operation| matches!(operation.get("op").and_then(Value::as_str), Some("add" | "replace" | "test")))
+    {
+        operation.entry("value").or_insert(Value::Null);
+    }
+    serde_json::from_value(patch)
 }
 
 /// Applies an RFC 7386 merge patch; both have to be objects.

@@ -29,6 +29,9 @@ fn json_patches_apply_or_say_why_not() {
         json!({"a": 5}),
     );
     check(json!([{"op": "move", "from": "/a/b", "path": "/c"}]), json!({"a": {}, "c": [1, 2]}));
+    // Upstream's own suite adds a label this way.
+    check(json!([{"op": "add", "path": "/x"}]), json!({"a": {"b": [1, 2]}, "x": null}));
+    check(json!([{"op": "replace", "path": "/a"}, {"op": "test", "path": "/a"}]), json!({"a": null}));
     let fails = |patch: Value, code: u16| assert_eq!(json(&doc(), patch).unwrap_err().code, code);
     fails(json!([{"op": "test", "path": "/a/b/0", "value": 2}]), 422);
     let status = json(&doc(), json!([{"op": "test", "path": "/a/b/0", "value": 2}])).unwrap_err();
@@ -37,6 +40,8 @@ fn json_patches_apply_or_say_why_not() {
     fails(json!([{"op": "remove", "path": "/x"}]), 422);
     fails(json!({"op": "remove"}), 400);
     fails(json!([{"op": "nope", "path": "/a"}]), 400);
+    fails(json!([{"path": "/a"}]), 400);
+    fails(json!([{"op": "move", "path": "/a"}]), 400);
     let many: Vec<Value> = vec![json!({"op": "add", "path": "/x", "value": 1}); limits::JSON_PATCH_OPERATIONS + 1];
     fails(Value::Array(many), 413);
     let doubling: Vec<Value> = (0..100).map(|i| json!({"op": "copy", "from": "", "path": format!("/x{i}")})).collect();

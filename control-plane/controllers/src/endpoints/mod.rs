@@ -138,6 +138,8 @@ impl Controller {
         let subsets = classic::subsets(service, pods);
         let mut labels = service.labels().clone();
         labels.insert(CLASSIC_MANAGED_BY.into(), "endpoint-controller".into());
+        // On the Service it may stand without being true.
+        labels.remove(CLASSIC_HEADLESS);
         if resolve::headless(service) {
             labels.insert(CLASSIC_HEADLESS.into(), String::new());
         }

@@ -122,7 +122,7 @@ async fn apply(
         return Ok(false);
     };
     let before = object.clone();
-    let patched = serde_json::from_value::<json_patch::Patch>(patch)
+    let patched = sluice_api::patch::operations(patch)
         .map_err(|e| e.to_string())
         .and_then(|patch| json_patch::patch(object, &patch).map_err(|e| e.to_string()));
     if let Err(error) = patched {
