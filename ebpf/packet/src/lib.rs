@@ -52,7 +52,7 @@ pub use policy::{Judging, Policies, may_receive, may_send};
 pub use reject::refuse;
 pub use service::{find, pick};
 pub use shortcut::{Desk, Route};
-pub use socket::{SocketVerdict, asked_for, connect, may_listen, original, remember, send};
+pub use socket::{SocketVerdict, answers_from, asked_for, connect, may_listen, original, remember, send};
 pub use straight::settled;
 pub use trail::Trail;
 

@@ -38,6 +38,17 @@ pub fn send<M: Maps>(
     translate(maps, address, port, protocol, state)
 }
 
+/// The source of a datagram that a socket of the node sends to a pod without saying one: a program that listens on every address
+/// answers so, and pods ask it by the node's address. The route to the pod has another one, which the pod would not know.
+#[inline(always)]
+pub fn answers_from<M: Maps>(maps: &M, to: &Address) -> Option<Address> {
+    let settings = maps.settings()?;
+    let family = settings.family(to.is_v4());
+    let to_pod = to.within(&family.cluster_network, &family.cluster_mask);
+    let ours = to_pod && maps.namespace() == settings.host_cookie && maps.is_local(&family.node);
+    ours.then_some(family.node)
+}
+
 /// May a socket listen on this port (network order)? Not on a node port: connections to it go to the service's backends,
 /// and the program would wait for them forever.
 #[inline(always)]

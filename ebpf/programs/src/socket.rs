@@ -8,7 +8,7 @@ use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_set_retval};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use sluice_ebpf_common::{Address, Reason, SocketState, Translation, protocol};
-use sluice_packet::{SocketVerdict, connect, original, remember, send};
+use sluice_packet::{SocketVerdict, answers_from, connect, original, remember, send};
 
 use crate::kernel::Kernel;
 use crate::{maps, stream};
@@ -78,7 +78,14 @@ fn sending(socket: &Peer) -> i32 {
     // SAFETY: see `state`.
     let state = state(socket).map(|state| unsafe { &*state });
     match send(&socket.kernel(), &socket.address(), socket.port(), protocol, state) {
-        SocketVerdict::Untouched => ALLOW,
+        SocketVerdict::Untouched => {
+            if !socket.has_source()
+                && let Some(source) = answers_from(&socket.kernel(), &socket.address())
+            {
+                socket.set_source(&source);
+            }
+            ALLOW
+        }
         SocketVerdict::Refused(reason) => refuse(socket, reason, protocol),
         SocketVerdict::Translated(translation, service) => {
             store(socket, translation, service);
@@ -205,6 +212,41 @@ impl Peer {
                 }
             }
             write_volatile(addr_of_mut!((*raw).user_port), u32::from(port));
+        }
+    }
+    /// Of a datagram: does the socket or the program say where it comes from?
+    #[inline(always)]
+    fn has_source(&self) -> bool {
+        let raw = self.raw();
+        // SAFETY: see above.
+        unsafe {
+            match self {
+                Peer::V4(_) => read_volatile(addr_of!((*raw).msg_src_ip4)) != 0,
+                Peer::V6(_) => {
+                    read_volatile(addr_of!((*raw).msg_src_ip6[0]))
+                        | read_volatile(addr_of!((*raw).msg_src_ip6[1]))
+                        | read_volatile(addr_of!((*raw).msg_src_ip6[2]))
+                        | read_volatile(addr_of!((*raw).msg_src_ip6[3]))
+                        != 0
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn set_source(&self, address: &Address) {
+        let raw = self.raw();
+        // SAFETY: see above.
+        unsafe {
+            match self {
+                Peer::V4(_) => write_volatile(addr_of_mut!((*raw).msg_src_ip4), address.last()),
+                Peer::V6(_) => {
+                    write_volatile(addr_of_mut!((*raw).msg_src_ip6[0]), address.words[0]);
+                    write_volatile(addr_of_mut!((*raw).msg_src_ip6[1]), address.words[1]);
+                    write_volatile(addr_of_mut!((*raw).msg_src_ip6[2]), address.words[2]);
+                    write_volatile(addr_of_mut!((*raw).msg_src_ip6[3]), address.words[3]);
+                }
+            }
         }
     }
 }

@@ -7,9 +7,9 @@ use std::io::ErrorKind;
 use std::net::UdpSocket;
 use std::time::Instant;
 
-use common::{Namespace, PATIENCE, Place, isolated, run, service, udp_server, words};
+use common::{Namespace, PATIENCE, Place, isolated, pods, run, service, udp_server, words};
 use sluice_dataplane::model::{ObjectName, Protocol, Snapshot};
-use sluice_dataplane::{Dataplane, PodInfo, ServicePath};
+use sluice_dataplane::{Config, Dataplane, PodInfo, ServicePath};
 
 const CLUSTER: &str = "10.96.0.10:53";
 const NODE_PORT: &str = "127.0.0.1:30053";
@@ -195,6 +195,41 @@ fn what_another_service_still_leads_to_stays() {
         was_ended(&sockets[1]);
         for socket in [&sockets[0], &third] {
             assert_eq!(ask(socket).unwrap(), OLD);
+        }
+    });
+}
+
+/// The node's routes to pods have an address of their own as source, which no pod asks a program with the node's network by.
+#[test]
+fn the_node_answers_pods_from_the_address_that_they_asked() {
+    isolated("the_node_answers_pods_from_the_address_that_they_asked", |place| {
+        let pod = pods::pod(place, "slc5", &["10.244.0.5", "fd44::5"]);
+        for (node, gateway, ip) in [("10.1.0.1/32", "10.244.0.1", "10.244.0.5"), ("fd01::1/128", "fd44::1", "fd44::5")]
+        {
+            for address in [node, gateway] {
+                run("ip", &["address", "add", address, "dev", "lo"]);
+            }
+            run("ip", &["route", "replace", ip, "dev", "slc5", "src", gateway]);
+        }
+        let node_addresses = ["10.1.0.1", "fd01::1"].map(|text| text.parse().unwrap()).to_vec();
+        let dataplane = Dataplane::load(Config { node_addresses, ..place.config() }).unwrap();
+        for (pods, cluster) in [("10.244.0.0/24", "10.244.0.0/16"), ("fd44::/64", "fd44::/48")] {
+            dataplane.set_pod_ranges(pods.parse().unwrap(), cluster.parse().unwrap()).unwrap();
+        }
+        // On every address, and on one: that one it keeps.
+        for (heard, asked) in [
+            ("[::]:5301", "10.1.0.1:5301"),
+            ("[::]:5302", "[fd01::1]:5302"),
+            ("0.0.0.0:5303", "10.1.0.1:5303"),
+            ("10.244.0.1:5304", "10.244.0.1:5304"),
+            ("[fd44::1]:5305", "[fd44::1]:5305"),
+        ] {
+            let server = UdpSocket::bind(heard).unwrap();
+            let client = pod.within(|| connected(asked));
+            client.send(b"x").unwrap();
+            let (_, from) = server.recv_from(&mut [0; 8]).unwrap();
+            server.send_to(b"y", from).unwrap();
+            assert_eq!(client.recv(&mut [0; 8]).unwrap(), 1, "{asked}");
         }
     });
 }

@@ -4,7 +4,7 @@ use sluice_ebpf_common::{Address, Frontend, Reason, Scope, Settings, SocketState
 
 use super::frame::{end, wire};
 use super::world::World;
-use crate::{SocketVerdict, asked_for, connect, may_listen, original, remember, send};
+use crate::{SocketVerdict, answers_from, asked_for, connect, may_listen, original, remember, send};
 
 fn world() -> World {
     let mut world = World::new();
@@ -243,5 +243,28 @@ fn node_ports_answer_on_chosen_addresses() {
         let verdict = connect(&world, &address, port, protocol::TCP);
         assert_eq!(verdict != SocketVerdict::Untouched, served, "{to}");
         assert_eq!(may_listen(&world, &address, port, protocol::TCP), listens, "{to}");
+    }
+}
+
+#[test]
+fn the_nodes_datagrams_to_pods_come_from_the_node() {
+    // Where to, the socket's namespace, from where.
+    let cases = [
+        ("10.244.0.5", 7, Some("10.1.0.1")),
+        ("10.244.9.9", 7, Some("10.1.0.1")),
+        ("fd44:0:0:1::5", 7, Some("fd01::1")),
+        ("192.0.2.1", 7, None),
+        ("10.244.0.5", 8, None),
+    ];
+    for (to, namespace, from) in cases {
+        let mut world = world();
+        world.settings.host_cookie = 7;
+        world.namespace = namespace;
+        assert_eq!(answers_from(&world, &wire(to)), from.map(wire), "{to}");
+        // An address that the node does not have would be refused.
+        for family in &mut world.settings.families {
+            family.node = wire("10.1.0.77");
+        }
+        assert_eq!(answers_from(&world, &wire(to)), None, "{to}");
     }
 }
