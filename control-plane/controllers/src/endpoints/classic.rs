@@ -1,5 +1,6 @@
 //! The old Endpoints object of one Service: pure, from the Service and its pods to its subsets.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset, ObjectReference};
@@ -8,6 +9,20 @@ use super::resolve;
 use crate::limits;
 use crate::object::Object;
 use crate::types::{Pod, Service};
+
+pub(super) const MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
+const HEADLESS: &str = "service.kubernetes.io/headless";
+
+/// The Service's own and the controller's; that a Service is headless is said when it is, whatever stands on the Service.
+pub(super) fn labels(service: &Service) -> BTreeMap<String, String> {
+    let mut labels = service.labels().clone();
+    labels.insert(MANAGED_BY.into(), "endpoint-controller".into());
+    labels.remove(HEADLESS);
+    if resolve::headless(service) {
+        labels.insert(HEADLESS.into(), String::new());
+    }
+    labels
+}
 
 /// The subsets: addresses with the same ports together, sorted. At most 1000 addresses, as upstream.
 pub(super) fn subsets(service: &Service, pods: &[Arc<Pod>]) -> Vec<EndpointSubset> {
@@ -57,5 +72,26 @@ fn address(service: &Service, pod: &Pod, ip: &str) -> EndpointAddress {
             uid: Some(pod.uid().into()),
             ..Default::default()
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_label_of_headless_services_is_true() {
+        for (address, on_service, expected) in
+            [("None", false, Some("")), ("10.96.0.9", true, None), ("10.96.0.9", false, None)]
+        {
+            let own = if on_service { json!({HEADLESS: "", "app": "a"}) } else { json!({"app": "a"}) };
+            let service = json!({"metadata": {"name": "x", "labels": own}, "spec": {"clusterIP": address}});
+            let labels = labels(&serde_json::from_value(service).unwrap());
+            assert_eq!(labels.get(HEADLESS).map(String::as_str), expected, "{address}");
+            assert_eq!((labels["app"].as_str(), labels.len()), ("a", 2 + usize::from(expected.is_some())));
+        }
     }
 }

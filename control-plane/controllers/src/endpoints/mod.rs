@@ -27,8 +27,6 @@ use crate::types::{Endpoints, Node, Pod, Service, Slice};
 use slices::Write;
 
 const ZONE: &str = "topology.kubernetes.io/zone";
-const CLASSIC_MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
-const CLASSIC_HEADLESS: &str = "service.kubernetes.io/headless";
 
 struct Controller {
     client: Client,
@@ -136,13 +134,7 @@ impl Controller {
 
     async fn sync_classic(&self, key: &Key, service: &Service, pods: &[Arc<Pod>]) -> anyhow::Result<()> {
         let subsets = classic::subsets(service, pods);
-        let mut labels = service.labels().clone();
-        labels.insert(CLASSIC_MANAGED_BY.into(), "endpoint-controller".into());
-        // On the Service it may stand without being true.
-        labels.remove(CLASSIC_HEADLESS);
-        if resolve::headless(service) {
-            labels.insert(CLASSIC_HEADLESS.into(), String::new());
-        }
+        let labels = classic::labels(service);
         let mut metadata = json!({"name": &*key.name, "namespace": &*key.namespace, "labels": labels});
         let Some(existing) = self.endpoints.get(key) else {
             let body = json!({"metadata": metadata, "subsets": subsets});
@@ -181,7 +173,7 @@ fn managed(slice: &Slice) -> bool {
 }
 
 fn ours(endpoints: &Endpoints) -> bool {
-    endpoints.labels().get(CLASSIC_MANAGED_BY).is_some_and(|by| by == "endpoint-controller")
+    endpoints.labels().get(classic::MANAGED_BY).is_some_and(|by| by == "endpoint-controller")
 }
 
 async fn replace<K: Kind>(client: &Client, object: &K, mut body: Value) -> kube::Result<()> {
