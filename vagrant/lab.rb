@@ -7,6 +7,8 @@
 require 'fileutils'
 
 ENV['VAGRANT_NO_PARALLEL'] = 'yes'
+# Of triggers, those that run when a whole `vagrant up` is done, and no machine is locked any more.
+ENV['VAGRANT_EXPERIMENTAL'] = 'typed_triggers'
 
 ROOT = File.expand_path('..', __dir__)
 # VirtualBox lets host-only networks have addresses of this range without being asked.
@@ -23,10 +25,13 @@ LABS = {
   'bench' => [['balancer', 11, %w[up]], ['backend1', 21, %w[node]], ['backend2', 22, %w[node]], ['client', 41, %w[client]]],
 }.freeze
 
+# A processor that cannot run machines may have a /dev/kvm all the same.
+KVM = File.exist?('/dev/kvm') && File.read('/proc/cpuinfo').match?(/^flags.*\b(vmx|svm)\b/)
+
+# The newest package. Only `up` needs one: without, it says that this file must exist.
 def package
   found = Dir.glob("#{ROOT}/target/dist/sluice_*_amd64.deb").reject { |file| file.include?('_0.0.1_') }
-  abort 'there is no package in target/dist: run cargo xtask dist in the repository first' if found.empty?
-  found.max_by { |file| File.mtime(file) }
+  found.max_by { |file| File.mtime(file) } || "#{ROOT}/target/dist/made-by-cargo-xtask-dist.deb"
 end
 
 def lab(config, name)
@@ -44,12 +49,16 @@ def lab(config, name)
 
   config.vm.box = ENV.fetch('SLUICE_BOX', 'sluice/debian12')
   config.vm.synced_folder '.', '/vagrant', disabled: true
-  config.vm.provider(:libvirt) do |machine|
+  config.vm.provider(:libvirt) do |machine, override|
     machine.cpus = 2
-    machine.memory = 2048
-    # Where there is no KVM, emulation: slow, and right.
-    machine.driver = File.exist?('/dev/kvm') ? 'kvm' : 'qemu'
-    machine.cpu_mode = 'custom' unless File.exist?('/dev/kvm')
+    machine.memory = 1536
+    machine.driver = KVM ? 'kvm' : 'qemu'
+    next if KVM
+
+    # Emulation: right, and slow.
+    machine.cpu_mode = 'maximum'
+    override.vm.boot_timeout = 1800
+    override.ssh.connect_timeout = 120
   end
   config.vm.provider(:virtualbox) do |machine|
     machine.cpus = 2
@@ -87,13 +96,15 @@ def lab(config, name)
           end
         end
       end
-      next unless host == machines.last[0]
-
-      # The last machine is up, so the lab is: the story ends `vagrant up`.
-      machine.trigger.after(:up) do |trigger|
-        trigger.info = 'the smoke story'
-        trigger.run = { inline: "vagrant ssh #{first} -c 'sudo sh /tmp/smoke.sh'" }
-      end
     end
+  end
+
+  # `SLUICE_STORY=no vagrant up server1` brings up a part.
+  return if ENV['SLUICE_STORY'] == 'no'
+
+  config.trigger.after('up', type: :command) do |trigger|
+    trigger.info = 'the smoke story'
+    names = machines.map { |host, _, _| host }
+    trigger.run = { inline: "sh #{File.join(__dir__, 'story.sh')} #{first} #{names.join(' ')}" }
   end
 end

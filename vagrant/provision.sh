@@ -23,6 +23,8 @@ if [ -n "$missing" ]; then
     # shellcheck disable=SC2086
     apt-get install -y -q --no-install-recommends $missing
 fi
+# Where a loss of power does not take it.
+install -m 0755 /tmp/smoke.sh /usr/local/sbin/lab-smoke
 if [ "$ROLES" = client ]; then
     exit 0
 fi

@@ -1,26 +1,107 @@
 #!/bin/sh
 # The story at the end of `vagrant up`, on the first server: prints what holds, and fails with the first thing that does not.
+# Without words it is the story of the Services; `before NAME` and `after NAME` stand around a loss of power of that machine,
+# which story.sh brings about from outside; `end` removes what the story made.
 set -eu
 export KUBECONFIG=/var/lib/sluice/admin.kubeconfig
 samples=/usr/share/sluice/samples
+kept=/var/lib/lab-smoke
+# Emulated machines are slow, so the limits only end what would never come.
+limit=900
+
+says() {
+    echo "holds: $1"
+}
+
+fails() {
+    echo "does not hold: $1"
+    cat /tmp/smoke.out
+    kubectl get nodes,pods,services -A -o wide || true
+    exit 1
+}
 
 holds() {
     what=$1
     shift
-    "$@" >/tmp/smoke.out 2>&1 || {
-        echo "does not hold: $what"
-        cat /tmp/smoke.out
-        exit 1
-    }
-    echo "holds: $what"
+    "$@" >/tmp/smoke.out 2>&1 || fails "$what"
+    says "$what"
 }
 
-nodes=$(kubectl get nodes -o name | wc -l)
-holds "all $nodes nodes are Ready" kubectl wait --for=condition=Ready node --all --timeout=300s
-kubectl apply -f $samples/echo.yaml >/dev/null
-holds "three pods run" kubectl rollout status deployment/echo --timeout=300s
+# What need not hold at once: asked again until the limit.
+comes() {
+    what=$1
+    shift
+    end=$(($(date +%s) + limit))
+    until "$@" >/tmp/smoke.out 2>&1; do
+        [ "$(date +%s)" -lt $end ] || fails "$what"
+        sleep 1
+    done
+    says "$what"
+}
 
-cat >/tmp/everywhere.yaml <<'EOF'
+nodes() {
+    kubectl get nodes -o "jsonpath={.items[*].$1}"
+}
+
+# The pod of the DaemonSet on a node.
+pod_on() {
+    kubectl get pods -l app=everywhere --field-selector "spec.nodeName=$1" -o 'jsonpath={.items[0].metadata.name}'
+}
+
+on() {
+    node=$1
+    shift
+    kubectl exec "$(pod_on "$node")" -- "$@"
+}
+
+all_ready() {
+    kubectl wait --for=condition=Ready node --all --timeout=10s
+}
+
+# From a pod: every pod of the Service answers by its name.
+every_pod_answers() {
+    on "$1" /echo get http://echo.default.svc.cluster.local/ --distinct 3
+}
+
+from_outside() {
+    curl -sSf --max-time 10 "http://$1/"
+}
+
+# As a datagram, which the shell of Debian can send by itself.
+by_udp() {
+    bash -c 'exec 3<>/dev/udp/$1/$2 && echo hello >&3 && timeout 10 head -c 1 <&3 | grep -q .' - "$1" "$2"
+}
+
+# The answer's second line is the caller as the pod sees it.
+sees_the_caller() {
+    from_outside "$1" >/tmp/smoke.answer
+    grep -F "$2" /tmp/smoke.answer || { cat /tmp/smoke.answer; return 1; }
+}
+
+addresses_of() {
+    found=$(on "$1" nslookup "$2.default.svc.cluster.local" | sed '1,/^Name/d' | grep -c '^Address' || true)
+    [ "$((found + 0))" -ge "$3" ] || { echo "$found addresses"; on "$1" nslookup "$2.default.svc.cluster.local"; return 1; }
+}
+
+front_address() {
+    kubectl get service front -o 'jsonpath={.status.loadBalancer.ingress[0].ip}' | grep .
+}
+
+boot_of() {
+    kubectl get node "$1" -o 'jsonpath={.status.nodeInfo.bootID}' 2>/dev/null
+}
+
+was_started_anew() {
+    boot=$(boot_of "$1")
+    [ -n "$boot" ] && [ "$boot" != "$(cat $kept/boot)" ]
+}
+
+services() {
+    first=$(nodes metadata.name | cut -d' ' -f1)
+    lan=$(nodes 'status.addresses[0].address' | cut -d' ' -f1)
+    lan=${lan%.*}
+    comes "all $(kubectl get nodes -o name | wc -l) nodes are Ready" all_ready
+    sed "s/@LAN@/$lan/" <<'LIST' | kubectl apply -f - >/dev/null
 apiVersion: apps/v1
 kind: DaemonSet
 metadata: {name: everywhere}
@@ -31,25 +112,111 @@ spec:
     spec:
       containers:
         - {name: main, image: "sluice.local/echo:latest", imagePullPolicy: IfNotPresent}
-EOF
-kubectl apply -f /tmp/everywhere.yaml >/dev/null
-holds "a pod runs on every node" kubectl rollout status daemonset/everywhere --timeout=300s
-for pod in $(kubectl get pods -l app=everywhere -o jsonpath='{.items[*].metadata.name}'); do
-    holds "$pod asks the Service by name, and every pod answers" \
-        kubectl exec "$pod" -- /echo get http://echo.default.svc.cluster.local/ --distinct 3
-done
-for address in $(kubectl get nodes -o jsonpath='{.items[*].status.addresses[0].address}'); do
-    holds "the node port at $address answers from outside" curl -sf --max-time 5 "http://$address:30080/"
-done
+---
+apiVersion: sluice.dev/v1
+kind: LoadBalancerPool
+metadata: {name: lab}
+spec:
+  blocks: [{start: @LAN@.200, stop: @LAN@.203}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: headless}
+spec: {clusterIP: None, selector: {app: echo}, ports: [{name: http, port: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: outside}
+spec:
+  type: NodePort
+  selector: {app: echo}
+  ports: [{name: udp, port: 80, targetPort: udp, protocol: UDP, nodePort: 30081}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: here}
+spec:
+  type: NodePort
+  externalTrafficPolicy: Local
+  selector: {app: everywhere}
+  ports: [{name: http, port: 80, targetPort: 8080, nodePort: 30082}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: front}
+spec: {type: LoadBalancer, selector: {app: echo}, ports: [{name: http, port: 80, targetPort: http}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: elsewhere}
+spec: {type: ExternalName, externalName: echo.default.svc.cluster.local}
+LIST
+    kubectl apply -f $samples/echo.yaml >/dev/null
+    holds "three pods run" kubectl rollout status deployment/echo --timeout=${limit}s
+    holds "a pod runs on every node" kubectl rollout status daemonset/everywhere --timeout=${limit}s
+    for node in $(nodes metadata.name); do
+        comes "ClusterIP: the pod on $node asks by name, and every pod answers" every_pod_answers "$node"
+        comes "headless: the pod on $node is told the addresses of three pods" addresses_of "$node" headless 3
+        comes "ExternalName: the pod on $node is led on to echo" on "$node" /echo get http://elsewhere/
+    done
+    for address in $(nodes 'status.addresses[0].address'); do
+        comes "NodePort: $address answers from outside" from_outside "$address:30080"
+        comes "NodePort: $address answers datagrams from outside" by_udp "$address" 30081
+        comes "NodePort: $address answers a pod" on "$first" /echo get "http://$address:30080/"
+        comes "NodePort, Local: $address sees who asks" sees_the_caller "$address:30082" "$(caller_for "$address")"
+    done
+    comes "LoadBalancer: it has an address" front_address
+    front=$(front_address)
+    comes "LoadBalancer: $front answers from outside" from_outside "$front"
+    for node in $(nodes metadata.name); do
+        comes "LoadBalancer: $front answers the pod on $node" on "$node" /echo get "http://$front/"
+    done
+    update_under_load "$first"
+}
 
-asks="i=0; while [ ! -e /tmp/stop ]; do /echo get http://echo/ >/dev/null || exit 1; i=\$((i+1)); done; echo \$i requests"
-pod=$(kubectl get pods -l app=everywhere -o jsonpath='{.items[0].metadata.name}')
-kubectl exec "$pod" -- sh -c "$asks" >/tmp/load.out 2>&1 &
-load=$!
-kubectl rollout restart deployment/echo >/dev/null
-holds "a rolling update ends" kubectl rollout status deployment/echo --timeout=300s
-kubectl exec "$pod" -- touch /tmp/stop
-holds "no request failed meanwhile" wait $load
-cat /tmp/load.out
-kubectl delete daemonset everywhere >/dev/null
-echo "all of it holds"
+# This machine's own address on the way to another one.
+caller_for() {
+    ip -o route get "$1" | sed 's/.* src \([0-9.]*\).*/\1/'
+}
+
+update_under_load() {
+    asks="i=0; while [ ! -e /tmp/stop ]; do /echo get http://echo/ >/dev/null || exit 1; i=\$((i+1)); done; echo \$i requests"
+    on "$1" sh -c "$asks" >/tmp/load.out 2>&1 &
+    load=$!
+    kubectl rollout restart deployment/echo >/dev/null
+    holds "a rolling update ends" kubectl rollout status deployment/echo --timeout=${limit}s
+    on "$1" touch /tmp/stop
+    wait $load || { cp /tmp/load.out /tmp/smoke.out; fails "no request failed meanwhile"; }
+    says "no request failed meanwhile ($(tail -n 1 /tmp/load.out))"
+}
+
+after() {
+    comes "after a loss of power of $1: the API answers" kubectl get --raw /readyz
+    if [ -n "$(cat $kept/boot)" ]; then
+        comes "after a loss of power of $1: the node says that it was started anew" was_started_anew "$1"
+    fi
+    comes "after a loss of power of $1: all nodes are Ready" all_ready
+    for node in $(nodes metadata.name); do
+        comes "after a loss of power of $1: the pod on $node reaches every pod of the Service" every_pod_answers "$node"
+    done
+    for address in $(nodes 'status.addresses[0].address'); do
+        comes "after a loss of power of $1: the node port at $address answers from outside" from_outside "$address:30080"
+    done
+    comes "after a loss of power of $1: the load balancer answers from outside" \
+        from_outside "$(front_address)"
+}
+
+case "${1-}" in
+"") services ;;
+before)
+    mkdir -p $kept
+    boot_of "$2" >$kept/boot || true
+    ;;
+after) after "$2" ;;
+end)
+    kubectl delete daemonset/everywhere service/headless service/outside service/here service/front service/elsewhere \
+        loadbalancerpool/lab >/dev/null
+    rm -rf $kept
+    echo "all of it holds"
+    ;;
+esac

@@ -17,6 +17,7 @@ mod sh;
 mod test;
 mod tidy;
 mod up;
+mod vm;
 
 use clap::{Parser, Subcommand};
 
@@ -51,6 +52,8 @@ enum Task {
     Image,
     /// Make what is handed out: Debian package, tarball, OCI image
     Dist(dist::Options),
+    /// Build the Vagrant box of the labs in `vagrant/` (installs what is missing)
+    Box(vm::Options),
     /// Write the book's reference anew from the code; `--html` builds the book
     Book(book::Options),
     /// Write the tables of API facts anew from the sources they come from
@@ -87,6 +90,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         }
         Task::Image => image::build().map(|tar| println!("{}", tar.display())),
         Task::Dist(options) => dist::run(&options),
+        Task::Box(options) => vm::run(&options),
         Task::Book(options) => book::run(&options),
         Task::Codegen => codegen::run(),
         Task::Tidy => tidy::run(),

@@ -23,6 +23,8 @@ pub(crate) enum Purpose {
     Bench,
     /// Run every test.
     Everything,
+    /// Build the box of the labs, of which the others need nothing.
+    Box,
 }
 
 enum Probe {
@@ -90,13 +92,21 @@ const NEEDS: &[Need] = &[
     need(Purpose::Everything, Probe::Program("qemu-system-x86_64"), &["qemu-system-x86"], "boots the second kernel"),
 ];
 
+/// What the box is built with.
+const BOX: &[Need] = &[
+    need(Purpose::Box, Probe::Program("debootstrap"), &["debootstrap"], "makes the box's system"),
+    need(Purpose::Box, Probe::Program("mke2fs"), &["e2fsprogs"], "makes the box's file system"),
+    need(Purpose::Box, Probe::Program("qemu-img"), &["qemu-utils"], "makes the box's disk"),
+];
+
 const fn need(from: Purpose, probe: Probe, packages: &'static [&'static str], why: &'static str) -> Need {
     Need { from, probe, packages, why }
 }
 
 /// Makes sure that everything for `purpose` is there; installs the rest as root.
 pub(crate) fn ensure(purpose: Purpose) -> Result<()> {
-    let missing: Vec<&Need> = NEEDS.iter().filter(|need| need.from <= purpose && !present(&need.probe)).collect();
+    let needs = if purpose == Purpose::Box { BOX } else { NEEDS };
+    let missing: Vec<&Need> = needs.iter().filter(|need| need.from <= purpose && !present(&need.probe)).collect();
     if missing.is_empty() {
         return Ok(());
     }

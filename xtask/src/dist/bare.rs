@@ -48,14 +48,18 @@ fn inside(root: &Path, words: &[&str]) -> Result<()> {
 }
 
 /// This machine's release, and where apt gets it from.
-fn source() -> Result<(String, String)> {
+pub(crate) fn source() -> Result<(String, String)> {
     let release = fs::read_to_string("/etc/os-release").context("which Debian this is")?;
     let suite = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
     let suite = suite.context("this machine's /etc/os-release names no Debian release")?.trim_matches('"').to_owned();
-    let said =
-        sh::output(sh::command("apt-get").args(["indextargets", "--format", "$(CODENAME) $(COMPONENT) $(SITE)"]))?;
+    let said = targets()?;
     let wanted = format!("{suite} main ");
     let mirror = said.lines().find_map(|line| line.strip_prefix(&wanted));
     let mirror = mirror.with_context(|| format!("apt has no source of {suite} main"))?.to_owned();
     Ok((suite, mirror))
+}
+
+/// What apt gets here: release, component and site, one a line.
+pub(crate) fn targets() -> Result<String> {
+    sh::output(sh::command("apt-get").args(["indextargets", "--format", "$(CODENAME) $(COMPONENT) $(SITE)"]))
 }

@@ -15,6 +15,8 @@ use anyhow::{Context, Result};
 use clap::Args;
 use flate2::{Compression, write::GzEncoder};
 
+pub(crate) use bare::{source, targets};
+
 use crate::{ebpf, image, setup, sh};
 
 #[derive(Args, Default)]
