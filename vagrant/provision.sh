@@ -23,8 +23,9 @@ if [ -n "$missing" ]; then
     # shellcheck disable=SC2086
     apt-get install -y -q --no-install-recommends $missing
 fi
-# Where a loss of power does not take it.
+# Where a loss of power does not take them.
 install -m 0755 /tmp/smoke.sh /usr/local/sbin/lab-smoke
+install -D -m 0644 /tmp/sluice.deb /var/cache/lab/sluice.deb
 if [ "$ROLES" = client ]; then
     exit 0
 fi

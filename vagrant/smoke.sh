@@ -1,7 +1,8 @@
 #!/bin/sh
 # The story at the end of `vagrant up`, on the first server: prints what holds, and fails with the first thing that does not.
-# Without words it is the story of the Services; `before NAME` and `after NAME` stand around a loss of power of that machine,
-# which story.sh brings about from outside; `end` removes what the story made.
+# Without words it is the story of the Services. The other parts stand around what story.sh does from outside: `load` and
+# `unload WHEN` around requests that must not fail, `upgrade` on each machine, `before NAME` and `after NAME` around a loss of
+# power of that machine; `end` removes what the story made.
 set -eu
 export KUBECONFIG=/var/lib/sluice/admin.kubeconfig
 samples=/usr/share/sluice/samples
@@ -171,7 +172,10 @@ LIST
     for node in $(nodes metadata.name); do
         comes "LoadBalancer: $front answers the pod on $node" on "$node" /echo get "http://$front/"
     done
-    update_under_load "$first"
+    load
+    kubectl rollout restart deployment/echo >/dev/null
+    holds "a rolling update ends" kubectl rollout status deployment/echo --timeout=${limit}s
+    unload "in a rolling update"
 }
 
 # This machine's own address on the way to another one.
@@ -179,21 +183,59 @@ caller_for() {
     ip -o route get "$1" | sed 's/.* src \([0-9.]*\).*/\1/'
 }
 
-update_under_load() {
-    asks="i=0; while [ ! -e /tmp/stop ]; do /echo get http://echo/ >/dev/null || exit 1; i=\$((i+1)); done; echo \$i requests"
-    on "$1" sh -c "$asks" >/tmp/load.out 2>&1 &
-    load=$!
-    kubectl rollout restart deployment/echo >/dev/null
-    holds "a rolling update ends" kubectl rollout status deployment/echo --timeout=${limit}s
-    on "$1" touch /tmp/stop
-    wait $load || { cp /tmp/load.out /tmp/smoke.out; fails "no request failed meanwhile"; }
-    says "no request failed meanwhile ($(tail -n 1 /tmp/load.out))"
+# In the pod, so that it goes on while the control plane is away. Until `unload`, or until a request fails.
+load() {
+    asks='i=0; while [ ! -e /tmp/stop ]; do /echo get http://echo/ >/tmp/answer 2>&1 || { cat /tmp/answer; break; }; i=$((i+1)); done; echo $i requests'
+    node=$(nodes metadata.name | cut -d' ' -f1)
+    on "$node" sh -c "rm -f /tmp/stop /tmp/load; ($asks) >/tmp/load 2>&1 &"
+}
+
+unload() {
+    node=$(nodes metadata.name | cut -d' ' -f1)
+    comes "the pod with the load can be asked again" on "$node" touch /tmp/stop
+    for _ in 1 2 3 4 5 6 7 8 9 10; do
+        on "$node" cat /tmp/load >/tmp/smoke.out
+        ! grep -q 'requests$' /tmp/smoke.out || break
+        sleep 1
+    done
+    asked=$(cat /tmp/smoke.out)
+    # One line is the count alone: no error came before it.
+    case $asked in
+    "0 requests" | *[!0-9]*" requests") fails "no request failed $1" ;;
+    *" requests") says "no request failed $1 ($asked)" ;;
+    *) fails "no request failed $1" ;;
+    esac
+}
+
+# On any machine: the package is installed over itself, as an upgrade is, and what ran runs anew; pods stay.
+upgrade() {
+    unit=$(systemctl list-units --plain --no-legend --state=active 'sluice*.service' | cut -d' ' -f1)
+    [ -n "$unit" ] || return 0
+    old=$(systemctl show --property MainPID --value "$unit")
+    shims=$(pgrep -f containerd-shim | sort)
+    holds "$(hostname): the package is upgraded" apt-get install -y -q --reinstall /var/cache/lab/sluice.deb
+    holds "$(hostname): $unit runs" systemctl is-active "$unit"
+    [ "$(systemctl show --property MainPID --value "$unit")" != "$old" ] || fails "$(hostname): $unit runs anew"
+    [ "$(pgrep -f containerd-shim | sort)" = "$shims" ] || fails "$(hostname): its pods are those before"
+    says "$(hostname): it runs anew, and its pods are those before"
+    systemctl stop "$unit"
+    [ "$(pgrep -f containerd-shim | sort)" = "$shims" ] || fails "$(hostname): pods outlive the stopped $unit"
+    holds "$(hostname): pods outlive the stopped $unit, which starts again" systemctl start "$unit"
+}
+
+before() {
+    mkdir -p $kept
+    boot_of "$1" >$kept/boot || true
+    # The control plane alone: requests of pods do without it.
+    [ -s $kept/boot ] || load
 }
 
 after() {
     comes "after a loss of power of $1: the API answers" kubectl get --raw /readyz
     if [ -n "$(cat $kept/boot)" ]; then
         comes "after a loss of power of $1: the node says that it was started anew" was_started_anew "$1"
+    else
+        unload "while $1 was without power"
     fi
     comes "after a loss of power of $1: all nodes are Ready" all_ready
     for node in $(nodes metadata.name); do
@@ -208,10 +250,10 @@ after() {
 
 case "${1-}" in
 "") services ;;
-before)
-    mkdir -p $kept
-    boot_of "$2" >$kept/boot || true
-    ;;
+load) load ;;
+unload) unload "$2" ;;
+upgrade) upgrade ;;
+before) before "$2" ;;
 after) after "$2" ;;
 end)
     kubectl delete daemonset/everywhere service/headless service/outside service/here service/front service/elsewhere \
