@@ -29,7 +29,7 @@ holds() {
 }
 
 # What need not hold at once: asked again until the limit.
-comes() {
+soon() {
     what=$1
     shift
     end=$(($(date +%s) + limit))
@@ -37,7 +37,11 @@ comes() {
         [ "$(date +%s)" -lt $end ] || fails "$what"
         sleep 1
     done
-    says "$what"
+}
+
+comes() {
+    soon "$@"
+    says "$1"
 }
 
 nodes() {
@@ -102,7 +106,7 @@ services() {
     lan=$(nodes 'status.addresses[0].address' | cut -d' ' -f1)
     lan=${lan%.*}
     comes "all $(kubectl get nodes -o name | wc -l) nodes are Ready" all_ready
-    sed "s/@LAN@/$lan/" <<'LIST' | kubectl apply -f - >/dev/null
+    sed "s/@LAN@/$lan/g" <<'LIST' | kubectl apply -f - >/dev/null
 apiVersion: apps/v1
 kind: DaemonSet
 metadata: {name: everywhere}
@@ -192,7 +196,7 @@ load() {
 
 unload() {
     node=$(nodes metadata.name | cut -d' ' -f1)
-    comes "the pod with the load can be asked again" on "$node" touch /tmp/stop
+    soon "the pod with the load can be asked" on "$node" touch /tmp/stop
     for _ in 1 2 3 4 5 6 7 8 9 10; do
         on "$node" cat /tmp/load >/tmp/smoke.out
         ! grep -q 'requests$' /tmp/smoke.out || break

@@ -40,7 +40,11 @@ const FILES: &[(&str, u32, &str)] = &[
     ("etc/fstab", 0o644, "LABEL=sluice-box / ext4 errors=remount-ro 0 1\n"),
     ("etc/hostname", 0o644, "sluice-box\n"),
     ("etc/hosts", 0o644, "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"),
-    ("etc/systemd/network/80-first.network", 0o644, "[Match]\nName=eth0\n\n[Network]\nDHCP=ipv4\n\n[DHCPv4]\nUseHostname=no\n"),
+    (
+        "etc/systemd/network/80-first.network",
+        0o644,
+        "[Match]\nName=eth0\n\n[Network]\nDHCP=ipv4\n\n[DHCPv4]\nUseHostname=no\n",
+    ),
     // Keys of its own for each machine; none are in the box.
     (
         "etc/systemd/system/ssh.service.d/keys.conf",
