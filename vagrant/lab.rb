@@ -68,7 +68,9 @@ def lab(config, name)
   machines.each do |host, part, roles|
     config.vm.define(host, primary: host == first) do |machine|
       machine.vm.hostname = host
-      machine.vm.network :private_network, ip: address.call(part)
+      # Without libvirt's translation of addresses: where the host filters bridged packets, it would change those to pods.
+      machine.vm.network :private_network, ip: address.call(part), libvirt__forward_mode: 'none',
+                                           libvirt__dhcp_enabled: false
       machine.vm.provision :file, source: package, destination: '/tmp/sluice.deb'
       machine.vm.provision :file, source: File.join(__dir__, 'provision.sh'), destination: '/tmp/provision.sh'
       machine.vm.provision :file, source: File.join(__dir__, 'smoke.sh'), destination: '/tmp/smoke.sh'

@@ -48,15 +48,16 @@ nodes() {
     kubectl get nodes -o "jsonpath={.items[*].$1}"
 }
 
-# The pod of the DaemonSet on a node.
-pod_on() {
-    kubectl get pods -l app=everywhere --field-selector "spec.nodeName=$1" -o 'jsonpath={.items[0].metadata.name}'
-}
-
+# In the DaemonSet's pod on a node. Its name is kept until it does not answer: every kubectl takes seconds under emulation.
 on() {
-    node=$1
+    known=/run/lab-smoke.$1
+    [ -s "$known" ] || kubectl get pods -l app=everywhere --field-selector "spec.nodeName=$1" \
+        -o 'jsonpath={.items[0].metadata.name}' >"$known"
     shift
-    kubectl exec "$(pod_on "$node")" -- "$@"
+    kubectl exec "$(cat "$known")" -- "$@" || {
+        rm -f "$known"
+        return 1
+    }
 }
 
 all_ready() {
@@ -159,12 +160,14 @@ LIST
     kubectl apply -f $samples/echo.yaml >/dev/null
     holds "three pods run" kubectl rollout status deployment/echo --timeout=${limit}s
     holds "a pod runs on every node" kubectl rollout status daemonset/everywhere --timeout=${limit}s
-    for node in $(nodes metadata.name); do
+    names=$(nodes metadata.name)
+    addresses=$(nodes 'status.addresses[0].address')
+    for node in $names; do
         comes "ClusterIP: the pod on $node asks by name, and every pod answers" every_pod_answers "$node"
         comes "headless: the pod on $node is told the addresses of three pods" addresses_of "$node" headless 3
         comes "ExternalName: the pod on $node is led on to echo" on "$node" /echo get http://elsewhere/
     done
-    for address in $(nodes 'status.addresses[0].address'); do
+    for address in $addresses; do
         comes "NodePort: $address answers from outside" from_outside "$address:30080"
         comes "NodePort: $address answers datagrams from outside" by_udp "$address" 30081
         comes "NodePort: $address answers a pod" on "$first" /echo get "http://$address:30080/"
@@ -173,7 +176,7 @@ LIST
     comes "LoadBalancer: it has an address" front_address
     front=$(front_address)
     comes "LoadBalancer: $front answers from outside" from_outside "$front"
-    for node in $(nodes metadata.name); do
+    for node in $names; do
         comes "LoadBalancer: $front answers the pod on $node" on "$node" /echo get "http://$front/"
     done
     load
@@ -262,7 +265,7 @@ after) after "$2" ;;
 end)
     kubectl delete daemonset/everywhere service/headless service/outside service/here service/front service/elsewhere \
         loadbalancerpool/lab >/dev/null
-    rm -rf $kept
+    rm -rf $kept /run/lab-smoke.*
     echo "all of it holds"
     ;;
 esac
