@@ -179,7 +179,7 @@ LIST
     for node in $names; do
         comes "LoadBalancer: $front answers the pod on $node" on "$node" /echo get "http://$front/"
     done
-    load
+    load echo
     kubectl rollout restart deployment/echo >/dev/null
     holds "a rolling update ends" kubectl rollout status deployment/echo --timeout=${limit}s
     unload "in a rolling update"
@@ -190,9 +190,10 @@ caller_for() {
     ip -o route get "$1" | sed 's/.* src \([0-9.]*\).*/\1/'
 }
 
-# In the pod, so that it goes on while the control plane is away. Until `unload`, or until a request fails.
+# Asks the Service by the name or address in $1, in the pod, so that it goes on while the control plane is away. Until `unload`,
+# or until a request fails.
 load() {
-    asks='i=0; while [ ! -e /tmp/stop ]; do /echo get http://echo/ >/tmp/answer 2>&1 || { cat /tmp/answer; break; }; i=$((i+1)); done; echo $i requests'
+    asks='i=0; while [ ! -e /tmp/stop ]; do /echo get http://'$1'/ >/tmp/answer 2>&1 || { cat /tmp/answer; break; }; i=$((i+1)); done; echo $i requests'
     node=$(nodes metadata.name | cut -d' ' -f1)
     on "$node" sh -c "rm -f /tmp/stop /tmp/load; ($asks) >/tmp/load 2>&1 &"
 }
@@ -234,7 +235,7 @@ before() {
     mkdir -p $kept
     boot_of "$1" >$kept/boot || true
     # The control plane alone: requests of pods do without it.
-    [ -s $kept/boot ] || load
+    [ -s $kept/boot ] || load echo
 }
 
 after() {
@@ -257,7 +258,8 @@ after() {
 
 case "${1-}" in
 "") services ;;
-load) load ;;
+# By its address: names are the daemon's to answer, and wait while it starts anew.
+load) load "$(kubectl get service echo -o 'jsonpath={.spec.clusterIP}')" ;;
 unload) unload "$2" ;;
 upgrade) upgrade ;;
 before) before "$2" ;;
