@@ -171,7 +171,9 @@ LIST
         comes "NodePort: $address answers from outside" from_outside "$address:30080"
         comes "NodePort: $address answers datagrams from outside" by_udp "$address" 30081
         comes "NodePort: $address answers a pod" on "$first" /echo get "http://$address:30080/"
-        comes "NodePort, Local: $address sees who asks" sees_the_caller "$address:30082" "$(caller_for "$address")"
+        # This machine may be the node itself, and is nobody from outside then.
+        ip -o route get "$address" | grep -q '^local' ||
+            comes "NodePort, Local: $address sees who asks" sees_the_caller "$address:30082" "$(caller_for "$address")"
     done
     comes "LoadBalancer: it has an address" front_address
     front=$(front_address)
