@@ -57,7 +57,7 @@ pub const LEASE_DURATION: Duration = Duration::from_secs(40);
 /// See [`LEASE_DURATION`].
 pub const LEASE_RENEW: Duration = Duration::from_secs(10);
 /// How long a node that starts again is taken for ready, if it was, until its pod network is.
-pub const NETWORK_MADE: Duration = Duration::from_secs(10);
+pub const NETWORK_MADE: Duration = LEASE_DURATION;
 /// How far a node's clock may be from the server's: as much as certificates are dated back.
 pub const CLOCK_SKEW: Duration = Duration::from_secs(300);
 /// How long a node that knows several API servers waits for a connection to one, and for its answer, before it turns to
