@@ -90,6 +90,10 @@ pub(crate) const CONTROL_RESTARTS: u32 = 5;
 pub(crate) const CONTROL_SETTLE: Duration = Duration::from_secs(2);
 /// Longest until the kernel's map says what it should.
 pub(crate) const CONTROL_PATIENCE: Duration = Duration::from_secs(20);
+/// Policies, and pods of one node that they are for.
+pub(crate) const POLICIES: u32 = 1_000;
+/// How often they change.
+pub(crate) const POLICY_ROUNDS: u16 = 7;
 /// Services of a very large cluster, in table and backend addresses below 131,072.
 pub(crate) const SCALE_SERVICES: u32 = 100_000;
 /// Endpoints of each, below 16.

@@ -1,7 +1,7 @@
-//! `lb`: what the Service data plane costs. Six parts: a packet in each program (`packets`), connections over sockets beside
+//! `lb`: what the Service data plane costs. Seven parts: a packet in each program (`packets`), connections over sockets beside
 //! direct ones and beside kube-proxy's rules (`sockets`), the same with and without observers (`observe`), those between pods of
-//! two nodes beside plain routing (`pods`), changes, restart and memory of its user space (`control`), and the same for a very
-//! large table (`scale`).
+//! two nodes beside plain routing (`pods`), changes, restart and memory of its user space (`control`), changes of policies
+//! (`policies`), and changes of a very large table (`scale`).
 //!
 //! It needs no cluster: the data plane is fed by its own compiler and planner, in a private network and mount namespace that
 //! end with the process. Comparisons are ratios within one run.
@@ -16,6 +16,7 @@ mod observe;
 mod packets;
 mod place;
 mod pods;
+mod policies;
 mod rules;
 mod scale;
 mod sockets;
@@ -47,12 +48,15 @@ enum Part {
     Pods,
     /// Changes, restart and memory of the data plane's user space
     Control,
+    /// Changes of a thousand policies for a thousand pods
+    Policies,
     /// Load and changes of a table of 100,000 services with 1,000,000 endpoints
     Scale,
 }
 
 impl Part {
-    const ALL: [Part; 6] = [Part::Packets, Part::Sockets, Part::Observe, Part::Pods, Part::Control, Part::Scale];
+    const ALL: [Part; 7] =
+        [Part::Packets, Part::Sockets, Part::Observe, Part::Pods, Part::Control, Part::Policies, Part::Scale];
 
     fn measure(self, place: &place::Place) -> Result<Measured> {
         match self {
@@ -61,6 +65,7 @@ impl Part {
             Part::Observe => observe::run(place),
             Part::Pods => pods::run(place),
             Part::Control => control::run(place),
+            Part::Policies => policies::run(place),
             Part::Scale => scale::run(place),
         }
     }
