@@ -65,6 +65,18 @@ fn refused(lab: &Lab, words: &str) -> Result<()> {
     Ok(())
 }
 
+/// Tries again for a while.
+fn until(mut holds: impl FnMut() -> Result<()>) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        match holds() {
+            Err(error) if begun.elapsed() > PATIENCE => return Err(error),
+            Err(_) => {}
+            Ok(()) => return Ok(()),
+        }
+    }
+}
+
 #[test]
 fn a_full_disk_stops_writes_alone() -> Result<()> {
     let mut lab = Lab::start(&Options::one("sefd"))?;
@@ -88,11 +100,7 @@ fn a_full_disk_stops_writes_alone() -> Result<()> {
         let Some(pid) = first else { bail!("no container runs") };
         kill(pid, Signal::SIGKILL)?;
         // Nobody could write down that it is away: it is asked until it answers.
-        let begun = Instant::now();
-        while let Err(error) = lab.kubectl(ALL_ANSWER) {
-            ensure!(begun.elapsed() < PATIENCE, "{error:#}");
-        }
-        Ok(())
+        until(|| lab.kubectl(ALL_ANSWER).map(drop))
     })?;
     step("what is deleted goes", || {
         lab.kubectl("delete configmap before")?;
@@ -113,7 +121,11 @@ fn a_full_disk_stops_writes_alone() -> Result<()> {
         lab.kubectl("rollout status deployment/echo --timeout=120s")?;
         // What the node could not tell meanwhile.
         let restarts = "get pods -l app=echo -o jsonpath={.items[*].status.containerStatuses[0].restartCount}";
-        ensure!(lab.kubectl(restarts)?.split(' ').filter(|count| *count == "1").count() == 1);
+        until(|| {
+            let counts = lab.kubectl(restarts)?;
+            ensure!(counts.split(' ').filter(|count| *count == "1").count() == 1, "restarts: {counts}");
+            Ok(())
+        })?;
         lab.kubectl(ALL_ANSWER).map(drop)
     })
 }
