@@ -37,6 +37,17 @@ fn of(series: &Series, name: &str, labels: &str) -> f64 {
     series.get(&format!("{name}{labels}")).copied().unwrap_or(0.0)
 }
 
+/// Steps of connections that were not counted, as the kernel does not run a program that it has just interrupted.
+fn missed(series: &Series) -> f64 {
+    of(series, "sluice_probe_missed_runs_total", "{probe=\"tcp_state\"}")
+}
+
+/// Is it as many, but for what was missed?
+fn counted(series: &Series, name: &str, labels: &str, expected: f64) -> bool {
+    let counted = of(series, name, labels);
+    counted <= expected && counted + missed(series) >= expected
+}
+
 /// Connections are closed by the kernel after the test has let go of them.
 fn until(dataplane: &Dataplane, reached: impl Fn(&Series) -> bool) -> Series {
     let begun = Instant::now();
@@ -75,19 +86,18 @@ fn every_connection_is_counted_once_with_a_time_that_its_client_saw() {
         drop(connect("127.0.0.2:8001").unwrap());
         let count = CONNECTIONS as f64;
         let name = "sluice_service_tcp_closed_connections_total";
-        let series = until(&dataplane, |series| of(series, name, WEB) >= count);
-        assert_eq!(of(&series, name, WEB), count);
-        assert_eq!(of(&series, "sluice_service_tcp_connect_duration_seconds_count", WEB), count);
+        let series = until(&dataplane, |series| counted(series, name, WEB, count));
+        assert!(counted(&series, "sluice_service_tcp_connect_duration_seconds_count", WEB, count), "{series:#?}");
         assert_eq!(of(&series, "sluice_service_connections_total", &WEB.replace('}', ",protocol=\"TCP\"}")), count);
         let sum = of(&series, "sluice_service_tcp_connect_duration_seconds_sum", WEB);
         assert!(sum > 0.0 && sum <= seen.as_secs_f64(), "{sum} of {seen:?}");
         // Each of them at both ends, and the one that was for no Service.
         let both = until(&dataplane, |series| {
-            of(series, "sluice_pod_tcp_closed_connections_total", NODE) >= 2.0 * (count + 1.0)
+            counted(series, "sluice_pod_tcp_closed_connections_total", NODE, 2.0 * (count + 1.0))
         });
-        assert_eq!(of(&both, "sluice_pod_tcp_closed_connections_total", NODE), 2.0 * (count + 1.0));
-        assert_eq!(of(&both, "sluice_pod_tcp_connect_duration_seconds_count", NODE), count + 1.0);
-        assert_eq!(of(&both, "sluice_pod_tcp_accepted_connections_total", NODE), count + 1.0);
+        for name in ["sluice_pod_tcp_connect_duration_seconds_count", "sluice_pod_tcp_accepted_connections_total"] {
+            assert!(counted(&both, name, NODE, count + 1.0), "{name}: {both:#?}");
+        }
         // None, but for a machine so slow that the kernel sends something twice.
         assert!(of(&both, "sluice_pod_tcp_retransmitted_segments_total", NODE) <= sent_again());
         assert_eq!(of(&both, "sluice_probe_unplaced_figures_total", ""), 0.0);
@@ -190,7 +200,7 @@ fn resets_are_counted_at_the_end_that_sends_and_the_one_that_gets_them() {
         }
         let each = EACH as f64;
         let series = read(&dataplane);
-        assert_eq!(of(&series, "sluice_service_tcp_failed_connections_total", WEB), each);
+        assert!(counted(&series, "sluice_service_tcp_failed_connections_total", WEB, each), "{series:#?}");
         assert_eq!(of(&series, "sluice_service_tcp_received_resets_total", WEB), each);
         assert_eq!(of(&series, "sluice_service_tcp_connect_duration_seconds_count", WEB), 0.0);
         // A server that goes without reading what was sent.
@@ -261,7 +271,7 @@ fn a_pods_connections_are_counted_for_the_pod() {
         let [client, server] = PODS;
         let asked = ASKED as f64;
         let name = "sluice_pod_tcp_closed_connections_total";
-        let series = until(&dataplane, |series| of(series, name, client) >= asked && of(series, name, server) >= asked);
+        let series = until(&dataplane, |series| PODS.iter().all(|labels| counted(series, name, labels, asked)));
         for (name, labels, expected) in [
             ("sluice_pod_tcp_closed_connections_total", client, asked),
             ("sluice_pod_tcp_closed_connections_total", server, asked),
@@ -274,7 +284,7 @@ fn a_pods_connections_are_counted_for_the_pod() {
             ("sluice_service_tcp_round_trip_time_seconds_count", WEB, asked),
             ("sluice_pod_tcp_closed_connections_total", NODE, 0.0),
         ] {
-            assert_eq!(of(&series, name, labels), expected, "{name} {labels} in {series:#?}");
+            assert!(counted(&series, name, labels, expected), "{name} {labels} in {series:#?}");
         }
         // What opens and ends a connection counts as a byte each.
         for (name, labels, each) in [
@@ -286,7 +296,8 @@ fn a_pods_connections_are_counted_for_the_pod() {
             ("sluice_service_tcp_received_bytes_total", WEB, 4),
         ] {
             let more = of(&series, name, labels) - asked * each as f64;
-            assert!((0.0..=2.0 * asked).contains(&more), "{name} {labels}: {more} more than was sent");
+            let least = -(missed(&series) * each as f64);
+            assert!((least..=2.0 * asked).contains(&more), "{name} {labels}: {more} more than was sent");
         }
         let round_trips = of(&series, "sluice_pod_tcp_round_trip_time_seconds_sum", client);
         assert!(round_trips > 0.0 && round_trips < took, "{round_trips} of {took} s");
@@ -294,7 +305,7 @@ fn a_pods_connections_are_counted_for_the_pod() {
         dataplane.detach_pod(pods::index("pod1")).unwrap();
         let left = read(&dataplane);
         assert!(left.keys().all(|name| !name.contains(r#"pod="server""#)), "{left:#?}");
-        assert_eq!(of(&left, name, client), asked);
+        assert!(counted(&left, name, client, asked), "{left:#?}");
     });
 }
 
