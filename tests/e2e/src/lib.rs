@@ -16,5 +16,5 @@ pub use bare::Bare;
 pub use etcd::Etcd;
 pub use lab::{Lab, Options, Stop};
 pub use node::Node;
-pub use sh::{host, output, run, sample_image, step, target};
+pub use sh::{host, output, run, sample_image, step, target, until};
 pub use wires::{Families, Shape, Weather};

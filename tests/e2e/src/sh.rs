@@ -3,6 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -22,6 +23,18 @@ pub fn sample_image() -> PathBuf {
 pub fn step(what: &str, done: impl FnOnce() -> Result<()>) -> Result<()> {
     eprintln!("step: {what}");
     done().with_context(|| format!("step: {what}"))
+}
+
+/// Tries again until it holds; what it says takes its time.
+pub fn until(patience: Duration, mut holds: impl FnMut() -> Result<()>) -> Result<()> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match holds() {
+            Err(error) if Instant::now() > deadline => return Err(error).context(format!("not within {patience:?}")),
+            Err(_) => {}
+            Ok(()) => return Ok(()),
+        }
+    }
 }
 
 /// Runs to the end; the standard output, or an error with both outputs.

@@ -5,7 +5,7 @@ use std::{
     fs,
     io::Write as _,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Result, bail, ensure};
@@ -13,7 +13,7 @@ use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sys::signal::{Signal, kill},
 };
-use sluice_e2e::{Lab, Options, sample_image, step};
+use sluice_e2e::{Lab, Options, sample_image, step, until};
 
 const MANIFEST: &str = include_str!("../../../xtask/samples/echo.yaml");
 const REASON: &str = "bytes free";
@@ -65,18 +65,6 @@ fn refused(lab: &Lab, words: &str) -> Result<()> {
     Ok(())
 }
 
-/// Tries again for a while.
-fn until(mut holds: impl FnMut() -> Result<()>) -> Result<()> {
-    let begun = Instant::now();
-    loop {
-        match holds() {
-            Err(error) if begun.elapsed() > PATIENCE => return Err(error),
-            Err(_) => {}
-            Ok(()) => return Ok(()),
-        }
-    }
-}
-
 #[test]
 fn a_full_disk_stops_writes_alone() -> Result<()> {
     let mut lab = Lab::start(&Options::one("sefd"))?;
@@ -100,7 +88,7 @@ fn a_full_disk_stops_writes_alone() -> Result<()> {
         let Some(pid) = first else { bail!("no container runs") };
         kill(pid, Signal::SIGKILL)?;
         // Nobody could write down that it is away: it is asked until it answers.
-        until(|| lab.kubectl(ALL_ANSWER).map(drop))
+        until(PATIENCE, || lab.kubectl(ALL_ANSWER).map(drop))
     })?;
     step("what is deleted goes", || {
         lab.kubectl("delete configmap before")?;
@@ -121,7 +109,7 @@ fn a_full_disk_stops_writes_alone() -> Result<()> {
         lab.kubectl("rollout status deployment/echo --timeout=120s")?;
         // What the node could not tell meanwhile.
         let restarts = "get pods -l app=echo -o jsonpath={.items[*].status.containerStatuses[0].restartCount}";
-        until(|| {
+        until(PATIENCE, || {
             let counts = lab.kubectl(restarts)?;
             ensure!(counts.split(' ').filter(|count| *count == "1").count() == 1, "restarts: {counts}");
             Ok(())

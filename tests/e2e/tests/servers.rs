@@ -5,12 +5,12 @@
 use std::{
     fs::{self, File},
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
-use sluice_e2e::{Lab, Options, output, run, sample_image, step};
+use sluice_e2e::{Lab, Options, output, run, sample_image, step, until};
 
 const REPLICAS: usize = 4;
 const SERVICE: &str = "10.96.0.200";
@@ -60,18 +60,6 @@ fn the_cluster_outlives_its_servers_and_its_etcd() -> Result<()> {
     step("a machine with a member is cut off", || cut_off(&mut lab))?;
     step("the etcd loses its quorum", || quorum(&mut lab))?;
     step("the power goes everywhere", || power(&mut lab))
-}
-
-/// Tries again until it holds; what it says takes its time.
-fn until(patience: Duration, mut holds: impl FnMut() -> Result<()>) -> Result<()> {
-    let deadline = Instant::now() + patience;
-    loop {
-        match holds() {
-            Err(error) if Instant::now() > deadline => return Err(error).context(format!("not within {patience:?}")),
-            Err(_) => {}
-            Ok(()) => return Ok(()),
-        }
-    }
 }
 
 /// A new object, by way of server `on`.
