@@ -104,6 +104,10 @@ impl Uplink {
         self.flags & Uplink::NATIVE != 0 && self.reason == 0
     }
 
+    /// In place of a VLAN: where the program runs on the link itself, behind the driver. What is decided there holds for no
+    /// driver.
+    pub const ON_LINK: u32 = 1 << 31;
+
     /// Adds a VLAN tag inside those that are there already.
     #[inline(always)]
     pub const fn vlan(outer: u32, id: u16) -> u32 {

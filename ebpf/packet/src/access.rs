@@ -6,6 +6,7 @@ use sluice_ebpf_common::{
     FrontendKey, PodLink, RangeKey, Reason, Settings,
 };
 
+use crate::family::fold;
 use crate::{Begun, Carried, Header, Rate};
 
 /// What becomes of a packet.
@@ -90,10 +91,51 @@ pub trait Bytes {
     fn write_words<const N: usize>(&mut self, offset: u32, words: [u32; N]) -> Option<()>;
 }
 
-/// A packet as a driver received it.
+/// A packet as a driver received it; or as it comes in on a link, which keeps account of what a checksum covers.
 pub trait Raw: Bytes {
+    /// Can it be put into another packet here?
+    const CARRIES: bool;
     /// Makes room before the frame; its content is undefined, and offsets count from there on.
     fn prepend(&mut self, bytes: u32) -> Option<()>;
+
+    /// As [`crate::Tunnel::segment`].
+    #[inline(always)]
+    fn segment(&self) -> u32 {
+        0
+    }
+
+    /// Writes the last words of an IP header, and the ports behind them.
+    #[inline(always)]
+    fn write_ends<const N: usize>(&mut self, offset: u32, words: [u32; N]) -> Option<()> {
+        self.write_words(offset, words)
+    }
+
+    /// Updates the transport checksum at `offset`.
+    #[inline(always)]
+    fn fix_checksum(&mut self, offset: u32, change: &Change) -> Option<()> {
+        let old = u16::from_ne_bytes(self.read::<2>(offset)?);
+        if change.zero_is_none && old == 0 {
+            return Some(());
+        }
+        let new = !fold(u64::from(!old) + u64::from(change.all));
+        // With UDP 0 means that there is no checksum.
+        let new = if new == 0 { u16::MAX } else { new };
+        self.write(offset, new.to_ne_bytes())
+    }
+}
+
+/// What new ends change about a transport checksum.
+pub struct Change {
+    /// The sum of all that changes, folded.
+    pub all: u32,
+    /// That of the addresses alone.
+    pub addresses: u32,
+    /// Both ports before.
+    pub old_ports: u32,
+    /// Both ports after.
+    pub new_ports: u32,
+    /// 0 says that there is no checksum.
+    pub zero_is_none: bool,
 }
 
 /// A packet that the kernel's stack keeps account of: what a checksum covers, and a mark.

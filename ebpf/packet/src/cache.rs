@@ -5,12 +5,12 @@
 //! nearly everything is plain.
 
 use sluice_ebpf_common::cache::{Bucket4, Bucket6, Record, action};
-use sluice_ebpf_common::{Settings, protocol};
+use sluice_ebpf_common::{Address, Settings, protocol};
 
 use crate::family::{Family, IP, Plain, V4, V6, fold};
-use crate::header::{ACK, ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, FIN, Header, Kind, RST, SYN};
+use crate::header::{ACK, ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, FIN, Header, Kind, RST, SYN, transport_header};
 use crate::shortcut::{Desk, Route, decide};
-use crate::{Bytes, Maps, Raw, Trail};
+use crate::{Change, Maps, Raw, Trail};
 
 /// The maps and clocks that the fast path needs besides.
 pub trait Fast: Maps {
@@ -65,6 +65,26 @@ pub fn uplink<P: Raw, M: Fast>(packet: &mut P, maps: &M) -> Way {
         DROP => Way::Drop,
         link => Way::Out(link),
     }
+}
+
+/// The same on a link whose driver does not run that program. What is for the cluster's pods by their own addresses is left to
+/// the link's other program at once: it is no service's.
+#[inline(always)]
+pub fn onward<P: Raw, M: Fast>(packet: &mut P, maps: &M) -> Way {
+    if is_for_pods(packet, maps).unwrap_or(true) { Way::Stack } else { uplink(packet, maps) }
+}
+
+#[inline(always)]
+fn is_for_pods<P: Raw, M: Fast>(packet: &P, maps: &M) -> Option<bool> {
+    let v4 = packet.ethertype() == ETHERTYPE_IPV4;
+    let family = maps.settings()?.family(v4);
+    let destination = if v4 {
+        let [destination] = packet.read_words::<1>(IP + 16)?;
+        Address::v4(destination)
+    } else {
+        Address { words: packet.read_words::<4>(IP + 24)? }
+    };
+    Some(destination.within(&family.cluster_network, &family.cluster_mask))
 }
 
 /// What a look at the cache comes to, as one register: these, or the link to leave by.
@@ -125,7 +145,7 @@ fn run<F: Family, P: Raw, M: Fast>(packet: &mut P, maps: &M, look: u32) -> u32 {
             let record = if place & 1 == 0 { first } else { second };
             if look == FIRST {
                 if !holds::<F, M>(maps, settings, &plain, record, tick) {
-                    ask::<F, M>(maps, &plain, record);
+                    ask::<F, P, M>(packet, maps, &plain, record);
                     return UNKNOWN;
                 }
             } else if look == FORGET || !write::<F, M>(maps, settings, &plain, record, tick) {
@@ -236,7 +256,12 @@ fn hash<F: Family>(plain: &Plain<F::Address>) -> u32 {
 
 /// Puts the packet on the desk, and what the record counted so far.
 #[inline(always)]
-fn ask<F: Family, M: Fast>(maps: &M, plain: &Plain<F::Address>, record: &mut Record<F::Address, F::Spare>) {
+fn ask<F: Family, P: Raw, M: Fast>(
+    packet: &P,
+    maps: &M,
+    plain: &Plain<F::Address>,
+    record: &mut Record<F::Address, F::Spare>,
+) {
     let [source_high, source_low, high, low] = plain.ports.to_ne_bytes();
     maps.desk(
         #[inline(always)]
@@ -255,7 +280,7 @@ fn ask<F: Family, M: Fast>(maps: &M, plain: &Plain<F::Address>, record: &mut Rec
                 ..Header::default()
             };
             desk.recorded = matches::<F>(record, plain);
-            desk.length = plain.length;
+            desk.length = longest::<F, P>(packet, plain);
             desk.packets = u64::from(record.packets);
             desk.bytes = u64::from(record.bytes);
             desk.path.service = record.service;
@@ -312,6 +337,17 @@ fn write<F: Family, M: Fast>(
     done.is_some()
 }
 
+/// Length of the longest IP packet that it becomes on a wire.
+#[inline(always)]
+fn longest<F: Family, P: Raw>(packet: &P, plain: &Plain<F::Address>) -> u16 {
+    let segment = packet.segment();
+    if segment == 0 {
+        return plain.length;
+    }
+    let Some(own) = transport_header(packet, F::TRANSPORT, plain.protocol) else { return u16::MAX };
+    (F::TRANSPORT - IP + own + segment) as u16
+}
+
 /// Changes the packet as its record says.
 #[inline(always)]
 fn apply<F: Family, P: Raw>(
@@ -320,16 +356,15 @@ fn apply<F: Family, P: Raw>(
     record: &mut Record<F::Address, F::Spare>,
 ) -> u32 {
     let send = record.action != action::PASS;
-    if send && (F::life(plain.life) <= 1 || plain.length > record.mtu) {
+    let carries = record.action == action::ENCAPSULATE;
+    let length = longest::<F, P>(packet, plain);
+    if send && (F::life(plain.life) <= 1 || length > record.mtu) || carries && !P::CARRIES {
         return STACK;
     }
     record.packets = record.packets.wrapping_add(1);
     record.bytes = record.bytes.wrapping_add(ETHERNET + u32::from(plain.length));
-    let changed = if record.action == action::ENCAPSULATE {
-        F::encapsulate(packet, plain, record)
-    } else {
-        change::<F, P>(packet, plain, record, send)
-    };
+    let changed =
+        if carries { F::encapsulate(packet, plain, record) } else { change::<F, P>(packet, plain, record, send) };
     match changed {
         None => DROP,
         Some(()) if send => record.link.into(),
@@ -338,7 +373,7 @@ fn apply<F: Family, P: Raw>(
 }
 
 #[inline(always)]
-fn change<F: Family, P: Bytes>(
+fn change<F: Family, P: Raw>(
     packet: &mut P,
     plain: &Plain<F::Address>,
     record: &Record<F::Address, F::Spare>,
@@ -346,14 +381,17 @@ fn change<F: Family, P: Bytes>(
 ) -> Option<()> {
     let tcp = plain.protocol == protocol::TCP;
     let at = if tcp { F::TRANSPORT + 16 } else { F::TRANSPORT + 6 };
-    let old = u16::from_ne_bytes(packet.read::<2>(at)?);
+    let addresses =
+        F::change(&plain.source, &record.new_source) + F::change(&plain.destination, &record.new_destination);
+    let change = Change {
+        all: record.delta.into(),
+        addresses: fold(addresses).into(),
+        old_ports: plain.ports,
+        new_ports: record.new_ports,
+        zero_is_none: !tcp,
+    };
+    packet.fix_checksum(at, &change)?;
     F::write(packet, plain, record, send)?;
-    if tcp || old != 0 {
-        let new = !fold(u64::from(!old) + u64::from(record.delta));
-        // With UDP 0 means that there is no checksum.
-        let new = if new == 0 { u16::MAX } else { new };
-        packet.write(at, new.to_ne_bytes())?;
-    }
     if send {
         packet.write_words(0, record.ethernet)?;
     }

@@ -48,7 +48,7 @@ pub(crate) trait Family {
     fn mix(address: &Self::Address) -> u32;
     fn life(word: u32) -> u8;
     /// Writes both addresses, and one hop less when the packet is sent on.
-    fn write<P: Bytes>(
+    fn write<P: Raw>(
         packet: &mut P,
         plain: &Plain<Self::Address>,
         record: &Record<Self::Address, Self::Spare>,
@@ -122,7 +122,7 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn write<P: Bytes>(packet: &mut P, plain: &Plain<u32>, record: &Record<u32, [u32; 0]>, hop: bool) -> Option<()> {
+    fn write<P: Raw>(packet: &mut P, plain: &Plain<u32>, record: &Record<u32, [u32; 0]>, hop: bool) -> Option<()> {
         let [was, protocol, high, low] = plain.life.to_ne_bytes();
         let life = if hop { was.wrapping_sub(1) } else { was };
         let old = u64::from(u16::from_ne_bytes([high, low]));
@@ -133,7 +133,7 @@ impl Family for V4 {
             + u64::from(u16::from_ne_bytes([life, protocol]));
         let [high, low] = (!fold(total)).to_ne_bytes();
         let word = u32::from_ne_bytes([life, protocol, high, low]);
-        packet.write_words(IP + 8, [word, record.new_source, record.new_destination, record.new_ports])
+        packet.write_ends(IP + 8, [word, record.new_source, record.new_destination, record.new_ports])
     }
 
     #[inline(always)]
@@ -207,7 +207,7 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn write<P: Bytes>(
+    fn write<P: Raw>(
         packet: &mut P,
         plain: &Plain<[u32; 4]>,
         record: &Record<[u32; 4], [u32; 4]>,
@@ -217,7 +217,7 @@ impl Family for V6 {
         let life = if hop { life.wrapping_sub(1) } else { life };
         let (from, to) = (&record.new_source, &record.new_destination);
         let word = u32::from_ne_bytes([high, low, protocol, life]);
-        packet.write_words(
+        packet.write_ends(
             IP + 4,
             [word, from[0], from[1], from[2], from[3], to[0], to[1], to[2], to[3], record.new_ports],
         )

@@ -41,8 +41,8 @@ mod straight;
 mod tests;
 mod trail;
 
-pub use access::{Bytes, Covered, InsertError, Maps, Packet, Raw, Scratch, Verdict};
-pub use cache::{Fast, Way, uplink};
+pub use access::{Bytes, Change, Covered, InsertError, Maps, Packet, Raw, Scratch, Verdict};
+pub use cache::{Fast, Way, onward, uplink};
 pub use egress::{egress_pod, egress_uplink};
 pub use encap::{Begun, Carried, Hop, Rate, Tunnel, carry_out};
 pub use header::{ETHERNET, Header, Kind, Part};
@@ -53,7 +53,7 @@ pub use reject::refuse;
 pub use service::{find, pick};
 pub use shortcut::{Desk, Route};
 pub use socket::{SocketVerdict, answers_from, asked_for, connect, may_listen, original, remember, send};
-pub use straight::settled;
+pub use straight::{settle, settled};
 pub use trail::Trail;
 
 /// Bit of a packet's mark that carries the decision "the source must become this node" from ingress to egress.

@@ -47,6 +47,12 @@ pub(crate) fn straight<P: Routed, M: Paths>(packet: &mut P, maps: &M, stage: Sta
     Some(if way & LEAVE == 0 { Verdict::Into(way as u32) } else { Verdict::Leave(way as u32) })
 }
 
+/// Says that everything was decided which the uplink's program would do to a packet on its way out.
+#[inline(always)]
+pub fn settle<P: Packet>(packet: &mut P) {
+    packet.set_mark(MARK_SETTLED);
+}
+
 /// Was everything that the uplink's program would do to a packet on its way out decided when the pod sent it?
 #[inline(always)]
 pub fn settled<P: Packet>(packet: &mut P) -> bool {

@@ -2,11 +2,12 @@
 #![allow(unsafe_code)]
 
 use core::arch::asm;
+use core::ffi::c_void;
 use core::ptr::{addr_of, read_volatile};
 
 use aya_ebpf::bindings::{
     __sk_buff, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_NOEXIST,
-    bpf_fib_lookup, xdp_md,
+    bpf_fib_lookup,
 };
 use aya_ebpf::btf_maps::Array;
 use aya_ebpf::btf_maps::lpm_trie::Key;
@@ -35,7 +36,7 @@ const ADDRESS_BITS: u32 = 128;
 pub enum Kernel {
     /// On a packet that uses the link with this index.
     Link(u32),
-    /// On a packet that a driver just received.
+    /// On a packet that comes in on an uplink: one that its driver just received, or on the link itself.
     Wire(Wire),
     /// On a socket in the network namespace with this cookie.
     Socket(u64),
@@ -43,10 +44,11 @@ pub enum Kernel {
 
 /// What is known of a packet before the kernel's stack sees it.
 pub struct Wire {
-    pub context: *mut xdp_md,
+    /// The program's.
+    pub context: *mut c_void,
     /// Index of the link.
     pub link: u32,
-    /// VLAN tags, as `Uplink::vlan` makes them.
+    /// VLAN tags, as `Uplink::vlan` makes them; or [`Uplink::ON_LINK`].
     pub vlan: u32,
 }
 
@@ -480,14 +482,19 @@ fn way_out(wire: &Wire, header: &Header, length: u16, route: &mut Route) -> bool
     ask.ifindex = comes_by(wire.link);
     ask.__bindgen_anon_1.tot_len = length;
     // SAFETY: the context is valid for the whole program, and the request a live local of the length that is passed.
-    let result = unsafe { fib_lookup(wire.context.cast(), &raw mut ask, size_of::<bpf_fib_lookup>() as i32, 0) };
+    let result = unsafe { fib_lookup(wire.context, &raw mut ask, size_of::<bpf_fib_lookup>() as i32, 0) };
     if result != i64::from(BPF_FIB_LKUP_RET_SUCCESS) {
         return false;
     }
     let Some(device) = maps::UPLINKS.get_ptr(ask.ifindex) else { return false };
     // SAFETY: the map returned a pointer to a whole value.
     let Uplink { flags, parent, vlan, .. } = unsafe { read_volatile(device) };
-    if flags & Uplink::NATIVE == 0 || vlan != wire.vlan || parent > u32::from(u16::MAX) {
+    let (link, reached) = if wire.vlan == Uplink::ON_LINK {
+        (ask.ifindex, true)
+    } else {
+        (parent, flags & Uplink::NATIVE != 0 && vlan == wire.vlan)
+    };
+    if !reached || link > u32::from(u16::MAX) {
         return false;
     }
     // SAFETY: the kernel filled it in; older kernels leave what was asked.
@@ -495,7 +502,7 @@ fn way_out(wire: &Wire, header: &Header, length: u16, route: &mut Route) -> bool
     let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (ask.dmac, ask.smac);
     route.ethernet =
         [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]), u32::from_ne_bytes([i, j, k, l])];
-    route.link = parent as u16;
+    route.link = link as u16;
     route.device = ask.ifindex;
     true
 }

@@ -16,6 +16,8 @@ mod lost;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod onward;
+#[cfg(target_arch = "bpf")]
 mod pace;
 #[cfg(target_arch = "bpf")]
 mod probe;

@@ -125,8 +125,8 @@ fn close(packet: &mut Buffer, maps: &Kernel, verdict: Verdict) -> i32 {
     }
 }
 
-struct Buffer {
-    skb: *mut __sk_buff,
+pub struct Buffer {
+    pub skb: *mut __sk_buff,
 }
 
 #[inline(always)]

@@ -28,7 +28,7 @@ pub fn uplink_xdp(context: XdpContext) -> u32 {
     // SAFETY: the context is valid for the whole program.
     let link = unsafe { (*packet.context).ingress_ifindex };
     let length = maps::hide(tags.length as u32);
-    let wire = Wire { context: context.ctx, link, vlan: maps::hide(tags.vlan) };
+    let wire = Wire { context: context.ctx.cast(), link, vlan: maps::hide(tags.vlan) };
     let way = uplink(&mut packet, &Kernel::Wire(wire));
     if length != 0 && tag(&mut packet, &tags).is_none() {
         return XDP_DROP;
@@ -156,6 +156,8 @@ impl Bytes for Buffer {
 }
 
 impl Raw for Buffer {
+    const CARRIES: bool = true;
+
     #[inline(always)]
     fn prepend(&mut self, bytes: u32) -> Option<()> {
         // SAFETY: the context is valid for the whole program.

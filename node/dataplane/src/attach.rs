@@ -7,18 +7,22 @@
 
 use std::fs::File;
 use std::io;
+use std::num::NonZero;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::thread;
 
 use aya::Ebpf;
 use aya::programs::links::{FdLink, LinkError};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::{
-    CgroupAttachMode, CgroupSock, CgroupSockAddr, LinkOrder, ProgramError, ProgramFd, SchedClassifier, TcAttachType,
-    TcError,
+    CgroupAttachMode, CgroupSock, CgroupSockAddr, LinkOrder, Program, ProgramError, ProgramFd, SchedClassifier,
+    TcAttachType, TcError,
 };
 use aya::util::KernelVersion;
+use parking_lot::Mutex;
 
 use crate::pins::Pins;
 use crate::{Error, sys, wire};
@@ -30,14 +34,24 @@ pub(crate) const SOCKET_PROGRAMS: [&str; 8] =
 /// Programs on sockets that got an address of their own, attached to the same cgroup.
 pub(crate) const GUARD_PROGRAMS: [&str; 2] = ["post_bind4", "post_bind6"];
 
-/// Programs on packets of uplinks: ingress, egress.
-pub(crate) const UPLINK_PROGRAMS: [(&str, TcAttachType); 2] =
-    [("uplink_in", TcAttachType::Ingress), ("uplink_out", TcAttachType::Egress)];
+/// A packet program: its name, the side of a link that it sees, and where it stands among that side's filters.
+pub(crate) type Row = (&'static str, TcAttachType, u16);
 
-/// Programs on packets of pods' links, as the node sees them, and where they stand among the filters of their side: policies
-/// are asked about the ends of a connection as they are, behind the translation of what a pod sends and before that of what
-/// comes to it. They are attached first and go last.
-pub(crate) const POD_PROGRAMS: [(&str, TcAttachType, u16); 4] = [
+/// Programs on packets of uplinks: ingress, egress.
+pub(crate) const UPLINK_PROGRAMS: [Row; 2] =
+    [("uplink_in", TcAttachType::Ingress, FILTER_PRIORITY), ("uplink_out", TcAttachType::Egress, FILTER_PRIORITY)];
+
+/// The program before `uplink_in` where the driver does not run ours.
+pub(crate) const ONWARD: Row = ("uplink_onward", TcAttachType::Ingress, FILTER_PRIORITY - 1);
+
+/// All that an uplink may have.
+fn of_uplinks() -> impl Iterator<Item = Row> {
+    UPLINK_PROGRAMS.into_iter().chain([ONWARD])
+}
+
+/// Programs on packets of pods' links, as the node sees them: policies are asked about the ends of a connection as they are,
+/// behind the translation of what a pod sends and before that of what comes to it. They are attached first and go last.
+pub(crate) const POD_PROGRAMS: [Row; 4] = [
     ("policy_in", TcAttachType::Ingress, FILTER_PRIORITY + 1),
     ("policy_out", TcAttachType::Egress, FILTER_PRIORITY - 1),
     ("pod_in", TcAttachType::Ingress, FILTER_PRIORITY),
@@ -71,19 +85,48 @@ impl Traffic {
     }
 }
 
-/// Loads every program into the kernel.
+/// Loads every program into the kernel, on all processors: the verifier walks each for itself, the long ones for a fifth of a
+/// second. Without the driver's program the others do its work.
 pub(crate) fn load_programs(ebpf: &mut Ebpf) -> Result<(), Error> {
-    for name in SOCKET_PROGRAMS {
-        socket_program(ebpf, name)?.load().map_err(|error| Error::ebpf(format!("load the program {name}"), error))?;
+    let mut programs: Vec<_> = ebpf.programs_mut().filter(|(_, program)| is_loaded_at_once(program)).collect();
+    // Taken from the end: the long ones first.
+    programs.sort_by_key(|(_, program)| matches!(program, Program::SchedClassifier(_) | Program::Xdp(_)));
+    let threads = thread::available_parallelism().map_or(1, NonZero::get).min(programs.len());
+    let programs = Mutex::new(programs);
+    let work = || {
+        while let Some((name, program)) = next(&programs) {
+            match load(program) {
+                Err(error) if name == wire::PROGRAM => wire::refused(&error),
+                loaded => loaded.map_err(|error| Error::ebpf(format!("load the program {name}"), error))?,
+            }
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let own = work();
+        others.into_iter().map(|other| other.join().unwrap_or_else(|panic| resume_unwind(panic))).fold(own, Result::and)
+    })
+}
+
+fn next<T>(queue: &Mutex<Vec<T>>) -> Option<T> {
+    queue.lock().pop()
+}
+
+/// The others are loaded when they are attached, if they are.
+fn is_loaded_at_once(program: &Program) -> bool {
+    use Program::{CgroupSock, CgroupSockAddr, SchedClassifier, Xdp};
+    matches!(program, CgroupSockAddr(_) | CgroupSock(_) | SchedClassifier(_) | Xdp(_))
+}
+
+fn load(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        Program::Xdp(program) => program.load(),
+        _ => Ok(()),
     }
-    for name in GUARD_PROGRAMS {
-        guard_program(ebpf, name)?.load().map_err(|error| Error::ebpf(format!("load the program {name}"), error))?;
-    }
-    for name in UPLINK_PROGRAMS.iter().map(|(name, _)| name).chain(POD_PROGRAMS.iter().map(|(name, ..)| name)) {
-        traffic_program(ebpf, name)?.load().map_err(|error| Error::ebpf(format!("load the program {name}"), error))?;
-    }
-    wire::load(ebpf);
-    Ok(())
 }
 
 fn missing(name: &str) -> Error {
@@ -141,17 +184,18 @@ where
     link.pin(pin).map(drop).map_err(|error| Error::ebpf(what, error))
 }
 
-/// Attaches a pair of packet programs to a link of this network namespace.
+/// Attaches packet programs to a link of this network namespace.
 pub(crate) fn attach_traffic(
     ebpf: &mut Ebpf,
     pins: &Pins,
     traffic: Traffic,
-    programs: [(&str, TcAttachType); 2],
+    programs: &[Row],
     link: &Link,
     sides: &[TcAttachType],
 ) -> Result<(), Error> {
-    for (name, side) in programs.into_iter().filter(|(_, side)| sides.contains(side)) {
+    for &(name, side, priority) in programs.iter().filter(|(_, side, _)| sides.contains(side)) {
         let what = || format!("attach {name} to the link {}", link.name);
+        let order = order(ebpf, name).map_err(|error| Error::ebpf(what(), error))?;
         let program = traffic_program(ebpf, name)?;
         match traffic {
             Traffic::Tcx => {
@@ -161,19 +205,27 @@ pub(crate) fn attach_traffic(
                     continue;
                 }
                 let attached = program
-                    .attach_with_options(&link.name, side, TcAttachOptions::TcxOrder(LinkOrder::default()))
+                    .attach_with_options(&link.name, side, TcAttachOptions::TcxOrder(order))
                     .and_then(|id| program.take_link(id))
                     .map_err(|error| Error::ebpf(what(), error))?;
                 let attached: FdLink = attached.try_into().map_err(|error| Error::ebpf(what(), error))?;
                 attached.pin(&pin).map_err(|error| Error::ebpf(what(), error))?;
             }
             Traffic::Clsact => {
-                attach_filter(program, link, side, FILTER_PRIORITY).map_err(|error| Error::ebpf(what(), error))?;
+                attach_filter(program, link, side, priority).map_err(|error| Error::ebpf(what(), error))?;
                 mark(program, name, &pins.uplink_filter(name, link.index))?;
             }
         }
     }
     Ok(())
+}
+
+/// Where a program's link stands among those of others and ours.
+fn order(ebpf: &mut Ebpf, name: &str) -> Result<LinkOrder, ProgramError> {
+    match traffic_program(ebpf, UPLINK_PROGRAMS[0].0) {
+        Ok(next) if name == ONWARD.0 => LinkOrder::before_program(next),
+        _ => Ok(LinkOrder::default()),
+    }
 }
 
 /// Attaches the pod programs to a pod's link. Idempotent; what is attached is replaced.
@@ -244,27 +296,33 @@ fn attach_filter(
     Ok(())
 }
 
-/// Takes both programs of a pair off a link.
+/// Takes all programs off an uplink.
+pub(crate) fn detach_uplink(pins: &Pins, traffic: Traffic, link: &Link) -> Result<(), Error> {
+    of_uplinks().try_for_each(|program| detach_traffic(pins, traffic, program, link))
+}
+
+/// Takes a program off an uplink.
 pub(crate) fn detach_traffic(
     pins: &Pins,
     traffic: Traffic,
-    programs: [(&str, TcAttachType); 2],
+    (name, side, priority): Row,
     link: &Link,
 ) -> Result<(), Error> {
-    match traffic {
-        Traffic::Tcx => programs.iter().try_for_each(|(name, _)| unpin(&pins.link(&format!("{name}-{}", link.index)))),
-        Traffic::Clsact => {
-            for (_, side) in programs {
-                detach_filter(link, side, FILTER_PRIORITY);
-            }
-            forget_filters(pins, link.index)
-        }
+    if traffic == Traffic::Tcx {
+        return unpin(&pins.link(&format!("{name}-{}", link.index)));
     }
+    detach_filter(link, side, priority);
+    unpin(&pins.uplink_filter(name, link.index))
 }
 
 /// Forgets the filters of an uplink that is gone.
 pub(crate) fn forget_filters(pins: &Pins, index: u32) -> Result<(), Error> {
-    UPLINK_PROGRAMS.iter().try_for_each(|(name, _)| unpin(&pins.uplink_filter(name, index)))
+    of_uplinks().try_for_each(|(name, ..)| unpin(&pins.uplink_filter(name, index)))
+}
+
+/// The filters that an uplink has.
+pub(crate) fn uplink_filters(pins: &Pins, index: u32) -> Vec<Row> {
+    of_uplinks().filter(|(name, ..)| pins.uplink_filter(name, index).exists()).collect()
 }
 
 /// Puts this process's programs in the place of an earlier one's on uplinks and pods' links, for these directions, and
@@ -278,7 +336,7 @@ pub(crate) fn take_over(ebpf: &mut Ebpf, pins: &Pins, sides: &[TcAttachType]) ->
     }
     for index in pins.uplink_filters() {
         match Link::by_index(index) {
-            Ok(link) => attach_traffic(ebpf, pins, Traffic::Clsact, UPLINK_PROGRAMS, &link, sides)?,
+            Ok(link) => attach_traffic(ebpf, pins, Traffic::Clsact, &uplink_filters(pins, index), &link, sides)?,
             Err(_) => forget_filters(pins, index)?,
         }
     }
@@ -293,7 +351,7 @@ pub(crate) fn take_over(ebpf: &mut Ebpf, pins: &Pins, sides: &[TcAttachType]) ->
             }
             continue;
         }
-        if !UPLINK_PROGRAMS.iter().any(|(known, side)| *known == program_name && sides.contains(side)) {
+        if !of_uplinks().any(|(known, side, _)| known == program_name && sides.contains(&side)) {
             continue;
         }
         let program = traffic_program(ebpf, program_name)?;

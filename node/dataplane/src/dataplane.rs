@@ -16,7 +16,7 @@ use sluice_ebpf_common::{Address, Settings, SourceKey, maps};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::attach::{self, Link, Traffic, UPLINK_PROGRAMS};
+use crate::attach::{self, Link, ONWARD, Traffic, UPLINK_PROGRAMS};
 use crate::compile::{Frontends, Owner};
 use crate::datagrams::Datagrams;
 use crate::limits::{self, PROBLEMS, SOURCE_PORTS};
@@ -324,7 +324,7 @@ impl Dataplane {
         pace::take_back(links.iter().cloned()).map_err(|error| Error::system("give queues back", error))?;
         if Traffic::best() == Traffic::Clsact {
             for link in links {
-                attach::detach_traffic(&pins, Traffic::Clsact, UPLINK_PROGRAMS, &link)?;
+                attach::detach_uplink(&pins, Traffic::Clsact, &link)?;
             }
         }
         for index in pins.filters() {
@@ -412,7 +412,7 @@ impl Dataplane {
     pub(crate) fn forget_link(&self, index: u32) -> Result<(), Error> {
         self.detach_pod(index)?;
         let gone = Link { index, name: String::new() };
-        attach::detach_traffic(&self.inner.pins, Traffic::Tcx, UPLINK_PROGRAMS, &gone)?;
+        attach::detach_uplink(&self.inner.pins, Traffic::Tcx, &gone)?;
         attach::forget_filters(&self.inner.pins, index)?;
         wire::detach(&self.inner.pins, index)
     }
@@ -420,13 +420,19 @@ impl Dataplane {
     pub(crate) fn attach_uplink(&self, link: &Link) -> Result<(), Error> {
         let inner = &self.inner;
         let mut ebpf = inner.ebpf.lock();
-        attach::attach_traffic(&mut ebpf, &inner.pins, inner.traffic, UPLINK_PROGRAMS, link, attach::BOTH)?;
-        wire::attach(&mut ebpf, &inner.pins, inner.config.xdp, link)?;
+        let Inner { pins, traffic, config, .. } = &**inner;
+        attach::attach_traffic(&mut ebpf, pins, *traffic, &UPLINK_PROGRAMS, link, attach::BOTH)?;
+        let by_driver = wire::attach(&mut ebpf, pins, config.xdp, link)?;
+        if by_driver || config.redirect == Redirect::Off {
+            attach::detach_traffic(pins, *traffic, ONWARD, link)?;
+        } else {
+            attach::attach_traffic(&mut ebpf, pins, *traffic, &[ONWARD], link, attach::BOTH)?;
+        }
         self.hold_packets(link)
     }
 
     pub(crate) fn detach_uplink(&self, link: &Link) -> Result<(), Error> {
-        attach::detach_traffic(&self.inner.pins, self.inner.traffic, UPLINK_PROGRAMS, link)?;
+        attach::detach_uplink(&self.inner.pins, self.inner.traffic, link)?;
         pace::take_back([link.clone()].into_iter()).map_err(|error| Error::system("give a queue back", error))?;
         wire::detach(&self.inner.pins, link.index)
     }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use sluice_ebpf_common::probe::ProbeKey;
 use sluice_ebpf_common::{Backend, Frontend, Reason, SCHEMA, Scope, limits, maps};
 
-use crate::attach::{GUARD_PROGRAMS, Link, POD_PROGRAMS, SOCKET_PROGRAMS, UPLINK_PROGRAMS};
+use crate::attach::{GUARD_PROGRAMS, Link, POD_PROGRAMS, SOCKET_PROGRAMS, uplink_filters};
 use crate::counters::Counts;
 use crate::flows::protocol_name;
 use crate::measured::TcpRow;
@@ -346,7 +346,9 @@ fn programs(pins: &Pins, problems: &mut Vec<String>) -> Result<Vec<ProgramRow>, 
 /// The programs that links have as filters.
 fn filters(pins: &Pins, verified: &BTreeMap<u32, u32>, rows: &mut Vec<ProgramRow>) -> Result<(), Error> {
     let pods = pins.filters().into_iter().flat_map(|index| POD_PROGRAMS.map(|(name, ..)| (name, index)));
-    let uplinks = pins.uplink_filters().into_iter().flat_map(|index| UPLINK_PROGRAMS.map(|(name, _)| (name, index)));
+    let uplinks = pins.uplink_filters().into_iter();
+    let uplinks =
+        uplinks.flat_map(|index| uplink_filters(pins, index).into_iter().map(move |(name, ..)| (name, index)));
     let pinned = pods.map(|(name, index)| (name, index, pins.filter(name, index)));
     for (name, index, path) in pinned.chain(uplinks.map(|(name, index)| (name, index, pins.uplink_filter(name, index))))
     {

@@ -16,8 +16,9 @@ use crate::{Dataplane, Error, sys};
 /// Whether packets of this node's pods pass through its stack.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Redirect {
-    /// They go straight into pods, and straight to the outside, where nothing of the stack is needed. The node's firewall (its
-    /// FORWARD chain) and what others attach to the receiving pod's link do not see them.
+    /// They go straight into pods, and straight to the outside, where nothing of the stack is needed; so do services' packets
+    /// for backends elsewhere, and their answers. The node's firewall (its FORWARD chain) and what others attach to the
+    /// receiving pod's link do not see them.
     #[default]
     On,
     /// All of them do.

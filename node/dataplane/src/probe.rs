@@ -5,7 +5,7 @@ use std::time::Duration;
 use aya::programs::ProgramFd;
 use aya::{TestRun, TestRunOptions};
 
-use crate::attach::traffic_program;
+use crate::attach::{self, traffic_program};
 use crate::{Dataplane, Error, sweep, wire};
 
 /// What a packet may be longer than the original: an answer has an IP and an ICMP header more.
@@ -37,6 +37,8 @@ pub enum Hook {
     PolicyOut,
     /// Was received by an uplink's driver.
     Wire,
+    /// Comes in on an uplink whose driver does not look at it.
+    Onward,
 }
 
 impl Hook {
@@ -49,6 +51,7 @@ impl Hook {
             Hook::PolicyIn => "policy_in",
             Hook::PolicyOut => "policy_out",
             Hook::Wire => wire::PROGRAM,
+            Hook::Onward => attach::ONWARD.0,
         }
     }
 }
@@ -104,6 +107,7 @@ impl Dataplane {
             (Hook::Wire, XDP_TX | XDP_REDIRECT) => Outcome::Sent,
             (Hook::Wire, XDP_PASS) => Outcome::Passed,
             (Hook::Wire, _) | (_, DROPPED) => Outcome::Dropped,
+            (Hook::Onward, REDIRECTED) => Outcome::Sent,
             // An answer goes back to where the packet came from, and what is inside another packet is longer.
             (Hook::PodIn | Hook::UplinkIn, REDIRECTED)
                 if frame.get(..6) != out.get(6..12) && frame.len() == out.len() =>

@@ -185,7 +185,7 @@ impl Inner {
     pub(crate) fn flip_packets(&self, ebpf: &mut Ebpf, sides: &[TcAttachType]) -> Result<(), Error> {
         attach::take_over(ebpf, &self.pins, sides)?;
         for link in self.uplinks.lock().iter() {
-            attach::attach_traffic(ebpf, &self.pins, self.traffic, attach::UPLINK_PROGRAMS, link, sides)?;
+            attach::attach_traffic(ebpf, &self.pins, self.traffic, &attach::UPLINK_PROGRAMS, link, sides)?;
         }
         Ok(())
     }

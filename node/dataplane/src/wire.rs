@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData};
-use aya::programs::Xdp as Program;
+use aya::programs::{ProgramError, Xdp as Program};
 use serde::Serialize;
 use sluice_ebpf_common::cache::Uplink;
 use sluice_ebpf_common::maps;
@@ -51,20 +51,17 @@ pub struct UplinkRow {
     pub reason: Option<String>,
 }
 
-/// Loads the program; a kernel that refuses it does without.
-pub(crate) fn load(ebpf: &mut Ebpf) {
-    let loaded = program(ebpf).map(Program::load);
-    if let Some(Err(error)) = loaded {
-        tracing::warn!(%error, "the kernel refused the XDP program: packets take the longer way");
-    }
+/// A kernel that refuses the program does without.
+pub(crate) fn refused(error: &ProgramError) {
+    tracing::warn!(%error, "the kernel refused the XDP program: packets take the longer way");
 }
 
 pub(crate) fn program(ebpf: &mut Ebpf) -> Option<&mut Program> {
     ebpf.program_mut(PROGRAM)?.try_into().ok()
 }
 
-/// Attaches the program to a link if it should and can be, and notes what became of it.
-pub(crate) fn attach(ebpf: &mut Ebpf, pins: &Pins, xdp: Xdp, link: &Link) -> Result<(), Error> {
+/// Attaches the program to a link if it should and can be, and notes what became of it: does a driver run it?
+pub(crate) fn attach(ebpf: &mut Ebpf, pins: &Pins, xdp: Xdp, link: &Link) -> Result<bool, Error> {
     let bond = sys::bond_of(&link.name);
     let own = (bond.unwrap_or(link.index), 0);
     let (parent, vlan) = sys::vlan_parent(&link.name).unwrap_or(own);
@@ -74,7 +71,8 @@ pub(crate) fn attach(ebpf: &mut Ebpf, pins: &Pins, xdp: Xdp, link: &Link) -> Res
         uplink.flags = Uplink::NATIVE;
     }
     let mut map: HashMap<MapData, u32, Uplink> = typed(pins, maps::UPLINKS)?;
-    map.insert(link.index, uplink, 0).map_err(|error| Error::ebpf("write the uplinks", error))
+    map.insert(link.index, uplink, 0).map_err(|error| Error::ebpf("write the uplinks", error))?;
+    Ok(uplink.flags & Uplink::NATIVE != 0)
 }
 
 fn pin(pins: &Pins, index: u32) -> std::path::PathBuf {

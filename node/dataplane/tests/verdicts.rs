@@ -12,7 +12,7 @@ mod twin;
 #[allow(dead_code, clippy::unwrap_used)]
 mod world;
 
-use common::{isolated, run};
+use common::{Place, isolated, run};
 use frame::{ACK, FIN, Frame, SYN};
 use sluice_dataplane::model::{Protocol, Service, ServicePort, Slice, SlicePort, Snapshot};
 use sluice_dataplane::{Hook, Neighbour, Outcome, PodInfo};
@@ -311,74 +311,86 @@ fn choose(world: &mut World, frame: &[u8]) {
 
 #[test]
 fn host_and_driver_agree() {
-    isolated("host_and_driver_agree", |place| {
-        let (dataplane, mut world) = both(place);
-        let tagged = |mut frame: Frame, tag: &[u8]| {
-            frame.bytes.splice(12..12, tag.iter().copied());
-            frame
-        };
-        let mut no_checksum = Frame::udp(CLIENT, "10.1.0.1:30054", b"odd");
-        no_checksum.bytes[40..42].fill(0);
-        let mut dying = Frame::tcp(CLIENT, "10.1.0.1:30090", ACK, b"");
-        dying.bytes[22] = 1;
-        let mut fragment = Frame::udp(CLIENT, "10.1.0.1:30054", b"x");
-        fragment.bytes[20] = 0x20;
-        let mut truncated = Frame::tcp(CLIENT, "10.1.0.1:30090", SYN, b"");
-        truncated.bytes.truncate(40);
-        let packets = [
-            // Here: translated, and left to the stack.
-            Frame::tcp(CLIENT, "10.1.0.1:30080", SYN, b""),
-            Frame::tcp(CLIENT, "10.1.0.1:30080", ACK, b"some payload"),
-            Frame::tcp(CLIENT, "10.1.0.1:30080", ACK | FIN, b""),
-            Frame::tcp("[fd02::9]:5000", "[fd01::1]:30060", SYN, b"six"),
-            // Elsewhere: sent on.
-            Frame::tcp(CLIENT, "10.1.0.1:30090", SYN, b""),
-            Frame::tcp(CLIENT, "10.1.0.1:30090", ACK, b"odd"),
-            Frame::tcp("[fd02::9]:5000", "[fd01::1]:30063", SYN, b"six"),
-            Frame::tcp("[fd02::9]:5000", "[fd01::1]:30063", ACK, b"odd"),
-            Frame::udp(CLIENT, "10.1.0.1:30054", b"?"),
-            no_checksum,
-            // Left alone.
-            Frame::udp(CLIENT, "10.1.0.1:30054", &[0; 1500]),
-            dying,
-            fragment,
-            truncated,
-            Frame::tcp(CLIENT, "10.1.0.1:30070", SYN, b""),
-            Frame::tcp(CLIENT, "10.1.0.1:22", SYN, b""),
-            Frame::echo("192.0.2.9", "10.1.0.1", 8, 61000),
-            Frame { bytes: vec![0; 60], mark: 0 },
-            // No such VLAN is known, and nothing is left of the look inside.
-            tagged(Frame::tcp(CLIENT, "10.1.0.1:30090", ACK, b"x"), &[0x81, 0, 0, 5]),
-            tagged(Frame::tcp(CLIENT, "10.1.0.1:22", ACK, b"x"), &[0x88, 0xa8, 0, 5, 0x81, 0, 0, 6]),
-            Frame::tcp(CLIENT, "10.1.0.1:30090", ACK, b"x"),
-        ];
-        for (number, frame) in packets.into_iter().enumerate() {
-            let kernel = dataplane.probe(Hook::Wire, &frame.bytes, 1).unwrap();
-            choose(&mut world, &kernel.frame);
-            let mut ours = frame.clone();
-            let outcome = host(&world, Hook::Wire, &mut ours);
-            assert_eq!(kernel.outcome, outcome, "packet {number}");
-            assert_eq!(kernel.frame, ours.bytes, "packet {number}");
-            if outcome != Outcome::Sent {
-                continue;
-            }
-            // And the answer.
-            let ends = ours.ends();
-            let (source, destination) = ends.split_once(" > ").unwrap();
-            let answer = match ours.protocol() {
-                protocol::TCP => Frame::tcp(destination, source, ACK, b"odd"),
-                _ => Frame::udp(destination, source, b"odd"),
-            };
-            let back = dataplane.probe(Hook::Wire, &answer.bytes, 1).unwrap();
-            let mut ours = answer.clone();
-            assert_eq!((back.outcome, host(&world, Hook::Wire, &mut ours)), (Outcome::Sent, Outcome::Sent));
-            assert_eq!(back.frame, ours.bytes, "the answer to packet {number}");
-            assert!(ours.valid() && !ours.ends().contains("10.244"), "{}", ours.ends());
-        }
-        let status = dataplane.status().unwrap();
-        let uplinks: Vec<_> = status.uplinks.iter().map(|row| (row.link.as_str(), row.xdp)).collect();
-        assert_eq!(uplinks, [("up0", "native")]);
+    isolated("host_and_driver_agree", |place| agree_onward(place, Hook::Wire));
+}
+
+#[test]
+fn host_and_the_program_in_the_drivers_place_agree() {
+    isolated("host_and_the_program_in_the_drivers_place_agree", |place| {
+        // On a link what is for others is none of the node's.
+        run("ip", &["link", "set", "lo", "address", "02:00:00:00:00:01"]);
+        agree_onward(place, Hook::Onward);
     });
+}
+
+/// Both translations of a connection at once.
+fn agree_onward(place: &Place, hook: Hook) {
+    let (dataplane, mut world) = both(place);
+    let tagged = |mut frame: Frame, tag: &[u8]| {
+        frame.bytes.splice(12..12, tag.iter().copied());
+        frame
+    };
+    let mut no_checksum = Frame::udp(CLIENT, "10.1.0.1:30054", b"odd");
+    no_checksum.bytes[40..42].fill(0);
+    let mut dying = Frame::tcp(CLIENT, "10.1.0.1:30090", ACK, b"");
+    dying.bytes[22] = 1;
+    let mut fragment = Frame::udp(CLIENT, "10.1.0.1:30054", b"x");
+    fragment.bytes[20] = 0x20;
+    let mut truncated = Frame::tcp(CLIENT, "10.1.0.1:30090", SYN, b"");
+    truncated.bytes.truncate(40);
+    let packets = [
+        // Here: translated, and left to the stack.
+        Frame::tcp(CLIENT, "10.1.0.1:30080", SYN, b""),
+        Frame::tcp(CLIENT, "10.1.0.1:30080", ACK, b"some payload"),
+        Frame::tcp(CLIENT, "10.1.0.1:30080", ACK | FIN, b""),
+        Frame::tcp("[fd02::9]:5000", "[fd01::1]:30060", SYN, b"six"),
+        // Elsewhere: sent on.
+        Frame::tcp(CLIENT, "10.1.0.1:30090", SYN, b""),
+        Frame::tcp(CLIENT, "10.1.0.1:30090", ACK, b"odd"),
+        Frame::tcp("[fd02::9]:5000", "[fd01::1]:30063", SYN, b"six"),
+        Frame::tcp("[fd02::9]:5000", "[fd01::1]:30063", ACK, b"odd"),
+        Frame::udp(CLIENT, "10.1.0.1:30054", b"?"),
+        no_checksum,
+        // Left alone.
+        Frame::udp(CLIENT, "10.1.0.1:30054", &[0; 1500]),
+        dying,
+        fragment,
+        truncated,
+        Frame::tcp(CLIENT, "10.1.0.1:30070", SYN, b""),
+        Frame::tcp(CLIENT, "10.1.0.1:22", SYN, b""),
+        Frame::echo("192.0.2.9", "10.1.0.1", 8, 61000),
+        Frame { bytes: vec![0; 60], mark: 0 },
+        // No such VLAN is known, and nothing is left of the look inside.
+        tagged(Frame::tcp(CLIENT, "10.1.0.1:30090", ACK, b"x"), &[0x81, 0, 0, 5]),
+        tagged(Frame::tcp(CLIENT, "10.1.0.1:22", ACK, b"x"), &[0x88, 0xa8, 0, 5, 0x81, 0, 0, 6]),
+        Frame::tcp(CLIENT, "10.1.0.1:30090", ACK, b"x"),
+    ];
+    for (number, frame) in packets.into_iter().enumerate() {
+        let kernel = dataplane.probe(hook, &frame.bytes, 1).unwrap();
+        choose(&mut world, &kernel.frame);
+        let mut ours = frame.clone();
+        let outcome = host(&world, hook, &mut ours);
+        assert_eq!(kernel.outcome, outcome, "packet {number}");
+        assert_eq!(kernel.frame, ours.bytes, "packet {number}");
+        if outcome != Outcome::Sent {
+            continue;
+        }
+        // And the answer.
+        let ends = ours.ends();
+        let (source, destination) = ends.split_once(" > ").unwrap();
+        let answer = match ours.protocol() {
+            protocol::TCP => Frame::tcp(destination, source, ACK, b"odd"),
+            _ => Frame::udp(destination, source, b"odd"),
+        };
+        let back = dataplane.probe(hook, &answer.bytes, 1).unwrap();
+        let mut ours = answer.clone();
+        assert_eq!((back.outcome, host(&world, hook, &mut ours)), (Outcome::Sent, Outcome::Sent));
+        assert_eq!(back.frame, ours.bytes, "the answer to packet {number}");
+        assert!(ours.valid() && !ours.ends().contains("10.244"), "{}", ours.ends());
+    }
+    let status = dataplane.status().unwrap();
+    let uplinks: Vec<_> = status.uplinks.iter().map(|row| (row.link.as_str(), row.xdp)).collect();
+    assert_eq!(uplinks, [("up0", "native")]);
 }
 
 #[test]

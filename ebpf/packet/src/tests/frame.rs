@@ -420,6 +420,8 @@ impl Packet for Frame {
 }
 
 impl Raw for Frame {
+    const CARRIES: bool = true;
+
     fn prepend(&mut self, bytes: u32) -> Option<()> {
         self.bytes.splice(0..0, std::iter::repeat_n(0, bytes as usize));
         Some(())

@@ -4,7 +4,7 @@ use sluice_dataplane::model::{Forwarding, Protocol, Slice, Snapshot};
 use sluice_dataplane::{Config, Dataplane, Hook, Outcome, Uplinks, Xdp};
 use sluice_ebpf_common::{Frontend, Scope};
 use sluice_packet::{
-    Verdict, Way, carry_out, egress_pod, egress_uplink, from_outside, from_pod, may_receive, may_send, uplink,
+    Verdict, Way, carry_out, egress_pod, egress_uplink, from_outside, from_pod, may_receive, may_send, onward, uplink,
 };
 
 use crate::common::{self, Place, run};
@@ -106,8 +106,9 @@ const DIRECT: [(&str, Protocol, &str, &str, &str); 6] = [
 
 pub(crate) fn host(world: &World, hook: Hook, frame: &mut Frame) -> Outcome {
     let verdict = match hook {
-        Hook::Wire => {
-            return match uplink(frame, world) {
+        Hook::Wire | Hook::Onward => {
+            let way = if hook == Hook::Wire { uplink(frame, world) } else { onward(frame, world) };
+            return match way {
                 Way::Stack => Outcome::Passed,
                 Way::Out(_) => Outcome::Sent,
                 Way::Drop => Outcome::Dropped,
