@@ -120,8 +120,9 @@ pub(crate) struct Options {
     /// themselves. Services choose with the annotation sluice.dev/forwarding-mode [default: snat]
     #[arg(long, value_name = "snat|dsr")]
     pub load_balancer_mode: Option<LoadBalancerMode>,
-    /// Whether packets go straight into this node's pods, and from them straight to the outside: `off` sends them through the
-    /// node's stack, for firewalls and other programs that have to see them there [default: on]
+    /// Whether packets go straight into this node's pods, from them straight to the outside, and Services' packets straight on
+    /// to other nodes: `off` sends them through the node's stack, for firewalls and other programs that have to see them
+    /// there [default: on]
     #[arg(long, value_name = "on|off")]
     pub pod_redirect: Option<PodRedirect>,
     /// In the file alone: `sluice node` has a flag for it.

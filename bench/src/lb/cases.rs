@@ -88,6 +88,8 @@ const ONE: Frame = Frame { client: OUTSIDE, destination: NODE, port: super::pack
 const DIRECT: Frame = Frame { client: OUTSIDE, destination: super::packets::DIRECT, port: 80 };
 /// A port of the node that no service has.
 const NOBODY: Frame = Frame { client: OUTSIDE, destination: NODE, port: 22 };
+/// A pod of the cluster by its own address.
+const OTHERS: Frame = Frame { client: OUTSIDE, destination: [10, 244, 0, 9], port: 80 };
 /// A cluster address, from a pod.
 const CLUSTER: Frame = Frame { client: POD, destination: [10, 96, 0, 1], port: 80 };
 /// From a pod to the world.
@@ -122,6 +124,13 @@ pub(super) const CASES: &[Case] = &[
     tc("uplink_out", "uplink_out: SNAT, 1k flows", WORLD, Flows::Known(1 << 10), MASQUERADED),
     tc("uplink_out", "uplink_out: SNAT, new flow", WORLD, Flows::New, MASQUERADED),
     tc("uplink_out", "uplink_out: SNAT, no port is left", WORLD, Flows::After(1 << 15), Makes::Drop),
+    tc("uplink_onward", "uplink_onward: for a pod", OTHERS, Flows::Known(1), Makes::Nothing),
+    tc("uplink_onward", "uplink_onward: for no service", NOBODY, Flows::Known(1), Makes::Nothing),
+    tc("uplink_onward", "uplink_onward: DNAT, 1 flow", NEAR, Flows::Known(1), HERE),
+    tc("uplink_onward", "uplink_onward: NAT, 1 flow", FAR, Flows::Known(1), TRANSLATED),
+    tc("uplink_onward", "uplink_onward: NAT, 1k flows", FAR, Flows::Known(1 << 10), TRANSLATED),
+    tc("uplink_onward", "uplink_onward: NAT, 64k flows", FAR, Flows::Known(1 << 16), TRANSLATED),
+    tc("uplink_onward", "uplink_onward: NAT, new flow", FAR, Flows::New, TRANSLATED),
     xdp("uplink_xdp: for no service", NOBODY, Flows::Known(1), Makes::Nothing),
     xdp("uplink_xdp: DNAT, 1 flow", NEAR, Flows::Known(1), HERE),
     xdp("uplink_xdp: NAT, 1 flow", FAR, Flows::Known(1), TRANSLATED),

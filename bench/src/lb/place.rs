@@ -62,7 +62,8 @@ impl Place {
         let cgroup = root.join(format!("{CGROUP}{}", std::process::id()));
         fs::create_dir(&cgroup).with_context(|| format!("make {}", cgroup.display()))?;
         let place = Place { cgroup, interrupts };
-        run("ip link set lo up")?;
+        // The link of packets that programs are run on: they are for it.
+        run("ip link set lo address 02:00:00:00:00:01 up")?;
         run(&format!("ip link add {UPLINK} type veth peer name {OUTSIDE}"))?;
         let [a, b, c, d] = NODE;
         run(&format!("ip address add {a}.{b}.{c}.{d}/24 dev {UPLINK}"))?;

@@ -13,7 +13,7 @@ use common::{
     Namespace, PATIENCE, Place, act_as_card, connect, forwarded, isolated, run, service, tcp_server, udp_server, words,
 };
 use sluice_dataplane::model::{HostPort, Pod, Protocol, Snapshot};
-use sluice_dataplane::{Config, Dataplane, PodInfo, ServicePath, Traffic, Uplinks, Xdp};
+use sluice_dataplane::{Config, Dataplane, PodInfo, Redirect, ServicePath, Traffic, Uplinks, Xdp};
 
 const CLUSTER: &str = "10.96.0.10:80";
 const NODE: &str = "10.1.0.1:30080";
@@ -194,6 +194,10 @@ fn the_driver_sends_a_services_packets_on() {
         drop(next);
         let next = Dataplane::load(Config { xdp: Xdp::Off, ..config(place) }).unwrap();
         assert_eq!(modes(&next), all("tc", true));
+        assert!(open.alive(), "the same connection by the links' own program");
+        assert_eq!(forwarded(), before);
+        drop(next);
+        let next = Dataplane::load(Config { xdp: Xdp::Off, redirect: Redirect::Off, ..config(place) }).unwrap();
         assert!(open.alive(), "the same connection by the stack");
         assert!(forwarded() > before);
         next.apply(&tcp(&[])).unwrap();
@@ -490,7 +494,7 @@ fn node_ports_answer_on_links_that_come_later() {
         let attached = || world.dataplane.status().unwrap().programs.iter().filter(|row| row.attached == "up9").count();
         let start = Instant::now();
         late.within(|| while connect("10.9.0.1:30080").is_err() && start.elapsed() < PATIENCE {});
-        assert_eq!(attached(), 2);
+        assert_eq!(attached(), 3);
         late.within(|| assert!(connect("10.9.0.1:30080").unwrap().alive()));
         // A pod's link that goes takes its programs along, and nothing of them stays.
         run("ip", &["link", "delete", "slc6"]);
