@@ -4,6 +4,8 @@
 
 use anyhow::{Context, Result};
 use clap::Args;
+use sd_notify::NotifyState;
+use sluice_agent::kept::Kept;
 use tokio::{
     signal::unix::{SignalKind, signal},
     task::JoinSet,
@@ -47,12 +49,12 @@ pub(crate) struct Parts {
 }
 
 /// Control plane and node.
-pub(crate) async fn up(config: Config) -> Result<()> {
+pub(crate) async fn up(config: Config, kept: Kept) -> Result<()> {
     machine::require_root("sluice up")?;
     node_needs(&config).await?;
     run(&config, async |parts| {
         let server = control_plane::start(&config, parts).await?;
-        node::start_beside(&config, &server, parts).await
+        node::start_beside(&config, &server, kept, parts).await
     })
     .await
 }
@@ -63,11 +65,11 @@ pub(crate) async fn server(config: Config) -> Result<()> {
 }
 
 /// The node alone.
-pub(crate) async fn node(options: NodeOptions) -> Result<()> {
+pub(crate) async fn node(options: NodeOptions, kept: Kept) -> Result<()> {
     machine::require_root("sluice node")?;
     let config = options.resolve()?;
     node_needs(&config).await?;
-    run(&config, async |parts| node::start_joined(&config, parts).await).await
+    run(&config, async |parts| node::start_joined(&config, kept, parts).await).await
 }
 
 /// Looked for before the first file is made, so that nothing is left half started.
@@ -91,14 +93,14 @@ async fn run(config: &Config, start: impl AsyncFnOnce(&mut Parts) -> Result<()>)
     };
     started?;
     tracing::info!(milliseconds = begun.elapsed().as_millis(), "ready");
-    machine::notify("READY=1");
+    machine::notify(&NotifyState::Ready);
     allocator::trim();
     let ended = tokio::select! {
         Some(ended) = parts.tasks.join_next() => ended.context("a part of the daemon panicked").and_then(|result| result),
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     };
-    machine::notify("STOPPING=1");
+    machine::notify(&NotifyState::Stopping);
     parts.shutdown.cancel();
     while parts.tasks.join_next().await.is_some() {}
     ended
@@ -119,7 +121,7 @@ mod tests {
             ..Options::default()
         };
         let node = NodeOptions { server: Vec::new(), token: None, ca_hash: None, options: options.clone() };
-        for ended in [up(options.resolve().unwrap()).await, super::node(node).await] {
+        for ended in [up(options.resolve().unwrap(), Kept::default()).await, super::node(node, Kept::default()).await] {
             let error = ended.unwrap_err().to_string();
             assert!(error.starts_with("containerd does not answer at /"), "{error}");
             assert!(error.contains("apt-get install containerd") && error.contains("--containerd own"), "{error}");

@@ -5,12 +5,12 @@ use std::{
     fs::{self, File, OpenOptions},
     io::Write,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
-    os::unix::net::UnixDatagram,
     path::Path,
 };
 
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
+use sd_notify::NotifyState;
 
 /// One cryptography provider for the whole process.
 pub(crate) fn set_up_tls() {
@@ -108,10 +108,8 @@ pub(crate) fn wait_until_free(path: &Path) -> Result<()> {
 }
 
 /// Tells the service manager (`NOTIFY_SOCKET`, systemd's protocol), if there is one.
-pub(crate) fn notify(state: &str) {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let sent = UnixDatagram::unbound().and_then(|socket| socket.send_to(state.as_bytes(), path));
-    if let Err(error) = sent {
+pub(crate) fn notify(state: &NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(std::slice::from_ref(state)) {
         tracing::warn!(%error, "cannot notify the service manager");
     }
 }

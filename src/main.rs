@@ -29,6 +29,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use sluice_agent::kept::Kept;
 
 use crate::config::Options;
 
@@ -106,12 +107,13 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     allocator::set_up();
     machine::set_up_tls();
+    let kept = Kept::take();
     let threads = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     threads.block_on(async {
         match command {
-            Command::Up(options) => daemon::up(options.resolve()?).await,
+            Command::Up(options) => daemon::up(options.resolve()?, kept).await,
             Command::Server(options) => daemon::server(options.resolve()?).await,
-            Command::Node(options) => daemon::node(options).await,
+            Command::Node(options) => daemon::node(options, kept).await,
             Command::Token(command) => token::run(command).await,
             Command::Backup(arguments) => backup::run(arguments).await,
             Command::Restore(arguments) => backup::restore::run(arguments).await,

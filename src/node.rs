@@ -3,12 +3,14 @@
 use std::{
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use anyhow::{Context, Result, bail};
 use sluice_agent::{
     Agent, api,
     bootstrap::{Join, Membership, Place, Trust},
+    kept::Kept,
 };
 use sluice_apiserver::{ApiServer, bootstrap::pki::Usage, context::UserInfo};
 use sluice_network::{Network, PeerPath};
@@ -33,7 +35,7 @@ const OWN_LINKS: [&str; 2] = ["slc", "sluice"];
 const SERVING_TTL: std::time::Duration = std::time::Duration::from_secs(365 * 24 * 3600);
 
 /// Starts the node in the control plane's process: its client needs no socket and no certificate.
-pub(crate) async fn start_beside(config: &Config, server: &ApiServer, parts: &mut Parts) -> Result<()> {
+pub(crate) async fn start_beside(config: &Config, server: &ApiServer, kept: Kept, parts: &mut Parts) -> Result<()> {
     let user = format!("system:node:{}", config.node_name);
     let client = server.client(UserInfo::new(&user, &["system:nodes", "system:authenticated"]));
     let pki = server.pki();
@@ -42,11 +44,11 @@ pub(crate) async fn start_beside(config: &Config, server: &ApiServer, parts: &mu
     let identity = pki.issue(&user, &["system:nodes"], &sans, Usage::Both, SERVING_TTL)?;
     let bind = SocketAddr::new(config.everywhere(), config.node_port);
     let api = api::Config::fixed(bind, pki.ca_pem().to_owned(), identity.cert_pem, identity.key_pem);
-    start(config, client, api, parts).await
+    start(config, client, api, kept, parts).await
 }
 
 /// Starts the node with the identity that it joined with, joining first if it has none.
-pub(crate) async fn start_joined(config: &Config, parts: &mut Parts) -> Result<()> {
+pub(crate) async fn start_joined(config: &Config, kept: Kept, parts: &mut Parts) -> Result<()> {
     let place = Place { node_name: config.node_name.clone(), node_ips: config.node_addresses(), dir: keys(config) };
     let membership = if place.has_joined() {
         Membership::open(place, &config.join.servers).await?
@@ -65,7 +67,7 @@ pub(crate) async fn start_joined(config: &Config, parts: &mut Parts) -> Result<(
         membership.renew(shutdown).await;
         Ok(())
     });
-    start(config, client, api, parts).await
+    start(config, client, api, kept, parts).await
 }
 
 /// Where a node that joined keeps its keys, and what it knows of the cluster.
@@ -115,7 +117,7 @@ fn is_installed(program: &str) -> bool {
     path.split(':').chain(PROGRAM_DIRS).any(|dir| Path::new(dir).join(program).is_file())
 }
 
-async fn start(config: &Config, client: kube::Client, api: api::Config, parts: &mut Parts) -> Result<()> {
+async fn start(config: &Config, client: kube::Client, api: api::Config, kept: Kept, parts: &mut Parts) -> Result<()> {
     let socket = containerd_socket(config).await;
     if socket == config.own_containerd_socket() {
         let containerd = Containerd::spawn(&config.own_containerd_dir(), &socket).await.context("containerd")?;
@@ -125,7 +127,7 @@ async fn start(config: &Config, client: kube::Client, api: api::Config, parts: &
             Ok(())
         });
     }
-    let agent = Agent::start(agent_config(config, api).await?, client.clone()).await?;
+    let agent = Agent::start(agent_config(config, api, kept).await?, client.clone()).await?;
     if let Some(dataplane) = agent.dataplane() {
         let path = flows::serve::socket(config);
         parts.tasks.spawn(flows::serve::serve(dataplane.clone(), path, parts.shutdown.clone()));
@@ -183,7 +185,7 @@ fn network_config(config: &Config) -> sluice_network::Config {
     }
 }
 
-async fn agent_config(config: &Config, api: api::Config) -> Result<sluice_agent::Config> {
+async fn agent_config(config: &Config, api: api::Config, kept: Kept) -> Result<sluice_agent::Config> {
     // Upstream's convention: the tenth address of the first service range.
     let dns: Vec<IpAddr> = config.service_cidrs.first().and_then(|range| range.nth(10)).into_iter().collect();
     Ok(sluice_agent::Config {
@@ -204,6 +206,7 @@ async fn agent_config(config: &Config, api: api::Config) -> Result<sluice_agent:
         cluster_dns: dns,
         serve_dns: true,
         dns_upstreams: Some(config.dns_upstreams.clone()),
+        kept: Arc::new(kept),
         resolv_conf: "/etc/resolv.conf".into(),
         thresholds: sluice_agent::eviction::signals::Thresholds::default(),
         api: Some(api),

@@ -81,7 +81,7 @@ fn start_daemon(dir: &Path, flags: &[String]) -> Result<Process> {
     // A machine's own settings are not meant for it.
     let settings = dir.join("settings.yaml");
     File::create(&settings)?;
-    let notices = Notices::at(&dir.join("notify"))?;
+    let mut notices = Notices::at(&dir.join("notify"))?;
     let log = dir.join("log");
     let output = File::create(&log)?;
     let mut command = Command::new(crate::lab::binary()?);

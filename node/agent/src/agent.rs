@@ -21,6 +21,7 @@ use crate::etc::{DnsSettings, ResolvConf};
 use crate::events::{self, Note, Recorder};
 use crate::eviction::{self, signals::Thresholds};
 use crate::informers::{self, NodesView};
+use crate::kept::Kept;
 use crate::node::machine::Machine;
 use crate::node::object::Observed;
 use crate::node::{Keeper, Relief};
@@ -55,6 +56,8 @@ pub struct Config {
     pub serve_dns: bool,
     /// Servers for names outside the cluster; `None`: those of the host's resolv.conf.
     pub dns_upstreams: Option<Vec<SocketAddr>>,
+    /// DNS sockets of the process before this one.
+    pub kept: Arc<Kept>,
     /// The host's resolv.conf, which pods with `dnsPolicy: Default` get.
     pub resolv_conf: PathBuf,
     /// When the node is short of something.
@@ -418,6 +421,7 @@ impl Routes {
             listen: self.network.gateways(),
             upstreams,
             stats: self.dns_stats.clone(),
+            kept: self.config.kept.clone(),
         }
     }
 }

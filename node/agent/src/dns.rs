@@ -10,6 +10,8 @@ use kube::{Client, Error};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use crate::kept::{self, Kept};
+
 const NAMESPACE: &str = "kube-system";
 const SERVICE: &str = "kube-dns";
 const PORT: u16 = 53;
@@ -23,19 +25,24 @@ pub struct Settings {
     pub listen: Vec<IpAddr>,
     pub upstreams: Vec<SocketAddr>,
     pub stats: Arc<sluice_dns::Stats>,
+    pub kept: Arc<Kept>,
 }
 
 /// Serves until the shutdown.
 pub async fn run(client: Client, settings: Settings, shutdown: CancellationToken) -> anyhow::Result<()> {
     let listen: Vec<SocketAddr> = settings.listen.iter().map(|ip| SocketAddr::new(*ip, PORT)).collect();
+    let (udp, tcp) = settings.kept.of(&listen);
+    let others = udp.len() + tcp.len() < settings.kept.count();
     let config = sluice_dns::Config {
         cluster_domain: settings.domain.clone(),
         listen: listen.clone(),
         upstreams: settings.upstreams.iter().filter(|u| !listen.contains(u)).copied().collect(),
         stats: settings.stats.clone(),
-        ..sluice_dns::Config::default()
+        udp,
+        tcp,
     };
     let dns = sluice_dns::Dns::new(client.clone(), config)?;
+    kept::keep(&dns.sockets(), others);
     let publish = publish(client, settings, shutdown.clone());
     let (served, ()) = tokio::join!(dns.run(shutdown), publish);
     served
@@ -125,6 +132,7 @@ mod tests {
             listen: vec!["10.244.0.1".parse().unwrap()],
             upstreams: Vec::new(),
             stats: Arc::default(),
+            kept: Arc::default(),
         };
         let v4 = slice(&settings, "IPv4").unwrap();
         assert_eq!(v4["metadata"]["name"], "kube-dns-n1");

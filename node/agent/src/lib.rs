@@ -19,6 +19,7 @@ pub mod events;
 pub mod eviction;
 pub mod fields;
 pub mod informers;
+pub mod kept;
 pub mod lenient;
 pub mod limits;
 pub mod model;

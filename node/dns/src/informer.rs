@@ -22,6 +22,7 @@ use kube::{
 };
 use parking_lot::RwLock;
 use serde::Deserialize;
+use tokio::sync::Notify;
 
 use crate::zone::{Endpoint, Kind, Port, Service, Slice, Zone};
 
@@ -33,11 +34,28 @@ pub(crate) struct Shared {
     pub(crate) zone: RwLock<Zone>,
     services: AtomicBool,
     slices: AtomicBool,
+    /// One of them came.
+    came: Notify,
 }
 
 impl Shared {
     pub(crate) fn new(zone: Zone) -> Self {
-        Shared { zone: RwLock::new(zone), services: AtomicBool::new(false), slices: AtomicBool::new(false) }
+        Shared { zone: RwLock::new(zone), services: false.into(), slices: false.into(), came: Notify::new() }
+    }
+
+    fn came(&self, what: &AtomicBool) {
+        what.store(true, Ordering::Release);
+        self.came.notify_waiters();
+    }
+
+    pub(crate) async fn wait_until_loaded(&self) {
+        loop {
+            let came = self.came.notified();
+            if self.loaded() {
+                return;
+            }
+            came.await;
+        }
     }
 
     /// Until then a name that is not found may still exist.
@@ -47,8 +65,8 @@ impl Shared {
 
     #[cfg(test)]
     pub(crate) fn set_loaded(&self) {
-        self.services.store(true, Ordering::Release);
-        self.slices.store(true, Ordering::Release);
+        self.came(&self.services);
+        self.came(&self.slices);
     }
 }
 
@@ -100,7 +118,7 @@ fn apply_services(shared: &Shared, event: Tracked<'_, ServiceView>) {
         }
         Tracked::AllListed(listed) => {
             zone.retain_services(|namespace, name| listed.contains(&(namespace.to_owned(), name.to_owned())));
-            shared.services.store(true, Ordering::Release);
+            shared.came(&shared.services);
         }
     }
 }
@@ -119,7 +137,7 @@ fn apply_slices(shared: &Shared, event: Tracked<'_, SliceView>) {
         }
         Tracked::AllListed(listed) => {
             zone.retain_slices(|namespace, name| listed.contains(&(namespace.to_owned(), name.to_owned())));
-            shared.slices.store(true, Ordering::Release);
+            shared.came(&shared.slices);
         }
     }
 }

@@ -15,7 +15,7 @@ pub mod zone;
 
 use std::{
     net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     sync::Arc,
 };
 
@@ -24,6 +24,7 @@ use kube::Client;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket, sockopt,
 };
+use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use forward::upstreams_from;
@@ -40,7 +41,7 @@ pub struct Config {
     /// Addresses to serve on, UDP and TCP. They need not be on a link yet (`IP_FREEBIND`); port 0
     /// picks one.
     pub listen: Vec<SocketAddr>,
-    /// Sockets that are already bound, for example in another network namespace.
+    /// Sockets that are already bound, for example in another network namespace. Those of an address of `listen` serve it.
     pub udp: Vec<UdpSocket>,
     pub tcp: Vec<TcpListener>,
     /// Servers asked for names outside the cluster, in order ([`upstreams_from`] reads the host's
@@ -69,6 +70,10 @@ impl Dns {
         anyhow::ensure!(!domain.is_empty(), "the cluster domain is empty; the usual one is cluster.local");
         let (mut udp, mut tcp) = (config.udp, config.tcp);
         for address in config.listen {
+            let bound = |to: std::io::Result<SocketAddr>| to.is_ok_and(|to| to == address);
+            if udp.iter().any(|own| bound(own.local_addr())) && tcp.iter().any(|own| bound(own.local_addr())) {
+                continue;
+            }
             let (u, t) = bind_both(address).with_context(|| format!("cannot serve DNS on {address}"))?;
             udp.push(u);
             tcp.push(t);
@@ -89,37 +94,61 @@ impl Dns {
         Ok(Dns { client, shared, server, udp, tcp })
     }
 
+    /// The sockets, for a process that comes after this one.
+    pub fn sockets(&self) -> Vec<BorrowedFd<'_>> {
+        let udp = self.udp.iter().map(UdpSocket::as_fd);
+        udp.chain(self.tcp.iter().map(TcpListener::as_fd)).collect()
+    }
+
     /// The addresses UDP is served on.
     pub fn local_addrs(&self) -> Vec<SocketAddr> {
         self.udp.iter().filter_map(|socket| socket.local_addr().ok()).collect()
     }
 
-    /// Answers until `shutdown`; running answers are finished.
+    /// Answers until `shutdown`; running answers are finished. What is asked before everything is known waits for a while.
     ///
     /// # Errors
     /// When a socket cannot be handed to the runtime.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let Dns { client, shared, server, udp, tcp } = self;
         let tasks = TaskTracker::new();
-        for socket in self.udp {
-            let socket = Arc::new(tokio::net::UdpSocket::from_std(socket).context("a DNS socket")?);
-            for _ in 0..limits::UDP_READERS {
-                let server = Arc::clone(&self.server);
-                tasks.spawn(server.serve_udp(Arc::clone(&socket), tasks.clone(), shutdown.clone()));
-            }
-        }
-        for listener in self.tcp {
-            let listener = tokio::net::TcpListener::from_std(listener).context("a DNS socket")?;
-            tasks.spawn(Arc::clone(&self.server).serve_tcp(listener, tasks.clone(), shutdown.clone()));
-        }
+        let served = async {
+            // What is not known by then is answered with an error.
+            let _ = timeout(limits::LOADING, shared.wait_until_loaded()).await;
+            serve(&server, udp, tcp, &tasks, &shutdown)?;
+            shutdown.cancelled().await;
+            anyhow::Ok(())
+        };
         tokio::select! {
             () = shutdown.cancelled() => {}
-            () = informer::run(self.client, self.shared) => {}
+            served = served => served?,
+            () = informer::run(client, Arc::clone(&shared)) => {}
         }
         shutdown.cancelled().await;
         tasks.close();
         tasks.wait().await;
         Ok(())
     }
+}
+
+fn serve(
+    server: &Arc<Server>,
+    udp: Vec<UdpSocket>,
+    tcp: Vec<TcpListener>,
+    tasks: &TaskTracker,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
+    for socket in udp {
+        let socket = Arc::new(tokio::net::UdpSocket::from_std(socket).context("a DNS socket")?);
+        for _ in 0..limits::UDP_READERS {
+            tasks.spawn(Arc::clone(server).serve_udp(Arc::clone(&socket), tasks.clone(), shutdown.clone()));
+        }
+    }
+    for listener in tcp {
+        let listener = tokio::net::TcpListener::from_std(listener).context("a DNS socket")?;
+        tasks.spawn(Arc::clone(server).serve_tcp(listener, tasks.clone(), shutdown.clone()));
+    }
+    Ok(())
 }
 
 /// A UDP socket and a TCP listener on one port.

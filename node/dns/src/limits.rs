@@ -33,5 +33,7 @@ pub(crate) const ADDITIONALS: usize = 64;
 pub(crate) const CNAME_LINKS: usize = 8;
 /// TCP connections waiting to be accepted.
 pub(crate) const TCP_BACKLOG: i32 = 128;
+/// How long questions wait at the start until everything is known; after that, what is not known yet is answered with SERVFAIL.
+pub(crate) const LOADING: Duration = Duration::from_secs(3);
 /// Pause after a failed accept.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

@@ -160,7 +160,7 @@ impl Bare {
 
     /// Starts a daemon by its plain command and waits until it is ready.
     pub fn daemon(&mut self, words: &str) -> Result<()> {
-        let notices = Notices::at(&self.path("/run/ready"))?;
+        let mut notices = Notices::at(&self.path("/run/ready"))?;
         let log = fs::File::options().create(true).append(true).open(self.path("/daemon.log"))?;
         let mut command = self.command(words);
         command.env("NOTIFY_SOCKET", "/run/ready").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);

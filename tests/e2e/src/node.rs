@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use nix::{
+    sched::{CloneFlags, setns},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -42,6 +43,8 @@ pub struct Node {
     binary: PathBuf,
     arguments: Vec<String>,
     daemon: Option<Child>,
+    /// What the service manager would know of it.
+    notices: Option<Notices>,
 }
 
 impl Node {
@@ -63,6 +66,7 @@ impl Node {
             binary: binary.into(),
             arguments: Vec::new(),
             daemon: None,
+            notices: None,
         }
     }
 
@@ -71,7 +75,8 @@ impl Node {
         self.arguments = arguments.to_vec();
         fs::create_dir_all(&self.dir)?;
         let notify = self.dir.join("notify");
-        let notices = Notices::at(&notify)?;
+        let earlier = self.notices.take();
+        let mut notices = Notices::at(&notify)?;
         let log = File::options().create(true).append(true).open(self.log())?;
         let mut command = self.command(&self.binary);
         command
@@ -84,8 +89,11 @@ impl Node {
             .stdout(log.try_clone()?)
             .stderr(log)
             .process_group(0);
+        let passed = earlier.map(|earlier| earlier.pass_on(&mut command)).transpose()?;
         let mut daemon = command.spawn().context("cannot start the daemon")?;
+        drop(passed);
         let ready = notices.ready(&mut daemon, READY);
+        self.notices = Some(notices);
         if daemon.try_wait()?.is_none() {
             self.daemon = Some(daemon);
         }
@@ -109,6 +117,7 @@ impl Node {
         if self.daemon.is_some() {
             self.end(Signal::SIGKILL)?;
         }
+        self.notices = None;
         let ours: Vec<Pid> = self.processes()?.into_iter().map(|(pid, _)| pid).chain(self.contained()?).collect();
         for pid in ours {
             // One that has just ended is as good as killed.
@@ -120,6 +129,17 @@ impl Node {
     /// True while its daemon has not been ended.
     pub fn runs(&self) -> bool {
         self.daemon.is_some()
+    }
+
+    /// Runs something on a thread in the node's network namespace.
+    pub fn within<R: Send>(&self, act: impl FnOnce() -> Result<R> + Send) -> Result<R> {
+        std::thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                setns(File::open(Path::new("/run/netns").join(&self.namespace))?, CloneFlags::CLONE_NEWNET)?;
+                act()
+            });
+            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
 
     /// A command in the node's network namespace and cgroup: what a process on that machine sees.

@@ -2,21 +2,38 @@
 
 use std::{
     fs,
-    os::unix::net::UnixDatagram,
+    io::IoSliceMut,
+    mem::MaybeUninit,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::net::UnixDatagram,
+    },
     path::Path,
-    process::Child,
+    process::{Child, Command},
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
+use rustix::{
+    io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd},
+    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg},
+};
 
 /// How often it is looked whether the daemon still runs.
 const LOOK: Duration = Duration::from_millis(250);
 /// Lines of a log that are shown.
 const TAIL: usize = 25;
 
-/// A socket that a daemon tells its state, named to it as `NOTIFY_SOCKET`.
-pub struct Notices(UnixDatagram);
+/// Where the first socket that was kept stands in the next daemon.
+const FIRST: i32 = 700;
+/// Sockets that one message brings at most.
+const SOCKETS: usize = 16;
+
+/// A socket that a daemon tells its state, named to it as `NOTIFY_SOCKET`; and the sockets that it keeps for the next one.
+pub struct Notices {
+    socket: UnixDatagram,
+    kept: Vec<OwnedFd>,
+}
 
 impl Notices {
     /// Listens at `path`, in place of who listened there before.
@@ -25,17 +42,14 @@ impl Notices {
         let _ = fs::remove_file(path);
         let socket = UnixDatagram::bind(path)?;
         socket.set_read_timeout(Some(LOOK))?;
-        Ok(Self(socket))
+        Ok(Self { socket, kept: Vec::new() })
     }
 
     /// Waits until the daemon says that it is ready. It goes on when it was not in time.
-    pub fn ready(&self, daemon: &mut Child, patience: Duration) -> Result<()> {
+    pub fn ready(&mut self, daemon: &mut Child, patience: Duration) -> Result<()> {
         let deadline = Instant::now() + patience;
-        let mut buffer = [0; 256];
         while Instant::now() < deadline {
-            if let Ok(length) = self.0.recv(&mut buffer)
-                && buffer[..length].starts_with(b"READY=1")
-            {
+            if self.receive().is_ok_and(|text| text.starts_with(b"READY=1")) {
                 return Ok(());
             }
             if let Some(status) = daemon.try_wait()? {
@@ -44,6 +58,49 @@ impl Notices {
         }
         bail!("it was not ready in time")
     }
+
+    /// One message. Sockets that come with it are kept, as `FileDescriptorStoreMax=` says; of those that are known already
+    /// nothing more is kept.
+    fn receive(&mut self) -> std::io::Result<Vec<u8>> {
+        let mut bytes = vec![0; 256];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let into = &mut [IoSliceMut::new(&mut bytes)];
+        let length = recvmsg(&self.socket, into, &mut control, RecvFlags::CMSG_CLOEXEC)?.bytes;
+        bytes.truncate(length);
+        if bytes.starts_with(b"FDSTOREREMOVE=1") {
+            self.kept.clear();
+        }
+        for message in control.drain() {
+            let RecvAncillaryMessage::ScmRights(sockets) = message else { continue };
+            for socket in sockets {
+                if !self.kept.iter().any(|known| same(known, &socket)) {
+                    self.kept.push(socket);
+                }
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Passes the sockets that are kept to the next daemon; they must live until it runs.
+    pub fn pass_on(mut self, command: &mut Command) -> Result<Vec<OwnedFd>> {
+        self.socket.set_nonblocking(true)?;
+        while self.receive().is_ok() {}
+        let mut passed = Vec::new();
+        for (number, socket) in (FIRST..).zip(&self.kept) {
+            let socket = fcntl_dupfd_cloexec(socket, number)?;
+            ensure!(socket.as_raw_fd() == number, "the number {number} is taken");
+            fcntl_setfd(&socket, FdFlags::empty())?;
+            passed.push(socket);
+        }
+        command.env("LISTEN_FDS", passed.len().to_string()).env("LISTEN_FDS_FIRST_FD", FIRST.to_string());
+        Ok(passed)
+    }
+}
+
+fn same(one: &OwnedFd, other: &OwnedFd) -> bool {
+    let inode = |socket: &OwnedFd| rustix::fs::fstat(socket).map(|stat| stat.st_ino).ok();
+    inode(one) == inode(other)
 }
 
 /// The end of a log.

@@ -2,6 +2,8 @@
 //! all at once: what runs goes on, what ended is started again, and `reset` leaves nothing. The control
 //! plane runs alone; the node under test joined it with a token.
 
+use std::{net::UdpSocket, time::Duration};
+
 use anyhow::{Context, Result, ensure};
 use nix::{
     sys::signal::{Signal, kill},
@@ -115,15 +117,49 @@ fn ready_since(lab: &Lab) -> Result<String> {
 
 fn killed_daemon(lab: &mut Lab, number: usize) -> Result<()> {
     let (before, since) = (identity(lab)?, ready_since(lab)?);
+    let range = lab.kubectl("get node node2 -o jsonpath={.spec.podCIDR}")?;
     lab.node(number).end(Signal::SIGKILL)?;
     answers(lab).context("while the daemon is down")?;
+    let question = Question::put(lab, &range).context("while the daemon is down")?;
     lab.node(number).restart()?;
+    question.answered()?;
     ready(lab)?;
     answers(lab)?;
     ensure!(identity(lab)? == before, "the pod's container changed");
     // Not for a moment: the Service would have been without endpoints.
     ensure!(ready_since(lab)? == since, "it was not ready all along");
     Ok(())
+}
+
+/// A question for the Service's address, put to node 2.
+struct Question(UdpSocket);
+
+impl Question {
+    const NAME: &[u8] = b"\x04kept\x07default\x03svc\x07cluster\x05local\0";
+    const HEAD: &[u8] = &[7, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    const ADDRESSES: &[u8] = &[0, 1, 0, 1];
+
+    /// DNS is served on the first address of the node's range.
+    fn put(lab: &Lab, range: &str) -> Result<Question> {
+        let server = range.trim().replace(".0/24", ".1:53");
+        lab.nodes()[1].within(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.set_read_timeout(Some(Duration::from_secs(60)))?;
+            socket.connect(&server)?;
+            socket.send(&[Self::HEAD, Self::NAME, Self::ADDRESSES].concat())?;
+            Ok(Question(socket))
+        })
+    }
+
+    fn answered(self) -> Result<()> {
+        let mut answer = [0; 512];
+        let length = self.0.recv(&mut answer).context("nobody took the question")?;
+        let (head, rest) = answer[..length].split_at(Self::HEAD.len());
+        // No error, one address, which ends it but for what EDNS adds.
+        ensure!(head[3] & 15 == 0 && head[7] == 1, "{head:?}");
+        ensure!(rest.windows(4).any(|part| part == [10, 96, 0, 200]), "{rest:?}");
+        Ok(())
+    }
 }
 
 /// A daemon that is stopped renews no lease; set going again it must find its way back.

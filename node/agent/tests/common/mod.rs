@@ -186,6 +186,7 @@ impl World {
             cluster_domain: "cluster.local".into(),
             cluster_dns: vec!["10.96.0.10".parse().unwrap()],
             serve_dns: false,
+            kept: Default::default(),
             dns_upstreams: Some(Vec::new()),
             resolv_conf: "/etc/resolv.conf".into(),
             // However full the disk of the machine is that tests.

@@ -265,9 +265,14 @@ async fn bad_requests_get_the_code_that_says_why() {
 async fn upstream(
     answer: impl Fn(&Message, bool) -> Option<Message> + Send + Sync + 'static,
 ) -> (SocketAddr, mpsc::UnboundedReceiver<String>) {
-    let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let address = udp.local_addr().unwrap();
-    let tcp = TcpListener::bind(address).await.unwrap();
+    // A port that is free for datagrams may be somebody's for connections.
+    let (udp, address, tcp) = loop {
+        let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = udp.local_addr().unwrap();
+        if let Ok(tcp) = TcpListener::bind(address).await {
+            break (udp, address, tcp);
+        }
+    };
     let (told, questions) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         let mut buffer = [0; 4096];
