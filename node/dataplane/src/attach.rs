@@ -320,6 +320,11 @@ pub(crate) fn forget_filters(pins: &Pins, index: u32) -> Result<(), Error> {
     of_uplinks().try_for_each(|(name, ..)| unpin(&pins.uplink_filter(name, index)))
 }
 
+/// Does an uplink have the program that sends packets on?
+pub(crate) fn has_onward(pins: &Pins, index: u32) -> bool {
+    pins.link(&format!("{}-{index}", ONWARD.0)).exists() || pins.uplink_filter(ONWARD.0, index).exists()
+}
+
 /// The filters that an uplink has.
 pub(crate) fn uplink_filters(pins: &Pins, index: u32) -> Vec<Row> {
     of_uplinks().filter(|(name, ..)| pins.uplink_filter(name, index).exists()).collect()

@@ -163,7 +163,9 @@ fn ask(explainer: &mut Explainer, from: &str, to: SocketAddr, protocol: Protocol
     };
     let explanation = explainer.explain(&question).unwrap();
     let known = |warning: &String| {
-        from == "node" && warning.contains("cgroups") || warning.contains("policy_out drops the answer")
+        from == "node" && warning.contains("cgroups")
+            || warning.contains("policy_out drops the answer")
+            || warning.contains("runs uplink_onward first")
     };
     assert!(explanation.warnings.iter().all(known), "{explanation:#?}");
     assert!(explanation.steps.iter().all(|step| step.known != Known::RunDiffers), "{explanation:#?}");

@@ -13,6 +13,7 @@ use sluice_ebpf_common::{
     FrontendKey, Guard, PodLink, RangeKey, RuleKey, SLAB_LINE, ServiceName, Settings, SourceKey, known, maps, ports,
 };
 
+use crate::attach::{self, ONWARD};
 use crate::pins::Pins;
 use crate::store::{descriptor, typed, words};
 use crate::words::Words;
@@ -177,6 +178,12 @@ impl Live {
 
     pub(super) fn rule(&self, key: &RuleKey) -> bool {
         self.rules.get(&Key::new(RuleKey::BITS, *key), 0).is_ok()
+    }
+
+    /// The program that sends services' packets on before all else on a link.
+    pub(super) fn sends_onward(&self, link: u32) -> Option<&'static str> {
+        let driver = self.uplinks.get(&link).is_some_and(|uplink| uplink.flags & Uplink::NATIVE != 0);
+        if driver { Some("uplink_xdp in its driver") } else { attach::has_onward(&self.pins, link).then_some(ONWARD.0) }
     }
 
     pub(super) fn allowed(&self, key: &AllowedKey) -> Option<Allowed> {

@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::net::IpAddr;
 
 use sluice_ebpf_common::Reason;
-use sluice_packet::{SocketVerdict, Verdict, connect};
+use sluice_packet::{MARK_NEEDS_SOURCE, SocketVerdict, Verdict, connect};
 
 use super::copies::{Copies, Says};
 use super::decide::{self, Decision, Names, advice, end};
@@ -214,22 +214,20 @@ impl Walk<'_> {
     }
 
     fn came_in(&mut self, mut frame: Frame<'_>, link: u32) -> Way<Fate> {
-        if self
-            .live
-            .uplinks
-            .get(&link)
-            .is_some_and(|uplink| uplink.flags & sluice_ebpf_common::cache::Uplink::NATIVE != 0)
+        if let Err(fate) = self.translates(&mut frame, Spot { program: "uplink_in", link, came_by: link })? {
+            return Ok(Err(fate));
+        }
+        // What goes on to another node.
+        if frame.mark & MARK_NEEDS_SOURCE != 0
+            && let Some(program) = self.live.sends_onward(link)
         {
             self.warnings.push(format!(
-                "{} runs uplink_xdp in its driver first: where a packet goes out again at once, that program does in one step \
-                 what uplink_in, the routes and uplink_out do here",
+                "{} runs {program} first: where the packet goes out again at once, that program does in one step what \
+                 uplink_in, the routes and uplink_out do here, and the node's firewall does not see it",
                 Link::name_of(link)
             ));
         }
-        match self.translates(&mut frame, Spot { program: "uplink_in", link, came_by: link })? {
-            Ok(()) => self.by_stack(frame, link),
-            Err(fate) => Ok(Err(fate)),
-        }
+        self.by_stack(frame, link)
     }
 
     /// The stack's routes, and the programs of the link that they name.
