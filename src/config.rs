@@ -125,6 +125,10 @@ pub(crate) struct Options {
     /// there [default: on]
     #[arg(long, value_name = "on|off")]
     pub pod_redirect: Option<PodRedirect>,
+    /// Whether the node's HTTPS API shows the files of /var/log under /logs/, to who may `get` `nodes/log` (through the API
+    /// server `nodes/proxy`) [default: on]
+    #[arg(long, value_name = "on|off")]
+    pub system_logs: Option<SystemLogs>,
     /// In the file alone: `sluice node` has a flag for it.
     #[arg(skip)]
     pub server: Vec<String>,
@@ -183,6 +187,15 @@ pub(crate) enum PodRedirect {
     Off,
 }
 
+/// See [`Options::system_logs`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum SystemLogs {
+    #[default]
+    On,
+    Off,
+}
+
 /// See [`Options::containerd`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Containerd {
@@ -221,6 +234,7 @@ pub(crate) struct Config {
     pub xdp: Xdp,
     pub load_balancer_mode: LoadBalancerMode,
     pub pod_redirect: PodRedirect,
+    pub system_logs: SystemLogs,
     pub join: JoinSettings,
 }
 
@@ -287,6 +301,7 @@ impl Options {
             xdp: all.xdp.unwrap_or_default(),
             load_balancer_mode: all.load_balancer_mode.unwrap_or_default(),
             pod_redirect: all.pod_redirect.unwrap_or_default(),
+            system_logs: all.system_logs.unwrap_or_default(),
             join: JoinSettings { servers: all.server, token: all.token, ca_hash: all.ca_hash },
         })
     }
@@ -326,6 +341,7 @@ impl Options {
             xdp: self.xdp.or(file.xdp),
             load_balancer_mode: self.load_balancer_mode.or(file.load_balancer_mode),
             pod_redirect: self.pod_redirect.or(file.pod_redirect),
+            system_logs: self.system_logs.or(file.system_logs),
             server: list(self.server, file.server),
             token: self.token.or(file.token),
             ca_hash: self.ca_hash.or(file.ca_hash),
@@ -351,6 +367,12 @@ impl Config {
     /// Where pods' logs go: the standard place, but for installations beside the first (nodes as namespaces).
     pub(crate) fn pod_logs(&self) -> PathBuf {
         if self.instance == DEFAULT_INSTANCE { "/var/log/pods".into() } else { self.data_dir.join("log/pods") }
+    }
+
+    /// The directory that the node's API shows: the one that pods' logs are in.
+    pub(crate) fn system_logs(&self) -> Option<PathBuf> {
+        let on = self.system_logs == SystemLogs::On;
+        self.pod_logs().parent().filter(|_| on).map(PathBuf::from)
     }
 
     /// The node's addresses: the configured ones, else those of the default routes' links, of the families that pods have;

@@ -43,7 +43,8 @@ pub(crate) async fn start_beside(config: &Config, server: &ApiServer, kept: Kept
     sans.extend(config.node_addresses().iter().map(IpAddr::to_string));
     let identity = pki.issue(&user, &["system:nodes"], &sans, Usage::Both, SERVING_TTL)?;
     let bind = SocketAddr::new(config.everywhere(), config.node_port);
-    let api = api::Config::fixed(bind, pki.ca_pem().to_owned(), identity.cert_pem, identity.key_pem);
+    let mut api = api::Config::fixed(bind, pki.ca_pem().to_owned(), identity.cert_pem, identity.key_pem);
+    api.system_logs = config.system_logs();
     start(config, client, api, kept, parts).await
 }
 
@@ -56,7 +57,12 @@ pub(crate) async fn start_joined(config: &Config, kept: Kept, parts: &mut Parts)
         Membership::join(place, &join(&config.join)?).await?
     };
     let bind = SocketAddr::new(config.everywhere(), config.node_port);
-    let api = api::Config { bind, client_ca_pem: membership.ca_pem().to_owned(), identity: membership.identity() };
+    let api = api::Config {
+        bind,
+        client_ca_pem: membership.ca_pem().to_owned(),
+        identity: membership.identity(),
+        system_logs: config.system_logs(),
+    };
     let client = membership.client();
     let shutdown = parts.shutdown.clone();
     parts.tasks.spawn(async move {

@@ -75,6 +75,10 @@ pub const AUTHZ_CACHE: usize = 256;
 pub const AUTHZ_TTL: Duration = Duration::from_secs(30);
 /// Longest log line served as one piece.
 pub const LOG_LINE: usize = 256 * 1024;
+/// A log file's first bytes, by which its type is told (Go's file server reads as many).
+pub const SNIFFED: u64 = 512;
+/// A log file is sent in pieces of so many bytes.
+pub const FILE_CHUNK: u64 = 64 * 1024;
 /// Largest message taken from a streaming client.
 pub const STREAM_MESSAGE: usize = 1024 * 1024;
 /// Messages waiting in each direction of a streaming client.

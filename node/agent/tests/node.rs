@@ -5,7 +5,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{IMAGE, World, in_namespace, mounts_below};
+use common::{IMAGE, NODE, World, in_namespace, mounts_below};
 use serde_json::json;
 
 #[test]
@@ -116,6 +116,19 @@ fn logs_as_kubectl_shows_them() {
         assert_eq!(status["containerStatuses"][0]["lastState"]["terminated"]["exitCode"], 4);
         let (code, _, err) = w.kubectl(&["logs", "talk", "-c", "nobody"]);
         assert!(code != 0 && err.contains("nobody"), "{err}");
+
+        // The node's own logs, which have the pods' among them.
+        for node in [NODE.to_owned(), format!("{NODE}:10250")] {
+            let get = |path: &str| w.kubectl(&["get", "--raw", &format!("/api/v1/nodes/{node}/proxy/logs{path}")]);
+            let (code, out, err) = get("/");
+            let pod = out.split('"').find(|name| name.starts_with("default_talk_")).unwrap_or_default().to_owned();
+            assert!(code == 0 && pod.ends_with('/'), "{out}{err}");
+            assert_eq!(get("").1, out);
+            assert_eq!(get(&format!("/{}", pod.trim_end_matches('/'))).1, get(&format!("/{pod}")).1);
+            let (_, out, err) = get(&format!("/{pod}a/0.log"));
+            assert!(out.contains(" stdout F first\n") && out.contains(" stderr F second\n"), "{out}{err}");
+            assert_ne!(get("/nothing").0, 0);
+        }
         w.kubectl(&["delete", "pod", "talk", "--wait=false"]);
         w.until("talk", "gone", serde_json::Value::is_null).await;
         w.end().await;

@@ -140,11 +140,12 @@ mod tests {
 
     #[test]
     fn paths_have_subresources() {
-        let table: [(&str, &[&str]); 5] = [
+        let table: [(&str, &[&str]); 6] = [
             ("exec", &["proxy"]),
             ("stats", &["stats"]),
             ("metrics", &["metrics"]),
             ("pods", &["proxy"]),
+            ("logs", &["log"]),
             ("flows", &["flows", "proxy"]),
         ];
         for (path, expected) in table {

@@ -1,4 +1,4 @@
-//! The node's HTTPS API, on upstream's paths: logs, exec, attach, port-forward, pods, statistics. Every client proves
+//! The node's HTTPS API, on upstream's paths: logs of pods and of the node, exec, attach, port-forward, pods, statistics. Every client proves
 //! itself with a certificate of the cluster's authority and is then authorized; there is no anonymous access.
 
 mod auth;
@@ -10,6 +10,7 @@ mod flows;
 mod forward;
 mod logs;
 mod metrics;
+mod node_logs;
 mod peer;
 mod remote;
 mod reply;
@@ -20,6 +21,7 @@ mod tunnel;
 mod upgrade;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
@@ -52,6 +54,8 @@ pub struct Config {
     pub client_ca_pem: String,
     /// The serving certificate and its key; renewed ones are sent through the channel.
     pub identity: watch::Receiver<ServingIdentity>,
+    /// The directory that `/logs/` shows (upstream's `enableSystemLogHandler`); `None` refuses.
+    pub system_logs: Option<PathBuf>,
 }
 
 /// A serving certificate (chain) with its key, in PEM.
@@ -68,10 +72,10 @@ impl std::fmt::Debug for ServingIdentity {
 }
 
 impl Config {
-    /// A configuration with a certificate that is not renewed.
+    /// A configuration with a certificate that is not renewed, without the node's logs.
     pub fn fixed(bind: SocketAddr, client_ca_pem: String, cert_pem: String, key_pem: String) -> Config {
         let (_, identity) = watch::channel(ServingIdentity { cert_pem, key_pem });
-        Config { bind, client_ca_pem, identity }
+        Config { bind, client_ca_pem, identity, system_logs: None }
     }
 }
 
@@ -91,6 +95,7 @@ pub(crate) struct Shared {
     pub(crate) thresholds: Thresholds,
     sources: Sources,
     authorizer: Authorizer,
+    system_logs: Option<PathBuf>,
 }
 
 impl Server {
@@ -109,7 +114,15 @@ impl Server {
     ) -> Result<Server> {
         let tls = tls::Acceptor::new(&config.client_ca_pem, config.identity.clone())?;
         let authorizer = Authorizer::new(client.clone(), node.identity.name.clone());
-        let shared = Arc::new(Shared { node, workers, client, thresholds, sources, authorizer });
+        let shared = Arc::new(Shared {
+            node,
+            workers,
+            client,
+            thresholds,
+            sources,
+            authorizer,
+            system_logs: config.system_logs.clone(),
+        });
         Ok(Server { config, shared, tls, shutdown })
     }
 
@@ -195,6 +208,7 @@ async fn route(shared: &Arc<Shared>, user: Option<User>, request: Request<Incomi
         ["metrics", "cadvisor"] if reads => metrics::cadvisor(shared).await,
         ["flows"] if reads => flows::serve(shared, request.uri().query().unwrap_or_default()).await,
         ["metrics"] if reads => figures::serve(shared).await,
+        ["logs", ..] => node_logs::serve(shared.system_logs.as_deref(), &request).await,
         _ => error(StatusCode::NOT_FOUND, "404 page not found"),
     }
 }
@@ -210,6 +224,11 @@ pub(crate) fn query<'a>(query: &'a str, name: &'a str) -> impl Iterator<Item = S
 /// True for `1` and `true`.
 pub(crate) fn flag(text: &str, names: &[&str]) -> bool {
     names.iter().any(|name| query(text, name).any(|v| v == "1" || v == "true"))
+}
+
+/// A path, in which a plus sign is one.
+fn decode_path(text: &str) -> String {
+    decode(&text.replace('+', "%2B"))
 }
 
 fn decode(text: &str) -> String {

@@ -123,6 +123,8 @@ pub(super) fn configz(shared: &Shared) -> Response<Reply> {
         "evictionPressureTransitionPeriod": "5m0s",
         "failSwapOn": false,
         "enableServer": true,
+        "enableSystemLogHandler": shared.system_logs.is_some(),
+        "enableSystemLogQuery": false,
         "authentication": {"anonymous": {"enabled": false}, "webhook": {"enabled": false}},
         "authorization": {"mode": "Webhook"},
     }}))

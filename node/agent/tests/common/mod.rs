@@ -159,12 +159,13 @@ impl World {
         let pki = self.server.pki();
         let sans = [NODE.to_owned(), IP.to_owned()];
         let identity = pki.issue(&user, &["system:nodes"], &sans, Usage::Both, Duration::from_secs(3600)).unwrap();
-        let api = api::Config::fixed(
+        let mut api = api::Config::fixed(
             format!("{IP}:10250").parse().unwrap(),
             pki.ca_pem().to_owned(),
             identity.cert_pem,
             identity.key_pem,
         );
+        api.system_logs = Some(self.dir.path().join("logs"));
         let ip: IpAddr = IP.parse().unwrap();
         let config = Config {
             node_name: NODE.into(),
