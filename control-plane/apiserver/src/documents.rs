@@ -17,7 +17,7 @@ use crate::{
     negotiate::{self, Form},
     openapi,
     request::Query,
-    respond, view,
+    respond, services, view,
 };
 
 /// The version of the API that is served.
@@ -232,7 +232,9 @@ fn gauges(values: [i64; GAUGES.len()]) -> Vec<(&'static str, &'static str, i64)>
 /// What `/metrics` of a server that was never asked anything says: every metric with its kind and meaning.
 #[must_use]
 pub fn described_metrics() -> String {
-    Metrics::default().render(&gauges([0; GAUGES.len()]))
+    let mut text = Metrics::default().render(&gauges([0; GAUGES.len()]));
+    text.push_str(&services::described_metrics());
+    text
 }
 
 async fn metrics(core: &Core) -> Result<Response<Body>, Status> {
@@ -244,7 +246,8 @@ async fn metrics(core: &Core) -> Result<Response<Body>, Status> {
         core.storage.revision(),
         core.storage.watchers() as i64,
     ];
-    let text = core.metrics.render(&gauges(values));
+    let mut text = core.metrics.render(&gauges(values));
+    text.push_str(&core.services.metrics(&core.storage));
     let media = "text/plain; version=0.0.4; charset=utf-8";
     Ok(respond::typed(200, media, full(text)))
 }

@@ -126,7 +126,7 @@ fn bounded(len: usize, known: bool, series: &Series) -> Series {
     Series { verb: other(), group: other(), version: other(), resource: other(), subresource: String::new(), scope: "" }
 }
 
-fn head(out: &mut String, name: &str, kind: &str, help: &str) {
+pub(crate) fn head(out: &mut String, name: &str, kind: &str, help: &str) {
     let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
 }
 

@@ -455,3 +455,68 @@ async fn the_default_range_follows_its_configuration_to_a_second_family_alone() 
     let made = servers.admin(0).create(SERVICES, service("s", json!({}))).await;
     assert!(text(&made, "/spec/clusterIP").starts_with("10.96."), "{made}");
 }
+
+/// What `/metrics` says of the allocators, without their names' beginning.
+async fn allocators(http: &Http) -> BTreeSet<String> {
+    let text = http.get("/metrics").await.text;
+    text.lines().filter_map(|line| line.strip_prefix("kube_apiserver_")).map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn what_is_given_and_refused_is_counted() {
+    let servers = Servers::one("10.9.0.0/29,fd00:9::/112").await;
+    let http = servers.admin(0);
+    let expected = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect::<BTreeSet<_>>();
+    // The first address is the API server's own Service's.
+    let begin = expected(&[
+        "clusterip_allocator_allocated_ips{cidr=\"10.9.0.0/29\"} 1",
+        "clusterip_allocator_allocated_ips{cidr=\"fd00:9::/112\"} 0",
+        "clusterip_allocator_available_ips{cidr=\"10.9.0.0/29\"} 5",
+        "clusterip_allocator_available_ips{cidr=\"fd00:9::/112\"} 65535",
+        "nodeport_allocator_allocated_ports 0",
+        "nodeport_allocator_available_ports 2768",
+    ]);
+    assert_eq!(allocators(http).await, begin);
+
+    let both = json!({"ipFamilyPolicy": "RequireDualStack", "type": "LoadBalancer", "externalTrafficPolicy": "Local",
+        "ports": [{"port": 80, "nodePort": 30080}]});
+    http.post(SERVICES, service("both", both.clone())).await.ok();
+    http.post(SERVICES, service("asked", json!({"clusterIP": "10.9.0.5"}))).await.ok();
+    assert_eq!(http.post(SERVICES, service("again", json!({"clusterIP": "10.9.0.5"}))).await.code, 422);
+    assert_eq!(http.post(SERVICES, service("taken", both)).await.code, 422);
+    // A range that it is in none of is nobody's failure.
+    assert_eq!(http.post(SERVICES, service("outside", json!({"clusterIP": "192.0.2.1"}))).await.code, 422);
+    // A rehearsal counts nothing.
+    http.post(&format!("{SERVICES}?dryRun=All"), service("dry", json!({}))).await.ok();
+    // An update that needs nothing new counts nothing.
+    let label = json!({"metadata": {"labels": {"a": "b"}}});
+    http.patch(&format!("{SERVICES}/both"), "merge", label).await.ok();
+    for name in ["a", "b", "c"] {
+        http.post(SERVICES, service(name, json!({}))).await.ok();
+    }
+    assert_eq!(http.post(SERVICES, service("full", json!({}))).await.code, 500);
+    let full = expected(&[
+        "clusterip_allocator_allocated_ips{cidr=\"10.9.0.0/29\"} 6",
+        "clusterip_allocator_allocated_ips{cidr=\"fd00:9::/112\"} 1",
+        "clusterip_allocator_available_ips{cidr=\"10.9.0.0/29\"} 0",
+        "clusterip_allocator_available_ips{cidr=\"fd00:9::/112\"} 65534",
+        "clusterip_allocator_allocation_total{cidr=\"10.9.0.0/29\",scope=\"dynamic\"} 4",
+        "clusterip_allocator_allocation_total{cidr=\"10.9.0.0/29\",scope=\"static\"} 1",
+        "clusterip_allocator_allocation_total{cidr=\"fd00:9::/112\",scope=\"dynamic\"} 1",
+        "clusterip_allocator_allocation_errors_total{cidr=\"10.9.0.0/29\",scope=\"dynamic\"} 1",
+        "clusterip_allocator_allocation_errors_total{cidr=\"10.9.0.0/29\",scope=\"static\"} 1",
+        "nodeport_allocator_allocated_ports 2",
+        "nodeport_allocator_available_ports 2766",
+        "nodeport_allocator_allocation_total{scope=\"dynamic\"} 1",
+        "nodeport_allocator_allocation_total{scope=\"static\"} 1",
+        "nodeport_allocator_allocation_errors_total{scope=\"static\"} 1",
+    ]);
+    assert_eq!(allocators(http).await, full);
+
+    // What goes is free again; what was given stays counted.
+    for name in ["both", "asked", "a", "b", "c"] {
+        http.delete(&format!("{SERVICES}/{name}"), json!({})).await.ok();
+    }
+    let counted = full.iter().filter(|line| line.contains("total")).cloned().collect::<BTreeSet<_>>();
+    assert_eq!(allocators(http).await, begin.union(&counted).cloned().collect());
+}

@@ -28,6 +28,14 @@ fn stored(storage: &Storage, address: IpAddr) -> Option<std::sync::Arc<StoredObj
     storage.get(row()?.store_prefix(), "", &address.to_string())
 }
 
+/// The addresses that the API server's own objects say are taken.
+pub(super) fn all(storage: &Storage) -> Vec<IpAddr> {
+    let Some(row) = row() else { return Vec::new() };
+    let objects = storage.list(row.store_prefix(), "").items;
+    let own = objects.iter().filter(|object| object.label(MANAGED_BY) == Some(ALLOCATOR));
+    own.filter_map(|object| object.name.parse().ok()).collect()
+}
+
 /// Whether an address is taken, by whomever.
 pub(super) fn exists(storage: &Storage, address: IpAddr) -> bool {
     stored(storage, address).is_some()

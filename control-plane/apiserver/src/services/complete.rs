@@ -6,7 +6,11 @@ use std::{collections::BTreeSet, net::IpAddr};
 use serde_json::{Value, json};
 use sluice_api::status::FieldError;
 
-use super::{Range, Refused, ports as notes};
+use super::{
+    Range, Refused,
+    metrics::{Scope, Source},
+    ports as notes,
+};
 use crate::{limits, meta};
 
 pub(super) fn kind(object: &Value) -> &str {
@@ -129,7 +133,10 @@ pub(super) fn addresses(
                 && let Some(why) = unavailable(address, ranges, &is_taken)
             {
                 let why = format!("failed to allocate IP {address}: {why}");
-                return Err(Refused::Invalid(vec![FieldError::invalid("spec.clusterIPs", json!(asked), why)]));
+                let of = ranges.iter().find(|range| address.parse().is_ok_and(|ip| range.contains(ip)));
+                let of = of.map(|range| (Source::Addresses(range.to_string()), Scope::Static));
+                let error = FieldError::invalid("spec.clusterIPs", json!(asked), why);
+                return Err(Refused::invalid(vec![error]).counted(of));
             }
             given.push(address.clone());
             continue;
@@ -140,7 +147,11 @@ pub(super) fn addresses(
         let free = free(&|address| is_taken(address) || is_avoided(address)).or_else(|| free(&is_taken));
         match free {
             Some(free) => given.push(free.to_string()),
-            None => return Err(Refused::Failed("failed to allocate a serviceIP: range is full".into())),
+            None => {
+                let full = ranges.iter().filter(|range| range.family() == family);
+                let full = full.map(|range| (Source::Addresses(range.to_string()), Scope::Dynamic));
+                return Err(Refused::failed("failed to allocate a serviceIP: range is full").counted(full));
+            }
         }
     }
     let spec = meta::map(spec);
@@ -205,8 +216,9 @@ pub(super) fn ports(object: &mut Value, taken: &BTreeSet<u16>) -> Result<(), Ref
                 *shared
             } else {
                 let free = notes::free(|free| taken.contains(&free) || own.contains(&free) || given.contains(&free));
-                let free =
-                    free.ok_or_else(|| Refused::Failed("failed to allocate a nodePort: range is full".into()))?;
+                let free = free.ok_or_else(|| {
+                    Refused::failed("failed to allocate a nodePort: range is full").counted(one_port(Scope::Dynamic))
+                })?;
                 own.insert(free);
                 u64::from(free)
             };
@@ -214,14 +226,18 @@ pub(super) fn ports(object: &mut Value, taken: &BTreeSet<u16>) -> Result<(), Ref
             done.push((port["port"].clone(), port["protocol"].clone(), number));
         }
         if !errors.is_empty() {
-            return Err(Refused::Invalid(errors));
+            let of = errors.iter().map(|_| (Source::Ports, Scope::Static)).collect::<Vec<_>>();
+            return Err(Refused::invalid(errors).counted(of));
         }
         own.extend(given);
     }
     if wants_health_port(object) {
         match object["spec"]["healthCheckNodePort"].as_u64().unwrap_or(0) {
             0 => {
-                let failed = || Refused::Failed("failed to allocate a HealthCheck NodePort 0: range is full".into());
+                let failed = || {
+                    let why = "failed to allocate a HealthCheck NodePort 0: range is full";
+                    Refused::failed(why).counted(one_port(Scope::Dynamic))
+                };
                 let free = notes::free(|free| taken.contains(&free) || own.contains(&free));
                 object["spec"]["healthCheckNodePort"] = free.ok_or_else(failed)?.into();
             }
@@ -230,12 +246,17 @@ pub(super) fn ports(object: &mut Value, taken: &BTreeSet<u16>) -> Result<(), Ref
                 let why = if shared { Some(TAKEN_PORT.into()) } else { port_unavailable(number, taken) };
                 if let Some(why) = why {
                     let why = format!("failed to allocate requested HealthCheck NodePort {number}: {why}");
-                    return Err(Refused::Failed(why));
+                    return Err(Refused::failed(why).counted(one_port(Scope::Static)));
                 }
             }
         }
     }
     Ok(())
+}
+
+/// What is counted when a port is not given.
+fn one_port(scope: Scope) -> Option<(Source, Scope)> {
+    Some((Source::Ports, scope))
 }
 
 const TAKEN_PORT: &str = "provided port is already allocated";
@@ -255,16 +276,16 @@ fn port_unavailable(number: u64, taken: &BTreeSet<u16>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::*;
+    use super::{super::Why, *};
 
     fn ranges() -> Vec<Range> {
         ["10.96.0.0/16", "fd00:96::/108", "203.0.113.0/24"].into_iter().filter_map(Range::of).collect()
     }
 
     fn told(refused: Refused) -> String {
-        match refused {
-            Refused::Invalid(errors) => errors.iter().map(ToString::to_string).collect(),
-            Refused::Failed(why) => why,
+        match refused.why {
+            Why::Invalid(errors) => errors.iter().map(ToString::to_string).collect(),
+            Why::Failed(why) => why,
         }
     }
 

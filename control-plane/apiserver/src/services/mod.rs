@@ -10,21 +10,26 @@ mod addresses;
 mod complete;
 mod families;
 mod held;
+mod metrics;
 mod ports;
 mod range;
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use parking_lot::Mutex;
 use serde_json::Value;
 use sluice_api::{
-    resource::Resource,
+    resource::{Resource, builtin},
     status::{FieldError, Status},
 };
 use tokio::sync::OwnedMutexGuard;
 
 use crate::{
-    meta,
+    limits, meta,
     storage::{Along, Storage, StoredObject},
     verbs::Call,
 };
@@ -32,6 +37,8 @@ pub(crate) use addresses::adopt;
 use complete::keep;
 use families::{families, normalize};
 use held::{Held, Known};
+pub(crate) use metrics::described as described_metrics;
+use metrics::{Counts, Scope, Source, Used};
 pub(crate) use range::{DEFAULT as DEFAULT_RANGE, Range};
 
 /// What is to be written with a Service, and what keeps this server's other requests off it until it is.
@@ -46,6 +53,8 @@ pub(crate) struct Allocation {
 struct Begun {
     all: Arc<Mutex<BTreeSet<IpAddr>>>,
     own: Vec<IpAddr>,
+    /// What they were chosen from.
+    ranges: Vec<Range>,
 }
 
 impl Drop for Begun {
@@ -65,6 +74,7 @@ pub(crate) struct Services {
     begun: Arc<Mutex<BTreeSet<IpAddr>>>,
     /// Whose turn it is to choose ports: requests of one server would meet at the same notes.
     turn: Arc<tokio::sync::Mutex<()>>,
+    counts: Counts,
 }
 
 /// What other Services hold.
@@ -74,18 +84,36 @@ struct Taken {
     ports: BTreeSet<u16>,
 }
 
-/// Why a Service gets nothing.
-enum Refused {
+/// A Service gets nothing.
+struct Refused {
+    why: Why,
+    /// As what that counts.
+    counts: Vec<(Source, Scope)>,
+}
+
+enum Why {
     Invalid(Vec<FieldError>),
     /// There is nothing left to give.
     Failed(String),
 }
 
 impl Refused {
+    fn invalid(errors: Vec<FieldError>) -> Self {
+        Self { why: Why::Invalid(errors), counts: Vec::new() }
+    }
+
+    fn failed(why: impl Into<String>) -> Self {
+        Self { why: Why::Failed(why.into()), counts: Vec::new() }
+    }
+
+    fn counted(self, counts: impl IntoIterator<Item = (Source, Scope)>) -> Self {
+        Self { counts: counts.into_iter().collect(), ..self }
+    }
+
     fn status(self, resource: &Resource, name: &str) -> Status {
-        match self {
-            Self::Invalid(errors) => Status::invalid(resource, name, errors),
-            Self::Failed(why) => Status::internal(why),
+        match self.why {
+            Why::Invalid(errors) => Status::invalid(resource, name, errors),
+            Why::Failed(why) => Status::internal(why),
         }
     }
 }
@@ -104,6 +132,7 @@ impl Services {
             known: Mutex::default(),
             begun: Arc::default(),
             turn: Arc::default(),
+            counts: Counts::default(),
         }
     }
 
@@ -148,17 +177,24 @@ impl Services {
             let mut completed = object.clone();
             match self.choose(call, old, &held, &mut completed) {
                 Ok(begun) => {
-                    *object = completed;
                     let mut along = Along::default();
+                    let asked = Held::of(&std::mem::replace(object, completed));
                     if !call.dry_run {
                         let holds = Held::of(object);
                         addresses::take(storage, &mut along, object, holds.addresses.difference(&held.addresses))?;
                         addresses::give_up(storage, &mut along, object, held.addresses.difference(&holds.addresses));
                         ports::take(storage, &mut along, &notes, holds.ports.difference(&held.ports));
+                        // Counted before the write, as upstream does.
+                        self.counts.give(&begun.ranges, &asked, &holds, &held);
                     }
                     return Ok(Allocation { along, _begun: Some(begun), _turn: turn });
                 }
-                Err(refused) if newest => return Err(refused.status(resource, &name)),
+                Err(refused) if newest => {
+                    for (source, scope) in refused.counts.iter().filter(|_| !call.dry_run) {
+                        self.counts.refuse(source.clone(), *scope);
+                    }
+                    return Err(refused.status(resource, &name));
+                }
                 Err(_) => {
                     // What is in the way may be gone by what another server did.
                     storage.fresh().await?;
@@ -186,7 +222,21 @@ impl Services {
                 Held::of(object).addresses.difference(&held.addresses).copied().filter(|a| all.insert(*a)).collect()
             }
         };
-        Ok(Begun { all: Arc::clone(&self.begun), own })
+        Ok(Begun { all: Arc::clone(&self.begun), own, ranges })
+    }
+
+    /// What `/metrics` says of Services' addresses and ports.
+    pub(crate) fn metrics(&self, storage: &Storage) -> String {
+        let Some(row) = builtin().by_path("", "v1", "services") else { return String::new() };
+        let taken = self.known.lock().of_others(storage, row, None, self.families.len() > 1);
+        let addresses = addresses::all(storage);
+        let count = |range: Range| addresses.iter().filter(|address| range.contains(**address)).count();
+        let ranges: BTreeMap<_, _> = range::all(storage).into_iter().map(|range| (range.to_string(), range)).collect();
+        let ports = taken.ports.iter().filter(|port| limits::NODE_PORTS.contains(port)).count();
+        self.counts.render(&Used {
+            addresses: ranges.into_values().map(|range| (range, count(range) as u64)).collect(),
+            ports: ports as u64,
+        })
     }
 }
 

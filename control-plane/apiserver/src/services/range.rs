@@ -105,6 +105,11 @@ impl Range {
         offsets.map(|offset| self.at(offset)).find(|address| !is_taken(address))
     }
 
+    /// How many addresses there are to give, as upstream counts: at most what a signed number of 64 bits holds.
+    pub(super) fn hosts(self) -> u64 {
+        u64::try_from(self.end().saturating_sub(1)).unwrap_or(u64::MAX).min(i64::MAX.unsigned_abs())
+    }
+
     /// The offset after the last address that is given.
     fn end(self) -> u128 {
         (1u128 << self.bits) - u128::from(self.v4)
