@@ -138,6 +138,7 @@ fn start(context: &Context) -> Result<(), String> {
     account_tokens::start(context, &all);
     addresses::ranges::start(context, &all);
     addresses::repair::start(context, &all);
+    addresses::ports::start(context, &all);
     let emptied = namespaces::start(context, &all);
     let catalog = gc::Catalog::default();
     let counted = quotas::start(context, &all, catalog.clone());

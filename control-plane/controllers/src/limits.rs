@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+/// Node ports (upstream's default, and the API server's).
+pub(crate) const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 /// First delay before a failed key is tried again.
 pub(crate) const RETRY_MIN: Duration = Duration::from_millis(5);
 /// Longest such delay (upstream lets it grow to 1000 s; a minute keeps a repaired cluster from waiting).

@@ -1,6 +1,7 @@
 //! Addresses of Services as objects: the ranges they are from ([`ranges`], ServiceCIDRs) and the addresses themselves
-//! ([`repair`], IPAddresses). The API server gives the addresses out and writes both kinds; nothing here does.
+//! ([`repair`], IPAddresses), and what is wrong with node ports ([`ports`]). The API server gives the addresses out and writes both kinds; nothing here does.
 
+pub(crate) mod ports;
 pub(crate) mod ranges;
 pub(crate) mod repair;
 

@@ -13,7 +13,7 @@ use super::MANAGED_BY;
 use crate::context::Context;
 use crate::events::Recorder;
 use crate::harness::{Informers, Reconcile, Wiring};
-use crate::informer::{Kind, Store};
+use crate::informer::Store;
 use crate::limits;
 use crate::object::Object;
 use crate::queue::Key;
@@ -45,7 +45,7 @@ pub(crate) fn start(context: &Context, all: &Informers) {
         ranges: wiring.reads(&all.service_cidrs),
     });
     wiring.wakes(&all.services, |old, new, queue| {
-        let indexes = |service: Option<&Arc<Service>>| service.map(|service| service.indexes()).unwrap_or_default();
+        let indexes = |service: Option<&Arc<Service>>| service.map(|service| service.addresses()).unwrap_or_default();
         let (had, has) = (indexes(old), indexes(new));
         let changed = had.iter().filter(|ip| !has.contains(ip)).chain(has.iter().filter(|ip| !had.contains(ip)));
         changed.for_each(|ip| queue.add(Key::new("", ip)));
@@ -56,7 +56,7 @@ pub(crate) fn start(context: &Context, all: &Informers) {
         if let (None, Some(range)) = (old, new) {
             let all = services.all();
             let inside = |ip: &String| ip.parse().is_ok_and(|ip| range.contains(ip));
-            all.iter().flat_map(|s| s.indexes()).filter(inside).for_each(|ip| queue.add(Key::new("", &ip)));
+            all.iter().flat_map(|s| s.addresses()).filter(inside).for_each(|ip| queue.add(Key::new("", &ip)));
         }
     });
     wiring.run(context, NAME, controller);
@@ -94,7 +94,7 @@ fn plan(seen: &Seen<'_>, now: Timestamp) -> Action {
     let Seen { address, found, owner, named, outside } = *seen;
     let managed = |found: &IpAddress| found.labels().get(MANAGED_BY.0).is_some_and(|by| by == MANAGED_BY.1);
     let family = family(address);
-    let has = |service: &Service| service.indexes().iter().any(|ip| ip == address);
+    let has = |service: &Service| service.addresses().iter().any(|ip| ip == address);
     match (found, owner) {
         (_, Some(_)) if outside => {
             let text = format!(
@@ -212,7 +212,7 @@ impl Controller {
     /// Whether the Service has the address, asked past every cache.
     async fn has(&self, service: &Service, address: &str) -> kube::Result<bool> {
         let found = rest::fresh::<Service>(&self.client, service.ns(), service.name()).await?;
-        Ok(found.is_some_and(|found| found.indexes().iter().any(|ip| ip == address)))
+        Ok(found.is_some_and(|found| found.addresses().iter().any(|ip| ip == address)))
     }
 
     /// Makes the object of an address that a Service has, in the place of one that is wrong.

@@ -1,6 +1,6 @@
 //! Services and their endpoints.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::EndpointSubset;
@@ -30,10 +30,31 @@ pub(crate) struct Service {
 }
 resource!(Service, "", "v1", "Service", "services", NamespaceResourceScope);
 impl Kind for Service {
-    /// Its cluster IPs, each in the one form that names IPAddresses.
+    /// What no other Service may have: its cluster IPs and its node ports.
     fn indexes(&self) -> Vec<String> {
+        let ports: BTreeSet<u16> = self.node_ports().into_iter().map(|(port, _)| port).collect();
+        self.addresses().into_iter().chain(ports.into_iter().map(Service::port_index)).collect()
+    }
+}
+
+impl Service {
+    /// Its cluster IPs, each in the one form that names IPAddresses.
+    pub(crate) fn addresses(&self) -> Vec<String> {
         let addresses = self.spec.cluster_ips.iter().filter_map(|ip| ip.parse::<IpAddr>().ok());
         addresses.map(|ip| ip.to_string()).collect()
+    }
+
+    /// Its node ports with their protocols, the one for health checks last.
+    pub(crate) fn node_ports(&self) -> Vec<(u16, &str)> {
+        let ports = self.spec.ports.iter();
+        let ports = ports.map(|port| (port.node_port.unwrap_or(0), port.protocol.as_deref().unwrap_or("TCP")));
+        let health = self.spec.health_check_node_port.map(|port| (port, "TCP"));
+        ports.chain(health).filter(|(port, _)| *port > 0).collect()
+    }
+
+    /// By which Services with a node port are found.
+    pub(crate) fn port_index(port: u16) -> String {
+        format!("port {port}")
     }
 }
 
@@ -70,6 +91,8 @@ pub(crate) struct ServiceSpec {
     /// The address that is asked for.
     #[serde(rename = "loadBalancerIP")]
     pub(crate) load_balancer_ip: Option<String>,
+    /// Where load balancers ask whether a node has endpoints.
+    pub(crate) health_check_node_port: Option<u16>,
     /// `PreferSameZone` (or `PreferClose`) and `PreferSameNode` fill in hints.
     pub(crate) traffic_distribution: Option<String>,
 }
@@ -120,6 +143,8 @@ pub(crate) struct ServicePort {
     pub(crate) protocol: Option<String>,
     /// Number on the service's address.
     pub(crate) port: i32,
+    /// Number on every node.
+    pub(crate) node_port: Option<u16>,
     /// Number or name on the pods.
     pub(crate) target_port: Option<IntOrString>,
     /// Application protocol.

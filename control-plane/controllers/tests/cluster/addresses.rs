@@ -1,9 +1,10 @@
 //! IPAddresses and ServiceCIDRs: kept, repaired, and gone when nobody needs them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kube::api::DeleteParams;
 use serde_json::{Value, json};
+use sluice_store::{Op, Range, Txn};
 
 use crate::common::Cluster;
 
@@ -78,4 +79,36 @@ async fn a_further_range_serves_and_goes_when_nobody_needs_it() {
     assert!(error.to_string().contains("the provided network does not match the current range"), "{error}");
     cluster.delete("Service", "n", "s", DeleteParams::default()).await;
     cluster.until("ServiceCIDR", "", |all| !all.contains_key("more")).await;
+}
+
+/// A store that came from elsewhere may have Services that no API server of ours would have stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn services_are_told_of_ports_that_they_should_not_have() {
+    let cluster = Cluster::start().await;
+    cluster.namespace("n").await;
+    let spec = json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30080}]});
+    cluster.create("Service", service("first", &spec)).await;
+    let key = |name: &str| Vec::from(format!("/registry/services/specs/n/{name}"));
+    let first = Range { key: key("first").into(), ..Range::default() };
+    let found = cluster.engine.range(first).await.unwrap();
+    let text = String::from_utf8(found.kvs[0].value.to_vec()).unwrap();
+    let uid = text.split("\"uid\":\"").nth(1).unwrap().split('"').next().unwrap();
+    let copy = |name: &str, port: &str| {
+        let text = text.replace("\"first\"", &format!("\"{name}\"")).replace("30080", port);
+        let text = text.replace(uid, &format!("{name}-{uid}"));
+        Op::Put { key: key(name).into(), value: text.into_bytes().into(), lease: 0 }
+    };
+    let success = vec![copy("second", "30080"), copy("third", "8080")];
+    cluster.engine.txn(Txn { success, ..Txn::default() }).await.unwrap();
+    let told = |all: &BTreeMap<String, Value>| {
+        let text = |event: &Value| {
+            let [name, reason, message] = [&event["involvedObject"]["name"], &event["reason"], &event["message"]];
+            [name, reason, message].map(|value| value.as_str().unwrap_or_default().to_owned()).join(": ")
+        };
+        all.values().map(text).filter(|text| text.contains(": Port")).collect::<BTreeSet<_>>()
+    };
+    let shared = "second: PortAlreadyAllocated: Port 30080 was assigned to multiple services; please recreate service";
+    let outside = "third: PortOutOfRange: Port 8080 is not within the port range 30000-32767; please recreate service";
+    let expected = BTreeSet::from([shared.to_owned(), outside.to_owned()]);
+    cluster.until("Event", "n", |all| told(all) == expected).await;
 }

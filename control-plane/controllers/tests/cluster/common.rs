@@ -22,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Cluster {
     pub api: ApiServer,
     pub client: Client,
+    /// The store below it all.
+    pub engine: DynEngine,
     shutdown: CancellationToken,
     _stop: DropGuard,
     _dir: tempfile::TempDir,
@@ -59,7 +61,7 @@ impl Cluster {
             pod_cidr: "10.244.0.0/16".into(),
             cluster_domain: "cluster.local".into(),
         };
-        let api = ApiServer::start(config, engine).await.unwrap();
+        let api = ApiServer::start(config, engine.clone()).await.unwrap();
         let shutdown = CancellationToken::new();
         if https {
             let (api, shutdown) = (api.clone(), shutdown.clone());
@@ -86,7 +88,7 @@ impl Cluster {
         tokio::spawn(sluice_controllers::run(user("system:kube-controller-manager").await, options, shutdown.clone()));
         tokio::spawn(sluice_scheduler::run(user("system:kube-scheduler").await, Default::default(), shutdown.clone()));
         let client = api.client(UserInfo::new("admin", &["system:masters"]));
-        Self { api, client, _stop: shutdown.clone().drop_guard(), shutdown, _dir: dir }
+        Self { api, client, engine, _stop: shutdown.clone().drop_guard(), shutdown, _dir: dir }
     }
 
     pub fn user(&self, name: &str, groups: &[&str]) -> Client {
