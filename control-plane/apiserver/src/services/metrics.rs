@@ -108,13 +108,12 @@ impl Counts {
                 }
             }
         };
-        let (given, refused): (fn(&Count) -> u64, fn(&Count) -> u64) = (|count| count.given, |count| count.refused);
         let name = "kube_apiserver_clusterip_allocator_allocation_total";
         head(&mut out, name, "counter", "Addresses that this server gave to Services.");
-        addresses(&mut out, name, given);
+        addresses(&mut out, name, |count| count.given);
         let name = "kube_apiserver_clusterip_allocator_allocation_errors_total";
         head(&mut out, name, "counter", "Addresses that this server could not give to Services.");
-        addresses(&mut out, name, refused);
+        addresses(&mut out, name, |count| count.refused);
         let name = "kube_apiserver_nodeport_allocator_allocated_ports";
         head(&mut out, name, "gauge", "Node ports that Services have, health checks' among them.");
         let _ = writeln!(out, "{name} {}", used.ports);
@@ -123,10 +122,10 @@ impl Counts {
         let _ = writeln!(out, "{name} {}", (limits::NODE_PORTS.len() as u64).saturating_sub(used.ports));
         let name = "kube_apiserver_nodeport_allocator_allocation_total";
         head(&mut out, name, "counter", "Node ports that this server gave to Services.");
-        ports(&mut out, name, given);
+        ports(&mut out, name, |count| count.given);
         let name = "kube_apiserver_nodeport_allocator_allocation_errors_total";
         head(&mut out, name, "counter", "Node ports that this server could not give to Services.");
-        ports(&mut out, name, refused);
+        ports(&mut out, name, |count| count.refused);
         out
     }
 }
