@@ -502,6 +502,16 @@ mod tests {
     }
 
     #[test]
+    fn the_logs_that_a_node_shows_are_beside_its_pods() {
+        let check = |yaml: &str, expected: Option<&str>| {
+            assert_eq!(options(yaml).resolve().unwrap().system_logs(), expected.map(PathBuf::from), "{yaml}");
+        };
+        check("nodeName: one", Some("/var/log"));
+        check("instance: two\ndataDir: /srv/two", Some("/srv/two/log"));
+        check("systemLogs: off", None);
+    }
+
+    #[test]
     fn the_packaged_file_shows_the_defaults() {
         let file = include_str!("../packaging/sluice.yaml");
         assert!(parse(file).unwrap().data_dir.is_none(), "it sets nothing");

@@ -133,6 +133,9 @@ async fn start(config: &Config, client: kube::Client, api: api::Config, kept: Ke
             Ok(())
         });
     }
+    if let Some(logs) = config.system_logs() {
+        std::fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
+    }
     let agent = Agent::start(agent_config(config, api, kept).await?, client.clone()).await?;
     if let Some(dataplane) = agent.dataplane() {
         let path = flows::serve::socket(config);
