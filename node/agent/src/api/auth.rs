@@ -109,13 +109,16 @@ impl Authorizer {
     }
 }
 
-/// Who may any of these may do it.
+/// Who may any of these may do it (upstream's `KubeletFineGrainedAuthz`, on by default).
 fn subresources(first: &str) -> &'static [&'static str] {
     match first {
         "stats" => &["stats"],
         "metrics" => &["metrics"],
         "logs" => &["log"],
         "flows" => &["flows", "proxy"],
+        "pods" | "runningpods" => &["pods", "proxy"],
+        "healthz" => &["healthz", "proxy"],
+        "configz" => &["configz", "proxy"],
         _ => &["proxy"],
     }
 }
@@ -140,11 +143,14 @@ mod tests {
 
     #[test]
     fn paths_have_subresources() {
-        let table: [(&str, &[&str]); 6] = [
+        let table: [(&str, &[&str]); 9] = [
             ("exec", &["proxy"]),
             ("stats", &["stats"]),
             ("metrics", &["metrics"]),
-            ("pods", &["proxy"]),
+            ("pods", &["pods", "proxy"]),
+            ("runningpods", &["pods", "proxy"]),
+            ("healthz", &["healthz", "proxy"]),
+            ("configz", &["configz", "proxy"]),
             ("logs", &["log"]),
             ("flows", &["flows", "proxy"]),
         ];
