@@ -167,6 +167,10 @@ fn policy(decision: &Decision) -> String {
         (Because::Closed, _) => {
             format!("{direction} of {pod} is closed until the node knows the pod's policies from the API")
         }
+        (Because::Denied, _) => {
+            let by = if holding.is_empty() { String::new() } else { format!(", which policies make{selecting}") };
+            format!("{direction} of {pod} is DENIED: {who}, and a rule of set {set} denies it{by}")
+        }
         (Because::NoRule, _) => {
             let of = if holding.is_empty() { String::new() } else { format!(", which policies make{selecting}") };
             format!("{direction} of {pod} is DENIED: {who}, and no rule of set {set} allows it{of}")

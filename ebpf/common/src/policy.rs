@@ -58,6 +58,10 @@ impl RuleKey {
     pub const ANY_NUMBER: u32 = 72;
     /// Bits of a rule for one port; what is looked up.
     pub const BITS: u32 = 88;
+    /// What a rule says: it may pass.
+    pub const ALLOWS: u32 = 1;
+    /// What a rule says: it is dropped, whatever less particular rules say.
+    pub const DENIES: u32 = 2;
 }
 
 const _: () = assert!(size_of::<RuleKey>() == 12 && align_of::<RuleKey>() == 4);

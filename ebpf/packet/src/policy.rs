@@ -19,8 +19,8 @@ pub trait Policies: Maps {
     fn peer(&self, address: &Address) -> u32;
     /// Which block that policies name an address is in; 0 for none.
     fn block(&self, address: &Address) -> u32;
-    /// Is there such a rule?
-    fn rule(&self, key: &RuleKey) -> bool;
+    /// What the rule with the longest prefix says: [`RuleKey::ALLOWS`], [`RuleKey::DENIES`], or 0 when there is none.
+    fn rule(&self, key: &RuleKey) -> u32;
     /// Runs `change` on a connection that was allowed.
     fn allowed<R>(&self, key: &AllowedKey, change: impl FnOnce(&mut Allowed) -> R) -> Option<R>;
     /// Remembers an allowed connection.
@@ -198,17 +198,23 @@ fn opened<M: Policies>(maps: &M, judging: &mut Judging, opener: u32) -> bool {
     true
 }
 
+/// The first that says something decides: rules for everybody, for who the peer is as a pod, for the block that it is in.
 #[inline(never)]
 fn rules_allow<M: Policies>(maps: &M, key: &AllowedKey, rule: &mut RuleKey) -> bool {
-    if maps.rule(rule) {
-        return true;
+    let mut found = maps.rule(rule);
+    if found == 0 {
+        rule.who = maps.peer(&key.peer);
+        if rule.who != RuleKey::ANYBODY {
+            found = maps.rule(rule);
+        }
     }
-    rule.who = maps.peer(&key.peer);
-    if rule.who != RuleKey::ANYBODY && maps.rule(rule) {
-        return true;
+    if found == 0 {
+        rule.who = maps.block(&key.peer);
+        if rule.who != RuleKey::ANYBODY {
+            found = maps.rule(rule);
+        }
     }
-    rule.who = maps.block(&key.peer);
-    rule.who != RuleKey::ANYBODY && maps.rule(rule)
+    found == RuleKey::ALLOWS
 }
 
 /// Does an error quote a packet of an allowed connection? The end that it goes to sent that packet.

@@ -431,8 +431,8 @@ impl Policies for Kernel {
     }
 
     #[inline(always)]
-    fn rule(&self, key: &RuleKey) -> bool {
-        maps::RULES.get(&Key::new(RuleKey::BITS, *key)).is_some()
+    fn rule(&self, key: &RuleKey) -> u32 {
+        maps::RULES.get(&Key::new(RuleKey::BITS, *key)).copied().unwrap_or(0)
     }
 
     #[inline(always)]

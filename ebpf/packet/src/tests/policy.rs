@@ -81,6 +81,43 @@ fn rules_say_who_may_reach_which_port() {
     assert!(!receives(&world, &Frame::echo("10.244.9.9", POD, 8, 4)));
 }
 
+/// The longest prefix decides among those for one peer, and what is said of a pod before what is said of its block.
+#[test]
+fn rules_that_deny_decide_as_those_that_allow() {
+    let mut world = world(1, 0);
+    world.peers.insert(wire("10.244.9.9"), 5);
+    world.peers.insert(wire("10.244.9.7"), 7);
+    world.blocks.push((wire("10.244.0.0"), mask("255.255.0.0"), 6));
+    world.rules = [
+        rule(1, 6, 0, 0, RuleKey::ANY_PORT),
+        rule(1, 5, protocol::TCP, 80, RuleKey::BITS),
+        rule(1, RuleKey::ANYBODY, protocol::UDP, 53, RuleKey::BITS),
+    ]
+    .to_vec();
+    world.denying = [
+        rule(1, 5, 0, 0, RuleKey::ANY_PORT),
+        rule(1, 6, protocol::TCP, 22, RuleKey::BITS),
+        rule(1, RuleKey::ANYBODY, protocol::TCP, 25, RuleKey::BITS),
+    ]
+    .to_vec();
+    let cases = [
+        (Frame::tcp("10.244.9.9:40000", "10.244.0.5:80", SYN, b""), true),
+        (Frame::tcp("10.244.9.9:40000", "10.244.0.5:81", SYN, b""), false),
+        (Frame::udp("10.244.9.9:40000", "10.244.0.5:53", b""), true),
+        (Frame::echo("10.244.9.9", POD, 8, 3), false),
+        // Known, but this set says nothing of it.
+        (Frame::tcp("10.244.9.7:40000", "10.244.0.5:80", SYN, b""), true),
+        (Frame::tcp("10.244.9.7:40000", "10.244.0.5:22", SYN, b""), false),
+        (Frame::tcp("10.244.9.8:40000", "10.244.0.5:22", SYN, b""), false),
+        (Frame::tcp("10.244.9.8:40000", "10.244.0.5:25", SYN, b""), false),
+        (Frame::echo("10.244.9.8", POD, 8, 3), true),
+        (Frame::tcp("192.0.2.1:40000", "10.244.0.5:80", SYN, b""), false),
+    ];
+    for (frame, passes) in cases {
+        assert_eq!(receives(&world, &frame), passes, "{}", frame.ends());
+    }
+}
+
 #[test]
 fn what_is_never_judged_passes() {
     let closed = world(1, 1);

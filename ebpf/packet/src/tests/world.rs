@@ -79,6 +79,8 @@ pub(crate) struct World {
     pub(crate) blocks: Vec<(Address, Address, u32)>,
     /// Rules with the bits that count.
     pub(crate) rules: Vec<(RuleKey, u32)>,
+    /// Rules that deny.
+    pub(crate) denying: Vec<(RuleKey, u32)>,
     pub(crate) allowed: RefCell<BTreeMap<AllowedKey, Allowed>>,
     judging: RefCell<Judging>,
 }
@@ -151,6 +153,7 @@ impl World {
             peers: BTreeMap::new(),
             blocks: Vec::new(),
             rules: Vec::new(),
+            denying: Vec::new(),
             allowed: RefCell::default(),
             judging: RefCell::default(),
         }
@@ -453,14 +456,20 @@ impl Policies for World {
         inside.max_by_key(length).map_or(0, |(_, _, who)| *who)
     }
 
-    fn rule(&self, key: &RuleKey) -> bool {
+    fn rule(&self, key: &RuleKey) -> u32 {
         let place = |key: &RuleKey| {
             let [high, low] = key.port;
             u128::from(key.set) << 56
                 | u128::from(key.who) << 24
                 | u128::from(u32::from_be_bytes([0, key.protocol, high, low]))
         };
-        self.rules.iter().any(|(rule, bits)| (place(rule) ^ place(key)) >> (RuleKey::BITS - bits) == 0)
+        let covers = |(rule, bits): &&(RuleKey, u32)| (place(rule) ^ place(key)) >> (RuleKey::BITS - bits) == 0;
+        let longest = |rules: &[(RuleKey, u32)]| rules.iter().filter(covers).map(|(_, bits)| *bits).max();
+        match (longest(&self.rules), longest(&self.denying)) {
+            (None, None) => 0,
+            (allows, denies) if allows > denies => RuleKey::ALLOWS,
+            _ => RuleKey::DENIES,
+        }
     }
 
     fn allowed<R>(&self, key: &AllowedKey, change: impl FnOnce(&mut Allowed) -> R) -> Option<R> {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 use sluice_ebpf_common::{
-    Address, Allowed, Backend, Flow, FlowKey, FlowKind, Frontend, FrontendKey, Guard, RangeKey, Reason, Scope,
+    Address, Allowed, Backend, Flow, FlowKey, FlowKind, Frontend, FrontendKey, Guard, RangeKey, Reason, RuleKey, Scope,
 };
 
 use super::frame::Ends;
@@ -43,6 +43,8 @@ pub enum Because {
     Pods,
     /// A rule for a block of addresses that the other end is in.
     Block,
+    /// A rule that denies it, of a policy of the cluster or because no NetworkPolicy allows it.
+    Denied,
     /// No rule of the pod's set.
     NoRule,
     /// Nothing is allowed: the node does not know the pod's policies yet.
@@ -358,11 +360,12 @@ pub(super) fn policy(notes: &[Note], ends: &Ends, own: Direction, passes: bool, 
     let isolates = guard.is_some_and(|guard| guard.isolates());
     let because = match rule {
         _ if !passes && set == Guard::CLOSED => Because::Closed,
+        Some((_, RuleKey::DENIES)) if !passes => Because::Denied,
         _ if !passes => Because::NoRule,
         _ if remembered => Because::Remembered,
-        Some((key, true)) if key.who == 0 => Because::Everybody,
-        Some((key, true)) if key.who == identity => Because::Pods,
-        Some((_, true)) => Because::Block,
+        Some((key, RuleKey::ALLOWS)) if key.who == 0 => Because::Everybody,
+        Some((key, RuleKey::ALLOWS)) if key.who == identity => Because::Pods,
+        Some((_, RuleKey::ALLOWS)) => Because::Block,
         _ if isolates && !judged || own == Direction::Ingress && guard.is_none() => Because::NeverJudged,
         _ => Because::NoPolicy,
     };

@@ -176,8 +176,8 @@ impl Live {
         self.blocks.get(&Key::new(ADDRESS_BITS, *address), 0).unwrap_or(0)
     }
 
-    pub(super) fn rule(&self, key: &RuleKey) -> bool {
-        self.rules.get(&Key::new(RuleKey::BITS, *key), 0).is_ok()
+    pub(super) fn rule(&self, key: &RuleKey) -> u32 {
+        self.rules.get(&Key::new(RuleKey::BITS, *key), 0).unwrap_or(0)
     }
 
     /// The program that sends services' packets on before all else on a link.

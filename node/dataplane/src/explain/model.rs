@@ -29,7 +29,7 @@ pub(super) enum Note {
     Guard(Guard),
     Peer(u32),
     Block(u32),
-    Rule(RuleKey, bool),
+    Rule(RuleKey, u32),
     Allowed(AllowedKey, Allowed),
     Judged(AllowedKey, Allowed),
     Reason(Reason),
@@ -379,7 +379,7 @@ impl Policies for Model<'_> {
         block
     }
 
-    fn rule(&self, key: &RuleKey) -> bool {
+    fn rule(&self, key: &RuleKey) -> u32 {
         let found = self.live.rule(key);
         self.note(Note::Rule(*key, found));
         found

@@ -10,36 +10,42 @@ use std::sync::Arc;
 
 use sluice_ebpf_common::{Guard, RuleKey};
 
-use super::model::{Direction, Labels, NamedPort, Namespaces, Peer, Pod, Policy, Port, Selector, Snapshot, Which};
+use super::model::{
+    Direction, Labels, NamedPort, Namespaces, Node, Peer, Pod, Policy, Port, Selector, Snapshot, TierName, TierPolicy, Which,
+};
 use super::ports::prefixes;
 use super::rules::{Rule, Sets, Tables};
+use super::tiers::Placed;
 use crate::intern::Texts;
 use crate::model::{ObjectName, Protocol};
 use crate::range::wire;
 
 /// Pods that rules name: those of one namespace, or of all with such labels.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Home {
+pub(super) enum Home {
     Named(Arc<str>),
     Labelled(Selector),
 }
 
-type PeerSelector = (Home, Selector);
+pub(super) type PeerSelector = (Home, Selector);
 
 /// What tells pods apart: the selectors that they meet, and their ports with names that egress rules use.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-struct Class {
+pub(super) struct Class {
     selectors: Vec<u32>,
-    ports: Vec<NamedPort>,
+    pub(super) ports: Vec<NamedPort>,
+    /// The block that their addresses are in, where policies of the cluster hold.
+    pub(super) block: u32,
 }
 
 /// What decides a set of rules.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct SetKey {
-    direction: Direction,
-    policies: Vec<ObjectName>,
+pub(super) struct SetKey {
+    pub(super) direction: Direction,
+    pub(super) policies: Vec<ObjectName>,
+    pub(super) tiers: Vec<Placed>,
     /// The pod's own, for rules of what comes to it.
-    ports: Vec<NamedPort>,
+    pub(super) ports: Vec<NamedPort>,
 }
 
 struct Known {
@@ -54,6 +60,8 @@ struct Local {
     /// As it was last seen: a pod that is gone from the API is guarded until its link goes.
     pod: Option<(Labels, Vec<NamedPort>)>,
     policies: Vec<ObjectName>,
+    /// Those of the cluster, in their order.
+    tiers: Vec<Placed>,
     changed: bool,
 }
 
@@ -61,21 +69,26 @@ struct Local {
 #[derive(Default)]
 pub(crate) struct Compiler {
     texts: Texts,
-    namespaces: BTreeMap<Arc<str>, Labels>,
+    pub(super) namespaces: BTreeMap<Arc<str>, Labels>,
     pods: BTreeMap<ObjectName, Known>,
-    policies: BTreeMap<ObjectName, Policy>,
+    pub(super) policies: BTreeMap<ObjectName, Policy>,
+    pub(super) tiers: BTreeMap<TierName, TierPolicy>,
+    pub(super) nodes: BTreeMap<Arc<str>, Node>,
     locals: BTreeMap<u32, Local>,
     changed_pods: BTreeSet<ObjectName>,
     changed_policies: BTreeSet<ObjectName>,
     /// Policies that hold for a pod of this node.
     active: BTreeSet<ObjectName>,
+    pub(super) active_tiers: BTreeSet<Placed>,
+    /// Something that policies of the cluster depend on is another now.
+    tiers_changed: bool,
     selectors: BTreeMap<PeerSelector, u32>,
     names: BTreeSet<(Arc<str>, Protocol)>,
     classes: BTreeMap<Class, u32>,
     sets: BTreeMap<SetKey, u32>,
     /// Ids below are taken, or were.
     next: u32,
-    tables: Tables,
+    pub(super) tables: Tables,
 }
 
 impl Compiler {
@@ -99,6 +112,15 @@ impl Compiler {
         for name in spaces.iter().filter(|name| !snapshot.namespaces.contains_key(*name)) {
             self.set_namespace(name, None);
         }
+        for name in self.tiers.keys().filter(|name| !snapshot.tiers.contains_key(*name)).cloned().collect::<Vec<_>>() {
+            self.set_tier(&name, None);
+        }
+        for name in self.nodes.keys().filter(|name| !snapshot.nodes.contains_key(*name)).cloned().collect::<Vec<_>>() {
+            self.set_node(&name, None);
+        }
+        for (name, node) in snapshot.nodes {
+            self.set_node(&name, Some(node));
+        }
         for (name, labels) in snapshot.namespaces {
             self.set_namespace(&name, Some(labels));
         }
@@ -107,6 +129,9 @@ impl Compiler {
         }
         for (name, policy) in snapshot.policies {
             self.set_policy(&name, Some(policy));
+        }
+        for (name, policy) in snapshot.tiers {
+            self.set_tier(&name, Some(policy));
         }
     }
 
@@ -145,6 +170,7 @@ impl Compiler {
         let first = (name.clone(), Arc::default());
         let pods = self.pods.range(first..).map(|(name, _)| name).take_while(|(space, _)| space == name);
         self.changed_pods.extend(pods.cloned());
+        self.tiers_changed |= !self.tiers.is_empty();
         true
     }
 
@@ -161,6 +187,28 @@ impl Compiler {
         true
     }
 
+    /// A policy of the cluster is so now, or gone.
+    pub(crate) fn set_tier(&mut self, name: &TierName, policy: Option<TierPolicy>) -> bool {
+        let changed = self.tiers.get(name) != policy.as_ref();
+        match policy {
+            Some(policy) => drop(self.tiers.insert(name.clone(), policy)),
+            None => drop(self.tiers.remove(name)),
+        }
+        self.tiers_changed |= changed;
+        changed
+    }
+
+    /// A node is so now, or gone.
+    pub(crate) fn set_node(&mut self, name: &Arc<str>, node: Option<Node>) -> bool {
+        let changed = self.nodes.get(name) != node.as_ref();
+        match node {
+            Some(node) => drop(self.nodes.insert(name.clone(), node)),
+            None => drop(self.nodes.remove(name)),
+        }
+        self.tiers_changed |= changed && !self.tiers.is_empty();
+        changed
+    }
+
     /// The pod behind a link of this node.
     pub(crate) fn set_link(&mut self, link: u32, name: ObjectName) {
         let pod = self.pods.get(&name).map(|known| seen(&known.pod));
@@ -170,7 +218,7 @@ impl Compiler {
         {
             return;
         }
-        self.locals.insert(link, Local { name, pod, policies: Vec::new(), changed: true });
+        self.locals.insert(link, Local { name, pod, policies: Vec::new(), tiers: Vec::new(), changed: true });
     }
 
     /// A link is gone.
@@ -202,9 +250,10 @@ impl Compiler {
         let changed_policies = mem::take(&mut self.changed_policies);
         let changed_pods = mem::take(&mut self.changed_pods);
         self.apply_policies(&changed_policies);
+        let tiers = self.apply_tiers();
         let active: BTreeSet<ObjectName> =
             self.locals.values().flat_map(|local| local.policies.iter().cloned()).collect();
-        let policies = active != self.active || !changed_policies.is_disjoint(&active);
+        let policies = tiers || active != self.active || !changed_policies.is_disjoint(&active);
         self.active = active;
         let blocks = policies && self.collect();
         for name in &changed_pods {
@@ -221,7 +270,7 @@ impl Compiler {
             changed |= mem::take(&mut local.changed);
         }
         if changed || self.tables.guards.len() != self.locals.len() {
-            self.make_sets(classes || blocks, &changed_policies);
+            self.make_sets(classes || blocks || tiers, &changed_policies);
         }
         &self.tables
     }
@@ -250,6 +299,29 @@ impl Compiler {
         }
     }
 
+    /// Finds those of the cluster; true if there are any whose rules may be others now.
+    fn apply_tiers(&mut self) -> bool {
+        let changed = mem::take(&mut self.tiers_changed);
+        let of = |local: &Local| {
+            let (labels, _) = local.pod.as_ref()?;
+            (changed || local.changed).then(|| self.placed(&local.name, labels))
+        };
+        let found: Vec<(u32, Vec<Placed>)> =
+            self.locals.iter().filter_map(|(link, local)| Some((*link, of(local)?))).collect();
+        for (link, tiers) in found {
+            if let Some(local) = self.locals.get_mut(&link)
+                && local.tiers != tiers
+            {
+                local.tiers = tiers;
+                local.changed = true;
+            }
+        }
+        let active: BTreeSet<Placed> = self.locals.values().flat_map(|local| local.tiers.iter().cloned()).collect();
+        let differs = active != self.active_tiers;
+        self.active_tiers = active;
+        differs || changed && !self.active_tiers.is_empty()
+    }
+
     /// Collects what the active policies speak of: selectors, names of ports, blocks. True if there is a block more or less.
     fn collect(&mut self) -> bool {
         let (mut selectors, mut names, mut blocks) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
@@ -260,7 +332,7 @@ impl Compiler {
                 match peer {
                     Peer::Pods(namespaces, pods) => drop(selectors.insert(peer_selector(&name.0, namespaces, pods))),
                     Peer::Block(cidr, except) => blocks.extend(except.iter().chain([cidr]).copied()),
-                    Peer::Nobody => {}
+                    Peer::Nodes(_) | Peer::Nobody => {}
                 }
             }
             for Port { protocol, which } in egress.flat_map(|rule| &rule.ports) {
@@ -269,6 +341,7 @@ impl Compiler {
                 }
             }
         }
+        self.collect_tiers(&mut selectors, &mut names, &mut blocks);
         self.names = names;
         let gone: BTreeSet<u32> =
             self.selectors.iter().filter(|(selector, _)| !selectors.contains(*selector)).map(|(_, id)| *id).collect();
@@ -303,6 +376,7 @@ impl Compiler {
     fn classify(&mut self) -> bool {
         let old = mem::take(&mut self.classes);
         let mut peers = BTreeMap::new();
+        let lengths = self.block_lengths();
         // Of two pods with one address the one that stays is meant.
         for deleting in [true, false] {
             for known in self.pods.values().filter(|known| known.pod.deleting == deleting) {
@@ -310,20 +384,20 @@ impl Compiler {
                 let mut ports: Vec<NamedPort> = known.pod.ports.iter().filter(used).cloned().collect();
                 ports.sort_unstable();
                 ports.dedup();
-                let class = Class { selectors: known.selectors.clone(), ports };
-                let nobody = class == Class::default();
-                let id = if nobody {
-                    0
-                } else if let Some(id) = self.classes.get(&class).or_else(|| old.get(&class)) {
-                    let id = *id;
-                    self.classes.entry(class).or_insert(id);
-                    id
-                } else {
-                    self.next += 1;
-                    self.classes.insert(class, self.next - 1);
-                    self.next - 1
-                };
-                peers.extend(known.pod.addresses.iter().map(|address| (wire(*address), id)));
+                for address in &known.pod.addresses {
+                    if known.selectors.is_empty() && ports.is_empty() {
+                        peers.insert(wire(*address), 0);
+                        continue;
+                    }
+                    let block = self.block_of(&lengths, *address);
+                    let class = Class { selectors: known.selectors.clone(), ports: ports.clone(), block };
+                    let id = self.classes.get(&class).or_else(|| old.get(&class)).copied().unwrap_or_else(|| {
+                        self.next += 1;
+                        self.next - 1
+                    });
+                    self.classes.insert(class, id);
+                    peers.insert(wire(*address), id);
+                }
             }
         }
         peers.retain(|_, id| *id != 0);
@@ -351,11 +425,15 @@ impl Compiler {
                 let says =
                     |name: &&ObjectName| self.policies.get(*name).is_some_and(|it| it.rules(direction).is_some());
                 let policies: Vec<ObjectName> = local.policies.iter().filter(says).cloned().collect();
-                if policies.is_empty() {
+                let speaks = |(_, _, kind, name): &&Placed| {
+                    self.tiers.get(&(*kind, name.clone())).is_some_and(|it| !it.rules(direction).is_empty())
+                };
+                let tiers: Vec<Placed> = local.tiers.iter().filter(speaks).cloned().collect();
+                if policies.is_empty() && tiers.is_empty() {
                     return 0;
                 }
                 let ports = if direction == Direction::Ingress { ports.clone() } else { Vec::new() };
-                let key = SetKey { direction, policies, ports };
+                let key = SetKey { direction, policies, tiers, ports };
                 if let Some(id) = made.get(&key) {
                     return *id;
                 }
@@ -385,13 +463,16 @@ impl Compiler {
     }
 
     fn rules(&self, key: &SetKey, places: &Places) -> BTreeSet<Rule> {
+        if !key.tiers.is_empty() {
+            return self.tier_rules(key, places);
+        }
         let mut all = BTreeSet::new();
         for name in &key.policies {
             let Some(rules) = self.policies.get(name).and_then(|policy| policy.rules(key.direction)) else { continue };
             for rule in rules {
                 let who = self.who(&name.0, &rule.peers, places);
                 if rule.ports.is_empty() {
-                    all.extend(who.iter().map(|who| Rule { who: *who, protocol: 0, port: 0, bits: RuleKey::ANY_PORT }));
+                    all.extend(who.iter().map(|who| anything(*who)));
                 }
                 for port in &rule.ports {
                     self.port_rules(key, port, &who, places, &mut all);
@@ -409,17 +490,14 @@ impl Compiler {
                 protocol,
                 port,
                 bits: RuleKey::ANY_NUMBER + bits,
+                denies: false,
             }));
-        };
-        let called = |ports: &[NamedPort], name: &Arc<str>| -> Vec<u16> {
-            let same = ports.iter().filter(|known| known.name == *name && known.protocol == port.protocol);
-            same.map(|known| known.port).collect()
         };
         match &port.which {
             Which::All => who.iter().for_each(|who| add(*who, 0, u16::MAX)),
             Which::Numbers(first, last) => who.iter().for_each(|who| add(*who, *first, *last)),
             Which::Named(name) if key.direction == Direction::Ingress => {
-                for number in called(&key.ports, name) {
+                for number in called(&key.ports, name, port.protocol) {
                     who.iter().for_each(|who| add(*who, number, number));
                 }
             }
@@ -427,7 +505,7 @@ impl Compiler {
             Which::Named(name) => {
                 for (id, class) in &places.classes {
                     if who.contains(id) || who.contains(&RuleKey::ANYBODY) {
-                        called(&class.ports, name).into_iter().for_each(|number| add(*id, number, number));
+                        called(&class.ports, name, port.protocol).for_each(|number| add(*id, number, number));
                     }
                 }
             }
@@ -436,7 +514,7 @@ impl Compiler {
     }
 
     /// Whom peers of a policy mean: classes of pods and blocks, or anybody.
-    fn who(&self, space: &Arc<str>, peers: &[Peer], places: &Places) -> Vec<u32> {
+    pub(super) fn who(&self, space: &Arc<str>, peers: &[Peer], places: &Places) -> Vec<u32> {
         if peers.is_empty() {
             return vec![RuleKey::ANYBODY];
         }
@@ -452,6 +530,9 @@ impl Compiler {
                     let left = inside.filter(|(range, _)| !except.iter().any(|except| except.contains(**range)));
                     who.extend(left.map(|(_, id)| *id));
                 }
+                Peer::Nodes(selector) => {
+                    who.extend(self.nodes_with(selector).filter_map(|address| self.tables.blocks.get(&address)));
+                }
                 Peer::Nobody => {}
             }
         }
@@ -460,8 +541,8 @@ impl Compiler {
 }
 
 /// Classes by id, and those that meet each selector.
-struct Places {
-    classes: Vec<(u32, Class)>,
+pub(super) struct Places {
+    pub(super) classes: Vec<(u32, Class)>,
     meeting: BTreeMap<u32, Vec<u32>>,
 }
 
@@ -475,13 +556,22 @@ impl Places {
     }
 }
 
+/// Ports of a protocol with a name.
+pub(super) fn called<'a>(ports: &'a [NamedPort], name: &'a str, protocol: Protocol) -> impl Iterator<Item = u16> + 'a {
+    ports.iter().filter(move |known| &*known.name == name && known.protocol == protocol).map(|known| known.port)
+}
+
+fn anything(who: u32) -> Rule {
+    Rule { who, protocol: 0, port: 0, bits: RuleKey::ANY_PORT, denies: false }
+}
+
 fn seen(pod: &Pod) -> (Labels, Vec<NamedPort>) {
     let mut ports = pod.ports.to_vec();
     ports.sort_unstable();
     (pod.labels.clone(), ports)
 }
 
-fn peer_selector(space: &Arc<str>, namespaces: &Namespaces, pods: &Selector) -> PeerSelector {
+pub(super) fn peer_selector(space: &Arc<str>, namespaces: &Namespaces, pods: &Selector) -> PeerSelector {
     let home = match namespaces {
         Namespaces::Own => Home::Named(space.clone()),
         Namespaces::Labelled(selector) => Home::Labelled(selector.clone()),

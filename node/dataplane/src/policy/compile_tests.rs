@@ -3,7 +3,7 @@ use std::net::IpAddr;
 
 use proptest::prelude::*;
 
-use super::super::model::{Requirement, Rule as Allows};
+use super::super::model::{Action, Requirement, Rule as Allows, Tier, TierKind, TierRule};
 use super::super::rules::Plan;
 use super::*;
 use crate::Range;
@@ -81,8 +81,38 @@ enum Step {
     Pod(usize, usize, Option<(Labels, Vec<NamedPort>)>),
     Policy(usize, usize, Option<Policy>),
     Namespace(usize, Option<Labels>),
+    Tier(usize, Option<TierPolicy>),
+    Node(usize, Option<Labels>),
     Link(usize, usize),
     Unlink(usize, usize),
+}
+
+const KINDS: [(TierKind, Tier); 4] = [
+    (TierKind::ClusterNetworkPolicy, Tier::Admin),
+    (TierKind::ClusterNetworkPolicy, Tier::Baseline),
+    (TierKind::AdminNetworkPolicy, Tier::Admin),
+    (TierKind::BaselineAdminNetworkPolicy, Tier::Baseline),
+];
+
+fn tier_name(at: usize) -> TierName {
+    (KINDS[at % 4].0, at.to_string().into())
+}
+
+fn tier_rules() -> impl Strategy<Value = Vec<TierRule>> {
+    let peer = prop_oneof![
+        4 => (selector(), selector()).prop_map(|(home, pods)| Peer::Pods(Namespaces::Labelled(home), pods)),
+        2 => prop::sample::select(&BLOCKS[..]).prop_map(|text| Peer::Block(text.parse().unwrap(), Vec::new())),
+        1 => selector().prop_map(Peer::Nodes),
+        1 => Just(Peer::Nobody),
+    ];
+    let action = prop::sample::select(&[Action::Accept, Action::Deny, Action::Pass][..]);
+    let one = (action, prop::collection::vec(peer, 0..3), prop::collection::vec(port(), 0..3));
+    let rule = one.prop_map(|(action, peers, ports)| TierRule {
+        name: "".into(),
+        action,
+        matches: Allows { peers, ports },
+    });
+    prop::collection::vec(rule, 0..4)
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -92,7 +122,14 @@ fn step() -> impl Strategy<Value = Step> {
     let pod = prop::option::weighted(0.9, (labels(), prop::collection::vec(named, 0..3)));
     let policy = (selector(), prop::option::of(allows()), prop::option::of(allows()))
         .prop_map(|(pods, ingress, egress)| Policy { pods, ingress, egress });
+    let tier = (0_usize..8, 0_u32..4, selector(), selector(), tier_rules(), tier_rules()).prop_map(
+        |(at, priority, namespaces, pods, ingress, egress)| {
+            (at, TierPolicy { tier: KINDS[at % 4].1, priority, namespaces, pods, ingress, egress })
+        },
+    );
     prop_oneof![
+        4 => (tier, prop::bool::weighted(0.8)).prop_map(|((at, it), there)| Step::Tier(at, there.then_some(it))),
+        1 => (0_usize..2, prop::option::weighted(0.8, labels())).prop_map(|(at, labels)| Step::Node(at, labels)),
         4 => (0_usize..2, 0_usize..4, pod).prop_map(|(space, at, pod)| Step::Pod(space, at, pod)),
         4 => (0_usize..2, 0_usize..3, prop::option::weighted(0.8, policy)).prop_map(|(space, at, it)| Step::Policy(space, at, it)),
         1 => (0_usize..2, prop::option::weighted(0.9, labels())).prop_map(|(space, labels)| Step::Namespace(space, labels)),
@@ -143,6 +180,25 @@ fn take(step: &Step, compiler: &mut Compiler, model: &mut Model) {
                 None => drop(model.known.namespaces.remove(SPACES[*space])),
             }
         }
+        Step::Tier(at, policy) => {
+            compiler.set_tier(&tier_name(*at), policy.clone());
+            match policy {
+                Some(policy) => drop(model.known.tiers.insert(tier_name(*at), policy.clone())),
+                None => drop(model.known.tiers.remove(&tier_name(*at))),
+            }
+        }
+        Step::Node(at, labels) => {
+            let name: Arc<str> = at.to_string().into();
+            // One of the nodes has an address that a pod has, too.
+            let addresses = [format!("192.0.2.{}", at + 1), format!("10.0.0.{}", at + 5)];
+            let addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
+            let node = labels.clone().map(|labels| Node { labels, addresses });
+            compiler.set_node(&name, node.clone());
+            match node {
+                Some(node) => drop(model.known.nodes.insert(name, node)),
+                None => drop(model.known.nodes.remove(&name)),
+            }
+        }
         Step::Link(space, at) => {
             compiler.set_link(link(*space, *at), name(*space, *at));
             if model.links.insert(link(*space, *at), name(*space, *at)).is_none() {
@@ -169,59 +225,104 @@ struct Model {
 
 impl Model {
     fn allows(&self, link: u32, direction: Direction, peer: IpAddr, protocol: Protocol, port: u16) -> bool {
+        let asked = Asked { link, direction, peer, protocol, port };
         let (space, _) = &self.links[&link];
         let Some(pod) = self.seen.get(&link) else { return false };
+        if let Some(verdict) = self.tier(&asked, pod, Tier::Admin) {
+            return verdict;
+        }
         let policies =
             self.known.policies.iter().filter(|((home, _), policy)| home == space && policy.pods.matches(&pod.labels));
         let rules: Vec<&Vec<Allows>> = policies.filter_map(|(_, policy)| policy.rules(direction)).collect();
-        let other = self.known.pods.iter().find(|(_, pod)| pod.addresses.contains(&peer));
-        rules.is_empty()
-            || rules.into_iter().flatten().any(|rule| {
-                let meets = |wanted: &Peer| match wanted {
-                    Peer::Nobody => false,
-                    Peer::Block(range, except) => {
-                        let host = Range::new(peer, if peer.is_ipv4() { 32 } else { 128 }).unwrap();
-                        range.contains(host) && !except.iter().any(|except| except.contains(host))
-                    }
-                    Peer::Pods(homes, pods) => other.is_some_and(|((home, _), pod)| {
-                        let at_home = match homes {
-                            Namespaces::Own => home == space,
-                            Namespaces::Labelled(selector) => {
-                                self.known.namespaces.get(home).is_some_and(|labels| selector.matches(labels))
-                            }
-                        };
-                        at_home && pods.matches(&pod.labels)
-                    }),
-                };
-                // A block's addresses have no containers, so no names of ports, even if they are a pod's.
-                let by_name = |name: &Arc<str>| {
-                    let called = |pod: &Pod| {
-                        pod.ports.iter().any(|it| it.name == *name && it.protocol == protocol && it.port == port)
-                    };
-                    match direction {
-                        Direction::Ingress => called(pod) && (rule.peers.is_empty() || rule.peers.iter().any(meets)),
-                        Direction::Egress => {
-                            let to_pod = |wanted: &Peer| matches!(wanted, Peer::Pods(..)) && meets(wanted);
-                            other.is_some_and(|(_, pod)| called(pod))
-                                && (rule.peers.is_empty() || rule.peers.iter().any(to_pod))
-                        }
-                    }
-                };
-                let named = rule.ports.iter().any(|wanted| {
-                    wanted.protocol == protocol && matches!(&wanted.which, Which::Named(name) if by_name(name))
-                });
-                let numbered = rule.ports.is_empty()
-                    || rule.ports.iter().any(|wanted| {
-                        wanted.protocol == protocol
-                            && match wanted.which {
-                                Which::All => true,
-                                Which::Numbers(first, last) => (first..=last).contains(&port),
-                                Which::Named(_) | Which::None => false,
-                            }
-                    });
-                named || numbered && (rule.peers.is_empty() || rule.peers.iter().any(meets))
-            })
+        if rules.is_empty() {
+            return self.tier(&asked, pod, Tier::Baseline).unwrap_or(true);
+        }
+        rules.into_iter().flatten().any(|rule| self.matches(&asked, pod, rule))
     }
+
+    /// The first rule that matches decides; `None` when it leaves that to the next tier, or there is none.
+    fn tier(&self, asked: &Asked, pod: &Pod, tier: Tier) -> Option<bool> {
+        let (space, _) = &self.links[&asked.link];
+        let mut policies: Vec<_> = self.known.tiers.iter().filter(|(_, it)| it.tier == tier).collect();
+        policies.sort_by_key(|(name, policy)| (policy.priority, *name));
+        for (_, policy) in policies {
+            let home = self.known.namespaces.get(space).is_some_and(|labels| policy.namespaces.matches(labels));
+            if !home || !policy.pods.matches(&pod.labels) {
+                continue;
+            }
+            for rule in policy.rules(asked.direction) {
+                if self.matches(asked, pod, &rule.matches) {
+                    return match rule.action {
+                        Action::Accept => Some(true),
+                        Action::Deny => Some(false),
+                        Action::Pass => None,
+                    };
+                }
+            }
+        }
+        None
+    }
+
+    fn matches(&self, asked: &Asked, pod: &Pod, rule: &Allows) -> bool {
+        let Asked { direction, peer, protocol, port, .. } = *asked;
+        let (space, _) = &self.links[&asked.link];
+        let other = self.known.pods.iter().find(|(_, pod)| pod.addresses.contains(&peer));
+        let meets = |wanted: &Peer| match wanted {
+            Peer::Nobody => false,
+            Peer::Nodes(selector) => {
+                self.known.nodes.values().any(|node| selector.matches(&node.labels) && node.addresses.contains(&peer))
+            }
+            Peer::Block(range, except) => {
+                let host = Range::new(peer, if peer.is_ipv4() { 32 } else { 128 }).unwrap();
+                range.contains(host) && !except.iter().any(|except| except.contains(host))
+            }
+            Peer::Pods(homes, pods) => other.is_some_and(|((home, _), pod)| {
+                let at_home = match homes {
+                    Namespaces::Own => home == space,
+                    Namespaces::Labelled(selector) => {
+                        self.known.namespaces.get(home).is_some_and(|labels| selector.matches(labels))
+                    }
+                };
+                at_home && pods.matches(&pod.labels)
+            }),
+        };
+        // A block's addresses have no containers, so no names of ports, even if they are a pod's.
+        let by_name = |name: &Arc<str>| {
+            let called =
+                |pod: &Pod| pod.ports.iter().any(|it| it.name == *name && it.protocol == protocol && it.port == port);
+            match direction {
+                Direction::Ingress => called(pod) && (rule.peers.is_empty() || rule.peers.iter().any(meets)),
+                Direction::Egress => {
+                    let to_pod = |wanted: &Peer| matches!(wanted, Peer::Pods(..)) && meets(wanted);
+                    other.is_some_and(|(_, pod)| called(pod))
+                        && (rule.peers.is_empty() || rule.peers.iter().any(to_pod))
+                }
+            }
+        };
+        let named = rule
+            .ports
+            .iter()
+            .any(|wanted| wanted.protocol == protocol && matches!(&wanted.which, Which::Named(name) if by_name(name)));
+        let numbered = rule.ports.is_empty()
+            || rule.ports.iter().any(|wanted| {
+                wanted.protocol == protocol
+                    && match wanted.which {
+                        Which::All => true,
+                        Which::Numbers(first, last) => (first..=last).contains(&port),
+                        Which::Named(_) | Which::None => false,
+                    }
+            });
+        named || numbered && (rule.peers.is_empty() || rule.peers.iter().any(meets))
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Asked {
+    link: u32,
+    direction: Direction,
+    peer: IpAddr,
+    protocol: Protocol,
+    port: u16,
 }
 
 /// As the programs look it up.
@@ -232,18 +333,23 @@ fn looked_up(tables: &Tables, link: u32, direction: Direction, peer: IpAddr, pro
     let block = tables.blocks.iter().filter(|(range, _)| range.contains(host)).max_by_key(|(range, _)| range.bits());
     let who = [Some(RuleKey::ANYBODY), tables.peers.get(&wire(peer)).copied(), block.map(|(_, id)| *id)];
     let place = |protocol: u8, port: u16| u32::from(protocol) << 16 | u32::from(port);
-    let matches = |rule: &Rule| {
+    let matches = |rule: &&Rule| {
         let free = RuleKey::BITS - rule.bits;
-        who.contains(&Some(rule.who))
-            && (place(rule.protocol, rule.port) ^ place(protocol.number(), port)).checked_shr(free).unwrap_or(0) == 0
+        (place(rule.protocol, rule.port) ^ place(protocol.number(), port)).checked_shr(free).unwrap_or(0) == 0
     };
-    set == 0 || tables.sets.get(&set).is_some_and(|rules| rules.iter().any(matches))
+    let Some(rules) = tables.sets.get(&set) else { return set == 0 };
+    let said = |who| rules.iter().filter(|rule| rule.who == who).filter(matches).max_by_key(|rule| rule.bits);
+    // The first that says something decides.
+    who.into_iter().flatten().find_map(said).is_some_and(|rule| !rule.denies)
 }
 
 /// Carries a plan out on tables, in its order.
 fn written(tables: &mut Tables, plan: &Plan) {
     for (set, rule) in &plan.new_rules {
-        Arc::make_mut(tables.sets.entry(*set).or_default()).insert(*rule);
+        let rules = Arc::make_mut(tables.sets.entry(*set).or_default());
+        // A key has one value.
+        rules.remove(&Rule { denies: !rule.denies, ..*rule });
+        rules.insert(*rule);
     }
     tables.peers.extend(plan.peers.iter().copied());
     tables.blocks.extend(plan.blocks.iter().copied());
@@ -256,7 +362,7 @@ fn written(tables: &mut Tables, plan: &Plan) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
     /// After any changes, in any order, the tables say what the objects say, and so does what the plans wrote.
     #[test]

@@ -9,9 +9,11 @@ pub(crate) mod compile;
 pub(crate) mod driver;
 pub mod model;
 pub(crate) mod named;
+mod painting;
 mod ports;
 pub(crate) mod rules;
 pub(crate) mod store;
+mod tiers;
 mod views;
 
 pub use driver::snapshot;

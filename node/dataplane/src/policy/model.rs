@@ -16,6 +16,19 @@ pub struct Snapshot {
     pub pods: BTreeMap<ObjectName, Pod>,
     /// Policies by name.
     pub policies: BTreeMap<ObjectName, Policy>,
+    /// Policies of the whole cluster, above and below those.
+    pub tiers: BTreeMap<TierName, TierPolicy>,
+    /// Nodes by name: their labels and addresses.
+    pub nodes: BTreeMap<Arc<str>, Node>,
+}
+
+/// A node that policies of the cluster may name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// Its labels.
+    pub labels: Labels,
+    /// Its addresses.
+    pub addresses: Box<[IpAddr]>,
 }
 
 /// Labels of an object.
@@ -94,6 +107,8 @@ pub enum Peer {
     Pods(Namespaces, Selector),
     /// Addresses, less some of them.
     Block(Range, Vec<Range>),
+    /// Nodes with such labels, by their addresses.
+    Nodes(Selector),
     /// Nobody: what the API says cannot be read here.
     Nobody,
 }
@@ -176,6 +191,78 @@ impl Policy {
         match direction {
             Direction::Ingress => self.ingress.as_ref(),
             Direction::Egress => self.egress.as_ref(),
+        }
+    }
+}
+
+/// A kind of policy for the whole cluster and its name.
+pub type TierName = (TierKind, Arc<str>);
+
+/// Kinds of policies for the whole cluster (policy.networking.k8s.io).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TierKind {
+    /// v1alpha2, of both tiers.
+    ClusterNetworkPolicy,
+    /// v1alpha1, above NetworkPolicies.
+    AdminNetworkPolicy,
+    /// v1alpha1, below NetworkPolicies.
+    BaselineAdminNetworkPolicy,
+}
+
+/// A policy of the whole cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TierPolicy {
+    /// Above or below NetworkPolicies.
+    pub tier: Tier,
+    /// The smallest goes first within its tier.
+    pub priority: u32,
+    /// Namespaces of the pods that it holds for.
+    pub namespaces: Selector,
+    /// Those pods.
+    pub pods: Selector,
+    /// Rules for what comes to them: the first that matches decides.
+    pub ingress: Vec<TierRule>,
+    /// Rules for what they send.
+    pub egress: Vec<TierRule>,
+}
+
+/// Where a policy of the whole cluster stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Tier {
+    /// Asked before NetworkPolicies.
+    Admin,
+    /// Asked when no NetworkPolicy holds for the pod.
+    Baseline,
+}
+
+/// A rule of a policy of the whole cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TierRule {
+    /// Its name, may be empty.
+    pub name: Arc<str>,
+    /// What it does.
+    pub action: Action,
+    /// What it matches.
+    pub matches: Rule,
+}
+
+/// What a rule of a policy of the whole cluster does with what it matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Action {
+    /// It may pass, whatever comes after this rule.
+    Accept,
+    /// It is dropped, whatever comes after this rule.
+    Deny,
+    /// The next tier decides.
+    Pass,
+}
+
+impl TierPolicy {
+    /// Its rules of a direction.
+    pub fn rules(&self, direction: Direction) -> &[TierRule] {
+        match direction {
+            Direction::Ingress => &self.ingress,
+            Direction::Egress => &self.egress,
         }
     }
 }

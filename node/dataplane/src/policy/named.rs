@@ -70,6 +70,10 @@ fn allows(snapshot: &Snapshot, namespace: &str, rule: &Rule, asked: &Asked, pod:
 fn is_peer(snapshot: &Snapshot, namespace: &str, peer: &Peer, address: IpAddr) -> bool {
     match peer {
         Peer::Nobody => false,
+        Peer::Nodes(selector) => {
+            let nodes = snapshot.nodes.values().filter(|node| selector.matches(&node.labels));
+            nodes.into_iter().any(|node| node.addresses.contains(&address))
+        }
         Peer::Block(block, except) => {
             let inside = |range: &Range| range.holds(address);
             inside(block) && !except.iter().any(inside)
@@ -116,6 +120,7 @@ fn rule_text(rule: &Rule, asked: &Asked) -> String {
 fn peer_text(peer: &Peer) -> String {
     match peer {
         Peer::Nobody => "nobody".into(),
+        Peer::Nodes(selector) => format!("nodes {}", selector_text(selector)),
         Peer::Block(range, except) if except.is_empty() => range.to_string(),
         Peer::Block(range, except) => {
             format!("{range} but {}", except.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))

@@ -39,11 +39,11 @@ impl Store {
     pub(crate) fn read(&self) -> Result<Tables, Error> {
         let failed = |error| Error::ebpf("read the network policies", error);
         let mut sets: BTreeMap<u32, BTreeSet<Rule>> = BTreeMap::new();
-        for key in self.rules.keys() {
-            let key = key.map_err(failed)?;
+        for entry in self.rules.iter() {
+            let (key, value) = entry.map_err(failed)?;
             let bits = key.prefix_len();
             let key = key.data();
-            sets.entry(key.set).or_default().insert(Rule::of(&key, bits));
+            sets.entry(key.set).or_default().insert(Rule::of(&key, bits, value));
         }
         let mut blocks = BTreeMap::new();
         for entry in self.blocks.iter() {
@@ -61,7 +61,7 @@ impl Store {
     /// What is new, before any pod's guard says so.
     pub(crate) fn add(&mut self, plan: &Plan) -> Result<(), Error> {
         for (set, rule) in &plan.new_rules {
-            self.rules.insert(&Key::new(rule.bits, rule.key(*set)), 1, 0).map_err(failed)?;
+            self.rules.insert(&Key::new(rule.bits, rule.key(*set)), rule.value(), 0).map_err(failed)?;
         }
         for (range, id) in &plan.blocks {
             self.blocks.insert(&block(*range), *id, 0).map_err(failed)?;
