@@ -10,13 +10,16 @@ use std::pin::pin;
 use futures::{FutureExt, StreamExt};
 use kube::Resource;
 use kube::runtime::watcher::{self, Event};
+use serde::Deserialize;
 use sluice_ebpf_common::Guard;
 use tokio_util::sync::CancellationToken;
 
 use super::compile::Compiler;
-use super::model::{Labels, Pod, Policy, Snapshot};
+use super::follow::{Heard, Kind, Nodes};
+use super::model::{Labels, Node, Pod, Policy, Snapshot, TierKind};
 use super::rules::Tables;
 use super::store::Store;
+use super::tier_views::{PlaceView, TierView};
 use super::views::{NamespaceView, PolicyView};
 use crate::limits::{GATHERED, QUARANTINE};
 use crate::model::ObjectName;
@@ -167,6 +170,7 @@ fn digest((namespace, name): &ObjectName) -> [u32; 4] {
 }
 
 /// One kind of object, listed and then watched.
+#[derive(Default)]
 struct Listing {
     /// Names that the list under way has had.
     seen: Option<BTreeSet<ObjectName>>,
@@ -176,8 +180,6 @@ struct Listing {
 }
 
 impl Listing {
-    const NEW: Listing = Listing { seen: None, known: BTreeSet::new(), listed: false };
-
     /// Takes in an event; true if anything changed by it, or if the first list is whole.
     fn take<V, T>(&mut self, event: Event<V>, mut set: impl FnMut(&ObjectName, Option<T>) -> bool) -> bool
     where
@@ -265,18 +267,23 @@ impl Dataplane {
         shutdown: &CancellationToken,
     ) -> Result<(), Error> {
         self.expect_policies();
+        let kinds = TierKind::ALL.map(|kind| Kind::new(&client, kind).map(move |heard| Change::Tier(kind, heard)));
         let mut all = pin!(futures::stream::select(
             events::<PodView>(&client, None).map(Change::Pod),
             futures::stream::select(
                 events::<NamespaceView>(&client, None).map(Change::Namespace),
-                events::<PolicyView>(&client, None).map(Change::Policy),
+                futures::stream::select(
+                    events::<PolicyView>(&client, None).map(Change::Policy),
+                    futures::stream::select_all(kinds),
+                ),
             ),
         ));
-        let mut lists = Lists { pods: Listing::NEW, namespaces: Listing::NEW, policies: Listing::NEW };
+        let (mut lists, mut nodes) = (Lists::default(), Nodes::new(&client));
         loop {
             let first = tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 change = all.next() => change,
+                said = nodes.next() => Some(Change::Node(said)),
             };
             let Some(first) = first else { return Ok(()) };
             let (mut changed, mut gathered) = (self.take(&mut lists, first), 1);
@@ -286,6 +293,9 @@ impl Dataplane {
             {
                 changed |= self.take(&mut lists, next);
                 gathered += 1;
+            }
+            if nodes.watch(self.inner.policies.lock().compiler.names_nodes()) {
+                changed |= self.forget_nodes(&mut lists);
             }
             while changed && lists.whole() {
                 let dataplane = self.clone();
@@ -327,7 +337,36 @@ impl Dataplane {
             Change::Policy(event) => taken(event, |event| {
                 lists.policies.take(event, |name, policy: Option<Policy>| compiler.set_policy(name, policy))
             }),
+            Change::Node(event) => taken(event, |event| {
+                lists.nodes.take(event, |(_, name), node: Option<Node>| compiler.set_node(name, node))
+            }),
+            Change::Tier(kind, heard) => {
+                let list = lists.tiers.entry(kind).or_default();
+                let mut set = |(_, name): &ObjectName, view: Option<TierView>| {
+                    compiler.set_tier(&(kind, name.clone()), view.map(|view| view.policy(kind)))
+                };
+                match heard {
+                    Heard::Object(event) => taken(event, |event| list.objects.take(event, set)),
+                    Heard::Installed(true) => !std::mem::replace(&mut list.installed, true),
+                    Heard::Installed(false) => {
+                        let gone = std::mem::take(&mut list.objects).known;
+                        for name in &gone {
+                            set(name, None);
+                        }
+                        *list = Tier { installed: false, ..Tier::default() };
+                        true
+                    }
+                }
+            }
         }
+    }
+
+    /// Nodes are not watched as they were, so what was known of them is not so any more.
+    fn forget_nodes(&self, lists: &mut Lists) -> bool {
+        let mut policies = self.inner.policies.lock();
+        let known = std::mem::take(&mut lists.nodes).known;
+        lists.with_nodes = policies.compiler.names_nodes();
+        known.iter().fold(false, |changed, (_, name)| policies.compiler.set_node(name, None) | changed)
     }
 }
 
@@ -338,17 +377,37 @@ enum Change {
     Pod(Said<PodView>),
     Namespace(Said<NamespaceView>),
     Policy(Said<PolicyView>),
+    Node(Said<PlaceView>),
+    Tier(TierKind, Heard),
 }
 
+/// A kind that users may install.
+#[derive(Default)]
+struct Tier {
+    installed: bool,
+    objects: Listing,
+}
+
+#[derive(Default)]
 struct Lists {
     pods: Listing,
     namespaces: Listing,
     policies: Listing,
+    nodes: Listing,
+    with_nodes: bool,
+    /// Kinds that are known to be installed, or not to be.
+    tiers: BTreeMap<TierKind, Tier>,
+    /// Everything was known once: a kind that is installed later, and may not be listed for long, holds nothing up.
+    began: bool,
 }
 
 impl Lists {
-    fn whole(&self) -> bool {
-        self.pods.listed && self.namespaces.listed && self.policies.listed
+    fn whole(&mut self) -> bool {
+        let builtin = self.pods.listed && self.namespaces.listed && self.policies.listed;
+        let tiers = self.tiers.len() == TierKind::ALL.len()
+            && self.tiers.values().all(|tier| tier.objects.listed || !tier.installed);
+        self.began |= builtin && tiers;
+        builtin && self.began && (self.nodes.listed || !self.with_nodes)
     }
 }
 
@@ -364,7 +423,19 @@ pub fn snapshot(objects: &[serde_json::Value]) -> Result<Snapshot, serde_json::E
                 insert::<NamespaceView, Labels>(object, &mut named)?;
                 snapshot.namespaces.extend(named.into_iter().map(|((_, name), labels)| (name, labels)));
             }
-            _ => {}
+            Some("Node") => {
+                let mut named: BTreeMap<ObjectName, Node> = BTreeMap::new();
+                insert::<PlaceView, Node>(object, &mut named)?;
+                snapshot.nodes.extend(named.into_iter().map(|((_, name), node)| (name, node)));
+            }
+            Some(other) => {
+                if let Some(kind) = TierKind::ALL.into_iter().find(|kind| kind.name() == other) {
+                    let view = TierView::deserialize(object)?;
+                    let (_, name) = name(&view);
+                    snapshot.tiers.insert((kind, name), view.policy(kind));
+                }
+            }
+            None => {}
         }
     }
     Ok(snapshot)

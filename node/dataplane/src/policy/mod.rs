@@ -1,4 +1,4 @@
-//! NetworkPolicies: from the API's policies, pods and namespaces to what the programs look up.
+//! NetworkPolicies and those of the whole cluster: from the API's policies, pods and namespaces to what the programs look up.
 //!
 //! The compiler ([`compile`]) is pure and keeps what it worked out, so that a change costs what changed. Pods that no policy
 //! tells apart are one peer; addresses that policies name are cut into blocks that are in or out as a whole; the policies of a
@@ -13,6 +13,8 @@ mod painting;
 mod ports;
 pub(crate) mod rules;
 pub(crate) mod store;
+mod follow;
+mod tier_views;
 mod tiers;
 mod views;
 

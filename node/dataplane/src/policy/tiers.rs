@@ -62,6 +62,12 @@ impl Compiler {
         placed
     }
 
+    /// Does any of the cluster's policies name nodes?
+    pub(crate) fn names_nodes(&self) -> bool {
+        let rules = self.tiers.values().flat_map(|policy| policy.ingress.iter().chain(&policy.egress));
+        rules.flat_map(|rule| &rule.matches.peers).any(|peer| matches!(peer, Peer::Nodes(_)))
+    }
+
     /// What the cluster's policies speak of, as [`Compiler::collect`] for others; everything is in a block, so that each address
     /// finds what becomes of it.
     pub(super) fn collect_tiers(

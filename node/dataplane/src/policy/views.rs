@@ -108,7 +108,7 @@ struct PortView {
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct SelectorView {
+pub(super) struct SelectorView {
     match_labels: Option<std::collections::BTreeMap<String, String>>,
     match_expressions: Option<Vec<RequirementView>>,
 }
