@@ -4,7 +4,10 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use sluice_dataplane::policy::{self, model::Snapshot};
+use sluice_dataplane::policy::{
+    self,
+    model::{Snapshot, TierKind},
+};
 
 /// Lists of objects.
 #[derive(Clone, Debug, Default)]
@@ -28,7 +31,15 @@ impl Objects {
             get("/api/v1/namespaces", "Namespace"),
             get("/apis/networking.k8s.io/v1/networkpolicies", "NetworkPolicy"),
         )?;
-        Ok(Objects { pods, services, others: namespaces.into_iter().chain(policies).collect() })
+        let mut others: Vec<Value> = namespaces.into_iter().chain(policies).collect();
+        // Policies of the cluster are there when somebody installed their kinds, and nodes matter to them alone.
+        for kind in TierKind::ALL {
+            others.extend(get(&kind.path(), kind.name()).await.unwrap_or_default());
+        }
+        if others.iter().any(|object| object["spec"]["subject"].is_object()) {
+            others.extend(get("/api/v1/nodes", "Node").await?);
+        }
+        Ok(Objects { pods, services, others })
     }
 
     #[cfg(test)]

@@ -143,7 +143,8 @@ fn chosen(choice: Choice, of: u32) -> String {
 }
 
 fn policy(decision: &Decision) -> String {
-    let Decision::Policy { direction, pod, peer, allowed, because, set, identity, block, holding, allowing } = decision
+    let Decision::Policy { direction, pod, peer, allowed, because, set, identity, block, holding, allowing, denying } =
+        decision
     else {
         return String::new();
     };
@@ -168,8 +169,12 @@ fn policy(decision: &Decision) -> String {
             format!("{direction} of {pod} is closed until the node knows the pod's policies from the API")
         }
         (Because::Denied, _) => {
-            let by = if holding.is_empty() { String::new() } else { format!(", which policies make{selecting}") };
-            format!("{direction} of {pod} is DENIED: {who}, and a rule of set {set} denies it{by}")
+            let by = match (denying.is_empty(), holding.is_empty()) {
+                (false, _) => named(denying),
+                (true, false) => format!(": no rule allows it of those that hold{selecting}"),
+                (true, true) => String::new(),
+            };
+            format!("{direction} of {pod} is DENIED by set {set}, as {who}{by}")
         }
         (Because::NoRule, _) => {
             let of = if holding.is_empty() { String::new() } else { format!(", which policies make{selecting}") };
@@ -265,6 +270,7 @@ mod tests {
             block: 0,
             holding: vec!["shop/quiet".into()],
             allowing: vec![],
+            denying: vec![],
         };
         let service = Decision::Service {
             service: "shop/web:http".into(),

@@ -57,6 +57,7 @@ fn host_and_kernel_agree_about_policies() {
             ]
             .into(),
             policies: [(name("p"), held)].into(),
+            ..Default::default()
         };
         let index = nix::net::if_::if_nametoindex("lo").unwrap();
         let info = PodInfo { namespace: "n".into(), name: "lo".into(), services: Default::default(), neighbour: None };

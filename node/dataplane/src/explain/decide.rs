@@ -11,6 +11,7 @@ use super::frame::Ends;
 use super::model::Note;
 use crate::End;
 use crate::policy::model::Direction;
+use crate::policy::named::Named;
 use crate::range::unwire;
 
 /// How a backend was chosen.
@@ -153,6 +154,9 @@ pub enum Decision {
         /// Rules of theirs that allow it, where the API is known.
         #[serde(skip_serializing_if = "Vec::is_empty")]
         allowing: Vec<String>,
+        /// The rule of a policy of the cluster that denies it, where the API is known.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        denying: Vec<String>,
     },
     /// It is put straight into a pod, past the node's stack.
     Straight {
@@ -207,8 +211,8 @@ pub enum Decision {
 pub(super) trait Names {
     fn service(&self, id: u32) -> String;
     fn pod(&self, address: IpAddr) -> Option<String>;
-    /// Policies that hold, and rules that allow.
-    fn policies(&self, direction: Direction, pod: End, peer: End) -> (Vec<String>, Vec<String>);
+    /// Policies that hold, and rules that decide.
+    fn policies(&self, direction: Direction, pod: End, peer: End) -> Named;
 }
 
 pub(super) fn end(address: &Address, port: u16) -> End {
@@ -370,7 +374,7 @@ pub(super) fn policy(notes: &[Note], ends: &Ends, own: Direction, passes: bool, 
         _ => Because::NoPolicy,
     };
     let named = matches!(because, Because::NeverJudged).then(Default::default);
-    let (holding, allowing) = named.unwrap_or_else(|| names.policies(direction, pod, peer));
+    let Named { holding, allowing, denying } = named.unwrap_or_else(|| names.policies(direction, pod, peer));
     Decision::Policy {
         direction: if direction == Direction::Egress { "egress" } else { "ingress" },
         pod: pod.address,
@@ -382,6 +386,7 @@ pub(super) fn policy(notes: &[Note], ends: &Ends, own: Direction, passes: bool, 
         block,
         holding,
         allowing,
+        denying,
     }
 }
 
@@ -417,10 +422,10 @@ pub fn advice(reason: Reason) -> &'static str {
         Reason::NoWay => "add a route to the backend's node: `ip route get` of its address says what is missing",
         Reason::TooBig => "nothing to do: the sender was told the right length",
         Reason::PolicyEgress => {
-            "add an egress rule for this destination to a NetworkPolicy that selects the sending pod"
+            "`sluice explain` names the policies that hold; add an egress rule for this destination to a NetworkPolicy that selects the sending pod, unless a policy of the cluster denies it"
         }
         Reason::PolicyIngress => {
-            "add an ingress rule for this client to a NetworkPolicy that selects the receiving pod"
+            "`sluice explain` names the policies that hold; add an ingress rule for this client to a NetworkPolicy that selects the receiving pod, unless a policy of the cluster denies it"
         }
         Reason::Late => "the pod sends more than its kubernetes.io/egress-bandwidth: raise it",
     }

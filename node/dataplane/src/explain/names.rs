@@ -7,7 +7,7 @@ use super::live::Live;
 use crate::End;
 use crate::model::Protocol;
 use crate::policy::model::{Direction, Snapshot};
-use crate::policy::named::{self, Asked};
+use crate::policy::named::{self, Asked, Named};
 
 /// Names from the kernel's maps and the API's objects.
 pub(super) struct Dictionary<'a> {
@@ -26,10 +26,9 @@ impl Names for Dictionary<'_> {
         Some(format!("{namespace}/{name}"))
     }
 
-    fn policies(&self, direction: Direction, pod: End, peer: End) -> (Vec<String>, Vec<String>) {
+    fn policies(&self, direction: Direction, pod: End, peer: End) -> Named {
         let port = if direction == Direction::Egress { peer.port } else { pod.port };
         let asked = Asked { direction, pod: pod.address, peer: peer.address, protocol: self.protocol, port };
-        let found = self.cluster.and_then(|cluster| named::named(cluster, &asked)).unwrap_or_default();
-        (found.holding, found.allowing)
+        self.cluster.and_then(|cluster| named::named(cluster, &asked)).unwrap_or_default()
     }
 }

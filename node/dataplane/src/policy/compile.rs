@@ -11,7 +11,8 @@ use std::sync::Arc;
 use sluice_ebpf_common::{Guard, RuleKey};
 
 use super::model::{
-    Direction, Labels, NamedPort, Namespaces, Node, Peer, Pod, Policy, Port, Selector, Snapshot, TierName, TierPolicy, Which,
+    Direction, Labels, NamedPort, Namespaces, Node, Peer, Pod, Policy, Port, Selector, Snapshot, TierName, TierPolicy,
+    Which,
 };
 use super::ports::prefixes;
 use super::rules::{Rule, Sets, Tables};

@@ -107,11 +107,8 @@ fn tier_rules() -> impl Strategy<Value = Vec<TierRule>> {
     ];
     let action = prop::sample::select(&[Action::Accept, Action::Deny, Action::Pass][..]);
     let one = (action, prop::collection::vec(peer, 0..3), prop::collection::vec(port(), 0..3));
-    let rule = one.prop_map(|(action, peers, ports)| TierRule {
-        name: "".into(),
-        action,
-        matches: Allows { peers, ports },
-    });
+    let rule =
+        one.prop_map(|(action, peers, ports)| TierRule { name: "".into(), action, matches: Allows { peers, ports } });
     prop::collection::vec(rule, 0..4)
 }
 

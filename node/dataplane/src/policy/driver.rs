@@ -346,7 +346,7 @@ impl Dataplane {
                     compiler.set_tier(&(kind, name.clone()), view.map(|view| view.policy(kind)))
                 };
                 match heard {
-                    Heard::Object(event) => taken(event, |event| list.objects.take(event, set)),
+                    Heard::Object(event) => taken(*event, |event| list.objects.take(event, set)),
                     Heard::Installed(true) => !std::mem::replace(&mut list.installed, true),
                     Heard::Installed(false) => {
                         let gone = std::mem::take(&mut list.objects).known;

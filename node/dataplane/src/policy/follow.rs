@@ -20,7 +20,7 @@ type Said<V> = Result<Event<V>, watcher::Error>;
 pub(super) enum Heard {
     /// Is the kind installed?
     Installed(bool),
-    Object(Said<TierView>),
+    Object(Box<Said<TierView>>),
 }
 
 /// One kind: its definition is watched, and its objects while there is one.
@@ -77,7 +77,9 @@ impl Stream for Kind {
             return Poll::Ready(Some(Heard::Installed(installed)));
         }
         match &mut self.objects {
-            Some(objects) => objects.poll_next_unpin(context).map(|said| said.map(Heard::Object)),
+            Some(objects) => {
+                objects.poll_next_unpin(context).map(|said| said.map(|said| Heard::Object(Box::new(said))))
+            }
             None => Poll::Pending,
         }
     }

@@ -7,13 +7,13 @@
 
 pub(crate) mod compile;
 pub(crate) mod driver;
+mod follow;
 pub mod model;
 pub(crate) mod named;
 mod painting;
 mod ports;
 pub(crate) mod rules;
 pub(crate) mod store;
-mod follow;
 mod tier_views;
 mod tiers;
 mod views;

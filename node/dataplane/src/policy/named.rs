@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use super::model::{Direction, Namespaces, Peer, Pod, Port, Rule, Selector, Snapshot, Which};
+use super::model::{
+    Action, Direction, Labels, Namespaces, Peer, Pod, Port, Rule, Selector, Snapshot, Tier, TierKind, TierPolicy, Which,
+};
 use crate::Range;
 use crate::model::{ObjectName, Protocol};
 
@@ -17,13 +19,16 @@ pub(crate) struct Asked {
     pub(crate) port: u16,
 }
 
-/// Policies and rules as `namespace/name` and `namespace/name, ingress rule 1 (from pods team=x; TCP 80)`.
+/// Policies and rules as `namespace/name` and `namespace/name, ingress rule 1 (from pods team=x; TCP 80)`; those of the cluster by
+/// their kind, and in their place: `ClusterNetworkPolicy name`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Named {
     /// Policies that hold for the pod in this direction.
     pub(crate) holding: Vec<String>,
     /// Their rules that allow it.
     pub(crate) allowing: Vec<String>,
+    /// The one that denies it.
+    pub(crate) denying: Vec<String>,
 }
 
 /// The pod with an address, one that does not end before one that does.
@@ -37,18 +42,60 @@ pub(crate) fn pod_with(snapshot: &Snapshot, address: IpAddr) -> Option<(&ObjectN
 pub(crate) fn named(snapshot: &Snapshot, asked: &Asked) -> Option<Named> {
     let ((namespace, _), pod) = pod_with(snapshot, asked.pod)?;
     let mut found = Named::default();
-    let holding =
+    let labels = snapshot.namespaces.get(namespace);
+    let mut open = tier(snapshot, asked, pod, labels, Tier::Admin, &mut found, true);
+    let own =
         snapshot.policies.iter().filter(|((space, _), policy)| space == namespace && policy.pods.matches(&pod.labels));
-    for ((space, name), policy) in holding {
+    let mut isolated = false;
+    for ((space, name), policy) in own {
         let Some(rules) = policy.rules(asked.direction) else { continue };
+        isolated = true;
         found.holding.push(format!("{space}/{name}"));
-        let allowing = (1..).zip(rules).filter(|(_, rule)| allows(snapshot, space, rule, asked, pod));
+        let allowing = (1..).zip(rules).filter(|(_, rule)| open && allows(snapshot, space, rule, asked, pod));
         let text = |(number, rule): (usize, &Rule)| {
             format!("{space}/{name}, {} ({})", place(asked, number), rule_text(rule, asked))
         };
         found.allowing.extend(allowing.map(text));
     }
+    open &= !isolated;
+    tier(snapshot, asked, pod, labels, Tier::Baseline, &mut found, open);
     Some(found)
+}
+
+/// Adds a tier's policies that hold, and the rule that decides if it is asked at all (`open`); true if the next tier is asked.
+fn tier(
+    snapshot: &Snapshot,
+    asked: &Asked,
+    pod: &Pod,
+    home: Option<&Labels>,
+    tier: Tier,
+    found: &mut Named,
+    open: bool,
+) -> bool {
+    let holds = |it: &TierPolicy| {
+        it.tier == tier
+            && !it.rules(asked.direction).is_empty()
+            && home.is_some_and(|labels| it.namespaces.matches(labels))
+            && it.pods.matches(&pod.labels)
+    };
+    let mut holding: Vec<_> = snapshot.tiers.iter().filter(|(_, policy)| holds(policy)).collect();
+    holding.sort_by_key(|(name, policy)| (policy.priority, *name));
+    let title = |kind: TierKind, name: &str| format!("{} {name}", kind.name());
+    found.holding.extend(holding.iter().map(|((kind, name), _)| title(*kind, name)));
+    let rules = holding.iter().filter(|_| open).flat_map(|((kind, name), policy)| {
+        (1..).zip(policy.rules(asked.direction)).map(move |(number, rule)| (*kind, name, number, rule))
+    });
+    let mut matching = rules.filter(|(.., rule)| allows(snapshot, "", &rule.matches, asked, pod));
+    let Some((kind, name, number, rule)) = matching.next() else { return open };
+    let called = if rule.name.is_empty() { String::new() } else { format!(" \"{}\"", rule.name) };
+    let matches = rule_text(&rule.matches, asked);
+    let text = format!("{}, {}{called} ({matches})", title(kind, name), place(asked, number));
+    match rule.action {
+        Action::Accept => found.allowing.push(text),
+        Action::Deny => found.denying.push(text),
+        Action::Pass => return true,
+    }
+    false
 }
 
 fn place(asked: &Asked, number: usize) -> String {
@@ -237,5 +284,57 @@ mod tests {
         }
         assert_eq!(ask(Direction::Egress, "10.0.0.1", "10.0.0.2", 80), Some(Named::default()));
         assert_eq!(ask(Direction::Ingress, "10.0.0.3", "10.0.0.2", 80), None);
+    }
+
+    /// The tiers in their order, and who decides.
+    #[test]
+    fn the_policy_of_the_cluster_that_decides_is_named() {
+        let cluster = |name: &str, tier: &str, priority: u32, rules: Value| {
+            let spec = json!({"tier": tier, "priority": priority, "subject": {"namespaces": {}}, "ingress": rules});
+            object("ClusterNetworkPolicy", name, json!({"spec": spec}))
+        };
+        let from = |action: &str, name: &str, app: &str| {
+            let pods = json!({"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": app}}});
+            json!({"name": name, "action": action, "from": [{"pods": pods}]})
+        };
+        let pod = |name: &str, address: &str| {
+            let rest =
+                json!({"labels": {"app": name}, "spec": {"containers": []}, "status": {"podIPs": [{"ip": address}]}});
+            object("Pod", name, rest)
+        };
+        let mut objects = vec![
+            object("Namespace", "x", json!({"labels": {"team": "x"}})),
+            pod("a", "10.0.0.1"),
+            pod("b", "10.0.0.2"),
+            pod("c", "10.0.0.3"),
+            pod("d", "10.0.0.4"),
+            cluster("late", "Admin", 7, json!([from("Deny", "", "b"), from("Deny", "no c", "c")])),
+            cluster("early", "Admin", 3, json!([from("Accept", "", "b"), from("Pass", "", "d")])),
+            cluster("base", "Baseline", 3, json!([from("Deny", "no d", "d")])),
+        ];
+        let ask = |objects: &[Value], peer: &str| {
+            let (pod, peer) = ("10.0.0.1".parse().unwrap(), peer.parse().unwrap());
+            let asked = Asked { direction: Direction::Ingress, pod, peer, protocol: Protocol::Tcp, port: 80 };
+            named(&snapshot(objects).unwrap(), &asked).unwrap()
+        };
+        let holding = ["ClusterNetworkPolicy early", "ClusterNetworkPolicy late", "ClusterNetworkPolicy base"];
+        let spaces = "of namespaces of every label; every port)";
+        let found = ask(&objects, "10.0.0.2");
+        assert_eq!(found.holding, holding);
+        assert_eq!(found.allowing, [format!("ClusterNetworkPolicy early, ingress rule 1 (from pods app=b {spaces}")]);
+        let found = ask(&objects, "10.0.0.3");
+        let text = format!("ClusterNetworkPolicy late, ingress rule 2 \"no c\" (from pods app=c {spaces}");
+        assert_eq!((found.allowing, found.denying), (vec![], vec![text]));
+        let found = ask(&objects, "10.0.0.4");
+        let text = format!("ClusterNetworkPolicy base, ingress rule 1 \"no d\" (from pods app=d {spaces}");
+        assert_eq!(found.denying, [text]);
+        // A NetworkPolicy has the last word on what was passed on.
+        let open = json!({"spec": {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{}]}});
+        objects.push(object("NetworkPolicy", "open", open));
+        let found = ask(&objects, "10.0.0.4");
+        assert_eq!(
+            (found.allowing.as_slice(), found.denying.as_slice()),
+            (&["x/open, ingress rule 1 (from everybody; every port)".to_owned()][..], &[][..])
+        );
     }
 }

@@ -145,7 +145,8 @@ mod tests {
         let mut painting = Painting::new();
         painting.paint(tcp(443, 443), Paint::Allowed);
         painting.paint(tcp(0, u16::MAX), Paint::Denied);
-        let expected = [(0, 0, RuleKey::ANY_PORT, false), (6, 0, RuleKey::ANY_NUMBER, true), (6, 443, RuleKey::BITS, false)];
+        let expected =
+            [(0, 0, RuleKey::ANY_PORT, false), (6, 0, RuleKey::ANY_NUMBER, true), (6, 443, RuleKey::BITS, false)];
         assert_eq!(painting.entries(), expected);
         assert_eq!(Painting::new().entries(), [(0, 0, RuleKey::ANY_PORT, false)]);
     }

@@ -12,7 +12,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use serde::Deserialize;
 
-use super::model::{Action, Labels, Namespaces, Node, Peer, Port, Requirement, Rule, Selector, Tier, TierKind, TierPolicy, TierRule, Which};
+use super::model::{
+    Action, Labels, Namespaces, Node, Peer, Port, Requirement, Rule, Selector, Tier, TierKind, TierPolicy, TierRule,
+    Which,
+};
 use super::views::SelectorView;
 use crate::Range;
 use crate::model::Protocol;
@@ -279,7 +282,8 @@ impl TierRuleView {
             peers => peers.unwrap_or_default().into_iter().map(TierPeerView::peers).collect(),
         };
         let new = self.protocols.into_iter().flatten().map(ProtocolView::ports);
-        let ports: Vec<Option<Vec<Port>>> = new.chain(self.ports.into_iter().flatten().map(OldPortView::ports)).collect();
+        let ports: Vec<Option<Vec<Port>>> =
+            new.chain(self.ports.into_iter().flatten().map(OldPortView::ports)).collect();
         let any_port = ports.is_empty();
         let ports: Option<Vec<Vec<Port>>> = match action {
             Action::Accept => Some(ports.into_iter().map(Option::unwrap_or_default).collect()),
@@ -408,15 +412,25 @@ mod tests {
         let cases = [
             (new, json!({}), vec![]),
             (old, json!({}), vec![]),
-            (new, json!({"protocols": [{"udp": {"destinationPort": {"number": 53}}},
-                {"tcp": {"destinationPort": {"range": {"start": 80, "end": 90}}}}]}), some.clone()),
-            (old, json!({"ports": [{"portNumber": {"protocol": "UDP", "port": 53}},
-                {"portRange": {"start": 80, "end": 90}}]}), some),
+            (
+                new,
+                json!({"protocols": [{"udp": {"destinationPort": {"number": 53}}},
+                {"tcp": {"destinationPort": {"range": {"start": 80, "end": 90}}}}]}),
+                some.clone(),
+            ),
+            (
+                old,
+                json!({"ports": [{"portNumber": {"protocol": "UDP", "port": 53}},
+                {"portRange": {"start": 80, "end": 90}}]}),
+                some,
+            ),
             (new, json!({"protocols": [{"destinationNamedPort": "web"}]}), ports(&named)),
             (old, json!({"ports": [{"namedPort": "web"}]}), ports(&named)),
         ];
         for (kind, mut object, expected) in cases {
-            for (word, action) in [("Accept", Action::Accept), ("Allow", Action::Accept), ("Pass", Action::Pass), ("Deny", Action::Deny)] {
+            for (word, action) in
+                [("Accept", Action::Accept), ("Allow", Action::Accept), ("Pass", Action::Pass), ("Deny", Action::Deny)]
+            {
                 object["action"] = word.into();
                 object["name"] = "its name".into();
                 object["to"] = json!([{"networks": ["10.0.0.0/8", "fd00::/8"]}, {"nodes": {}}]);
@@ -433,7 +447,8 @@ mod tests {
     #[test]
     fn what_cannot_be_read_fails_closed() {
         let everything = TierRule { name: "".into(), action: Action::Deny, matches: Rule::default() };
-        for unknown in [json!({}), json!({"domainNames": ["example.com"]}), json!({"networks": ["10.0.0.0/8", "what"]})] {
+        for unknown in [json!({}), json!({"domainNames": ["example.com"]}), json!({"networks": ["10.0.0.0/8", "what"]})]
+        {
             for action in ["Deny", "Pass", "Unheard"] {
                 let object = json!({"action": action, "to": [{"namespaces": {}}, unknown]});
                 assert_eq!(rule(TierKind::ClusterNetworkPolicy, object), everything, "{action} {unknown}");
@@ -443,9 +458,11 @@ mod tests {
         }
         let to = json!([{"namespaces": {}}]);
         for unknown in [json!({}), json!({"quic": {}}), json!({"tcp": {}})] {
-            let denies = rule(TierKind::ClusterNetworkPolicy, json!({"action": "Deny", "to": to, "protocols": [unknown]}));
+            let denies =
+                rule(TierKind::ClusterNetworkPolicy, json!({"action": "Deny", "to": to, "protocols": [unknown]}));
             assert_eq!(denies, everything, "{unknown}");
-            let accepts = rule(TierKind::ClusterNetworkPolicy, json!({"action": "Accept", "to": to, "protocols": [unknown]}));
+            let accepts =
+                rule(TierKind::ClusterNetworkPolicy, json!({"action": "Accept", "to": to, "protocols": [unknown]}));
             assert_eq!(accepts.matches.ports, [Port { protocol: Protocol::Tcp, which: Which::None }], "{unknown}");
         }
     }

@@ -118,7 +118,8 @@ impl Compiler {
     /// The block that an address is looked up as; 0 for none.
     pub(super) fn block_of(&self, lengths: &BTreeSet<u32>, address: IpAddr) -> u32 {
         let lead = if address.is_ipv4() { 96 } else { 0 };
-        let ranges = lengths.iter().rev().filter_map(|bits| Range::new(address, u8::try_from(bits.checked_sub(lead)?).ok()?));
+        let ranges =
+            lengths.iter().rev().filter_map(|bits| Range::new(address, u8::try_from(bits.checked_sub(lead)?).ok()?));
         ranges.filter_map(|range| self.tables.blocks.get(&range)).next().copied().unwrap_or(0)
     }
 
@@ -126,11 +127,13 @@ impl Compiler {
     pub(super) fn tier_rules(&self, key: &SetKey, places: &Places) -> BTreeSet<Rule> {
         let lines = self.lines(key, places);
         let blocks = self.tables.blocks.values().map(|id| Cell { id: *id, block: *id, ports: None });
-        let classes = places.classes.iter().map(|(id, class)| Cell { id: *id, block: class.block, ports: Some(&class.ports) });
+        let classes =
+            places.classes.iter().map(|(id, class)| Cell { id: *id, block: class.block, ports: Some(&class.ports) });
         let mut made: BTreeMap<Fate<'_>, Arc<Vec<Entry>>> = BTreeMap::new();
         let mut found: BTreeMap<u32, Arc<Vec<Entry>>> = BTreeMap::new();
         for cell in blocks.chain(classes.clone()) {
-            let entries = made.entry(fate(&lines.all, &cell)).or_insert_with_key(|fate| Arc::new(paint(key, &lines, fate)));
+            let entries =
+                made.entry(fate(&lines.all, &cell)).or_insert_with_key(|fate| Arc::new(paint(key, &lines, fate)));
             found.insert(cell.id, entries.clone());
         }
         let mut others = found.values();
