@@ -2,6 +2,7 @@
 
 use super::parameters::{self, Parameter, named};
 use crate::resource::{Resource, Subresource};
+use crate::schema;
 
 /// A path with its operations.
 pub(super) struct Route {
@@ -23,6 +24,8 @@ pub(super) struct Operation {
     pub(super) parameters: Vec<&'static Parameter>,
     /// The schema of the body.
     pub(super) body: Option<String>,
+    /// Media types of the body.
+    pub(super) takes: &'static [&'static str],
     /// The schema of the answer; `None`: text.
     pub(super) answer: Option<String>,
     pub(super) codes: &'static [&'static str],
@@ -30,7 +33,7 @@ pub(super) struct Operation {
 
 pub(super) const DELETE_OPTIONS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions";
 pub(super) const LIST_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta";
-pub(super) const PATCH: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Patch";
+const PATCH: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Patch";
 const RESOURCE_LIST: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.APIResourceList";
 const STATUS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Status";
 
@@ -45,6 +48,7 @@ pub(super) fn version_route(group: &str, version: &str) -> Route {
         tag: tag(group, version),
         parameters: Vec::new(),
         body: None,
+        takes: ANY,
         answer: Some(RESOURCE_LIST.into()),
         codes: &["200", "401"],
     };
@@ -106,7 +110,7 @@ pub(super) fn list_schema(row: &Resource) -> String {
 }
 
 fn main_operation(row: &Resource, verb: &'static str) -> Operation {
-    let schema = || Some(row.schema.to_string());
+    let own = || Some(row.schema.to_string());
     let scope = if row.namespaced { "Namespaced" } else { "" };
     let camel = camel(&row.group, &row.version);
     let kind = &row.kind;
@@ -114,9 +118,9 @@ fn main_operation(row: &Resource, verb: &'static str) -> Operation {
     let (body, answer) = match verb {
         "list" => (None, Some(list_schema(row))),
         "deletecollection" | "delete" => (Some(DELETE_OPTIONS.to_owned()), Some(STATUS.to_owned())),
-        "create" | "update" => (schema(), schema()),
-        "patch" => (Some(PATCH.to_owned()), schema()),
-        _ => (None, schema()),
+        "create" | "update" => (own(), own()),
+        "patch" => (Some(PATCH.to_owned()), own()),
+        _ => (None, own()),
     };
     let id = match verb {
         "deletecollection" => format!("delete{camel}Collection{scope}{kind}"),
@@ -131,6 +135,12 @@ fn main_operation(row: &Resource, verb: &'static str) -> Operation {
         tag: tag(&row.group, &row.version),
         parameters: named(form.parameters),
         body,
+        takes: match verb {
+            // Clients go by this when they choose how to say a change.
+            "patch" if schema::builtin().get(&row.schema).is_none() => &PATCH_TYPES[..3],
+            "patch" => &PATCH_TYPES,
+            _ => ANY,
+        },
         answer,
         codes: form.codes,
     }
@@ -228,12 +238,14 @@ fn upper_first(text: &str) -> String {
     text.chars().take(1).map(|c| c.to_ascii_uppercase()).chain(text.chars().skip(1)).collect()
 }
 
-/// The media types of patches.
-pub(super) const PATCH_TYPES: [&str; 4] = [
+const ANY: &[&str] = &["*/*"];
+
+/// The media types of patches. Custom resources have no strategies, so they do not take the last one.
+const PATCH_TYPES: [&str; 4] = [
     "application/json-patch+json",
     "application/merge-patch+json",
-    "application/strategic-merge-patch+json",
     "application/apply-patch+yaml",
+    "application/strategic-merge-patch+json",
 ];
 
 /// What an HTTP code means in the documents.

@@ -44,6 +44,27 @@ fn patches_take_field_validation() {
     assert_eq!(patch["x-kubernetes-action"], "patch");
 }
 
+/// kubectl says a change to a custom resource by strategy if the documents let it, which the server refuses.
+#[test]
+fn custom_resources_take_no_strategic_patches() {
+    let mut row = (**builtin().by_kind("apps", "v1", "Deployment").unwrap()).clone();
+    (row.group, row.schema) = ("z.com".into(), "com.z.v1.Deployment".into());
+    let registry = Registry::new(builtin().iter().cloned().chain([std::sync::Arc::new(row)]));
+    let path = |group: &str| format!("/apis/{group}/v1/namespaces/{{namespace}}/deployments/{{name}}");
+    for (group, strategic) in [("apps", true), ("z.com", false)] {
+        let new = v3(&registry, &format!("apis/{group}/v1")).unwrap();
+        let new = new["paths"][path(group)]["patch"]["requestBody"]["content"].as_object().unwrap().clone();
+        let old = v2(&registry)["paths"][path(group)]["patch"]["consumes"].clone();
+        let old: Vec<&str> = old.as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        for (name, kept) in
+            [("strategic-merge-patch+json", strategic), ("merge-patch+json", true), ("apply-patch+yaml", true)]
+        {
+            let name = format!("application/{name}");
+            assert_eq!((new.contains_key(&name), old.contains(&name.as_str())), (kept, kept), "{group} {name}");
+        }
+    }
+}
+
 #[test]
 fn paths_and_operations_are_upstreams() {
     let (core, apps) = (v3(builtin(), "api/v1").unwrap(), apps());

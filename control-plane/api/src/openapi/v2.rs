@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json, value::RawValue};
 
 use super::{
     Paths, info, proto,
-    routes::{Operation, PATCH, PATCH_TYPES, Route, meaning, routes, version_route},
+    routes::{Operation, Route, meaning, routes, version_route},
     security_schemes,
     types::components,
 };
@@ -96,7 +96,6 @@ fn path_item(route: &Route) -> Value {
 }
 
 fn operation(operation: &Operation) -> Value {
-    let patch = operation.body.as_deref() == Some(PATCH);
     let produces: &[&str] = match (&operation.answer, operation.action) {
         (None, "get") => &["text/plain"],
         (None, _) => &["*/*"],
@@ -114,7 +113,7 @@ fn operation(operation: &Operation) -> Value {
     parameters.extend(operation.parameters.iter().map(|p| p.v2()));
     let mut out = json!({
         "description": operation.description,
-        "consumes": if patch { &PATCH_TYPES[..] } else { &["*/*"] },
+        "consumes": operation.takes,
         "produces": produces,
         "schemes": ["https"],
         "tags": [operation.tag],

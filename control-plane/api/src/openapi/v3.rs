@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json, value::RawValue};
 
 use super::{
     Paths, info, parse_path,
-    routes::{Operation, PATCH, Route, routes, version_route},
+    routes::{Operation, Route, routes, version_route},
     security_schemes,
     types::components,
 };
@@ -75,8 +75,7 @@ fn operation(operation: &Operation) -> Value {
         out["parameters"] = operation.parameters.iter().map(|p| p.v3()).collect();
     }
     if let Some(body) = &operation.body {
-        let types: &[&str] = if body == PATCH { &super::routes::PATCH_TYPES } else { &["*/*"] };
-        out["requestBody"] = json!({"content": content(types, &schema(Some(body)))});
+        out["requestBody"] = json!({"content": content(operation.takes, &schema(Some(body)))});
         if operation.method != "delete" {
             out["requestBody"]["required"] = json!(true);
         }
