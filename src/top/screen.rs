@@ -7,32 +7,128 @@ use sluice_dataplane::{By, Spread};
 use super::rates::{Rate, Rates};
 use crate::services::spread;
 
+/// Columns of figures behind a name, by their widths, the one that narrow screens miss least first.
+const FIGURES: [(Figure, usize); 6] = [
+    (Figure::Second, 11),
+    (Figure::Protocol, 6),
+    (Figure::Latency, 19),
+    (Figure::Failed, 9),
+    (Figure::Bytes, 11),
+    (Figure::Connections, 9),
+];
+
+/// In the order of a line.
+const ORDER: [Figure; 6] =
+    [Figure::Protocol, Figure::Connections, Figure::Second, Figure::Bytes, Figure::Failed, Figure::Latency];
+
+/// The width of names where there is room, and the one that figures leave to them.
+const NAME: usize = 42;
+const NARROW: usize = 28;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Figure {
+    Protocol,
+    Connections,
+    /// Packets of Services, connections that pods accepted.
+    Second,
+    Bytes,
+    Failed,
+    Latency,
+}
+
+/// What a line of names and figures is made of.
+struct Layout {
+    name: usize,
+    figures: Vec<(Figure, usize)>,
+}
+
+impl Layout {
+    fn of(columns: usize) -> Layout {
+        let width = |figures: &[(Figure, usize)]| figures.iter().map(|(_, width)| width + 1).sum::<usize>();
+        let missed = (0..FIGURES.len()).find(|missed| width(&FIGURES[*missed..]).saturating_add(NARROW) <= columns);
+        let kept = &FIGURES[missed.unwrap_or(FIGURES.len())..];
+        let in_line = |figure: &Figure| kept.iter().find(|(known, _)| known == figure).copied();
+        let name = columns.saturating_sub(width(kept)).clamp(1, NAME);
+        Layout { name, figures: ORDER.iter().filter_map(in_line).collect() }
+    }
+
+    fn line(&self, name: &str, text: impl Fn(Figure) -> String) -> String {
+        let mut line = format!("{:<width$}", shortened(name, self.name), width = self.name);
+        for (figure, width) in &self.figures {
+            // Writing to a String cannot fail.
+            let _ = match figure {
+                Figure::Protocol => write!(line, " {:<width$}", text(*figure)),
+                _ => write!(line, " {:>width$}", text(*figure)),
+            };
+        }
+        line
+    }
+
+    fn heading(&self, name: &str, [protocol, first, second]: [&str; 3]) -> String {
+        self.line(name, |figure| {
+            match figure {
+                Figure::Protocol => protocol,
+                Figure::Connections => first,
+                Figure::Second => second,
+                Figure::Bytes => "BYTES/S",
+                Figure::Failed => "FAILED/S",
+                Figure::Latency => "CONNECT 50% / 99%",
+            }
+            .to_owned()
+        })
+    }
+
+    fn row(&self, rate: &Rate, protocol: &str, second: Option<f64>) -> String {
+        self.line(&rate.name, |figure| match figure {
+            Figure::Protocol => protocol.to_owned(),
+            Figure::Connections => number(rate.connections),
+            Figure::Second => number(second.unwrap_or(0.0)),
+            Figure::Bytes => number(rate.bytes),
+            Figure::Failed => number(rate.failed),
+            Figure::Latency => latency(rate.connect),
+        })
+    }
+
+    fn services(&self, rates: &Rates) -> (String, Vec<String>) {
+        let rows = rates.services.iter().map(|rate| self.row(rate, rate.protocol.unwrap_or(""), rate.packets));
+        (self.heading("SERVICE", ["PROTO", "CONN/S", "PACKETS/S"]), rows.collect())
+    }
+
+    fn pods(&self, rates: &Rates) -> (String, Vec<String>) {
+        let rows = rates.pods.iter().map(|rate| self.row(rate, "", rate.accepted));
+        (self.heading("POD", ["", "OPENED/S", "ACCEPTED/S"]), rows.collect())
+    }
+}
+
+/// A name that fits, with its middle left out: ends tell Services apart by their ports, and pods of a set.
+fn shortened(name: &str, width: usize) -> String {
+    let letters: Vec<char> = name.chars().collect();
+    if letters.len() <= width {
+        return name.to_owned();
+    }
+    let end = (width - 1) / 2;
+    letters[..width - 1 - end].iter().chain(['…'].iter()).chain(&letters[letters.len() - end..]).collect()
+}
+
+/// Those that happened, without their sums where there is little room.
+fn drops(rates: &Rates, columns: usize) -> (String, Vec<String>) {
+    let line = |rate: String, all: String, by: &str, reason: &str, text: &str| {
+        let all = if columns < NARROW + 85 { String::new() } else { format!(" {all:>12}") };
+        format!("{rate:>11}{all}  {by:<7} {reason:<24} {text}")
+    };
+    let heading = line("DROPS/S".into(), "ALL".into(), "BY", "REASON", "MEANING");
+    let happened = rates.drops.iter().filter(|drop| drop.packets > 0.0 || drop.total > 0);
+    let rows = happened.map(|drop| {
+        let by = if drop.by == By::Sluice { "sluice" } else { "kernel" };
+        line(number(drop.packets), drop.total.to_string(), by, &drop.reason, &drop.text)
+    });
+    (heading, rows.collect())
+}
+
 /// Lines of a screen of this size; `rows` 0 is for one as long as it has to be.
 pub(super) fn lines(rates: &Rates, node: &str, columns: usize, rows: usize) -> Vec<String> {
-    let drops = rates.drops.iter().filter(|drop| drop.packets > 0.0 || drop.total > 0);
-    let drops: Vec<String> = drops
-        .map(|drop| {
-            let by = if drop.by == By::Sluice { "sluice" } else { "kernel" };
-            format!("{:>11} {:>12}  {by:<7} {:<24} {}", number(drop.packets), drop.total, drop.reason, drop.text)
-        })
-        .collect();
-    let sections = [
-        (
-            format!(
-                "{:<42} {:<6} {:>9} {:>11} {:>11} {:>9} {:>19}",
-                "SERVICE", "PROTO", "CONN/S", "PACKETS/S", "BYTES/S", "FAILED/S", "CONNECT 50% / 99%"
-            ),
-            rates.services.iter().map(service).collect::<Vec<_>>(),
-        ),
-        (
-            format!(
-                "{:<42} {:<6} {:>9} {:>11} {:>11} {:>9} {:>19}",
-                "POD", "", "OPENED/S", "ACCEPTED/S", "BYTES/S", "FAILED/S", "CONNECT 50% / 99%"
-            ),
-            rates.pods.iter().map(pod).collect(),
-        ),
-        (format!("{:>11} {:>12}  {:<7} {:<24} {}", "DROPS/S", "ALL", "BY", "REASON", "MEANING"), drops),
-    ];
+    let layout = Layout::of(columns);
+    let sections = [layout.services(rates), layout.pods(rates), drops(rates, columns)];
     let mut all = vec![format!("sluice top  {node}")];
     // What is left for the rows below the headings, and the empty lines between.
     let room = rows.saturating_sub(1 + 2 * sections.len());
@@ -63,35 +159,9 @@ fn shares(needs: [usize; 3], room: usize) -> [usize; 3] {
 
 /// A table of Services alone.
 pub(crate) fn services(rates: &Rates) -> String {
-    let mut out = format!(
-        "{:<42} {:<6} {:>9} {:>11} {:>11} {:>9} {:>19}\n",
-        "SERVICE", "PROTO", "CONN/S", "PACKETS/S", "BYTES/S", "FAILED/S", "CONNECT 50% / 99%"
-    );
-    for rate in &rates.services {
-        // Writing to a String cannot fail.
-        let _ = writeln!(out, "{}", service(rate));
-    }
-    out
-}
-
-fn service(rate: &Rate) -> String {
-    row(rate, rate.protocol.unwrap_or(""), rate.packets)
-}
-
-fn pod(rate: &Rate) -> String {
-    row(rate, "", rate.accepted)
-}
-
-fn row(rate: &Rate, protocol: &str, second: Option<f64>) -> String {
-    format!(
-        "{:<42} {protocol:<6} {:>9} {:>11} {:>11} {:>9} {:>19}",
-        rate.name,
-        number(rate.connections),
-        number(second.unwrap_or(0.0)),
-        number(rate.bytes),
-        number(rate.failed),
-        latency(rate.connect)
-    )
+    let (heading, rows) = Layout::of(usize::MAX).services(rates);
+    let lines = [heading].into_iter().chain(rows);
+    lines.map(|line| line + "\n").collect()
 }
 
 fn latency(connect: Option<Spread>) -> String {
@@ -156,6 +226,32 @@ mod tests {
             "        1.5           20  sluice  Reason0                  why",
         ];
         assert_eq!(lines, expected);
+    }
+
+    /// At 80 columns everything that is shown is whole: less is shown, and names lose their middles.
+    #[test]
+    fn a_narrow_screen_leaves_columns_out() {
+        let mut rates = all(1);
+        rates.services[0].name = "production/checkout-frontend-canary:https".into();
+        let expected = [
+            "sluice top  n1",
+            "",
+            "SERVICE                         CONN/S     BYTES/S  FAILED/S   CONNECT 50% / 99%",
+            "production/che…canary:https        100        2.5M       0.5      64 µs / 2.0 ms",
+            "",
+            "POD                           OPENED/S     BYTES/S  FAILED/S   CONNECT 50% / 99%",
+            "shop/pod-0                         100        2.5M       0.5      64 µs / 2.0 ms",
+            "",
+            "    DROPS/S  BY      REASON                   MEANING",
+            "        1.5  sluice  Reason0                  why",
+        ];
+        assert_eq!(lines(&rates, "n1", 80, 0), expected);
+        let figures = |columns| Layout::of(columns).figures.len();
+        let table = [(113, 6), (99, 6), (98, 5), (86, 4), (79, 3), (60, 3), (59, 2), (40, 1), (30, 0), (0, 0)];
+        for (columns, expected) in table {
+            assert_eq!(figures(columns), expected, "{columns}");
+        }
+        assert_eq!((shortened("abcdef", 4), shortened("abcdef", 1), shortened("abc", 3)), ("ab…f".into(), "…".into(), "abc".into()));
     }
 
     #[test]

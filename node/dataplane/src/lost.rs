@@ -194,6 +194,81 @@ const TEXTS: &[(&str, &str)] = &[
     ("ICMP_CSUM", "its ICMP checksum is wrong"),
     ("INVALID_PROTO", "it is of a protocol that the link does not take"),
     ("UNHANDLED_PROTO", "nobody takes its protocol"),
+    ("ARP_PVLAN_DISABLE", "an ARP question that a private VLAN does not let through"),
+    ("BRIDGE_INGRESS_STP_STATE", "the bridge's port does not forward (spanning tree)"),
+    ("CAKE_FLOOD", "the link's queue (cake) drops a flood"),
+    ("CAN_RX_INVALID_FRAME", "it is no valid CAN frame"),
+    ("CANFD_RX_INVALID_FRAME", "it is no valid CAN FD frame"),
+    ("CANXL_RX_INVALID_FRAME", "it is no valid CAN XL frame"),
+    ("DUALPI2_STEP_DROP", "the link's queue (dualpi2) is above its threshold"),
+    ("DUP_FRAG", "this fragment came before"),
+    ("FQ_BAND_LIMIT", "a band of the link's queue (fq) was full"),
+    ("FQ_FLOW_LIMIT", "the flow has too much in the link's queue (fq)"),
+    ("FQ_HORIZON_LIMIT", "its time to be sent is too far ahead (fq)"),
+    ("FRAG_REASM_TIMEOUT", "its other fragments did not come in time"),
+    ("FRAG_TOO_FAR", "its other fragments are too far behind"),
+    ("HDR_TRUNC", "its headers are cut short"),
+    ("IPV6DISABLED", "IPv6 is off on the link"),
+    ("IPV6_BAD_EXTHDR", "its IPv6 extension headers are wrong"),
+    ("IPV6_NDISC_BAD_CODE", "a message of neighbour discovery with a wrong code"),
+    ("IPV6_NDISC_BAD_OPTIONS", "a message of neighbour discovery with wrong options"),
+    ("IPV6_NDISC_FRAG", "a message of neighbour discovery in fragments"),
+    ("IPV6_NDISC_HOP_LIMIT", "a message of neighbour discovery from beyond the link"),
+    ("IPV6_NDISC_NS_OTHERHOST", "it asks for another machine's neighbour address"),
+    ("IP_INVALID_DEST", "its destination is no address that may be one"),
+    ("IP_INVALID_SOURCE", "its source is no address that may be one"),
+    ("IP_LOCALNET", "a loopback address outside of the machine (127.0.0.0/8)"),
+    ("IP_TUNNEL_ECN", "its congestion marks inside and outside of the tunnel do not fit"),
+    ("LOCAL_MAC", "its source is this machine's own link address"),
+    ("MAC_IEEE_MAC_CONTROL", "a control frame of the link itself"),
+    ("MAC_INVALID_SOURCE", "its source is no link address that may be one"),
+    ("NEIGH_CREATEFAIL", "no entry for the next hop could be made: the neighbour table is full"),
+    ("NEIGH_HH_FILLFAIL", "the link's header for the next hop could not be made"),
+    ("NO_TX_TARGET", "no port of the link's device could send it"),
+    ("PACKET_SOCK_ERROR", "a capture's socket could not take it"),
+    ("PFMEMALLOC", "memory is so short that it is kept for other sockets"),
+    ("PROTO_MEM", "the protocol's memory is used up (udp_mem, tcp_mem)"),
+    ("PSP_INPUT", "what came in is not as its encryption (PSP) has it"),
+    ("PSP_OUTPUT", "what goes out is not as its encryption (PSP) has it"),
+    ("QDISC_CONGESTED", "the link's queue drops early, as it fills"),
+    ("QDISC_OVERLIMIT", "the link's queue was full"),
+    ("QUEUE_PURGE", "the queue that it was in was emptied"),
+    ("RECURSION_LIMIT", "it went through too many devices within one another"),
+    ("SECURITY_HOOK", "a security module (SELinux, AppArmor) refused it"),
+    ("SKB_CSUM", "its checksum could not be made, or is wrong"),
+    ("SKB_GSO_SEG", "it could not be cut into packets"),
+    ("SKB_UCOPY_FAULT", "its data could not be copied from or to the program"),
+    ("TAP_FILTER", "a filter on the tap device refused it"),
+    ("TAP_TXFILTER", "the tap device's addresses do not include it"),
+    ("TCP_ABORT_ON_DATA", "data came for a connection that its program has closed"),
+    ("TCP_ACK_UNSENT_DATA", "it acknowledges what was not sent yet"),
+    ("TCP_AOFAILURE", "its TCP-AO signature is wrong"),
+    ("TCP_AOKEYNOTFOUND", "its TCP-AO key is unknown"),
+    ("TCP_AONOTFOUND", "it has no TCP-AO signature, and needs one"),
+    ("TCP_AOUNEXPECTED", "it has a TCP-AO signature that nobody expects"),
+    ("TCP_AUTH_HDR", "its TCP signatures are malformed"),
+    ("TCP_FASTOPEN", "its data came with fast open, and is there already"),
+    ("TCP_INVALID_END_SEQUENCE", "its data ends beyond the window"),
+    ("TCP_MD5FAILURE", "its TCP-MD5 signature is wrong"),
+    ("TCP_MD5NOTFOUND", "it has no TCP-MD5 signature, and needs one"),
+    ("TCP_MD5UNEXPECTED", "it has a TCP-MD5 signature that nobody expects"),
+    ("TCP_MINTTL", "it came from farther away than the socket allows"),
+    ("TCP_OFO_DROP", "out of order, and there was no memory to keep it"),
+    ("TCP_OFO_QUEUE_PRUNE", "what came out of order was dropped, as memory is short"),
+    ("TCP_OLD_SEQUENCE", "its TCP sequence number is before what is expected"),
+    ("TCP_RFC7323_PAWS_ACK", "its time stamp is older than what came before, as late acknowledgements' are"),
+    ("TCP_RFC7323_TSECR", "it echoes a time stamp that was not sent"),
+    ("TCP_RFC7323_TW_PAWS", "its time stamp is older than that of the connection which ended there"),
+    ("TC_CHAIN_NOTFOUND", "a filter on a link points to a chain that is not there"),
+    ("TC_COOKIE_ERROR", "filters on a link lost what they kept about it"),
+    ("TC_RECLASSIFY_LOOP", "filters on a link sent it in a circle"),
+    ("TUNNEL_TXINFO", "nobody said where the tunnel should send it"),
+    ("UNIX_DISCONNECT", "the other end of the Unix socket is gone"),
+    ("UNIX_SKIP_OOB", "an urgent byte of a Unix socket was passed over"),
+    ("VXLAN_ENTRY_EXISTS", "the VXLAN device knows its sender behind another tunnel"),
+    ("VXLAN_INVALID_HDR", "its VXLAN header is malformed"),
+    ("VXLAN_VNI_NOT_FOUND", "nobody takes its VXLAN network"),
+    ("XFRM_POLICY", "an IPsec policy refused it"),
     ("SUBSYSTEM", "a subsystem (wireless, Open vSwitch, …) dropped it for a reason of its own"),
 ];
 
@@ -225,5 +300,16 @@ mod tests {
         let unknown: Vec<_> = TEXTS.iter().map(|(name, _)| *name).filter(|name| !known(name)).collect();
         // Kernels come and go with some of them; a misspelt one would be unknown everywhere.
         assert!(unknown.len() * 4 < TEXTS.len(), "{unknown:?}");
+    }
+
+    #[test]
+    fn the_kernels_reasons_have_sentences() {
+        let names = names().as_ref().unwrap();
+        let own = names.iter().map(|(_, name)| name.trim_start_matches(PREFIX));
+        // Numbers of subsystems and of the end are no reasons.
+        let reasons: Vec<&str> = own.filter(|name| *name != "MAX" && !name.starts_with("SUBSYS")).collect();
+        let dumb: Vec<_> = reasons.iter().filter(|name| !TEXTS.iter().any(|(known, _)| known == *name)).collect();
+        // A later kernel has some of its own.
+        assert!(dumb.len() * 10 < reasons.len(), "{dumb:?}");
     }
 }

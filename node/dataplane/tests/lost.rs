@@ -26,6 +26,14 @@ fn what_is_lost_is_counted_by_reason() {
             let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
             socket.send_to(b"x", nobody).unwrap();
         }
+        // To a socket whose program does not read.
+        let slow = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for _ in 0..2_000 {
+            sender.send_to(&[0; 1_000], slow.local_addr().unwrap()).unwrap();
+        }
+        slow.set_nonblocking(true).unwrap();
+        let kept = std::iter::from_fn(|| slow.recv(&mut [0; 1_000]).ok()).count() as u64;
         // A service without endpoints: the data plane refuses it.
         dataplane.apply(&service(Protocol::Tcp, "10.96.0.10:80", 0, &[])).unwrap();
         assert!(connect("10.96.0.10:80").is_err());
@@ -36,6 +44,8 @@ fn what_is_lost_is_counted_by_reason() {
             packets(&after, By::Kernel, "NO_SOCKET") >= packets(&before, By::Kernel, "NO_SOCKET") + 20,
             "{after:?}"
         );
+        let full = |drops: &Drops| packets(drops, By::Kernel, "SOCKET_RCVBUFF");
+        assert!(kept < 2_000 && full(&after) >= full(&before) + 2_000 - kept, "{kept} kept, {after:?}");
         drop(dataplane);
         let kept = seen();
         assert!(packets(&kept, By::Kernel, "NO_SOCKET") >= packets(&after, By::Kernel, "NO_SOCKET"), "{kept:?}");
