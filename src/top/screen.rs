@@ -251,7 +251,10 @@ mod tests {
         for (columns, expected) in table {
             assert_eq!(figures(columns), expected, "{columns}");
         }
-        assert_eq!((shortened("abcdef", 4), shortened("abcdef", 1), shortened("abc", 3)), ("ab…f".into(), "…".into(), "abc".into()));
+        assert_eq!(
+            (shortened("abcdef", 4), shortened("abcdef", 1), shortened("abc", 3)),
+            ("ab…f".into(), "…".into(), "abc".into())
+        );
     }
 
     #[test]

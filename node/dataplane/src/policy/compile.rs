@@ -14,7 +14,7 @@ use super::model::{
     Direction, Labels, NamedPort, Namespaces, Node, Peer, Pod, Policy, Port, Selector, Snapshot, TierName, TierPolicy,
     Which,
 };
-use super::ports::prefixes;
+use super::ports::{called, prefixes};
 use super::rules::{Rule, Sets, Tables};
 use super::tiers::Placed;
 use crate::intern::Texts;
@@ -81,8 +81,9 @@ pub(crate) struct Compiler {
     /// Policies that hold for a pod of this node.
     active: BTreeSet<ObjectName>,
     pub(super) active_tiers: BTreeSet<Placed>,
-    /// Something that policies of the cluster depend on is another now.
-    tiers_changed: bool,
+    changed_tiers: BTreeSet<TierName>,
+    /// Namespaces or nodes that policies of the cluster may name are others now.
+    homes_changed: bool,
     selectors: BTreeMap<PeerSelector, u32>,
     names: BTreeSet<(Arc<str>, Protocol)>,
     classes: BTreeMap<Class, u32>,
@@ -171,7 +172,7 @@ impl Compiler {
         let first = (name.clone(), Arc::default());
         let pods = self.pods.range(first..).map(|(name, _)| name).take_while(|(space, _)| space == name);
         self.changed_pods.extend(pods.cloned());
-        self.tiers_changed |= !self.tiers.is_empty();
+        self.homes_changed |= !self.tiers.is_empty();
         true
     }
 
@@ -195,7 +196,9 @@ impl Compiler {
             Some(policy) => drop(self.tiers.insert(name.clone(), policy)),
             None => drop(self.tiers.remove(name)),
         }
-        self.tiers_changed |= changed;
+        if changed {
+            self.changed_tiers.insert(name.clone());
+        }
         changed
     }
 
@@ -206,7 +209,7 @@ impl Compiler {
             Some(node) => drop(self.nodes.insert(name.clone(), node)),
             None => drop(self.nodes.remove(name)),
         }
-        self.tiers_changed |= changed && !self.tiers.is_empty();
+        self.homes_changed |= changed && !self.tiers.is_empty();
         changed
     }
 
@@ -252,6 +255,8 @@ impl Compiler {
         let changed_pods = mem::take(&mut self.changed_pods);
         self.apply_policies(&changed_policies);
         let tiers = self.apply_tiers();
+        let changed_tiers = mem::take(&mut self.changed_tiers);
+        let homes = mem::take(&mut self.homes_changed);
         let active: BTreeSet<ObjectName> =
             self.locals.values().flat_map(|local| local.policies.iter().cloned()).collect();
         let policies = tiers || active != self.active || !changed_policies.is_disjoint(&active);
@@ -271,7 +276,7 @@ impl Compiler {
             changed |= mem::take(&mut local.changed);
         }
         if changed || self.tables.guards.len() != self.locals.len() {
-            self.make_sets(classes || blocks || tiers, &changed_policies);
+            self.make_sets(classes || blocks || homes, &changed_policies, &changed_tiers);
         }
         &self.tables
     }
@@ -302,7 +307,7 @@ impl Compiler {
 
     /// Finds those of the cluster; true if there are any whose rules may be others now.
     fn apply_tiers(&mut self) -> bool {
-        let changed = mem::take(&mut self.tiers_changed);
+        let changed = self.homes_changed || !self.changed_tiers.is_empty();
         let of = |local: &Local| {
             let (labels, _) = local.pod.as_ref()?;
             (changed || local.changed).then(|| self.placed(&local.name, labels))
@@ -412,7 +417,7 @@ impl Compiler {
     }
 
     /// Makes the guards of this node's pods and their sets: all of them anew, or those with one of these policies.
-    fn make_sets(&mut self, all: bool, changed: &BTreeSet<ObjectName>) {
+    fn make_sets(&mut self, all: bool, changed: &BTreeSet<ObjectName>, changed_tiers: &BTreeSet<TierName>) {
         let (mut made, mut sets) = (BTreeMap::new(), BTreeMap::new());
         let mut next = self.next;
         let mut guards = BTreeMap::new();
@@ -442,7 +447,9 @@ impl Compiler {
                     next += 1;
                     next - 1
                 });
-                let stays = !all && !key.policies.iter().any(|name| changed.contains(name));
+                let other = |(_, _, kind, name): &Placed| changed_tiers.contains(&(*kind, name.clone()));
+                let stays =
+                    !all && !key.policies.iter().any(|name| changed.contains(name)) && !key.tiers.iter().any(other);
                 let rules = match self.tables.sets.get(&id).filter(|_| stays) {
                     Some(rules) => rules.clone(),
                     None => {
@@ -555,11 +562,6 @@ impl Places {
         }
         Places { classes: classes.iter().map(|(class, id)| (*id, class.clone())).collect(), meeting }
     }
-}
-
-/// Ports of a protocol with a name.
-pub(super) fn called<'a>(ports: &'a [NamedPort], name: &'a str, protocol: Protocol) -> impl Iterator<Item = u16> + 'a {
-    ports.iter().filter(move |known| &*known.name == name && known.protocol == protocol).map(|known| known.port)
 }
 
 fn anything(who: u32) -> Rule {

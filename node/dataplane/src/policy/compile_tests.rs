@@ -432,6 +432,58 @@ fn a_change_costs_what_changed() {
     assert_eq!(plan.peers.len(), 1);
 }
 
+/// A thousand pods of this node under a hundred policies of the cluster, with 25 rules each: pods that fare alike share a set,
+/// and a class of pods that fares as all others has no rules of its own.
+#[test]
+fn policies_of_the_cluster_stay_small() {
+    let app = |at: usize| Selector(vec![Requirement::In("app".into(), [format!("app-{at}").into()].into())]);
+    let mut compiler = Compiler::new(1);
+    compiler.set_namespace(&"x".into(), Some(Labels::default()));
+    for at in 0..1_000 {
+        let pod = Pod {
+            labels: [("app", format!("app-{}", at % 100))].into_iter().collect(),
+            addresses: [IpAddr::from([10, 1, (at / 256) as u8, (at % 256) as u8])].into(),
+            ..Pod::default()
+        };
+        compiler.set_pod(&name(0, at), Some(pod));
+        compiler.set_link(at as u32 + 1, name(0, at));
+    }
+    let policy = |at: usize, port: u16| {
+        let rule = |more: usize| TierRule {
+            name: "".into(),
+            action: [Action::Deny, Action::Pass][more % 2],
+            matches: Allows {
+                peers: vec![Peer::Pods(Namespaces::Labelled(Selector::default()), app((at + more) % 100))],
+                ports: vec![Port { protocol: Protocol::Tcp, which: Which::Numbers(port, port + 9) }],
+            },
+        };
+        TierPolicy {
+            tier: Tier::Admin,
+            priority: at as u32,
+            namespaces: Selector::default(),
+            pods: app(at),
+            ingress: (0..25).map(rule).collect(),
+            egress: Vec::new(),
+        }
+    };
+    for at in 0..100 {
+        compiler.set_tier(&tier_name(at * 4), Some(policy(at, 80)));
+    }
+    let started = std::time::Instant::now();
+    let before = compiler.compile().clone();
+    println!("all at once: {:?}", started.elapsed());
+    // Of each policy's 25 classes 13 are denied ten ports, which are two prefixes; all others fare as the two blocks do.
+    let rules: usize = before.sets.values().map(|rules| rules.len()).sum();
+    assert_eq!((before.guards.len(), before.sets.len(), before.blocks.len()), (1_000, 100, 2));
+    assert_eq!(rules, 100 * (13 * 3 + 2), "{:?}", before.sets.values().next());
+    let started = std::time::Instant::now();
+    compiler.set_tier(&tier_name(28), Some(policy(7, 8080)));
+    let plan = before.plan(compiler.compile());
+    println!("one policy: {:?}", started.elapsed());
+    assert_eq!((plan.guards.len(), plan.peers.len(), plan.blocks.len()), (0, 0, 0));
+    assert!(plan.new_rules.len() < 60 && plan.old_rules.len() < 60, "{plan:?}");
+}
+
 #[test]
 fn a_pod_that_nobody_named_yet_is_closed() {
     let mut compiler = Compiler::new(1);

@@ -1,4 +1,7 @@
-//! Ranges of ports as prefixes, as the trie of rules has them. Pure.
+//! Ranges of ports as prefixes, as the trie of rules has them, and ports by their names. Pure.
+
+use super::model::NamedPort;
+use crate::model::Protocol;
 
 /// The fewest prefixes that are exactly the ports from the first to the last one: value and length, 30 at most.
 pub(crate) fn prefixes(first: u16, last: u16) -> Vec<(u16, u32)> {
@@ -12,6 +15,11 @@ pub(crate) fn prefixes(first: u16, last: u16) -> Vec<(u16, u32)> {
         next += 1 << free;
     }
     found
+}
+
+/// Ports of a protocol with a name.
+pub(super) fn called<'a>(ports: &'a [NamedPort], name: &'a str, protocol: Protocol) -> impl Iterator<Item = u16> + 'a {
+    ports.iter().filter(move |known| &*known.name == name && known.protocol == protocol).map(|known| known.port)
 }
 
 #[cfg(test)]

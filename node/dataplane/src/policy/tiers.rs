@@ -10,11 +10,12 @@ use std::sync::Arc;
 
 use sluice_ebpf_common::RuleKey;
 
-use super::compile::{Compiler, PeerSelector, Places, SetKey, called, peer_selector};
+use super::compile::{Compiler, PeerSelector, Places, SetKey, peer_selector};
 use super::model::{
     self, Action, Direction, Labels, NamedPort, Peer, Port, Selector, Tier, TierKind, TierName, TierRule, Which,
 };
 use super::painting::{Entry, Paint, Painting, Span};
+use super::ports::called;
 use super::rules::Rule;
 use crate::Range;
 use crate::model::{ObjectName, Protocol};
