@@ -237,7 +237,7 @@ mod tests {
             "sluice top  n1",
             "",
             "SERVICE                         CONN/S     BYTES/S  FAILED/S   CONNECT 50% / 99%",
-            "production/che…canary:https        100        2.5M       0.5      64 µs / 2.0 ms",
+            "production/che…-canary:https       100        2.5M       0.5      64 µs / 2.0 ms",
             "",
             "POD                           OPENED/S     BYTES/S  FAILED/S   CONNECT 50% / 99%",
             "shop/pod-0                         100        2.5M       0.5      64 µs / 2.0 ms",
