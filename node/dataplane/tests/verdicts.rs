@@ -15,7 +15,7 @@ mod world;
 use common::{Place, isolated, run};
 use frame::{ACK, FIN, Frame, SYN};
 use sluice_dataplane::model::{Protocol, Service, ServicePort, Slice, SlicePort, Snapshot};
-use sluice_dataplane::{Hook, Neighbour, Outcome, PodInfo};
+use sluice_dataplane::{Config, Dataplane, Hook, Neighbour, Outcome, PodInfo, Xdp};
 use sluice_ebpf_common::{PodLink, protocol};
 use sluice_packet::{
     Begun, Bytes, Covered, Desk, ETHERNET, Exit, Fast, Header, Hop, InsertError, Judging, Maps, PATHS, Packet, Path,
@@ -502,7 +502,11 @@ fn the_verifier_stays_far_from_its_limit() {
         let index = nix::net::if_::if_nametoindex("slc0").unwrap();
         let pod = PodInfo { namespace: "n".into(), name: "p".into(), services: Default::default(), neighbour: None };
         dataplane.attach_pod(index, &pod).unwrap();
-        let programs = dataplane.status().unwrap().programs;
+        let mut programs = dataplane.status().unwrap().programs;
+        drop(dataplane);
+        // Instead of the driver's.
+        let other = Dataplane::load(Config { xdp: Xdp::Off, ..twin::config(place) }).unwrap();
+        programs.extend(other.status().unwrap().programs.into_iter().filter(|row| row.name == "uplink_onward"));
         for row in &programs {
             println!("{}: {} instructions verified", row.name, row.verified_instructions);
         }

@@ -11,6 +11,19 @@ use crate::common::{self, Place, run};
 use crate::frame::Frame;
 use crate::world::{self, World};
 
+/// The node's data plane, with its program in the driver.
+pub(crate) fn config(place: &Place) -> Config {
+    Config {
+        uplinks: Uplinks::Every { except: vec!["slc".into()] },
+        xdp: Xdp::Always,
+        cgroup: Some(place.elsewhere.clone()),
+        pod_range: Some("10.244.0.0/24".parse().unwrap()),
+        cluster_range: Some("10.244.0.0/16".parse().unwrap()),
+        node_addresses: ["10.1.0.1", "fd01::1"].map(|address| address.parse().unwrap()).to_vec(),
+        ..place.config()
+    }
+}
+
 /// The same services in the kernel and in a host world: one backend each, so that no choice is random.
 pub(crate) fn both(place: &Place) -> (Dataplane, World) {
     run("ip", &["address", "add", "10.1.0.1/32", "dev", "lo"]);
@@ -33,17 +46,8 @@ pub(crate) fn both(place: &Place) -> (Dataplane, World) {
         run("ip", &["neigh", "add", via, "lladdr", &format!("06:00:00:00:00:{link:02x}"), "dev", "up0"]);
         run("ip", &["route", "add", network, "via", via, "dev", "up0", "onlink"]);
     }
-    let config = Config {
-        uplinks: Uplinks::Every { except: vec!["slc".into()] },
-        xdp: Xdp::Always,
-        cgroup: Some(place.elsewhere.clone()),
-        pod_range: Some("10.244.0.0/24".parse().unwrap()),
-        cluster_range: Some("10.244.0.0/16".parse().unwrap()),
-        node_addresses: ["10.1.0.1", "fd01::1"].map(|address| address.parse().unwrap()).to_vec(),
-        ..place.config()
-    };
     let start = std::time::Instant::now();
-    let dataplane = Dataplane::load(config).unwrap();
+    let dataplane = Dataplane::load(config(place)).unwrap();
     println!("loaded and attached in {:?}", start.elapsed());
     dataplane.set_pod_ranges("fd44:0:0:1::/64".parse().unwrap(), "fd44::/48".parse().unwrap()).unwrap();
     dataplane.set_nodes(["10.1.0.3", "fd01::3"].map(|node| node.parse::<std::net::IpAddr>().unwrap())).unwrap();
