@@ -1,22 +1,51 @@
-//! The cluster that a bench runs on: one node in network namespaces of its own, removed at the end, also when
-//! a signal ends the bench.
+//! The cluster that a bench runs on: one node, or several, each in a network namespace of its own, removed at the end, also
+//! when a signal ends the bench.
 
 use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
-    sync::{Mutex, PoisonError},
+    sync::{LazyLock, Mutex, Once, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
+use clap::Args;
 use nix::{
     sys::signal::{SigSet, Signal, kill},
     unistd::Pid,
 };
-use sluice_e2e::{Lab, Options, output};
+use sluice_e2e::{Lab, Options, Stop, output};
 
-use crate::{proc::Cluster, report::Measured};
+use crate::{limits, pods::NodePlace, proc::Cluster, report::Measured};
+
+/// How many nodes, where a bench takes several numbers of them.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Sizes {
+    /// Numbers of nodes, one cluster after the other
+    #[arg(long, value_name = "NUMBERS", value_delimiter = ',', default_value = "1,3", conflicts_with = "kubeconfig")]
+    pub(crate) nodes: Vec<usize>,
+}
+
+impl Sizes {
+    /// Refuses what cannot be measured.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.nodes.iter().try_for_each(|nodes| limits::within("--nodes", *nodes, limits::LAB_NODES))
+    }
+
+    pub(crate) fn parameter(&self) -> (&'static str, String) {
+        ("nodes", self.nodes.iter().map(usize::to_string).collect::<Vec<_>>().join(","))
+    }
+
+    /// Measures each; figures of several nodes begin with their number.
+    pub(crate) fn each(&self, measure: impl Fn(usize) -> Result<Measured>) -> Result<Measured> {
+        let mut all = Measured::default();
+        for nodes in &self.nodes {
+            all.extend(measure(*nodes)?.of_nodes(*nodes));
+        }
+        Ok(all)
+    }
+}
 
 /// The lab's name: prefix of its namespaces, cgroups and pinned maps.
 const NAME: &str = "sbench";
@@ -28,9 +57,12 @@ pub(crate) struct Interrupts(Mutex<State>);
 struct State {
     asked: bool,
     child: Option<u32>,
+    stop: Stop,
 }
 
-static INTERRUPTS: Interrupts = Interrupts(Mutex::new(State { asked: false, child: None }));
+static INTERRUPTS: LazyLock<Interrupts> = LazyLock::new(|| Interrupts(Mutex::new(State::default())));
+/// The thread that waits for the signals.
+static CATCHING: Once = Once::new();
 
 impl Interrupts {
     /// Must run before any other thread is started.
@@ -38,19 +70,28 @@ impl Interrupts {
         let mut signals = SigSet::empty();
         signals.add(Signal::SIGINT);
         signals.add(Signal::SIGTERM);
+        signals.add(Signal::SIGHUP);
         signals.thread_block()?;
-        thread::spawn(move || {
-            while signals.wait().is_ok() {
-                INTERRUPTS.with(|state| {
-                    state.asked = true;
-                    eprintln!("ending; removing what was made first");
-                    if let Some(child) = state.child {
-                        end(child);
-                    }
-                });
-            }
+        CATCHING.call_once(|| {
+            thread::spawn(move || {
+                while signals.wait().is_ok() {
+                    INTERRUPTS.with(|state| {
+                        state.asked = true;
+                        state.stop.set();
+                        eprintln!("ending; removing what was made first");
+                        if let Some(child) = state.child {
+                            end(child);
+                        }
+                    });
+                }
+            });
         });
         Ok(&INTERRUPTS)
+    }
+
+    /// Ends a lab's start when the user wants the end.
+    fn stop(&self) -> Stop {
+        self.with(|state| state.stop.clone())
     }
 
     /// An error once the user wants the end.
@@ -96,18 +137,19 @@ fn end(pid: u32) {
     let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM);
 }
 
-/// A running one-node cluster.
-pub(crate) struct Node {
+/// A running cluster; its first node has the control plane as well.
+pub(crate) struct Nodes {
     lab: Lab,
     interrupts: &'static Interrupts,
 }
 
-impl Node {
-    /// Starts it from the release build (`SLUICE_BIN`) and returns when its node is Ready.
-    pub(crate) fn start() -> Result<Self> {
+impl Nodes {
+    /// Starts so many from the release build (`SLUICE_BIN`) and returns when all are Ready.
+    pub(crate) fn start(count: usize) -> Result<Self> {
         let interrupts = Interrupts::catch()?;
-        let options = Options { binary: binary()?, ..Options::one(NAME) };
-        say("starting a one-node cluster");
+        interrupts.check()?;
+        let options = Options { binary: binary()?, nodes: count, stop: interrupts.stop(), ..Options::one(NAME) };
+        say(&format!("starting a cluster of {}", named(count)));
         let lab = Lab::start(&options)?;
         interrupts.check()?;
         Ok(Self { lab, interrupts })
@@ -117,45 +159,59 @@ impl Node {
         self.interrupts
     }
 
-    /// Ends the daemon; what it ran goes on.
+    /// Ends the daemons, the control plane's last; what they ran goes on.
     pub(crate) fn end(&mut self) -> Result<()> {
-        self.lab.node(1).end(Signal::SIGTERM)
+        (1..=self.lab.nodes().len()).rev().try_for_each(|number| self.lab.node(number).end(Signal::SIGTERM))
     }
 
-    /// Starts the ended daemon again: how long it took until it said that it is ready.
+    /// Starts all ended daemons again at once: how long it took until all said that they are ready.
     pub(crate) fn start_again(&mut self) -> Result<Duration> {
         let begun = Instant::now();
-        self.lab.node(1).restart()?;
+        self.lab.restart()?;
         Ok(begun.elapsed())
     }
 
-    /// Removes all that the ended installation has, as if it had never run. In the node's network namespace, but not
-    /// in its cgroup, which is to be removed too.
-    pub(crate) fn reset(&self) -> Result<()> {
-        let node = self.node();
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{NAME}-1")).arg(binary()?).args(["reset", "--yes", "--data-dir"]);
-        command.arg(node.data_dir()).arg("--run-dir").arg(node.run_dir());
-        command.args(["--instance", &self.instance(), "--containerd", "own"]);
-        output(command.current_dir("/")).map(drop)
+    /// Starts the control plane where nothing has ever run, then joins all other nodes at once: how long both took.
+    pub(crate) fn start_fresh(&mut self) -> Result<(Duration, Duration)> {
+        let begun = Instant::now();
+        self.lab.node(1).restart()?;
+        let first = begun.elapsed();
+        let begun = Instant::now();
+        self.lab.join()?;
+        Ok((first, begun.elapsed()))
     }
 
-    /// Ends the ended daemon's containerd, as a reboot does.
+    /// Removes all that the ended installations have, as if they had never run. In the node's network namespace, but not
+    /// in its cgroup, which is to be removed too.
+    pub(crate) fn reset(&self) -> Result<()> {
+        for (number, node) in (1..).zip(self.lab.nodes()) {
+            let mut command = Command::new("nsenter");
+            command.arg(format!("--net=/run/netns/{NAME}-{number}")).arg(binary()?).args(["reset", "--yes"]);
+            command.arg("--data-dir").arg(node.data_dir()).arg("--run-dir").arg(node.run_dir());
+            command.args(["--instance", &instance(node), "--containerd", "own"]);
+            output(command.current_dir("/"))?;
+        }
+        Ok(())
+    }
+
+    /// Ends the ended daemons' containerds, as a reboot does.
     pub(crate) fn end_containerd(&self) -> Result<()> {
-        for pid in Cluster::find(0, &self.containerd_config(), &self.containerd_socket()).containerd {
-            end(pid);
-            let until = Instant::now() + Duration::from_secs(10);
-            while Path::new(&format!("/proc/{pid}")).exists() {
-                if Instant::now() > until {
-                    bail!("containerd (pid {pid}) did not end");
+        for node in self.lab.nodes() {
+            for pid in Cluster::find(0, &containerd_config(node), &containerd_socket(node)).containerd {
+                end(pid);
+                let until = Instant::now() + Duration::from_secs(10);
+                while Path::new(&format!("/proc/{pid}")).exists() {
+                    if Instant::now() > until {
+                        bail!("containerd (pid {pid}) did not end");
+                    }
+                    self.interrupts.sleep(Duration::from_millis(10))?;
                 }
-                self.interrupts.sleep(Duration::from_millis(10))?;
             }
         }
         Ok(())
     }
 
-    /// Imports the sample image (`SLUICE_IMAGE`).
+    /// Imports the sample image (`SLUICE_IMAGE`) on every node.
     pub(crate) fn import(&self) -> Result<()> {
         let tar =
             std::env::var_os("SLUICE_IMAGE").map_or_else(|| sluice_e2e::target().join("image/echo.tar"), PathBuf::from);
@@ -168,69 +224,89 @@ impl Node {
     /// Applies a manifest and waits until a Deployment of it is rolled out.
     pub(crate) fn roll_out(&self, manifest: &str, deployment: &str) -> Result<()> {
         self.lab.apply(manifest)?;
-        self.lab.kubectl(&format!("rollout status deployment/{deployment} --timeout=120s")).map(drop)
+        self.rolled_out(deployment)
     }
 
-    /// Its processes as they are now.
-    pub(crate) fn processes(&self) -> Result<Cluster> {
-        let daemon = self.node().pid().context("the daemon does not run")?;
-        Ok(Cluster::find(daemon, &self.containerd_config(), &self.containerd_socket()))
+    /// Gives a Deployment so many pods and waits until all are Ready.
+    pub(crate) fn scale(&self, deployment: &str, pods: usize) -> Result<()> {
+        self.lab.kubectl(&format!("scale deployment/{deployment} --replicas={pods}"))?;
+        self.rolled_out(deployment)
     }
 
-    /// Runs the hidden command that measures from inside the node's network namespace and cgroup.
-    pub(crate) fn measure(&self, bench: &str) -> Result<Measured> {
-        let node = self.node();
-        let mut command = node.command(std::env::current_exe()?);
-        command
-            .args(["measure", bench, "--kubeconfig"])
-            .arg(node.data_dir().join("admin.kubeconfig"))
-            .arg("--containerd")
-            .arg(self.containerd_socket())
-            .arg("--containerd-config")
-            .arg(self.containerd_config())
-            .args(["--cgroup", &format!("/{}/ctr", self.instance())])
-            .args(["--daemon", &node.pid().context("the daemon does not run")?.to_string()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped());
-        let child = command.spawn().context("cannot start the measuring process")?;
-        let output = self.interrupts.output(child)?;
+    fn rolled_out(&self, deployment: &str) -> Result<()> {
+        self.lab.kubectl(&format!("rollout status deployment/{deployment} --timeout=300s")).map(drop)
+    }
+
+    /// The processes of each node as they are now.
+    pub(crate) fn processes(&self) -> Result<Vec<Cluster>> {
+        self.lab
+            .nodes()
+            .iter()
+            .map(|node| Ok(Cluster::find(daemon(node)?, &containerd_config(node), &containerd_socket(node))))
+            .collect()
+    }
+
+    /// Runs the hidden command that measures from inside the first node's network namespace and cgroup.
+    pub(crate) fn measure(&self, bench: &str, words: &[String]) -> Result<Measured> {
+        let first = &self.lab.nodes()[0];
+        let mut command = first.command(std::env::current_exe()?);
+        command.args(["measure", bench, "--kubeconfig"]).arg(first.data_dir().join("admin.kubeconfig")).args(words);
+        for node in self.lab.nodes() {
+            let place = NodePlace {
+                name: node.name.clone(),
+                containerd: containerd_socket(node),
+                containerd_config: containerd_config(node),
+                cgroup: format!("/{}/ctr", instance(node)),
+                daemon: daemon(node)?,
+            };
+            command.args(["--place", &serde_json::to_string(&place)?]);
+        }
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+        let output = self.interrupts.output(child.context("cannot start the measuring process")?)?;
         if !output.status.success() {
-            bail!("measuring failed; the end of the daemon's log:\n{}", node.log_tail());
+            bail!("measuring failed; the end of the daemon's log:\n{}", first.log_tail());
         }
         serde_json::from_slice(&output.stdout).context("the measuring process said something unexpected")
     }
-
-    fn node(&self) -> &sluice_e2e::Node {
-        &self.lab.nodes()[0]
-    }
-
-    /// As labs name it: prefix of the node's cgroups.
-    fn instance(&self) -> String {
-        format!("{NAME}-{}", self.node().name)
-    }
-
-    /// As the daemon lays out its directories.
-    fn containerd_socket(&self) -> PathBuf {
-        self.node().run_dir().join("containerd/containerd.sock")
-    }
-
-    fn containerd_config(&self) -> PathBuf {
-        self.node().data_dir().join("containerd/config.toml")
-    }
 }
 
-impl Drop for Node {
+impl Drop for Nodes {
     fn drop(&mut self) {
         say("removing the cluster");
-        if self.node().pid().is_some()
-            && let Err(error) = self.end()
-        {
-            eprintln!("{error:#}");
+        for number in 1..=self.lab.nodes().len() {
+            if self.lab.node(number).runs()
+                && let Err(error) = self.lab.node(number).end(Signal::SIGTERM)
+            {
+                eprintln!("{error:#}");
+            }
         }
         if let Err(error) = self.reset() {
             eprintln!("{error:#}");
         }
     }
+}
+
+/// So many nodes, in words.
+pub(crate) fn named(nodes: usize) -> String {
+    if nodes == 1 { "1 node".into() } else { format!("{nodes} nodes") }
+}
+
+fn daemon(node: &sluice_e2e::Node) -> Result<u32> {
+    node.pid().with_context(|| format!("the daemon of {} does not run", node.name))
+}
+
+/// As labs name it: prefix of the node's cgroups.
+fn instance(node: &sluice_e2e::Node) -> String {
+    format!("{NAME}-{}", node.name)
+}
+
+/// As the daemon lays out its directories.
+fn containerd_socket(node: &sluice_e2e::Node) -> PathBuf {
+    node.run_dir().join("containerd/containerd.sock")
+}
+
+fn containerd_config(node: &sluice_e2e::Node) -> PathBuf {
+    node.data_dir().join("containerd/config.toml")
 }
 
 /// Progress, for people.

@@ -2,16 +2,31 @@
 
 use std::time::Duration;
 
-/// Starts of each kind in `startup`.
-pub(crate) const STARTS: usize = 5;
-/// Pods created one after the other in `pods`, and containers started by `ctr` between them.
-pub(crate) const SEQUENTIAL: usize = 20;
+use anyhow::{Result, bail};
+
+/// Refuses a number of an option that is none, or more than what is measured.
+pub(crate) fn within(option: &str, number: usize, most: usize) -> Result<()> {
+    match (1..=most).contains(&number) {
+        true => Ok(()),
+        false => bail!("{option} {number}: must be from 1 to {most}"),
+    }
+}
+
+/// Nodes of a cluster on this machine.
+pub(crate) const LAB_NODES: usize = 10;
+/// Repeats of `startup`, `pods` and the idle seconds of `memory`, at most.
+pub(crate) const REPEATS: usize = 1000;
+pub(crate) const IDLE_MOST: usize = 3600;
+/// Pods that are created at once, at most.
+pub(crate) const BURST_MOST: usize = 1100;
+/// Longest until a cluster that is somebody else's has started or ended.
+pub(crate) const ELSEWHERE: Duration = Duration::from_secs(300);
+/// Between two looks at it: nothing tells when.
+pub(crate) const ELSEWHERE_PAUSE: Duration = Duration::from_millis(10);
 /// Not counted before those: the first start of an image unpacks it and fills caches.
 pub(crate) const WARM_UP: usize = 2;
 /// Pods created at once.
 pub(crate) const BURST: usize = 30;
-/// How often that is done.
-pub(crate) const BURSTS: usize = 3;
 /// Pods that a node may have: created at once, too, once.
 pub(crate) const FULL_NODE: usize = 110;
 /// Loads on the pod's address and the Service's in turns, for each kind of connection.
@@ -38,14 +53,8 @@ pub(crate) const CONTAINERD_EVENT: Duration = Duration::from_secs(5);
 pub(crate) const EVENTS: usize = 4096;
 /// How long the daemon's work after the last pod is Ready counts for that burst's CPU time.
 pub(crate) const BURST_TAIL: Duration = Duration::from_secs(1);
-/// How long the cluster is left alone before it counts as idle.
-pub(crate) const SETTLE: Duration = Duration::from_secs(30);
-/// How long the idle cluster is looked at.
-pub(crate) const IDLE: Duration = Duration::from_secs(60);
 /// How often the memory is read meanwhile.
 pub(crate) const IDLE_READINGS: u32 = 6;
-/// Longest that all measures in the cluster may take together.
-pub(crate) const WHOLE: Duration = Duration::from_secs(20 * 60);
 /// Load average above which a bench says that medians may not hold.
 pub(crate) const CALM: f64 = 1.0;
 /// Rounds of all packet cases.
@@ -144,3 +153,10 @@ pub(crate) const NODES_READY: Duration = Duration::from_secs(300);
 pub(crate) const NEXT_BOUND: Duration = Duration::from_secs(120);
 /// How often something changes beside the load `churn`.
 pub(crate) const CHURN: Duration = Duration::from_millis(100);
+/// Longest until the namespace of a bench is gone, and between two looks.
+pub(crate) const GONE: Duration = Duration::from_secs(300);
+pub(crate) const GONE_PAUSE: Duration = Duration::from_millis(200);
+/// Services that `lb` makes on a cluster that is somebody else's, at most.
+pub(crate) const LOAD_SERVICES: usize = 20_000;
+/// How long its client uses each way in a round.
+pub(crate) const LB_TURN: Duration = Duration::from_millis(200);

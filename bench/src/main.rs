@@ -23,17 +23,14 @@ mod report;
 mod sched;
 mod startup;
 mod stats;
+mod trial;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
-use anyhow::{Result, bail};
-use clap::{Args, Parser, Subcommand};
+use anyhow::Result;
+use clap::{Parser, Subcommand};
 
-use crate::{
-    machine::Machine,
-    pods::Target,
-    report::{Measured, Report},
-};
+use crate::report::Report;
 
 #[derive(Parser)]
 #[command(name = "sluice-bench", version, about = "Measures Sluice on this machine, beside what it is compared with")]
@@ -45,11 +42,11 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Bench {
     /// From the start of `sluice up` to ready, with fresh and with existing directories
-    Startup(Options),
+    Startup(startup::Options),
     /// Create to Running and delete to gone, beside `ctr run`; many pods at once; a Service beside its pod's own address
-    Pods(Options),
+    Pods(pods::Options),
     /// Memory, CPU time and writes of an idle cluster, without and with the sample
-    Memory(Options),
+    Memory(memory::Options),
     /// The Service data plane by itself: a packet in each program, connections, changes
     Lb(lb::Options),
     /// The API server: single requests, lists, watches, memory; on our own server or any cluster
@@ -69,34 +66,13 @@ enum Bench {
     #[command(hide = true)]
     Follow(lb::control::Options),
     /// Measure from inside the node; the results go to standard output as JSON
-    #[command(hide = true)]
+    #[command(hide = true, subcommand)]
     Measure(Measure),
 }
 
-#[derive(Args)]
-struct Options {
-    /// One JSON document on standard output instead of the table
-    #[arg(long)]
-    json: bool,
-    /// Measure this cluster from outside instead of starting one (`pods` only)
-    #[arg(long, value_name = "FILE")]
-    kubeconfig: Option<PathBuf>,
-    /// The image to run; with --kubeconfig, nodes must have it or be able to pull it
-    #[arg(long, value_name = "NAME", default_value = pods::IMAGE)]
-    image: String,
-    /// The container's arguments: it must run until SIGTERM and then exit at once
-    #[arg(long, value_name = "WORDS", default_value = pods::ARGUMENTS, allow_hyphen_values = true)]
-    arguments: String,
-}
-
-#[derive(Args)]
-struct Measure {
-    /// Which bench
-    bench: String,
-    #[arg(long)]
-    kubeconfig: PathBuf,
-    #[command(flatten)]
-    node: pods::NodePlace,
+#[derive(Subcommand)]
+enum Measure {
+    Pods(pods::Inside),
 }
 
 fn main() -> ExitCode {
@@ -111,7 +87,7 @@ fn main() -> ExitCode {
 
 fn run(bench: Bench) -> Result<()> {
     match bench {
-        Bench::Startup(options) => own_cluster("startup", &options, startup::run),
+        Bench::Startup(options) => show(options.json, startup::run(&options)?),
         Bench::Api(options) => show(options.json, api::run(&options)?),
         Bench::Sched(options) => show(options.json, sched::run(&options)?),
         Bench::All(options) => all::run(&options),
@@ -119,47 +95,17 @@ fn run(bench: Bench) -> Result<()> {
         Bench::Report(options) => page::run(&options),
         Bench::Call(options) => lb::call::run(&options),
         Bench::Follow(options) => lb::control::follow(&options),
-        Bench::Lb(options) => print("lb", options.json, || lb::run(&options)),
-        Bench::Memory(options) => own_cluster("memory", &options, memory::run),
-        Bench::Pods(options) => print("pods", options.json, || match &options.kubeconfig {
-            Some(kubeconfig) => pods::run(kubeconfig, target(&options), None),
-            None => {
-                let node = lab::Node::start()?;
-                node.import()?;
-                node.measure("pods")
-            }
-        }),
-        Bench::Measure(measure) if measure.bench == "pods" => {
-            let measured = pods::run(&measure.kubeconfig, Target::sample(), Some(measure.node))?;
-            println!("{}", serde_json::to_string(&measured)?);
+        Bench::Lb(options) => show(options.json, lb::run(&options)?),
+        Bench::Memory(options) => show(options.json, memory::run(&options)?),
+        Bench::Pods(options) => show(options.json, pods::run(&options)?),
+        Bench::Measure(Measure::Pods(options)) => {
+            println!("{}", serde_json::to_string(&pods::inside(&options)?)?);
             Ok(())
         }
-        Bench::Measure(measure) => bail!("nothing of {:?} is measured from inside the node", measure.bench),
     }
 }
 
-fn target(options: &Options) -> Target {
-    Target {
-        image: options.image.clone(),
-        arguments: options.arguments.split_whitespace().map(str::to_owned).collect(),
-    }
-}
-
-fn own_cluster(bench: &'static str, options: &Options, measure: impl FnOnce() -> Result<Measured>) -> Result<()> {
-    if options.kubeconfig.is_some() {
-        bail!("{bench} looks at processes of a cluster that it starts itself; leave --kubeconfig out");
-    }
-    print(bench, options.json, measure)
-}
-
-fn print(bench: &'static str, json: bool, measure: impl FnOnce() -> Result<Measured>) -> Result<()> {
-    // Read first: the load that others make, not ours.
-    let machine = Machine::read()?;
-    show(json, Report::new(bench, machine, measure()?))
-}
-
-fn show(json: bool, mut report: Report) -> Result<()> {
-    report.measured.notes.extend(report.machine.busy());
+fn show(json: bool, report: Report) -> Result<()> {
     if json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {

@@ -175,6 +175,20 @@ impl Measured {
         self
     }
 
+    /// The same, of a cluster of so many nodes: on curves by their number, and named by it unless there is one.
+    pub(crate) fn of_nodes(mut self, nodes: usize) -> Self {
+        let named = |name: &str| if nodes == 1 { name.to_owned() } else { format!("{nodes} nodes, {name}") };
+        for row in &mut self.results {
+            let name = named(&row.name);
+            let of = std::mem::replace(&mut row.name, name);
+            #[expect(clippy::cast_precision_loss)]
+            row.point.get_or_insert(Point { of, by: "nodes".into(), at: nodes as f64 });
+        }
+        self.goals.iter_mut().for_each(|goal| goal.name = named(&goal.name));
+        self.notes.iter_mut().for_each(|note| *note = named(note));
+        self
+    }
+
     /// The median of a quantity.
     pub(crate) fn p50(&self, name: &str) -> Option<f64> {
         self.results.iter().find(|row| row.name == name).map(|row| row.p50)

@@ -8,8 +8,6 @@ mod list;
 mod verbs;
 mod watch;
 
-use std::collections::BTreeMap;
-
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
@@ -18,6 +16,7 @@ use crate::{
     cluster::{self, Cluster, Space, Store, Stores},
     limits,
     report::{Bound, Goal, Measured, Report},
+    trial::Trial,
 };
 
 #[derive(Args)]
@@ -62,19 +61,13 @@ enum Part {
 
 pub(crate) fn run(options: &Options) -> Result<Report> {
     options.check()?;
-    let machine = crate::machine::Machine::read()?;
+    let trial = Trial::begin("api", options.parameters())?;
     let found = cluster::each(&options.cluster, Stores::Both, async |cluster, space, measured| {
         let outcome = parts(options, cluster, space, measured).await;
         measured.goals = goals(options, measured, cluster.store);
         outcome
     })?;
-    let mut report = Report::new("api", machine, Measured::default());
-    report.parameters = options.parameters();
-    for (label, measured) in found {
-        report.measured.extend(measured.on(&label.name));
-        report.subjects.push(label);
-    }
-    Ok(report)
+    trial.of(found)
 }
 
 impl Options {
@@ -100,19 +93,16 @@ impl Options {
         }
     }
 
-    fn parameters(&self) -> BTreeMap<String, String> {
+    fn parameters(&self) -> [(&'static str, String); 6] {
         let numbers = |all: &[usize]| all.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
-        BTreeMap::from(
-            [
-                ("clients", numbers(&self.clients)),
-                ("requests", self.requests.to_string()),
-                ("repeats", self.repeats.to_string()),
-                ("pods", self.pods.to_string()),
-                ("watchers", numbers(&self.watchers)),
-                ("events", self.events.to_string()),
-            ]
-            .map(|(name, value)| (name.to_owned(), value)),
-        )
+        [
+            ("clients", numbers(&self.clients)),
+            ("requests", self.requests.to_string()),
+            ("repeats", self.repeats.to_string()),
+            ("pods", self.pods.to_string()),
+            ("watchers", numbers(&self.watchers)),
+            ("events", self.events.to_string()),
+        ]
     }
 }
 

@@ -25,7 +25,7 @@ struct Status {
 }
 
 impl Caller {
-    pub(super) fn new(config: &kube::Config) -> Result<Self> {
+    pub(crate) fn new(config: &kube::Config) -> Result<Self> {
         Ok(Self(Client::try_from(config.clone())?))
     }
 
@@ -58,6 +58,17 @@ impl Caller {
 
     pub(crate) async fn read<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         serde_json::from_slice(&self.get(path).await?).with_context(|| format!("the answer to GET {path}"))
+    }
+
+    /// What is at a path, if anything is.
+    pub(crate) async fn find<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>> {
+        match self.answer(Method::GET, path, "", Bytes::new()).await? {
+            (StatusCode::NOT_FOUND, _) => Ok(None),
+            (status, body) => {
+                refused(status, &body, &Method::GET, path)?;
+                serde_json::from_slice(&body).map(Some).with_context(|| format!("the answer to GET {path}"))
+            }
+        }
     }
 
     /// The pieces of a long answer as they come; returns when it has begun.

@@ -13,6 +13,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 pub(crate) use caller::Caller;
 use meter::Share;
@@ -21,11 +22,11 @@ pub(crate) use space::{Object, Space};
 
 #[cfg(feature = "flamegraph")]
 use crate::profile::Profile;
-use crate::{document::Label, limits, machine::Machine, proc, report::Measured};
+use crate::{document::Label, limits, proc, report::Measured};
 use server::Server;
 
 /// Which cluster.
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone, Debug, Default)]
 pub(crate) struct Where {
     /// Measure this cluster instead of starting one
     #[arg(long, value_name = "FILE")]
@@ -113,12 +114,17 @@ impl Cluster {
         Caller::new(&self.config)
     }
 
+    /// The same way, for typed objects.
+    pub(crate) fn client(&self) -> Result<kube::Client> {
+        Ok(kube::Client::try_from(self.config.clone())?)
+    }
+
     async fn own(store: Store, options: &Where) -> Result<Self> {
         let server = Server::start(store).await?;
         let config = config(&server.kubeconfig()).await?;
         let meter = Meter::new(vec![server.pid()], server.etcd_pid());
         let mut cluster = Self { config, label: Label::default(), store: Some(store), meter, _server: None };
-        cluster.name(options).await?;
+        cluster.label = label(&cluster.caller()?, options.label.as_deref()).await?;
         if let Some(etcd) = server.etcd_version()? {
             cluster.label.versions.insert("etcd".into(), etcd);
         }
@@ -136,15 +142,8 @@ impl Cluster {
             meter: Meter::new(options.pid.clone(), None),
             _server: None,
         };
-        cluster.name(options).await?;
+        cluster.label = label(&cluster.caller()?, options.label.as_deref()).await?;
         Ok(cluster)
-    }
-
-    async fn name(&mut self, options: &Where) -> Result<()> {
-        let version = self.caller()?.version().await?;
-        self.label.name = options.label.clone().unwrap_or_else(|| version.clone());
-        self.label.versions = BTreeMap::from([("server".to_owned(), version)]);
-        Ok(())
     }
 }
 
@@ -164,20 +163,18 @@ pub(crate) fn each(
     if options.flamegraph.is_some() && clusters.len() > 1 {
         bail!("--flamegraph draws one picture: name one --store");
     }
-    if let Some(warning) = Machine::read()?.busy() {
-        eprintln!("warning: {warning}");
-    }
-    // It fails only if there is one already.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let threads = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    threads.block_on(async {
+    run(async {
+        let mut signals = Signals::catch()?;
         let mut all = Vec::new();
         for store in clusters {
-            let cluster = match (store, &options.kubeconfig) {
-                (Some(store), _) => Cluster::own(*store, options).await?,
-                (None, Some(file)) => Cluster::elsewhere(file, options).await?,
-                (None, None) => continue,
+            let begin = async {
+                match (store, &options.kubeconfig) {
+                    (Some(store), _) => Cluster::own(*store, options).await,
+                    (None, Some(file)) => Cluster::elsewhere(file, options).await,
+                    (None, None) => bail!("neither a store nor a cluster"),
+                }
             };
+            let cluster = signals.end(begin).await?;
             eprintln!("==> measuring {}", cluster.label.name);
             let space = Arc::new(Space::new(cluster.caller()?));
             let share = Share::begin(&cluster.meter)?;
@@ -186,18 +183,18 @@ pub(crate) fn each(
                 space.make().await?;
                 options.watched(&cluster, measure(&cluster, &space, &mut measured)).await
             };
-            let outcome = tokio::select! {
-                outcome = tokio::time::timeout(limits::LOAD_WHOLE, work) => {
-                    outcome.unwrap_or_else(|_| bail!("not done within {} s", limits::LOAD_WHOLE.as_secs()))
-                }
-                signal = interrupted() => signal.and_then(|()| bail!("ended by a signal")),
+            let limited = async {
+                let outcome = tokio::time::timeout(limits::LOAD_WHOLE, work).await;
+                outcome.unwrap_or_else(|_| bail!("not done within {} s", limits::LOAD_WHOLE.as_secs()))
             };
+            let outcome = signals.end(limited).await;
             // Everything on a control plane of our own goes with its directory.
-            if options.kubeconfig.is_some() {
-                eprintln!("==> removing what was made");
-                space.remove().await?;
-            }
+            let removed = match options.kubeconfig.is_some() {
+                true => space.remove().await,
+                false => Ok(()),
+            };
             outcome.with_context(|| cluster.label.name.clone())?;
+            removed?;
             if let Some(others) = share.end(&cluster.meter)?.filter(|others| *others > limits::OTHERS) {
                 measured.note(format!(
                     "other programs used {others:.0} % of the machine's CPU time meanwhile: trust CPU times and ratios more than rates"
@@ -209,19 +206,48 @@ pub(crate) fn each(
     })
 }
 
-async fn config(file: &Path) -> Result<kube::Config> {
+/// Runs what speaks to a cluster.
+pub(crate) fn run<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    // It fails only if there is one already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+}
+
+/// What to call a cluster: as the user says, or by its server's version.
+pub(crate) async fn label(caller: &Caller, label: Option<&str>) -> Result<Label> {
+    let version = caller.version().await?;
+    let name = label.map_or_else(|| version.clone(), str::to_owned);
+    Ok(Label { name, versions: BTreeMap::from([("server".to_owned(), version)]) })
+}
+
+/// How to reach the cluster that a kubeconfig leads to.
+pub(crate) async fn config(file: &Path) -> Result<kube::Config> {
     let text = Kubeconfig::read_from(file).with_context(|| format!("cannot read {}", file.display()))?;
     let config = kube::Config::from_custom_kubeconfig(text, &KubeConfigOptions::default()).await;
     config.with_context(|| format!("{} leads to no cluster", file.display()))
 }
 
-/// Until the user wants the end.
-async fn interrupted() -> Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+/// The signals by which a user wants the end; from [`Signals::catch`] on they do not end the process by themselves.
+pub(crate) struct Signals([Signal; 3]);
+
+impl Signals {
+    pub(crate) fn catch() -> Result<Self> {
+        let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+        let [interrupt, terminate, hangup] = kinds.map(signal);
+        Ok(Self([interrupt?, terminate?, hangup?]))
     }
-    Ok(())
+
+    /// The outcome of `work`, which a signal ends early, also one that came before.
+    pub(crate) async fn end<T>(&mut self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! {
+            biased;
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+            outcome = work => return outcome,
+        }
+        eprintln!("ending; removing what was made first");
+        bail!("ended by a signal")
+    }
 }

@@ -1,6 +1,6 @@
 //! What a bench makes on a cluster, so that it can be removed whole: a namespace, and nodes with one label.
 
-use std::fmt;
+use std::{fmt, time::Instant};
 
 use anyhow::{Context, Result, bail};
 use futures::{StreamExt as _, future::try_join_all};
@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Caller;
-use crate::limits;
+use crate::{lab::say, limits};
 
 /// The label that marks everything outside of the namespace.
 const LABEL: &str = "sluice.dev/bench";
@@ -85,9 +85,10 @@ impl Space {
         appeared.unwrap_or_else(|_| bail!("the namespace's default ServiceAccount did not appear in {seconds} s"))
     }
 
-    /// Removes everything; the cluster deletes the namespace itself in its own time.
+    /// Removes everything and waits until it is gone. What cannot be removed does not keep the rest from it.
     pub(crate) async fn remove(&self) -> Result<()> {
-        let ours = format!("?labelSelector={}%3D{}", LABEL.replace('/', "%2F"), self.name);
+        say("removing what was made");
+        let ours = self.ours();
         // Deployments first, or they would make their pods again.
         let paths = [
             self.path(Object::Deployments),
@@ -95,14 +96,36 @@ impl Space {
             format!("{}?gracePeriodSeconds=0", self.path(Object::Pods)),
             format!("{NODES}{ours}"),
             format!("{LEASES}{ours}"),
-            format!("/api/v1/namespaces/{}", self.name),
+            self.namespace(),
         ];
         let mut outcome = Ok(());
         for path in paths {
             let deleted = self.caller.delete(&path).await;
             outcome = outcome.and(deleted);
         }
-        outcome.with_context(|| format!("cannot remove everything of {}", self.name))
+        outcome.and(self.gone().await).with_context(|| format!("cannot remove everything of {}", self.name))
+    }
+
+    /// Until the namespace is not there any more: the cluster empties it in its own time.
+    async fn gone(&self) -> Result<()> {
+        let until = Instant::now() + limits::GONE;
+        while let Some(rest) = self.caller.find::<Value>(&self.namespace()).await? {
+            if Instant::now() > until {
+                let conditions = rest["status"]["conditions"].to_string();
+                bail!("the namespace is still there after {} s: {conditions}", limits::GONE.as_secs());
+            }
+            tokio::time::sleep(limits::GONE_PAUSE).await;
+        }
+        Ok(())
+    }
+
+    fn namespace(&self) -> String {
+        format!("/api/v1/namespaces/{}", self.name)
+    }
+
+    /// Selects what is outside of the namespace.
+    fn ours(&self) -> String {
+        format!("?labelSelector={}%3D{}", LABEL.replace('/', "%2F"), self.name)
     }
 
     /// The collection in the namespace.
@@ -156,7 +179,7 @@ impl Space {
 
     /// Removes the nodes.
     pub(crate) async fn remove_nodes(&self) -> Result<()> {
-        let ours = format!("?labelSelector={}%3D{}", LABEL.replace('/', "%2F"), self.name);
+        let ours = self.ours();
         try_join_all([format!("{NODES}{ours}"), format!("{LEASES}{ours}")].iter().map(|path| self.caller.delete(path)))
             .await
             .map(drop)
@@ -164,6 +187,6 @@ impl Space {
 
     /// The nodes of this bench, as a path to list or watch.
     pub(crate) fn nodes(&self) -> String {
-        format!("{NODES}?labelSelector={}%3D{}", LABEL.replace('/', "%2F"), self.name)
+        format!("{NODES}{}", self.ours())
     }
 }

@@ -4,12 +4,14 @@
 //! (`policies`), and changes of a very large table (`scale`).
 //!
 //! It needs no cluster: the data plane is fed by its own compiler and planner, in a private network and mount namespace that
-//! end with the process. Comparisons are ratios within one run.
+//! end with the process. Comparisons are ratios within one run. Of a cluster that is somebody else's, what its pods see is
+//! measured (`elsewhere`).
 
 mod api;
 pub(crate) mod call;
 mod cases;
 pub(crate) mod control;
+mod elsewhere;
 mod floor;
 mod frame;
 mod observe;
@@ -24,7 +26,11 @@ mod sockets;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 
-use crate::{lab::Interrupts, report::Measured};
+use crate::{
+    lab::Interrupts,
+    report::{Measured, Report},
+    trial::Trial,
+};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -32,8 +38,10 @@ pub(crate) struct Options {
     #[arg(long)]
     pub(crate) json: bool,
     /// Measure these parts alone
-    #[arg(long, value_name = "PART", value_delimiter = ',')]
+    #[arg(long, value_name = "PART", value_delimiter = ',', conflicts_with = "kubeconfig")]
     only: Vec<Part>,
+    #[command(flatten)]
+    elsewhere: elsewhere::Elsewhere,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -71,15 +79,20 @@ impl Part {
     }
 }
 
-pub(crate) fn run(options: &Options) -> Result<Measured> {
-    let interrupts = Interrupts::catch()?;
-    let mut all = Measured::default();
-    let place = place::Place::enter(interrupts)?;
-    for part in Part::ALL.into_iter().filter(|part| options.only.is_empty() || options.only.contains(part)) {
-        let measured = part.measure(&place)?;
-        all.results.extend(measured.results);
-        all.goals.extend(measured.goals);
-        all.notes.extend(measured.notes);
+pub(crate) fn run(options: &Options) -> Result<Report> {
+    if options.elsewhere.kubeconfig.is_some() {
+        return elsewhere::run(&options.elsewhere);
     }
-    Ok(all)
+    let parts: Vec<Part> =
+        Part::ALL.into_iter().filter(|part| options.only.is_empty() || options.only.contains(part)).collect();
+    let interrupts = Interrupts::catch()?;
+    let names = parts.iter().filter_map(|part| Some(part.to_possible_value()?.get_name().to_owned()));
+    Trial::begin("lb", [("parts", names.collect::<Vec<_>>().join(","))])?.own(|| {
+        let mut all = Measured::default();
+        let place = place::Place::enter(interrupts)?;
+        for part in parts {
+            all.extend(part.measure(&place)?);
+        }
+        Ok(all)
+    })
 }

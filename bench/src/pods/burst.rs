@@ -24,7 +24,7 @@ type Figures = BTreeMap<(String, &'static str), Vec<f64>>;
 /// So many pods, `rounds` times.
 pub(super) async fn run(
     space: &Space,
-    node: Option<&NodePlace>,
+    nodes: &[NodePlace],
     (pods, rounds): (usize, usize),
     measured: &mut Measured,
 ) -> Result<()> {
@@ -32,7 +32,7 @@ pub(super) async fn run(
     let mut outcome = Ok(());
     for round in 1..=rounds {
         say(&format!("{pods} pods at once, {round} of {rounds}"));
-        outcome = burst(space, node, (pods, round), &mut figures).await;
+        outcome = burst(space, nodes, (pods, round), &mut figures).await;
         if outcome.is_err() {
             break;
         }
@@ -43,17 +43,12 @@ pub(super) async fn run(
     outcome
 }
 
-async fn burst(
-    space: &Space,
-    node: Option<&NodePlace>,
-    (pods, round): (usize, usize),
-    figures: &mut Figures,
-) -> Result<()> {
+async fn burst(space: &Space, nodes: &[NodePlace], (pods, round): (usize, usize), figures: &mut Figures) -> Result<()> {
     let names: Vec<String> = (0..pods).map(|number| format!("burst-{pods}-{round}-{number}")).collect();
     let mut add = |name: String, unit, value: f64| figures.entry((name, unit)).or_default().push(value);
     let named = |what: &str| format!("{pods} pods at once{what}");
     let mut follower = space.follow().await?;
-    let before = node.map(Costs::read).transpose()?;
+    let before = (!nodes.is_empty()).then(|| Costs::read(nodes)).transpose()?;
     let begun = Instant::now();
     try_join_all(names.iter().map(|name| space.create(name))).await?;
     add(named(" until all created"), "s", begun.elapsed().as_secs_f64());
@@ -66,8 +61,8 @@ async fn burst(
     add(ready(pods), "s", (all_ready - begun).as_secs_f64());
     // What is still to be written belongs to these pods.
     tokio::time::sleep(limits::BURST_TAIL).await;
-    if let (Some(before), Some(node)) = (before, node) {
-        let after = Costs::read(node)?;
+    if let Some(before) = before {
+        let after = Costs::read(nodes)?;
         #[expect(clippy::cast_precision_loss)]
         let per_pod = |seconds: f64| seconds / pods as f64;
         add(cpu(pods), "CPU-s", per_pod(after.daemon - before.daemon));
@@ -77,7 +72,7 @@ async fn burst(
             per_pod(after.containerd - before.containerd),
         );
         add(named(": CPU time of the whole machine, per pod"), "CPU-s", per_pod(after.machine - before.machine));
-        add(named(": memory of sluice and its loggers (PSS)"), "MB", memory(node)?);
+        add(named(": memory of sluice and its loggers (PSS)"), "MB", memory(nodes)?);
     }
     let begun = Instant::now();
     try_join_all(names.iter().map(|name| space.delete(name))).await?;
@@ -89,13 +84,17 @@ async fn burst(
     Ok(())
 }
 
-/// Of the daemon and the containers' loggers, in MB.
-fn memory(node: &NodePlace) -> Result<f64> {
-    let processes = proc::Cluster::find(node.daemon, &node.containerd_config, &node.containerd);
-    // A logger that ends between the look and the reading holds nothing.
-    let loggers: u64 = processes.loggers.iter().filter_map(|pid| proc::memory(*pid).ok()).map(|one| one.pss).sum();
+/// Of the daemons and the containers' loggers, in MB.
+fn memory(nodes: &[NodePlace]) -> Result<f64> {
+    let mut bytes = 0;
+    for node in nodes {
+        let processes = proc::Cluster::find(node.daemon, &node.containerd_config, &node.containerd);
+        // A logger that ends between the look and the reading holds nothing.
+        let loggers = processes.loggers.iter().filter_map(|pid| proc::memory(*pid).ok()).map(|one| one.pss);
+        bytes += proc::memory(node.daemon)?.pss + loggers.sum::<u64>();
+    }
     #[expect(clippy::cast_precision_loss)]
-    Ok((proc::memory(node.daemon)?.pss + loggers) as f64 / 1e6)
+    Ok(bytes as f64 / 1e6)
 }
 
 /// CPU time so far, in seconds.
@@ -106,14 +105,15 @@ struct Costs {
 }
 
 impl Costs {
-    fn read(node: &NodePlace) -> Result<Self> {
-        let processes = proc::Cluster::find(node.daemon, &node.containerd_config, &node.containerd);
-        let others = processes.containerd.iter().chain(&processes.shims);
-        Ok(Self {
-            daemon: proc::cpu_seconds(node.daemon)?,
+    fn read(nodes: &[NodePlace]) -> Result<Self> {
+        let mut costs = Self { daemon: 0.0, containerd: 0.0, machine: proc::machine_cpu_seconds()? };
+        for node in nodes {
+            let processes = proc::Cluster::find(node.daemon, &node.containerd_config, &node.containerd);
+            let others = processes.containerd.iter().chain(&processes.shims);
+            costs.daemon += proc::cpu_seconds(node.daemon)?;
             // A shim that ends between the look and the reading counts nothing.
-            containerd: others.map(|pid| proc::cpu_seconds(*pid).unwrap_or_default()).sum(),
-            machine: proc::machine_cpu_seconds()?,
-        })
+            costs.containerd += others.map(|pid| proc::cpu_seconds(*pid).unwrap_or_default()).sum::<f64>();
+        }
+        Ok(costs)
     }
 }

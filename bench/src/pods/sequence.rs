@@ -50,7 +50,9 @@ impl Column {
     }
 }
 
-pub(super) async fn run(space: &Space, node: Option<&NodePlace>, measured: &mut Measured) -> Result<()> {
+pub(super) async fn run(space: &Space, nodes: &[NodePlace], pods: usize, measured: &mut Measured) -> Result<()> {
+    // Steps can be told where there is one node alone that a pod can be on.
+    let node = if let [node] = nodes { Some(node) } else { None };
     let mut containerd = match node {
         Some(node) => Some(Containerd::connect(node).await?),
         None => None,
@@ -59,8 +61,8 @@ pub(super) async fn run(space: &Space, node: Option<&NodePlace>, measured: &mut 
     let (mut accepted, mut bound, mut running, mut ready, mut gone) = (vec![], vec![], vec![], vec![], vec![]);
     let mut ctr = vec![];
     let (mut pod_steps, mut ctr_steps) = (Column::default(), Column::default());
-    for number in 0..limits::WARM_UP + limits::SEQUENTIAL {
-        say(&format!("pod {} of {}", number + 1, limits::WARM_UP + limits::SEQUENTIAL));
+    for number in 0..limits::WARM_UP + pods {
+        say(&format!("pod {} of {}", number + 1, limits::WARM_UP + pods));
         let counted = number >= limits::WARM_UP;
         let pod = one(space, &mut follower, containerd.as_mut(), &format!("one-{number}")).await?;
         if counted {
@@ -102,9 +104,9 @@ pub(super) async fn run(space: &Space, node: Option<&NodePlace>, measured: &mut 
     measured.row("ctr: to task created (shim, runc create)", "ms", &ctr_steps.task);
     measured.row("ctr: to task started (runc start)", "ms", &ctr_steps.start);
     measured.row("ctr: to the command's end", "ms", &ctr_steps.rest);
-    measured.row(PREPARE, "ms", &containerd.prepare_alone(limits::SEQUENTIAL).await?);
+    measured.row(PREPARE, "ms", &containerd.prepare_alone(pods).await?);
     let dir = node.and_then(|node| node.containerd_config.parent()).context("containerd's directory")?;
-    measured.row("disk: write and fsync of 4 KiB, alone", "ms", &fsync_alone(dir, limits::SEQUENTIAL)?);
+    measured.row("disk: write and fsync of 4 KiB, alone", "ms", &fsync_alone(dir, pods)?);
     Ok(())
 }
 

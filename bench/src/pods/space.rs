@@ -1,19 +1,16 @@
-//! A namespace of the benches' own: everything that they create is in it, and goes with it.
+//! What the bench creates in its namespace, and goes with it.
 
 use std::{collections::BTreeMap, time::Instant};
 
-use anyhow::{Context, Result, bail};
-use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Namespace, Pod, Service, ServiceAccount};
+use anyhow::{Context, Result};
+use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::{
     Api, Client,
     api::{DeleteParams, PostParams},
-    runtime::watcher,
 };
 use serde_json::json;
 
 use super::{Target, follow::Follower};
-use crate::limits;
 
 /// See the module.
 pub(super) struct Space {
@@ -23,34 +20,17 @@ pub(super) struct Space {
 }
 
 impl Space {
-    /// Makes the namespace and waits until pods may be created in it.
-    pub(super) async fn make(client: Client, target: Target) -> Result<Self> {
-        let name = format!("sluice-bench-{}", std::process::id());
-        let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": name}}))?;
-        let namespaces = Api::<Namespace>::all(client.clone());
-        namespaces.create(&PostParams::default(), &namespace).await.context("cannot make a namespace")?;
-        let space = Self { client, name, target };
-        let account = tokio::time::timeout(limits::POD, space.default_account()).await;
-        if account.is_err() {
-            space.remove().await?;
-            bail!("the namespace's default ServiceAccount did not appear in {} s", limits::POD.as_secs());
-        }
-        Ok(space)
-    }
-
-    /// Removes the namespace and what is in it; the cluster does so in its own time.
-    pub(super) async fn remove(&self) -> Result<()> {
-        let namespaces = Api::<Namespace>::all(self.client.clone());
-        let removed = namespaces.delete(&self.name, &DeleteParams::default()).await;
-        removed.map(drop).with_context(|| format!("cannot remove the namespace {}", self.name))
+    /// In the namespace of this name.
+    pub(super) fn of(client: Client, name: &str, target: Target) -> Self {
+        Self { client, name: name.into(), target }
     }
 
     pub(super) fn image(&self) -> &str {
         &self.target.image
     }
 
-    pub(super) fn arguments(&self) -> &[String] {
-        &self.target.arguments
+    pub(super) fn arguments(&self) -> Vec<String> {
+        self.target.arguments()
     }
 
     /// Follows the pods.
@@ -60,14 +40,21 @@ impl Space {
 
     /// Creates a pod; the moment before the request.
     pub(super) async fn create(&self, name: &str) -> Result<Instant> {
+        self.create_on(name, None).await
+    }
+
+    /// The same on a node of this name, if one is named.
+    pub(super) async fn create_on(&self, name: &str, node: Option<&str>) -> Result<Instant> {
+        let selector = node.map(|node| json!({"kubernetes.io/hostname": node}));
         let pod: Pod = serde_json::from_value(json!({
             "metadata": {"name": name, "labels": {"bench": name}},
             "spec": {
+                "nodeSelector": selector,
                 "containers": [{
                     "name": "main",
                     "image": self.target.image,
                     "imagePullPolicy": "IfNotPresent",
-                    "args": self.target.arguments,
+                    "args": self.target.arguments(),
                 }],
             },
         }))?;
@@ -109,16 +96,5 @@ impl Space {
 
     fn pods(&self) -> Api<Pod> {
         Api::namespaced(self.client.clone(), &self.name)
-    }
-
-    /// Pods are refused before it is there.
-    async fn default_account(&self) {
-        let accounts = Api::<ServiceAccount>::namespaced(self.client.clone(), &self.name);
-        let mut stream = std::pin::pin!(watcher(accounts, watcher::Config::default().fields("metadata.name=default")));
-        while let Some(event) = stream.next().await {
-            if let Ok(watcher::Event::Apply(_) | watcher::Event::InitApply(_)) = event {
-                return;
-            }
-        }
     }
 }

@@ -24,11 +24,11 @@ pub(super) const RATIO_FRESH: &str = "Service beside pod, requests per second, f
 const POD_PORT: u16 = 8080;
 const SERVICE_PORT: u16 = 80;
 
-pub(super) async fn run(space: &Space, measured: &mut Measured) -> Result<()> {
+pub(super) async fn run(space: &Space, node: Option<&str>, measured: &mut Measured) -> Result<()> {
     say("a Service beside its pod's own address");
     let mut follower = space.follow().await?;
     let name = "traffic";
-    space.create(name).await?;
+    space.create_on(name, node).await?;
     follower.moment(name, |moments| moments.ready).await?;
     let pod = SocketAddr::new(space.address(name).await?, POD_PORT);
     first_answer(pod).await.context("the pod does not answer")?;

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result};
 use futures::future::try_join_all;
 use serde_json::json;
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
     Load, Options,
@@ -54,8 +54,11 @@ pub(super) async fn run(
         let before = cluster.meter.read()?;
         let pods = match load.crowd(options, nodes.count) {
             Some((shape, pods)) => {
-                let _churn = (load == Load::Churn).then(|| churn(callers[0].clone(), space, nodes.count));
+                let churn = (load == Load::Churn).then(|| Churn::begin(callers[0].clone(), space, nodes.count));
                 let seconds = crowd(&callers, space, shape, pods, &mut follower).await?;
+                if let Some(churn) = churn {
+                    churn.end().await?;
+                }
                 #[expect(clippy::cast_precision_loss)]
                 figures.rates.push(pods as f64 / seconds);
                 pods
@@ -181,18 +184,35 @@ fn name(number: usize) -> String {
     format!("bench-{number}")
 }
 
-/// Until it is dropped: a Service and a pod that fits nowhere come, those before go, and a node's label changes.
-fn churn(caller: Caller, space: &Arc<Space>, nodes: usize) -> AbortOnDropHandle<()> {
-    let space = Arc::clone(space);
-    AbortOnDropHandle::new(tokio::spawn(async move {
-        let mut ticks = tokio::time::interval(limits::CHURN);
-        for turn in 0_usize.. {
-            ticks.tick().await;
-            if let Err(error) = change(&caller, &space, nodes, turn).await {
-                eprintln!("churn: {error:#}");
+/// A Service and a pod that fits nowhere come, those before go, and a node's label changes, again and again.
+struct Churn {
+    task: AbortOnDropHandle<()>,
+    stop: CancellationToken,
+}
+
+impl Churn {
+    fn begin(caller: Caller, space: &Arc<Space>, nodes: usize) -> Self {
+        let (space, stop) = (Arc::clone(space), CancellationToken::new());
+        let stopped = stop.clone();
+        let task = AbortOnDropHandle::new(tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(limits::CHURN);
+            for turn in 0_usize.. {
+                if stopped.run_until_cancelled(ticks.tick()).await.is_none() {
+                    return;
+                }
+                if let Err(error) = change(&caller, &space, nodes, turn).await {
+                    eprintln!("churn: {error:#}");
+                }
             }
-        }
-    }))
+        }));
+        Self { task, stop }
+    }
+
+    /// Returns when its last request has been answered: what is given up under way may still come to be.
+    async fn end(self) -> Result<()> {
+        self.stop.cancel();
+        Ok(self.task.await?)
+    }
 }
 
 async fn change(caller: &Caller, space: &Space, nodes: usize, turn: usize) -> Result<()> {

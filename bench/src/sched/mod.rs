@@ -8,15 +8,16 @@ mod loads;
 mod nodes;
 mod pods;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::{Args, ValueEnum};
 
 use crate::{
     cluster::{self, Cluster, Space, Stores},
     limits,
     report::{Bound, Goal, Measured, Report},
+    trial::Trial,
 };
 use nodes::Nodes;
 use pods::Shape;
@@ -102,19 +103,13 @@ impl Load {
 
 pub(crate) fn run(options: &Options) -> Result<Report> {
     options.check()?;
-    let machine = crate::machine::Machine::read()?;
+    let trial = Trial::begin("sched", options.parameters())?;
     let found = cluster::each(&options.cluster, Stores::Embedded, async |cluster, space, measured| {
         let outcome = sizes(options, cluster, space, measured).await;
         measured.goals = goals(options, measured);
         outcome
     })?;
-    let mut report = Report::new("sched", machine, Measured::default());
-    report.parameters = options.parameters();
-    for (label, measured) in found {
-        report.measured.extend(measured.on(&label.name));
-        report.subjects.push(label);
-    }
-    Ok(report)
+    trial.of(found)
 }
 
 async fn sizes(options: &Options, cluster: &Cluster, space: &Arc<Space>, measured: &mut Measured) -> Result<()> {
@@ -135,10 +130,7 @@ impl Options {
 
     /// Refuses what cannot be measured: also pods that the nodes have no room for, which would wait for ever.
     fn check(&self) -> Result<()> {
-        let within = |name: &str, number: usize, most: usize| match (1..=most).contains(&number) {
-            true => Ok(()),
-            false => bail!("{name} {number}: must be from 1 to {most}"),
-        };
+        use limits::within;
         for nodes in &self.nodes {
             within("--nodes", *nodes, limits::LOAD_NODES)?;
         }
@@ -162,19 +154,16 @@ impl Options {
         Ok(())
     }
 
-    fn parameters(&self) -> BTreeMap<String, String> {
+    fn parameters(&self) -> [(&'static str, String); 6] {
         let numbers = |all: &[usize]| all.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
-        BTreeMap::from(
-            [
-                ("nodes", numbers(&self.nodes)),
-                ("pods", self.pods.map_or_else(|| "2 for each node".to_owned(), |pods| pods.to_string())),
-                ("rate", self.rate.to_string()),
-                ("seconds", self.seconds.to_string()),
-                ("replicas", self.replicas.to_string()),
-                ("repeats", self.repeats.to_string()),
-            ]
-            .map(|(name, value)| (name.to_owned(), value)),
-        )
+        [
+            ("nodes", numbers(&self.nodes)),
+            ("pods", self.pods.map_or_else(|| "2 for each node".to_owned(), |pods| pods.to_string())),
+            ("rate", self.rate.to_string()),
+            ("seconds", self.seconds.to_string()),
+            ("replicas", self.replicas.to_string()),
+            ("repeats", self.repeats.to_string()),
+        ]
     }
 }
 

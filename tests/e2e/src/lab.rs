@@ -205,9 +205,27 @@ impl Lab {
             }
         }
         self.etcd.iter_mut().zip(&self.nodes).try_for_each(|(member, node)| member.ready(node))?;
+        self.at_once(Node::restart)
+    }
+
+    /// Starts all nodes again that do not run, at once, as they were started before.
+    pub fn restart(&mut self) -> Result<()> {
+        self.at_once(Node::restart)
+    }
+
+    /// Joins all nodes that do not run, at once, as if they had never been there.
+    pub fn join(&mut self) -> Result<()> {
+        if self.nodes.iter().all(Node::runs) {
+            return Ok(());
+        }
+        let join = self.join_arguments()?;
+        self.at_once(|node| node.start(&join))
+    }
+
+    fn at_once(&mut self, start: impl Fn(&mut Node) -> Result<()> + Sync) -> Result<()> {
         std::thread::scope(|scope| {
             let dead = self.nodes.iter_mut().filter(|node| !node.runs());
-            let started: Vec<_> = dead.map(|node| scope.spawn(|| node.restart())).collect();
+            let started: Vec<_> = dead.map(|node| scope.spawn(|| start(node))).collect();
             started.into_iter().try_for_each(|started| started.join().unwrap_or_else(|_| bail!("a start panicked")))
         })
     }

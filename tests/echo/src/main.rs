@@ -5,6 +5,7 @@
 //! specific to Sluice: the same image runs on any Kubernetes.
 
 mod client;
+mod load;
 mod server;
 
 use std::process::ExitCode;
@@ -13,13 +14,16 @@ const USAGE: &str = "\
 usage: echo serve [--http PORT] [--udp PORT] [--drain SECONDS]
        echo get URL [--times N] [--distinct N]
        echo udp HOST:PORT TEXT
+       echo load --direct ADDRESS:PORT --services ADDRESS:PORT,... [--rounds N]
 
 serve  answers every request with the pod's name (POD_NAME, else the host name) and the caller's
        address. GET /healthz says whether it is healthy; /healthz/fail and /healthz/pass switch that.
        On SIGTERM it goes on answering for --drain seconds (default 1), then exits with 0.
 get    asks URL N times (default 1) over new connections; with --distinct N it asks until N
        different first lines have come, at most --times requests (default 200).
-udp    sends TEXT in one datagram and prints the answer.";
+udp    sends TEXT in one datagram and prints the answer.
+load   asks a pod directly and Services in front of it in turns of 0.2 s, with kept and with short
+       connections, N rounds of each (default 20), and prints what came of each round as JSON.";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -32,6 +36,12 @@ fn main() -> ExitCode {
             client::get(url, number(&o, 0, if distinct > 0 { 200 } else { 1 })?, distinct)
         }),
         ["udp", address, text] => client::udp(address, text),
+        ["load", rest @ ..] => {
+            options(rest, &["--direct", "--services", "--rounds"]).and_then(|o| match (o[0], o[1]) {
+                (Some(direct), Some(services)) => load::run(number(&o, 2, 20)?, direct, services),
+                _ => Err(format!("load needs --direct and --services\n{USAGE}")),
+            })
+        }
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             Ok(())
