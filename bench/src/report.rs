@@ -272,6 +272,10 @@ fn results<'a>(out: &mut String, width: usize, rows: impl Iterator<Item = &'a Ro
 }
 
 fn asked<'a>(out: &mut String, width: usize, goals: impl Iterator<Item = &'a Goal>) {
+    let mut goals = goals.peekable();
+    if goals.peek().is_none() {
+        return;
+    }
     let _ = writeln!(out, "\n{:<width$}  {:>14} {:>10}  met", "goal", "", "value");
     for goal in goals {
         let value = goal.value.map_or_else(|| "-".to_owned(), figure);

@@ -89,6 +89,7 @@ const NEEDS: &[Need] = &[
         &["debootstrap"],
         "the bare system that the package is tried on",
     ),
+    need(Purpose::Everything, Probe::Program("chromium"), &["chromium"], "shows the benches' page"),
     need(Purpose::Everything, Probe::Program("sfdisk"), &["fdisk"], "reads the partition table of the labs' box"),
     need(Purpose::Everything, Probe::Program("qemu-system-x86_64"), &["qemu-system-x86"], "boots the second kernel"),
 ];

@@ -49,6 +49,15 @@ impl Caller {
         }
     }
 
+    /// The same of a collection; false where the server deletes its objects one by one only.
+    pub(crate) async fn delete_all(&self, path: &str) -> Result<bool> {
+        match self.answer(Method::DELETE, path, "", Bytes::new()).await? {
+            (StatusCode::METHOD_NOT_ALLOWED, _) => Ok(false),
+            (StatusCode::NOT_FOUND, _) => Ok(true),
+            (status, body) => refused(status, &body, &Method::DELETE, path).map(|()| true),
+        }
+    }
+
     /// A request and its whole answer; an answer that refuses is an error.
     pub(crate) async fn call(&self, method: Method, path: &str, content: &str, body: Bytes) -> Result<Bytes> {
         let (status, answer) = self.answer(method.clone(), path, content, body).await?;

@@ -44,10 +44,20 @@ impl fmt::Display for Object {
 
 /// A list's beginning.
 #[derive(Deserialize)]
-struct List {
+struct List<T = serde::de::IgnoredAny> {
     metadata: ListMeta,
-    #[serde(default)]
-    items: Vec<serde::de::IgnoredAny>,
+    #[serde(default = "Vec::new")]
+    items: Vec<T>,
+}
+
+#[derive(Deserialize)]
+struct Named {
+    metadata: Name,
+}
+
+#[derive(Deserialize)]
+struct Name {
+    name: String,
 }
 
 #[derive(Deserialize)]
@@ -143,7 +153,13 @@ impl Space {
     /// Deletes what the bench made of a kind in the namespace: everything but what the cluster puts into each.
     pub(crate) async fn empty(&self, of: Object) -> Result<()> {
         let path = format!("{}?fieldSelector=metadata.name%21%3Dkube-root-ca.crt", self.path(of));
-        self.caller.delete(&format!("{path}&gracePeriodSeconds=0")).await?;
+        if !self.caller.delete_all(&format!("{path}&gracePeriodSeconds=0")).await? {
+            // Before 1.23 Services could be deleted one by one only.
+            let list: List<Named> = self.caller.read(&path).await?;
+            for one in list.items {
+                self.caller.delete(&format!("{}/{}", self.path(of), one.metadata.name)).await?;
+            }
+        }
         let list: List = self.caller.read(&format!("{path}&limit=1")).await?;
         if list.items.is_empty() { Ok(()) } else { bail!("{of} are left after all of them were deleted") }
     }

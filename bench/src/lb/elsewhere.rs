@@ -52,7 +52,7 @@ enum Side {
 
 impl Side {
     fn name(self) -> &'static str {
-        if self == Self::Same { "same node" } else { "another node" }
+        if self == Self::Same { "the same node" } else { "another node" }
     }
 }
 
@@ -93,7 +93,7 @@ async fn measure(cluster: &Cluster, space: &Space, options: &Elsewhere, measured
         let step = addresses.len().div_ceil(ASKED);
         let asked: Vec<String> = addresses.iter().step_by(step).map(|address| at(address, PORT)).collect();
         for side in [Side::Same, Side::Other].into_iter().filter(|side| several || *side == Side::Same) {
-            say(&format!("{count} Services, from the {}", side.name()));
+            say(&format!("{count} Services, client on {}", side.name()));
             let name = format!("client-{count}-{}", if side == Side::Same { "same" } else { "other" });
             let rounds = call(space, options, &name, side, &at(&direct, POD_PORT), &asked).await?;
             rows(&rounds, side, count, measured);

@@ -148,7 +148,7 @@ fn goals(out: &mut String, subjects: &[Subject], titles: &[String]) {
             "<tr><td>{}</td><td>{}</td><td class=\"number\">{}</td><td class=\"number\">{value}</td><td class=\"{class}\">{word}</td></tr>",
             Text(&goal.name),
             Text(title),
-            Text(&goal.goal),
+            Text(&goal.goal.replace("<=", "≤").replace(">=", "≥")),
         );
     }
     out.push_str("</table></div>\n");
@@ -265,5 +265,7 @@ fn notes(out: &mut String, reports: &[&Report]) {
     out.push_str("</ul>\n");
 }
 
+#[cfg(test)]
+mod browser;
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@ use super::*;
 use crate::{document::tests::report, report::Bound, report::Goal};
 
 /// A document with a curve of two points and a distribution for each subject.
-fn full(subjects: &[&str]) -> Report {
+pub(super) fn full(subjects: &[&str]) -> Report {
     let empty: Vec<(&str, &[f64])> = subjects.iter().map(|name| (*name, &[][..])).collect();
     let mut report = report("api", &empty);
     for name in subjects {
