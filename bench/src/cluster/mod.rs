@@ -222,6 +222,8 @@ pub(crate) async fn label(caller: &Caller, label: Option<&str>) -> Result<Label>
 
 /// How to reach the cluster that a kubeconfig leads to.
 pub(crate) async fn config(file: &Path) -> Result<kube::Config> {
+    // What is not there is told once.
+    std::fs::metadata(file).with_context(|| format!("cannot read {}", file.display()))?;
     let text = Kubeconfig::read_from(file).with_context(|| format!("cannot read {}", file.display()))?;
     let config = kube::Config::from_custom_kubeconfig(text, &KubeConfigOptions::default()).await;
     config.with_context(|| format!("{} leads to no cluster", file.display()))
