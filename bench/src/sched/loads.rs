@@ -54,7 +54,10 @@ pub(super) async fn run(
         let before = cluster.meter.read()?;
         let pods = match load.crowd(options, nodes.count) {
             Some((shape, pods)) => {
-                let churn = (load == Load::Churn).then(|| Churn::begin(callers[0].clone(), space, nodes.count));
+                let churn = (load == Load::Churn).then(|| {
+                    let (caller, space, count) = (callers[0].clone(), Arc::clone(space), nodes.count);
+                    Churn::begin(move |turn| change(caller.clone(), Arc::clone(&space), count, turn))
+                });
                 let seconds = crowd(&callers, space, shape, pods, &mut follower).await?;
                 if let Some(churn) = churn {
                     churn.end().await?;
@@ -191,16 +194,17 @@ struct Churn {
 }
 
 impl Churn {
-    fn begin(caller: Caller, space: &Arc<Space>, nodes: usize) -> Self {
-        let (space, stop) = (Arc::clone(space), CancellationToken::new());
+    /// Each turn is told its number.
+    fn begin<W: Future<Output = Result<()>> + Send>(mut turn: impl FnMut(usize) -> W + Send + 'static) -> Self {
+        let stop = CancellationToken::new();
         let stopped = stop.clone();
         let task = AbortOnDropHandle::new(tokio::spawn(async move {
             let mut ticks = tokio::time::interval(limits::CHURN);
-            for turn in 0_usize.. {
+            for number in 0.. {
                 if stopped.run_until_cancelled(ticks.tick()).await.is_none() {
                     return;
                 }
-                if let Err(error) = change(&caller, &space, nodes, turn).await {
+                if let Err(error) = turn(number).await {
                     eprintln!("churn: {error:#}");
                 }
             }
@@ -215,13 +219,13 @@ impl Churn {
     }
 }
 
-async fn change(caller: &Caller, space: &Space, nodes: usize, turn: usize) -> Result<()> {
+async fn change(caller: Caller, space: Arc<Space>, nodes: usize, turn: usize) -> Result<()> {
     let (pods_at, services) = (space.path(Object::Pods), space.path(Object::Services));
     let name = |turn: usize| format!("churn-{turn}");
     caller.post(&services, &pods::service(&name(turn))).await?;
-    caller.post(&pods_at, &pods::giant(space, &name(turn))).await?;
+    caller.post(&pods_at, &pods::giant(&space, &name(turn))).await?;
     let label = json!({"metadata": {"labels": {"turn": turn.to_string()}}});
-    caller.merge(&format!("/api/v1/nodes/{}", nodes::name(space, turn % nodes)), &label).await?;
+    caller.merge(&format!("/api/v1/nodes/{}", nodes::name(&space, turn % nodes)), &label).await?;
     if let Some(before) = turn.checked_sub(1) {
         caller.delete(&format!("{services}/{}", name(before))).await?;
         caller.delete(&format!("{pods_at}/{}", name(before))).await?;
@@ -232,6 +236,29 @@ async fn change(caller: &Caller, space: &Space, nodes: usize, turn: usize) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn churn_ends_with_its_last_request() {
+        let (under_way, mut begun) = tokio::sync::mpsc::channel(1);
+        let (answer, answered) = tokio::sync::watch::channel(false);
+        let churn = Churn::begin(move |_| {
+            let (under_way, mut answered) = (under_way.clone(), answered.clone());
+            async move {
+                under_way.send(()).await?;
+                answered.wait_for(|answered| *answered).await?;
+                Ok(())
+            }
+        });
+        begun.recv().await.unwrap();
+        let mut end = std::pin::pin!(churn.end());
+        for _ in 0..3 {
+            assert!(futures::poll!(&mut end).is_pending(), "a request is under way");
+            tokio::task::yield_now().await;
+        }
+        answer.send(true).unwrap();
+        end.await.unwrap();
+        assert!(begun.try_recv().is_err(), "another turn began");
+    }
 
     #[test]
     fn figures_stand_on_curves_by_nodes() {
