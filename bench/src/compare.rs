@@ -34,8 +34,11 @@ pub(crate) struct Ratio {
 }
 
 impl Ratio {
-    /// Of `b` to `a`; `None` where `a` is zero.
+    /// Of `b` to `a`; `None` where one of them is zero or less, as differences may be.
     pub(crate) fn of(a: &Row, b: &Row) -> Option<Self> {
+        if a.p50 <= 0.0 || b.p50 <= 0.0 {
+            return None;
+        }
         let ((a_low, a_high), (b_low, b_high)) = (a.spread(), b.spread());
         let ratio = Self { value: b.p50 / a.p50, low: b_low / a_high, high: b_high / a_low };
         [ratio.value, ratio.low, ratio.high].iter().all(|part| part.is_finite()).then_some(ratio)
@@ -122,6 +125,7 @@ mod tests {
         assert!(!ratio.unsure());
         assert!(Ratio::of(&row(&[1.0, 2.0]), &row(&[1.5])).unwrap().unsure());
         assert_eq!(Ratio::of(&row(&[0.0]), &row(&[1.0])), None);
+        assert_eq!(Ratio::of(&row(&[-2.0]), &row(&[1.0])), None);
     }
 
     #[test]

@@ -221,7 +221,7 @@ fn table(out: &mut String, subjects: &[Subject], titles: &[String]) {
     for name in names {
         let rows: Vec<Option<&Row>> = subjects.iter().map(|subject| subject.row(name)).collect();
         let unit = rows.iter().flatten().next().map_or("", |row| &row.unit);
-        let _ = write!(out, "<tr><td>{}</td><td>{}</td>", Text(name), Text(unit));
+        let _ = write!(out, "<tr><td>{}</td><td class=\"number\">{}</td>", Text(name), Text(unit));
         for (number, row) in rows.iter().enumerate() {
             let _ = write!(out, "<td class=\"number\">{}</td>", row.map_or_else(String::new, cell));
             if number > 0 {
