@@ -29,6 +29,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use nix::sys::signal::SigSet;
 
 use crate::report::Report;
 
@@ -86,6 +87,8 @@ fn main() -> ExitCode {
 }
 
 fn run(bench: Bench) -> Result<()> {
+    // Whoever started this may have blocked the signals that end it, as `all` does, and what it starts would inherit that.
+    SigSet::empty().thread_set_mask()?;
     match bench {
         Bench::Startup(options) => show(options.json, startup::run(&options)?),
         Bench::Api(options) => show(options.json, api::run(&options)?),
