@@ -120,10 +120,13 @@ fn measure(bench: &str, words: &[String], folder: &Path, interrupts: &Interrupts
     let out = fs::File::create(&file).with_context(|| format!("cannot write {}", file.display()))?;
     let mut command = Command::new(std::env::current_exe()?);
     let child = command.args(words).stdin(Stdio::null()).stdout(out).spawn()?;
-    let status = interrupts.output(child)?.status;
-    if !status.success() {
+    let outcome = interrupts.output(child).map(|output| output.status);
+    if !outcome.as_ref().is_ok_and(std::process::ExitStatus::success) {
         // An empty one would be taken for a document.
         let _ = fs::remove_file(&file);
+    }
+    let status = outcome?;
+    if !status.success() {
         bail!("ended with {status}");
     }
     document::read(&file)
