@@ -5,12 +5,12 @@
 //! nearly everything is plain.
 
 use sluice_ebpf_common::cache::{Bucket4, Bucket6, Record, action};
-use sluice_ebpf_common::{Address, Settings, protocol};
+use sluice_ebpf_common::{Address, Flow, Settings, protocol};
 
 use crate::family::{Family, IP, Plain, V4, V6, fold};
 use crate::header::{ACK, ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, FIN, Header, Kind, RST, SYN, transport_header};
 use crate::shortcut::{Desk, Route, decide};
-use crate::{Change, Maps, Raw, Trail};
+use crate::{Change, Maps, Raw, Trail, flow};
 
 /// The maps and clocks that the fast path needs besides.
 pub trait Fast: Maps {
@@ -91,6 +91,8 @@ fn is_for_pods<P: Raw, M: Fast>(packet: &P, maps: &M) -> Option<bool> {
 const STACK: u32 = 0;
 const DROP: u32 = u32::MAX;
 const UNKNOWN: u32 = u32::MAX - 1;
+/// To the stack, without a change that the record asks for.
+const UNTOUCHED: u32 = u32::MAX - 2;
 
 /// Why the cache is looked at: it may know; a decision is on the desk; one about a connection of which nothing was known; it
 /// was decided to know nothing about this packet. Or it is not, as it knows nothing already.
@@ -154,10 +156,23 @@ fn run<F: Family, P: Raw, M: Fast>(packet: &mut P, maps: &M, look: u32) -> u32 {
                 }
                 return STACK;
             }
-            if opens {
+            let way = apply::<F, P>(packet, &plain, record);
+            if way == UNTOUCHED {
+                return STACK;
+            }
+            let bytes = ETHERNET + u32::from(plain.length);
+            if look == FIRST {
+                record.packets = record.packets.wrapping_add(1);
+                record.bytes = record.bytes.wrapping_add(bytes);
+            } else if record.service != Flow::NO_SERVICE {
+                // The connection's entries know of it from the decision.
+                flow::count(maps, record.service, record.backend, 1, bytes.into());
+            }
+            // What comes after its end is decided, too, so that nothing of it stays in a record that nobody looks at again.
+            if opens || plain.tcp_flags & (FIN | RST) != 0 {
                 record.protocol = NOBODYS;
             }
-            apply::<F, P>(packet, &plain, record)
+            way
         },
     );
     way.unwrap_or(STACK)
@@ -359,10 +374,8 @@ fn apply<F: Family, P: Raw>(
     let carries = record.action == action::ENCAPSULATE;
     let length = longest::<F, P>(packet, plain);
     if send && (F::life(plain.life) <= 1 || length > record.mtu) || carries && !P::CARRIES {
-        return STACK;
+        return UNTOUCHED;
     }
-    record.packets = record.packets.wrapping_add(1);
-    record.bytes = record.bytes.wrapping_add(ETHERNET + u32::from(plain.length));
     let changed =
         if carries { F::encapsulate(packet, plain, record) } else { change::<F, P>(packet, plain, record, send) };
     match changed {

@@ -408,7 +408,7 @@ pub(crate) fn resume<M: Maps>(
     header: &Header,
     target: &mut Target,
     bytes: u32,
-    also: impl FnOnce(&Flow),
+    also: impl FnOnce(&mut Flow),
 ) -> bool {
     let now = maps.now();
     let key = flow::key(header, FlowKind::Service);

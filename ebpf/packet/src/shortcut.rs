@@ -158,25 +158,35 @@ fn is_answer<M: Maps>(maps: &M, header: &Header) -> bool {
     port >= settings.source_port_first && port <= settings.source_port_last
 }
 
-/// Adds what the record before counted to the service's and the backend's counters.
+/// Adds what the record before counted to the service's and the backend's counters. Of another connection's nothing is left then.
 #[inline(always)]
-fn settle<M: Fast>(maps: &M, desk: &Desk) {
-    let Desk { packets, bytes, path, .. } = desk;
-    if *packets == 0 || path.service == Flow::NO_SERVICE {
-        return;
+fn settle<M: Fast>(maps: &M, desk: &mut Desk) {
+    let Desk { packets, bytes, path, recorded, .. } = desk;
+    if *packets != 0 && path.service != Flow::NO_SERVICE {
+        flow::count(maps, path.service, path.backend, *packets, *bytes);
     }
-    flow::count(maps, path.service, path.backend, *packets, *bytes);
+    if !*recorded {
+        (*packets, *bytes) = (0, 0);
+    }
+}
+
+/// Notes this packet in its connection's entry, and those that the record counted.
+#[inline(always)]
+fn note(flow: &mut Flow, header: &Header, now: u32, bytes: u32, (more, their_bytes): (u64, u64)) {
+    flow::touch(flow, header, now, bytes);
+    flow.packets += more;
+    flow.bytes += their_bytes;
 }
 
 /// An answer to what left with this node's address: to a pod, or to the client of a backend elsewhere.
 #[inline(always)]
 fn back<M: Fast>(maps: &M, desk: &mut Desk) -> u32 {
-    let Desk { header, onward, length, path, .. } = desk;
+    let Desk { header, onward, length, path, packets, bytes: their_bytes, .. } = desk;
     *onward = *header;
     path.keep(header);
-    let (now, bytes) = (maps.now(), u32::from(*length));
+    let (now, bytes, counted) = (maps.now(), u32::from(*length), (*packets, *their_bytes));
     let found = maps.flow(&flow::key(header, FlowKind::MasqueradeReply), |flow| {
-        flow::touch(flow, header, now, bytes);
+        note(flow, header, now, bytes, counted);
         (onward.destination, onward.destination_port) = (flow.address, flow.port);
         if flow.flags & Flow::FUSED == 0 {
             return false;
@@ -189,7 +199,7 @@ fn back<M: Fast>(maps: &M, desk: &mut Desk) -> u32 {
     (path.destination, path.destination_port) = (onward.destination, onward.destination_port);
     if !of_service {
         let found = maps.flow(&flow::key(onward, FlowKind::ServiceReply), |flow| {
-            flow::touch(flow, header, now, bytes);
+            note(flow, header, now, bytes, counted);
             (path.source, path.source_port) = (flow.address, flow.port);
             (path.service, path.backend) = (flow.service, flow.backend);
         });
@@ -233,8 +243,10 @@ fn backend<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
 /// Finds a client's connection that is under way.
 #[inline(never)]
 fn connection<M: Maps>(maps: &M, desk: &mut Desk) -> bool {
-    let Desk { header, length, target, source, record, .. } = desk;
+    let Desk { header, length, target, source, record, packets, bytes, .. } = desk;
     ingress::resume(maps, header, target, u32::from(*length), |flow| {
+        flow.packets += *packets;
+        flow.bytes += *bytes;
         *record = AIMED;
         if flow.flags & Flow::FUSED != 0 {
             *source = Source { address: flow.other.destination, port: flow.other.destination_port };

@@ -68,6 +68,25 @@ fn two_entries_say_everything_until_the_stack_needs_four() {
     }
 }
 
+/// What the records of the flow cache counted meanwhile is known by a connection's end.
+#[test]
+fn entries_count_every_packet_of_a_connection() {
+    let world = shop();
+    let source = send(&world, CLIENT, SYN, true);
+    answer(&world, &source, SYN | ACK, true);
+    for flags in [ACK; 7].into_iter().chain([FIN | ACK, ACK]) {
+        send(&world, CLIENT, flags, true);
+    }
+    for flags in [ACK, ACK, ACK, FIN | ACK] {
+        answer(&world, &source, flags, true);
+    }
+    let flows = world.flows.borrow();
+    let counted: BTreeMap<u8, u64> = flows.iter().map(|(key, flow)| (key.kind, flow.packets)).collect();
+    let expected = BTreeMap::from([(FlowKind::Service as u8, 10), (FlowKind::MasqueradeReply as u8, 5)]);
+    assert_eq!(counted, expected);
+    assert_eq!(world.services.borrow()[&1].packets, 15);
+}
+
 #[test]
 fn what_the_stack_began_the_driver_goes_on_with() {
     let world = shop();
