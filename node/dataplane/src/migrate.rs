@@ -416,6 +416,8 @@ impl Copy {
 impl Inner {
     /// Lets programs that make no flows take over, and brings the flows that they have in line with those of before.
     pub(crate) fn hold_flows(&self, holding: &mut Ebpf, adoption: &Adoption) -> Result<(), Error> {
+        // Until they are in line, a connection that began anew with the ends of an earlier one is taken for that: as few as can be.
+        adoption.catch_up_flows(&self.pins)?;
         // As no flow is made on arrival any more, answers that leave find all of them in the new map, too.
         self.flip_packets(holding, &[TcAttachType::Ingress])?;
         resize::let_packets_pass()?;
