@@ -10,6 +10,7 @@ use std::{
     },
     path::Path,
     process::{Child, Command},
+    sync::atomic::{AtomicI32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -24,8 +25,10 @@ const LOOK: Duration = Duration::from_millis(250);
 /// Lines of a log that are shown.
 const TAIL: usize = 25;
 
-/// Where the first socket that was kept stands in the next daemon.
+/// Where the first socket that was kept stands in the next daemon: nodes that start at the same time have places of their own.
 const FIRST: i32 = 700;
+const PLACES: i32 = 16;
+static STARTS: AtomicI32 = AtomicI32::new(0);
 /// Sockets that one message brings at most.
 const SOCKETS: usize = 16;
 
@@ -86,14 +89,15 @@ impl Notices {
     pub fn pass_on(mut self, command: &mut Command) -> Result<Vec<OwnedFd>> {
         self.socket.set_nonblocking(true)?;
         while self.receive().is_ok() {}
+        let first = FIRST + STARTS.fetch_add(1, Ordering::Relaxed) % PLACES * SOCKETS as i32;
         let mut passed = Vec::new();
-        for (number, socket) in (FIRST..).zip(&self.kept) {
+        for (number, socket) in (first..).zip(&self.kept) {
             let socket = fcntl_dupfd_cloexec(socket, number)?;
             ensure!(socket.as_raw_fd() == number, "the number {number} is taken");
             fcntl_setfd(&socket, FdFlags::empty())?;
             passed.push(socket);
         }
-        command.env("LISTEN_FDS", passed.len().to_string()).env("LISTEN_FDS_FIRST_FD", FIRST.to_string());
+        command.env("LISTEN_FDS", passed.len().to_string()).env("LISTEN_FDS_FIRST_FD", first.to_string());
         Ok(passed)
     }
 }
