@@ -4,7 +4,8 @@
 
 pub mod bare;
 pub mod book;
-pub mod etcd;
+pub mod echoes;
+mod etcd;
 pub mod lab;
 pub mod leftovers;
 pub mod node;
@@ -13,6 +14,7 @@ mod sh;
 pub mod wires;
 
 pub use bare::Bare;
+pub use echoes::Echoes;
 pub use etcd::Etcd;
 pub use lab::{Lab, Options, Stop};
 pub use node::Node;

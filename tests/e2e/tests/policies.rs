@@ -3,12 +3,7 @@
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
-use sluice_e2e::{Lab, Options, Shape, sample_image, step};
-
-const MANIFEST: &str = include_str!("../../../xtask/samples/echo.yaml");
-
-/// How often something is tried that holds as soon as the nodes have heard of it; an attempt that is denied takes 3 s.
-const ATTEMPTS: usize = 10;
+use sluice_e2e::{Echoes, Lab, Options, Shape, sample_image, step};
 
 const DENY: &str = "
 apiVersion: networking.k8s.io/v1
@@ -54,49 +49,28 @@ spec:
 fn policies_hold_from_the_api_to_the_packet() -> Result<()> {
     let mut lab = Lab::start(&Options { nodes: 2, shape: Shape::Shared, ..Options::one("sea") })?;
     lab.import(&sample_image())?;
-    lab.apply(MANIFEST)?;
-    lab.kubectl("rollout status deployment/echo --timeout=120s")?;
-    let listed = lab.kubectl(
-        "get pods -l app=echo -o jsonpath={range.items[*]}{.metadata.name}={.status.podIP}={.spec.nodeName}{\"\\n\"}{end}",
-    )?;
-    let pods: Vec<Vec<&str>> = listed.lines().map(|line| line.split('=').collect()).collect();
-    let elsewhere = |pod: &&Vec<&str>| pod[2] != pods[0][2];
-    ensure!(pods.iter().any(|pod| elsewhere(&pod)), "all pods are on one node: {pods:?}");
-    // Of the same node and of the other one, if there are both.
-    let others: Vec<&str> = pods[1..].iter().map(|pod| pod[1]).collect();
-    let asked = |lab: &Lab, from: &str| -> Vec<bool> {
-        let ask = |to: &&str| lab.kubectl(&format!("exec {from} -- /echo get http://{to}:8080/")).is_ok();
-        others.iter().map(ask).collect()
-    };
-    let until = |lab: &Lab, from: &str, answered: bool| -> Result<()> {
-        for _ in 0..ATTEMPTS {
-            if asked(lab, from).iter().all(|one| *one == answered) {
-                return Ok(());
-            }
-        }
-        anyhow::bail!("from {from} to {others:?}, answered should be {answered}: {:?}", asked(lab, from))
-    };
-    let first = pods[0][0];
-    step("everybody may ask without a policy", || until(&lab, first, true))?;
+    let echoes = Echoes::start(&lab)?;
+    let (first, own) = (echoes.first.0.as_str(), &echoes.first.1);
+    step("everybody may ask without a policy", || echoes.until(&lab, first, true))?;
     step("a policy without rules denies", || {
         lab.apply(DENY)?;
-        until(&lab, first, false)?;
+        echoes.until(&lab, first, false)?;
         // The node's probes are no business of policies, nor is what a pod asks itself.
-        lab.kubectl(&format!("exec {first} -- /echo get http://{}:8080/", pods[0][1]))?;
+        lab.kubectl(&format!("exec {first} -- /echo get http://{own}:8080/"))?;
         lab.kubectl("wait --for=condition=Ready pods -l app=echo --timeout=30s").map(drop)
     })?;
     step("another one allows pods by label and port by name", || {
         lab.apply(ALLOW)?;
-        until(&lab, first, true)?;
+        echoes.until(&lab, first, true)?;
         lab.kubectl(&format!("exec {first} -- /echo get http://echo/ --distinct 3"))?;
-        let datagram = lab.kubectl(&format!("exec {first} -- /echo udp {}:8080 x", others[0]));
+        let datagram = lab.kubectl(&format!("exec {first} -- /echo udp {}:8080 x", echoes.others[0]));
         ensure!(datagram.is_err(), "only TCP is allowed: {datagram:?}");
         Ok(())
     })?;
     step("a new pod is a stranger from its first packet on, and may itself send to nobody", || {
         lab.apply(STRANGER)?;
         lab.kubectl("wait --for=condition=Ready pod/stranger --timeout=60s")?;
-        ensure!(asked(&lab, "stranger").iter().all(|one| !one), "the stranger was answered");
+        ensure!(echoes.asked(&lab, "stranger").iter().all(|one| !one), "the stranger was answered");
         let address = lab.kubectl("get pod stranger -o jsonpath={.status.podIP}")?;
         lab.kubectl(&format!("exec {first} -- /echo get http://{address}:8080/")).map(drop)
     })?;
@@ -108,11 +82,11 @@ fn policies_hold_from_the_api_to_the_packet() -> Result<()> {
             lab.node(number).restart()?;
         }
         lab.kubectl("wait --for=condition=Ready node --all --timeout=60s")?;
-        ensure!(asked(&lab, "stranger").iter().all(|one| !one), "the stranger was answered");
-        until(&lab, first, true)
+        ensure!(echoes.asked(&lab, "stranger").iter().all(|one| !one), "the stranger was answered");
+        echoes.until(&lab, first, true)
     })?;
     step("when the policies go, so do their bounds", || {
         lab.kubectl("delete networkpolicy --all")?;
-        until(&lab, "stranger", true)
+        echoes.until(&lab, "stranger", true)
     })
 }

@@ -3,12 +3,7 @@
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
-use sluice_e2e::{Lab, Options, Shape, sample_image, step};
-
-const MANIFEST: &str = include_str!("../../../xtask/samples/echo.yaml");
-
-/// How often something is tried that holds as soon as the nodes have heard of it; an attempt that is denied takes 3 s.
-const ATTEMPTS: usize = 10;
+use sluice_e2e::{Echoes, Lab, Options, Shape, sample_image, step};
 
 /// As network-policy-api's, without what validates.
 const KIND: &str = "
@@ -62,43 +57,24 @@ spec:
 fn policies_of_the_cluster_hold_while_their_kind_is_installed() -> Result<()> {
     let mut lab = Lab::start(&Options { nodes: 2, shape: Shape::Shared, ..Options::one("tide") })?;
     lab.import(&sample_image())?;
-    lab.apply(MANIFEST)?;
-    lab.kubectl("rollout status deployment/echo --timeout=120s")?;
-    let listed = lab.kubectl(
-        "get pods -l app=echo -o jsonpath={range.items[*]}{.metadata.name}={.status.podIP}={.spec.nodeName}{\"\\n\"}{end}",
-    )?;
-    let pods: Vec<Vec<&str>> = listed.lines().map(|line| line.split('=').collect()).collect();
-    ensure!(pods.iter().any(|pod| pod[2] != pods[0][2]), "all pods are on one node: {pods:?}");
-    let first = pods[0][0];
-    let others: Vec<&str> = pods[1..].iter().map(|pod| pod[1]).collect();
-    let asked = |lab: &Lab| -> Vec<bool> {
-        let ask = |to: &&str| lab.kubectl(&format!("exec {first} -- /echo get http://{to}:8080/")).is_ok();
-        others.iter().map(ask).collect()
-    };
-    let until = |lab: &Lab, answered: bool| -> Result<()> {
-        for _ in 0..ATTEMPTS {
-            if asked(lab).iter().all(|one| *one == answered) {
-                return Ok(());
-            }
-        }
-        anyhow::bail!("{first} to {others:?}, answered should be {answered}: {:?}", asked(lab))
-    };
-    step("everybody may ask before the kind is there", || until(&lab, true))?;
+    let echoes = Echoes::start(&lab)?;
+    let first = echoes.first.0.as_str();
+    step("everybody may ask before the kind is there", || echoes.until(&lab, first, true))?;
     step("the kind is installed, and a policy of it denies what a NetworkPolicy allows", || {
         lab.apply(KIND)?;
         lab.kubectl(
             "wait --for=condition=Established crd/clusternetworkpolicies.policy.networking.k8s.io --timeout=30s",
         )?;
         lab.apply(&POLICIES.replace("ACTION", "Deny"))?;
-        until(&lab, false)?;
+        echoes.until(&lab, first, false)?;
         // The node's probes are no business of policies.
         lab.kubectl("wait --for=condition=Ready pods -l app=echo --timeout=30s").map(drop)
     })?;
     step("what it passes on is the NetworkPolicy's", || {
         lab.apply(&POLICIES.replace("ACTION", "Pass"))?;
-        until(&lab, true)?;
+        echoes.until(&lab, first, true)?;
         lab.apply(&POLICIES.replace("ACTION", "Deny"))?;
-        until(&lab, false)
+        echoes.until(&lab, first, false)
     })?;
     step("what was denied stays denied when the daemons start again", || {
         for number in [2, 1] {
@@ -108,13 +84,13 @@ fn policies_of_the_cluster_hold_while_their_kind_is_installed() -> Result<()> {
             lab.node(number).restart()?;
         }
         lab.kubectl("wait --for=condition=Ready node --all --timeout=60s")?;
-        ensure!(asked(&lab).iter().all(|one| !one), "one was answered");
+        ensure!(echoes.asked(&lab, first).iter().all(|one| !one), "one was answered");
         lab.kubectl("delete networkpolicy --all")?;
-        ensure!(asked(&lab).iter().all(|one| !one), "one was answered");
+        ensure!(echoes.asked(&lab, first).iter().all(|one| !one), "one was answered");
         Ok(())
     })?;
     step("when the kind goes, so do its policies", || {
         lab.kubectl("delete crd clusternetworkpolicies.policy.networking.k8s.io")?;
-        until(&lab, true)
+        echoes.until(&lab, first, true)
     })
 }
