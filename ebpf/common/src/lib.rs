@@ -204,6 +204,8 @@ pub mod maps {
     pub const UPLINKS: &str = "uplinks";
     /// One `Settings`.
     pub const SETTINGS: &str = "settings";
+    /// One word: the index of the link that leads to Services by packet for the node itself, 0 while there is none.
+    pub const HOME: &str = "home";
     /// One word: 1 while user space sweeps the flow map.
     pub const SWEEPER: &str = "sweeper";
     /// `Counters` by service id times processors plus processor.
@@ -243,7 +245,7 @@ pub mod maps {
         }
     }
     /// Every pinned map.
-    pub const ALL: [&str; 41] = [
+    pub const ALL: [&str; 42] = [
         FRONTENDS,
         BACKENDS,
         SLAB,
@@ -274,6 +276,7 @@ pub mod maps {
         GENERATIONS,
         UPLINKS,
         SETTINGS,
+        HOME,
         SWEEPER,
         SERVICE_COUNTERS,
         BACKEND_COUNTERS,
@@ -287,6 +290,9 @@ pub mod maps {
         SOCKETS,
     ];
 }
+
+/// The hardware address of the link that leads to Services by packet for the node itself, of both its ends.
+pub const HOME_MAC: [u8; 6] = [0x02, 0x51, 0xce, 0, 0, 1];
 
 /// Of a local address: node ports do not answer on it.
 pub const NO_NODE_PORTS: u32 = 1;

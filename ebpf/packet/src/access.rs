@@ -30,6 +30,8 @@ pub enum Verdict {
     Onward(u32),
     /// The same, as the way at this place says ([`crate::Paths`]).
     Leave(u32),
+    /// Comes in by the home link ([`Maps::home`]).
+    Home,
 }
 
 /// How a checksum covers an address.
@@ -197,6 +199,8 @@ pub trait Maps {
     fn namespace(&self) -> u64;
     /// Index of the link that the packet uses, 0 for sockets.
     fn link(&self) -> u32;
+    /// Index of the link that leads to services by packet for the node's own sockets, 0 while there is none.
+    fn home(&self) -> u32;
     /// The address that masqueraded traffic leaves with on a link, if it has one.
     fn source_address(&self, link: u32, v4: bool) -> Option<Address>;
     /// The backend that a client keeps.

@@ -91,8 +91,9 @@ fn keeps_source<M: Maps>(maps: &M, header: &Header) -> bool {
     maps.in_range(&RangeKey { service: RangeKey::UNMASQUERADED, address: header.destination })
 }
 
+/// Gives a backend's answer the service's address; false for anything else.
 #[inline(always)]
-fn from_service<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Header) -> Result<bool, Reason> {
+pub(crate) fn from_service<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Header) -> Result<bool, Reason> {
     let (now, bytes) = (maps.now(), packet.length());
     let found = maps.flow(&flow::key(header, FlowKind::ServiceReply), |flow| {
         flow::touch(flow, header, now, bytes);

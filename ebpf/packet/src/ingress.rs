@@ -7,7 +7,7 @@ use crate::path::{Paths, Routed};
 use crate::straight::{Stage, straight};
 use crate::{
     InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Tunnel, Verdict, decap, encap, flow, fragment, fused, nat,
-    service,
+    own, service,
 };
 
 /// The destination that a packet of a service goes to.
@@ -48,6 +48,7 @@ pub fn from_pod<P: Routed, M: Paths>(packet: &mut P, maps: &M) -> Verdict {
         return verdict;
     }
     match by_itself(packet, maps, Scope::Internal) {
+        PASSED | TRANSLATED if own::answers(packet, maps) => Verdict::Home,
         PASSED | TRANSLATED => straight(packet, maps, Stage::Looked).unwrap_or(Verdict::Pass),
         code => verdict(code),
     }
@@ -62,6 +63,7 @@ pub fn from_outside<P: Routed, M: Paths>(packet: &mut P, maps: &M) -> Verdict {
         return verdict;
     }
     match by_itself(packet, maps, Scope::External) {
+        PASSED | TRANSLATED if own::answers(packet, maps) => Verdict::Home,
         TRANSLATED => straight(packet, maps, Stage::Came).unwrap_or(Verdict::Pass),
         code => verdict(code),
     }
@@ -70,7 +72,10 @@ pub fn from_outside<P: Routed, M: Paths>(packet: &mut P, maps: &M) -> Verdict {
 /// What both do to a packet before it is put into a pod or sent on.
 #[inline(always)]
 pub fn ingress<P: Tunnel, M: Maps>(packet: &mut P, maps: &M, scope: Scope) -> Verdict {
-    verdict(by_itself(packet, maps, scope))
+    match by_itself(packet, maps, scope) {
+        PASSED | TRANSLATED if own::answers(packet, maps) => Verdict::Home,
+        code => verdict(code),
+    }
 }
 
 /// What [`translate`] says, as one word; a reason stands above the last two.
@@ -386,7 +391,13 @@ fn to_service<P: Packet, M: Maps>(
 
 /// Finds the frontend that a packet is for. A function of its own in the kernel, where the stack is small.
 #[inline(never)]
-fn serves<M: Maps>(maps: &M, settings: &Settings, header: &Header, scope: Scope, frontend: &mut Frontend) -> bool {
+pub(crate) fn serves<M: Maps>(
+    maps: &M,
+    settings: &Settings,
+    header: &Header,
+    scope: Scope,
+    frontend: &mut Frontend,
+) -> bool {
     let found = service::find(maps, settings, &header.destination, header.destination_port, header.protocol, scope);
     if let Some(found) = found {
         *frontend = found;
@@ -397,7 +408,7 @@ fn serves<M: Maps>(maps: &M, settings: &Settings, header: &Header, scope: Scope,
 /// Finds the target of a connection that is under way, unless it must be picked again: a new connection from the same port
 /// (the old one was closed, or its backend is gone), or datagrams for a backend that is gone.
 #[inline(never)]
-fn known<M: Maps>(maps: &M, header: &Header, target: &mut Target, bytes: u32) -> bool {
+pub(crate) fn known<M: Maps>(maps: &M, header: &Header, target: &mut Target, bytes: u32) -> bool {
     resume(maps, header, target, bytes, |_| {})
 }
 

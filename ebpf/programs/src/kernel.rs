@@ -36,6 +36,8 @@ const ADDRESS_BITS: u32 = 128;
 pub enum Kernel {
     /// On a packet that uses the link with this index.
     Link(u32),
+    /// The same, where the node sends it to itself or to services: loopback addresses are its own there.
+    Own(u32),
     /// On a packet that comes in on an uplink: one that its driver just received, or on the link itself.
     Wire(Wire),
     /// On a socket in the network namespace with this cookie.
@@ -92,11 +94,15 @@ impl Maps for Kernel {
     #[inline(always)]
     fn local(&self, address: &Address) -> Option<u32> {
         if address.is_loopback() {
-            let Kernel::Socket(cookie) = self else { return None };
             let settings = maps::SETTINGS.get(0)?;
+            let own = match self {
+                Kernel::Socket(cookie) => settings.host_cookie == *cookie,
+                Kernel::Own(_) => true,
+                _ => false,
+            };
             let closed = if address.is_v4() { Settings::NO_LOOPBACK_V4 } else { Settings::NO_LOOPBACK_V6 };
             let local = if settings.flags & closed == 0 { 0 } else { NO_NODE_PORTS };
-            return (settings.host_cookie == *cookie).then_some(local);
+            return own.then_some(local);
         }
         let local = maps::LOCALS.get_ptr(address)?;
         // SAFETY: the map returned a pointer to a whole value.
@@ -130,10 +136,16 @@ impl Maps for Kernel {
     #[inline(always)]
     fn link(&self) -> u32 {
         match self {
-            Kernel::Link(link) => *link,
+            Kernel::Link(link) | Kernel::Own(link) => *link,
             Kernel::Wire(wire) => wire.link,
             Kernel::Socket(_) => 0,
         }
+    }
+
+    #[inline(always)]
+    fn home(&self) -> u32 {
+        // SAFETY: the map returned a pointer to a whole value.
+        maps::HOME.get_ptr(0).map_or(0, |link| unsafe { read_volatile(link) })
     }
 
     #[inline(always)]

@@ -146,6 +146,9 @@ pub static UPLINKS: HashMap<u32, Uplink, { limits::LOCALS as usize }, ON_DEMAND>
 #[btf_map(name = "settings")]
 pub static SETTINGS: Array<Settings, 1> = Array::new();
 
+#[btf_map(name = "home")]
+pub static HOME: Array<u32, 1> = Array::new();
+
 #[btf_map(name = "sweeper")]
 pub static SWEEPER: Array<u32, 1> = Array::new();
 

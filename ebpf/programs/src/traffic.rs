@@ -4,7 +4,7 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_FIXED_GSO,
+    __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_INGRESS,
     BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_SHOT, TC_ACT_UNSPEC,
     bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_check_mtu_flags::BPF_MTU_CHK_SEGS,
 };
@@ -14,10 +14,10 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use sluice_ebpf_common::{Address, FlowKey, Reason};
+use sluice_ebpf_common::{Address, FlowKey, HOME_MAC, Reason};
 use sluice_packet::{
-    Bytes, Covered, Exit, Hop, Packet, Routed, Tunnel, Verdict, carry_out, egress_pod, egress_uplink, from_outside,
-    from_pod, may_receive, may_send, settled,
+    Bytes, Covered, Exit, Hop, Maps, Packet, Routed, Tunnel, Verdict, carry_out, egress_pod, egress_uplink, from_node,
+    from_outside, from_pod, may_receive, may_send, settled,
 };
 
 use crate::kernel::{Kernel, hop};
@@ -66,6 +66,26 @@ pub fn pod_out(context: TcContext) -> i32 {
     close(&mut packet, &maps, verdict)
 }
 
+/// From the node itself, on its loopback link and on its home link.
+#[classifier]
+pub fn own_out(context: TcContext) -> i32 {
+    let (mut packet, maps) = (Buffer { skb: context.skb.skb }, Kernel::Own(link_of(&context)));
+    let verdict = from_node(&mut packet, &maps);
+    match carried_out(&mut packet, &maps, verdict) {
+        // It was on its way out.
+        Verdict::Answer => home(&mut packet, &maps),
+        verdict => act(&mut packet, &maps, verdict),
+    }
+}
+
+/// To the node itself, on its home link: what services answer it.
+#[classifier]
+pub fn own_in(context: TcContext) -> i32 {
+    let (mut packet, maps) = open(&context);
+    let verdict = egress_pod(&mut packet, &maps);
+    close(&mut packet, &maps, verdict)
+}
+
 /// From a pod, behind the program that translates: what network policies deny goes no further.
 #[classifier]
 pub fn policy_in(context: TcContext) -> i32 {
@@ -91,32 +111,58 @@ fn judged(packet: &Buffer, verdict: Verdict) -> i32 {
 
 #[inline(always)]
 fn open(context: &TcContext) -> (Buffer, Kernel) {
-    let skb = context.skb.skb;
+    (Buffer { skb: context.skb.skb }, Kernel::Link(link_of(context)))
+}
+
+#[inline(always)]
+fn link_of(context: &TcContext) -> u32 {
     // SAFETY: the context is valid for the whole program.
-    let link = unsafe { (*skb).ifindex };
-    (Buffer { skb }, Kernel::Link(link))
+    unsafe { (*context.skb.skb).ifindex }
+}
+
+/// Lets the packet come in by the home link, as one that is for it.
+#[inline(always)]
+fn home(packet: &mut Buffer, maps: &Kernel) -> i32 {
+    if packet.write(0, HOME_MAC).is_none() {
+        return TC_ACT_SHOT as i32;
+    }
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_redirect(maps.home(), BPF_F_INGRESS.into()) as i32 }
 }
 
 /// Passing means "the next program decides": others' programs on the same link stay in effect.
 #[inline(always)]
 fn close(packet: &mut Buffer, maps: &Kernel, verdict: Verdict) -> i32 {
+    match carried_out(packet, maps, verdict) {
+        // SAFETY: the context is valid for the whole program.
+        Verdict::Answer => unsafe { bpf_redirect((*packet.skb).ifindex, 0) as i32 },
+        verdict => act(packet, maps, verdict),
+    }
+}
+
+#[inline(always)]
+fn carried_out(packet: &mut Buffer, maps: &Kernel, verdict: Verdict) -> Verdict {
     // As it came: the answer takes its place.
     if let Verdict::Refuse(reason) = verdict {
         stream::lost(packet.skb, reason as u32);
     }
-    match carry_out(packet, maps, verdict) {
+    carry_out(packet, maps, verdict)
+}
+
+#[inline(always)]
+fn act(packet: &mut Buffer, maps: &Kernel, verdict: Verdict) -> i32 {
+    match verdict {
         Verdict::Pass => TC_ACT_UNSPEC,
         Verdict::Drop(reason) => {
             stream::lost(packet.skb, reason as u32);
             TC_ACT_SHOT as i32
         }
-        Verdict::Refuse(_) | Verdict::TooBig(_) | Verdict::Encapsulate => TC_ACT_SHOT as i32,
-        // SAFETY: the context is valid for the whole program.
-        Verdict::Answer => unsafe { bpf_redirect((*packet.skb).ifindex, 0) as i32 },
+        Verdict::Refuse(_) | Verdict::TooBig(_) | Verdict::Encapsulate | Verdict::Answer => TC_ACT_SHOT as i32,
         // Not through the kernel's stack, which takes a packet from outside with an own source for a forged one.
         // SAFETY: without a neighbour of its own the helper asks the kernel's routes.
         Verdict::Onward(link) => unsafe { bpf_redirect_neigh(link, core::ptr::null_mut(), 0, 0) as i32 },
         Verdict::Leave(place) => route::leave(place),
+        Verdict::Home => home(packet, maps),
         Verdict::Into(link) => {
             pace::forget(packet.skb);
             // SAFETY: the helper has no preconditions.

@@ -20,6 +20,7 @@ use crate::dns;
 use crate::etc::{DnsSettings, ResolvConf};
 use crate::events::{self, Note, Recorder};
 use crate::eviction::{self, signals::Thresholds};
+use crate::home;
 use crate::informers::{self, NodesView};
 use crate::kept::Kept;
 use crate::node::machine::Machine;
@@ -205,6 +206,7 @@ impl Agent {
         tasks.spawn(informers::service_ranges(client.clone(), known, stop.clone()));
         tasks.spawn(informers::nodes(client.clone(), own, self.config.peer_path, self.nodes, stop.clone()));
         let sources = api::Sources { dataplane: self.dataplane.clone(), ..api::Sources::default() };
+        let (home_network, home_ready) = (self.network.clone(), self.network_ready.subscribe());
         let routes = Routes {
             dns_stats: sources.dns.clone(),
             client: client.clone(),
@@ -227,6 +229,7 @@ impl Agent {
         self.node.recorder.node(&self.config.node_name, false, "Starting", "Starting kubelet.");
         tasks.spawn(follow_runtime(self.runtime.clone(), self.node.clone(), self.images_changed, stop.clone()));
         if let Some(dataplane) = self.dataplane {
+            tasks.spawn(until(stop.clone(), home::lead(home_network, dataplane.clone(), home_ready)));
             let (client, stop) = (client.clone(), stop.clone());
             let told = refused::tell(client.clone(), self.node.recorder.clone(), dataplane.refused());
             tasks.spawn(until(stop.clone(), told));

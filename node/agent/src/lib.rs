@@ -18,6 +18,7 @@ pub mod etc;
 pub mod events;
 pub mod eviction;
 pub mod fields;
+mod home;
 pub mod informers;
 pub mod kept;
 pub mod lenient;

@@ -129,3 +129,5 @@ pub const HANDSHAKE: Duration = Duration::from_secs(10);
 pub const RESIZE_RETRY: Duration = Duration::from_secs(10);
 /// Longest header block of a SPDY stream, unpacked.
 pub const SPDY_HEADERS: usize = 64 * 1024;
+/// Wait before the way of the node's own sockets to Services by packet is tried again.
+pub const HOME_RETRY: Duration = Duration::from_secs(10);

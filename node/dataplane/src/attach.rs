@@ -44,9 +44,13 @@ pub(crate) const UPLINK_PROGRAMS: [Row; 2] =
 /// The program before `uplink_in` where the driver does not run ours.
 pub(crate) const ONWARD: Row = ("uplink_onward", TcAttachType::Ingress, FILTER_PRIORITY - 1);
 
-/// All that an uplink may have.
+/// Programs on the home link, which leads to services for the node's own sockets; the first one is on the loopback link, too.
+pub(crate) const OWN_PROGRAMS: [Row; 2] =
+    [("own_out", TcAttachType::Egress, FILTER_PRIORITY + 2), ("own_in", TcAttachType::Ingress, FILTER_PRIORITY)];
+
+/// All that a link may have that is no pod's.
 fn of_uplinks() -> impl Iterator<Item = Row> {
-    UPLINK_PROGRAMS.into_iter().chain([ONWARD])
+    UPLINK_PROGRAMS.into_iter().chain([ONWARD]).chain(OWN_PROGRAMS)
 }
 
 /// Programs on packets of pods' links, as the node sees them: policies are asked about the ends of a connection as they are,

@@ -12,7 +12,7 @@ use aya::maps::{Array, HashMap, MapData};
 use aya::programs::raw_trace_point::RawTracePointLink;
 use parking_lot::Mutex;
 use sluice_ebpf_common::probe::ProbeKey;
-use sluice_ebpf_common::{Address, Settings, SourceKey, maps};
+use sluice_ebpf_common::{Address, Settings, SourceKey, maps, protocol};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +27,7 @@ use crate::namespaces::Namespaces;
 use crate::neighbours::{Neighbour, Neighbours, Redirect};
 use crate::node_ports::NodePortAddresses;
 use crate::object::Mode;
+use crate::own::ByPacket;
 use crate::pace::{self, Paces};
 use crate::pins::{self, Pins};
 use crate::plan::{Capacity, Tables};
@@ -145,6 +146,7 @@ pub(crate) struct Inner {
     pub(crate) probes: Mutex<Probes>,
     /// Why services are not served, as people are told.
     refused: watch::Sender<Vec<String>>,
+    pub(crate) by_packet: watch::Sender<ByPacket>,
 }
 
 pub(crate) struct Table {
@@ -255,6 +257,7 @@ impl Dataplane {
             _kept: (lost, Lengths::learn()),
             probes: Mutex::default(),
             refused: watch::Sender::default(),
+            by_packet: watch::Sender::default(),
         };
         let dataplane = Dataplane { inner: Arc::new(inner) };
         {
@@ -509,6 +512,9 @@ impl Dataplane {
         }
         table.unsure = false;
         self.inner.datagrams.notice(all, &changes);
+        if all || changes.keys().any(|key| key.protocol == protocol::SCTP) {
+            self.tell_by_packet(&table.wanted);
+        }
         self.set_flag(Settings::HOST_PORTS, host_ports)?;
         table.problems = bounded(plan.problems.iter().map(String::as_str));
         Ok((table.problems.clone(), table.tables.may_fit_later()))

@@ -39,6 +39,10 @@ pub enum Hook {
     Wire,
     /// Comes in on an uplink whose driver does not look at it.
     Onward,
+    /// Is sent by the node on its loopback link.
+    OwnOut,
+    /// Comes in on the node's home link.
+    OwnIn,
 }
 
 impl Hook {
@@ -52,6 +56,8 @@ impl Hook {
             Hook::PolicyOut => "policy_out",
             Hook::Wire => wire::PROGRAM,
             Hook::Onward => attach::ONWARD.0,
+            Hook::OwnOut => attach::OWN_PROGRAMS[0].0,
+            Hook::OwnIn => attach::OWN_PROGRAMS[1].0,
         }
     }
 }

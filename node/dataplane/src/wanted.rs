@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
-use sluice_ebpf_common::FrontendKey;
+use sluice_ebpf_common::{Address, FrontendKey, Scope, protocol};
 
 use crate::compile::{Desired, DesiredFrontend, Frontends, Owner};
 
@@ -18,6 +18,8 @@ pub type Changes = BTreeMap<FrontendKey, Option<DesiredFrontend>>;
 pub struct Wanted {
     owners: BTreeMap<Arc<Owner>, Frontends>,
     claims: HashMap<FrontendKey, Claim>,
+    /// How many frontends each address has for SCTP within the cluster.
+    sctp: BTreeMap<Address, u32>,
 }
 
 /// Who wants a frontend. Nearly always that is one.
@@ -72,13 +74,17 @@ impl Wanted {
                 && claim.get_mut().remove(&owner)
             {
                 claim.remove();
+                count(&mut self.sctp, key, false);
             }
         }
         for key in frontends.keys().filter(|key| !old.contains_key(key)) {
             touched.push(*key);
             match self.claims.entry(*key) {
                 Entry::Occupied(mut claim) => claim.get_mut().add(owner.clone()),
-                Entry::Vacant(free) => drop(free.insert(Claim::One(owner.clone()))),
+                Entry::Vacant(free) => {
+                    free.insert(Claim::One(owner.clone()));
+                    count(&mut self.sctp, key, true);
+                }
             }
         }
         if !frontends.is_empty() {
@@ -114,8 +120,25 @@ impl Wanted {
         Desired { frontends: frontends.collect() }
     }
 
+    /// Addresses that answer SCTP within the cluster; that of all addresses stands for ports of the node.
+    pub(crate) fn sctp(&self) -> impl Iterator<Item = &Address> {
+        self.sctp.keys()
+    }
+
     /// Does a pod of this node have host ports?
     pub(crate) fn has_pods(&self) -> bool {
         self.owners.keys().next_back().is_some_and(|owner| matches!(**owner, Owner::Pod(_)))
+    }
+}
+
+/// A frontend more or less.
+fn count(sctp: &mut BTreeMap<Address, u32>, key: &FrontendKey, more: bool) {
+    if (key.protocol, key.scope) != (protocol::SCTP, Scope::Internal as u8) {
+        return;
+    }
+    let frontends = sctp.entry(key.address).or_default();
+    *frontends = if more { *frontends + 1 } else { frontends.saturating_sub(1) };
+    if *frontends == 0 {
+        sctp.remove(&key.address);
     }
 }

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "common/sctp.rs"]
+mod sctp;
 
 use std::net::UdpSocket;
 
@@ -195,58 +197,6 @@ fn the_driver_below_a_vlan_sends_a_services_packets_on() {
         }
         driver_sends_on(place, &outside, "eth0.7", &[("up0", "native"), ("up0.7", "tc")]);
     });
-}
-
-/// An SCTP association is a stream of bytes here, as a TCP connection is.
-mod sctp {
-    use super::*;
-    use nix::sys::socket::{
-        AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrIn, bind, connect, listen, socket,
-    };
-    use std::io::{Read, Write};
-    use std::net::{SocketAddrV4, TcpListener, TcpStream};
-    use std::os::fd::{AsRawFd, OwnedFd};
-
-    /// With one address alone: others would stand in the packets.
-    fn at(address: &str) -> OwnedFd {
-        let flags = SockFlag::SOCK_CLOEXEC;
-        let socket = socket(AddressFamily::Inet, SockType::Stream, flags, SockProtocol::Sctp).unwrap();
-        bind(socket.as_raw_fd(), &SockaddrIn::from(address.parse::<SocketAddrV4>().unwrap())).unwrap();
-        socket
-    }
-
-    /// Answers every message with the ends of its association.
-    pub(super) fn server(address: &str) {
-        let socket = at(address);
-        listen(&socket, Backlog::new(8).unwrap()).unwrap();
-        let listener = TcpListener::from(socket);
-        std::thread::spawn(move || {
-            for mut stream in listener.incoming().flatten() {
-                std::thread::spawn(move || {
-                    let text = format!("{} {}", stream.local_addr().unwrap(), stream.peer_addr().unwrap());
-                    while let Ok(1..) = stream.read(&mut [0; 64]) {
-                        stream.write_all(text.as_bytes()).unwrap();
-                    }
-                });
-            }
-        });
-    }
-
-    /// Asks some times, and says which ends the server saw, and which peer this end.
-    pub(super) fn ask(own: &str, to: &str) -> std::io::Result<(String, String)> {
-        let socket = at(own);
-        connect(socket.as_raw_fd(), &SockaddrIn::from(to.parse::<SocketAddrV4>().unwrap()))?;
-        let mut stream = TcpStream::from(socket);
-        stream.set_read_timeout(Some(common::PATIENCE))?;
-        let mut buffer = [0; 128];
-        let mut length = 0;
-        for size in [1, 30, 60] {
-            stream.write_all(&vec![7; size])?;
-            length = stream.read(&mut buffer)?;
-        }
-        let said = String::from_utf8(buffer[..length].to_vec()).unwrap();
-        Ok((said, stream.peer_addr()?.to_string()))
-    }
 }
 
 #[test]

@@ -77,6 +77,19 @@ impl Direct {
         self.change(RouteNetlinkMessage::NewLink(pair), flags, || format!("making link {name}"))
     }
 
+    /// A pair of links in the node's own namespace, down, that ask for no neighbour: what one end sends is for the other.
+    pub(crate) fn add_pair(&mut self, [name, end]: [&str; 2], mac: Mac, mtu: u32) -> Result<(), Error> {
+        let peer = LinkUnspec::new_with_name(end).address(mac.to_vec()).mtu(mtu).arp(false).build();
+        let pair = LinkVeth::new(name, end)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+            .address(mac.to_vec())
+            .mtu(mtu)
+            .arp(false)
+            .build();
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        self.change(RouteNetlinkMessage::NewLink(pair), flags, || format!("making link {name}"))
+    }
+
     /// Names the link's owner and sets it up.
     pub(crate) fn set_up(&mut self, index: u32, alias: Option<&str>) -> Result<(), Error> {
         let link = LinkUnspec::new_with_index(index).up();

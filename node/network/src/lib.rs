@@ -20,6 +20,7 @@ use sweeper::Sweeper;
 
 pub mod cidr;
 mod direct;
+mod home;
 mod ipam;
 mod ipv6;
 pub mod limits;
@@ -146,6 +147,7 @@ struct Inner {
     mtu: Mtu,
     sweeper: Sweeper,
     peers: tokio::sync::Mutex<()>,
+    home: tokio::sync::Mutex<home::Left>,
 }
 
 impl Network {
@@ -161,6 +163,7 @@ impl Network {
             mtu: Mtu::follow()?,
             sweeper: Sweeper::start(Direct::open()?),
             peers: tokio::sync::Mutex::default(),
+            home: tokio::sync::Mutex::default(),
             config,
         };
         Ok(Self { inner: Arc::new(inner) })

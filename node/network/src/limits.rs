@@ -24,6 +24,10 @@ pub const DEFAULT_MTU: u32 = 1500;
 pub const LINK_PREFIX: &str = "slc";
 /// Name of the tunnel's link.
 pub const VXLAN_LINK: &str = "sluice.vxlan";
+/// Names of both ends of the link that leads to services by packet for the node's own sockets.
+pub const HOME_LINKS: [&str; 2] = ["sluice.home", "sluice.home.end"];
+/// Services' addresses that nobody serves any more and that still lead there, for connections that go on; the oldest go first.
+pub const HOME_LEFT: usize = 1024;
 /// Group of links whose pods have ended: removed all at once (`ip link show group 20828`).
 pub const ENDED_GROUP: u32 = 0x515c;
 /// What a limited pod may send at once: so much time of its rate,

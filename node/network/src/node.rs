@@ -138,7 +138,7 @@ impl Network {
             // One without an owner was given up, or made halfway.
             let owned = link.alias.is_empty() || crate::pods::link_name(&link.alias) == link.name;
             let pod = link.name.starts_with(limits::LINK_PREFIX) && owned;
-            if pod || link.name == limits::VXLAN_LINK {
+            if pod || link.name == limits::VXLAN_LINK || link.name == limits::HOME_LINKS[0] {
                 node.delete_link(link.index).await?;
             }
         }

@@ -22,6 +22,8 @@ mod neighbours;
 #[cfg(test)]
 mod outward;
 #[cfg(test)]
+mod own;
+#[cfg(test)]
 mod pace;
 #[cfg(test)]
 mod policy;

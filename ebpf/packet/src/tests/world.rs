@@ -68,6 +68,8 @@ pub(crate) struct World {
     paths: RefCell<BTreeMap<u32, Path>>,
     /// Index of the link that packets use.
     pub(crate) link: u32,
+    /// Index of the home link.
+    pub(crate) home: u32,
     /// Pods that packets go straight into.
     pub(crate) pods: BTreeMap<Address, PodLink>,
     /// How often the routes were asked.
@@ -147,6 +149,7 @@ impl World {
             known: RefCell::default(),
             paths: RefCell::default(),
             link: 1,
+            home: 0,
             pods: BTreeMap::new(),
             routed: Cell::new(0),
             guard: None,
@@ -259,6 +262,10 @@ impl Maps for World {
 
     fn link(&self) -> u32 {
         self.link
+    }
+
+    fn home(&self) -> u32 {
+        self.home
     }
 
     fn source_address(&self, _: u32, _: bool) -> Option<Address> {

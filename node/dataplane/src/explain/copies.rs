@@ -17,7 +17,7 @@ use crate::pins::Pins;
 use crate::{Error, object, sys};
 
 /// Tables that no program of a packet writes: the copies look at the live ones.
-const SHARED: [&str; 17] = [
+const SHARED: [&str; 18] = [
     maps::FRONTENDS,
     maps::BACKENDS,
     maps::SLAB,
@@ -35,6 +35,7 @@ const SHARED: [&str; 17] = [
     maps::GENERATIONS,
     maps::UPLINKS,
     maps::SETTINGS,
+    maps::HOME,
 ];
 
 /// Sizes of the copies: room for one packet's entries. What counts is not copied.

@@ -26,6 +26,8 @@ type Trie<K> = LpmTrie<MapData, K, u32>;
 
 /// The maps under a pin directory.
 pub(super) struct Live {
+    /// Index of the home link, 0 for none.
+    pub(super) home: u32,
     pub(super) pins: Pins,
     pub(super) settings: Settings,
     frontends: Table<FrontendKey, Frontend>,
@@ -69,8 +71,10 @@ impl Live {
             .max_entries();
         let uplinks: Table<u32, Uplink> = typed(at, maps::UPLINKS)?;
         let uplinks = uplinks.iter().collect::<Result<_, _>>().map_err(|error| Error::ebpf("read the uplinks", error));
+        let home: Array<MapData, u32> = typed(at, maps::HOME)?;
         Ok(Live {
             settings,
+            home: home.get(&0, 0).map_err(|error| Error::ebpf("read the home link", error))?,
             frontends: typed(at, maps::FRONTENDS)?,
             slab: words(&at.map(maps::SLAB), slab as usize * SLAB_LINE, false)?,
             backends: typed(at, maps::BACKENDS)?,

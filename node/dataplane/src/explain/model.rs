@@ -184,6 +184,10 @@ impl Maps for Model<'_> {
         if let Place::Link(link) = self.place { link } else { 0 }
     }
 
+    fn home(&self) -> u32 {
+        self.live.home
+    }
+
     fn source_address(&self, link: u32, v4: bool) -> Option<Address> {
         self.live.source_address(link, v4)
     }

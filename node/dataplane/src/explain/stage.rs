@@ -100,7 +100,7 @@ fn host(spot: Spot, frame: &mut Frame<'_>, model: &Model<'_>) -> Verdict {
 fn agrees(verdict: Verdict, frame: &Frame<'_>, notes: &[Note], ran: &Ran) -> bool {
     let says = match verdict {
         Verdict::Pass => Says::Pass,
-        Verdict::Answer | Verdict::Onward(_) | Verdict::Into(_) | Verdict::Leave(_) => Says::Redirect,
+        Verdict::Answer | Verdict::Onward(_) | Verdict::Into(_) | Verdict::Leave(_) | Verdict::Home => Says::Redirect,
         Verdict::Drop(_) | Verdict::Refuse(_) | Verdict::TooBig(_) | Verdict::Encapsulate => Says::Drop,
     };
     let counted = notes.iter().filter_map(|note| if let Note::Reason(reason) = note { Some(reason) } else { None });

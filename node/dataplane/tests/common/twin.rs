@@ -2,9 +2,10 @@
 
 use sluice_dataplane::model::{Forwarding, Protocol, Slice, Snapshot};
 use sluice_dataplane::{Config, Dataplane, Hook, Outcome, Uplinks, Xdp};
-use sluice_ebpf_common::{Frontend, Scope};
+use sluice_ebpf_common::{Frontend, HOME_MAC, Scope};
 use sluice_packet::{
-    Verdict, Way, carry_out, egress_pod, egress_uplink, from_outside, from_pod, may_receive, may_send, onward, uplink,
+    Verdict, Way, carry_out, egress_pod, egress_uplink, from_node, from_outside, from_pod, may_receive, may_send,
+    onward, uplink,
 };
 
 use crate::common::{self, Place, run};
@@ -121,14 +122,20 @@ pub(crate) fn host(world: &World, hook: Hook, frame: &mut Frame) -> Outcome {
         Hook::UplinkIn => from_outside(frame, world),
         Hook::UplinkOut => egress_uplink(frame, world),
         Hook::PodIn => from_pod(frame, world),
-        Hook::PodOut => egress_pod(frame, world),
+        Hook::PodOut | Hook::OwnIn => egress_pod(frame, world),
+        Hook::OwnOut => from_node(frame, world),
         Hook::PolicyIn => may_send(frame, world),
         Hook::PolicyOut => may_receive(frame, world, world.link + 1),
     };
-    match carry_out(frame, world, verdict) {
+    let verdict = carry_out(frame, world, verdict);
+    if verdict == Verdict::Home || (hook, verdict) == (Hook::OwnOut, Verdict::Answer) {
+        frame.bytes[..6].copy_from_slice(&HOME_MAC);
+    }
+    match verdict {
         Verdict::Pass => Outcome::Passed,
         Verdict::Answer | Verdict::Onward(_) => Outcome::Redirected,
-        Verdict::Into(_) | Verdict::Leave(_) => Outcome::Sent,
+        Verdict::Home if hook == Hook::OwnOut => Outcome::Redirected,
+        Verdict::Into(_) | Verdict::Leave(_) | Verdict::Home => Outcome::Sent,
         Verdict::Drop(_) | Verdict::Refuse(_) | Verdict::TooBig(_) | Verdict::Encapsulate => Outcome::Dropped,
     }
 }
