@@ -89,19 +89,24 @@ impl Traffic {
     }
 }
 
-/// Loads every program into the kernel, on all processors: the verifier walks each for itself, the long ones for a fifth of a
-/// second. Without the driver's program the others do its work.
-pub(crate) fn load_programs(ebpf: &mut Ebpf) -> Result<(), Error> {
-    let mut programs: Vec<_> = ebpf.programs_mut().filter(|(_, program)| is_loaded_at_once(program)).collect();
+/// Of these an uplink has one, and a node's uplinks mostly the same: they are loaded when a link has them or gets them.
+const EITHER: [&str; 2] = [wire::PROGRAM, ONWARD.0];
+
+/// Loads the programs that a node has, with those that are attached only to some links if they are, on all processors: the verifier
+/// walks each for itself, the long ones for a fifth of a second. Without the driver's program the others do its work.
+pub(crate) fn load_programs(ebpf: &mut Ebpf, pins: &Pins) -> Result<(), Error> {
+    let is_needed = |name: &str| !EITHER.contains(&name) || pins.is_attached(name);
+    let programs = ebpf.programs_mut().filter(|(name, program)| is_loaded_at_once(program) && is_needed(name));
+    let mut programs: Vec<_> = programs.collect();
     // Taken from the end: the long ones first.
     programs.sort_by_key(|(_, program)| matches!(program, Program::SchedClassifier(_) | Program::Xdp(_)));
     let threads = thread::available_parallelism().map_or(1, NonZero::get).min(programs.len());
     let programs = Mutex::new(programs);
     let work = || {
         while let Some((name, program)) = next(&programs) {
-            match load(program) {
+            match load(name, program) {
                 Err(error) if name == wire::PROGRAM => wire::refused(&error),
-                loaded => loaded.map_err(|error| Error::ebpf(format!("load the program {name}"), error))?,
+                loaded => loaded?,
             }
         }
         Ok(())
@@ -123,14 +128,21 @@ fn is_loaded_at_once(program: &Program) -> bool {
     matches!(program, CgroupSockAddr(_) | CgroupSock(_) | SchedClassifier(_) | Xdp(_))
 }
 
-fn load(program: &mut Program) -> Result<(), ProgramError> {
-    match program {
+fn load(name: &str, program: &mut Program) -> Result<(), Error> {
+    let loaded = match program {
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSock(program) => program.load(),
         Program::SchedClassifier(program) => program.load(),
         Program::Xdp(program) => program.load(),
         _ => Ok(()),
-    }
+    };
+    loaded.map_err(|error| Error::ebpf(format!("load the program {name}"), error))
+}
+
+/// Loads a program that is about to be attached, unless it is loaded.
+pub(crate) fn ensure_loaded(ebpf: &mut Ebpf, name: &str) -> Result<(), Error> {
+    let program = ebpf.program_mut(name).ok_or_else(|| missing(name))?;
+    if program.fd().is_ok() { Ok(()) } else { load(name, program) }
 }
 
 fn missing(name: &str) -> Error {

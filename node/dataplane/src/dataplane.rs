@@ -207,9 +207,9 @@ impl Dataplane {
         };
         let adoption = migrate::adopt(&pins, source.as_ref(), &build, &object::layouts(&build)?)?;
         let sizes = source.as_ref().map_or(build.start, |source| build.start.at_least(Sizes::of(source)));
-        let mut ebpf = resize::programs(|name| pins.map(name), &sizes, Mode::Normal)?;
+        let mut ebpf = resize::programs(&pins, |name| pins.map(name), &sizes, Mode::Normal)?;
         let holding = match adoption.holds_flows() {
-            true => Some(resize::programs(|name| pins.map(name), &sizes, Mode::Hold)?),
+            true => Some(resize::programs(&pins, |name| pins.map(name), &sizes, Mode::Hold)?),
             false => None,
         };
         let lost = lost::attach(&mut ebpf);
@@ -264,7 +264,7 @@ impl Dataplane {
             let inner = &dataplane.inner;
             if unfinished {
                 inner.finish_flows(&sizes, |name| inner.pins.map(name))?;
-                *inner.ebpf.lock() = resize::programs(|name| inner.pins.map(name), &sizes, Mode::Normal)?;
+                *inner.ebpf.lock() = resize::programs(&inner.pins, |name| inner.pins.map(name), &sizes, Mode::Normal)?;
             }
             if let Some(mut holding) = holding {
                 inner.hold_flows(&mut holding, &adoption)?;
@@ -429,6 +429,7 @@ impl Dataplane {
         if by_driver || config.redirect == Redirect::Off {
             attach::detach_traffic(pins, *traffic, ONWARD, link)?;
         } else {
+            attach::ensure_loaded(&mut ebpf, ONWARD.0)?;
             attach::attach_traffic(&mut ebpf, pins, *traffic, &[ONWARD], link, attach::BOTH)?;
         }
         self.hold_packets(link)

@@ -87,6 +87,12 @@ impl Pins {
         indices(&self.uplink_dir())
     }
 
+    /// Does any uplink have a program of this name, as a link or as a filter?
+    pub(crate) fn is_attached(&self, program: &str) -> bool {
+        let dirs = [self.links(), self.uplink_dir()];
+        dirs.iter().flat_map(|dir| names(dir)).any(|name| name.rsplit_once('-').is_some_and(|(own, _)| own == program))
+    }
+
     /// Has an earlier process left something here?
     pub(crate) fn taken(&self) -> bool {
         !self.schemas().is_empty()

@@ -91,6 +91,7 @@ impl Dataplane {
     /// counts, and it creates flows, as a real packet would.
     pub fn probe(&self, hook: Hook, frame: &[u8], repeat: u32) -> Result<Probe, Error> {
         let mut ebpf = self.inner.ebpf.lock();
+        attach::ensure_loaded(&mut ebpf, hook.program())?;
         let mut out = vec![0; frame.len() + ROOM];
         let mut options = TestRunOptions::new();
         options.data_in = Some(frame);
@@ -126,9 +127,11 @@ impl Dataplane {
         Ok(Probe { outcome, frame: out, time: result.duration })
     }
 
-    /// A loaded program, for benches that run it by a tail call; `None` when there is none of that name.
+    /// A program, loaded, for benches that run it by a tail call; `None` when there is none of that name.
     pub fn program(&self, name: &str) -> Option<ProgramFd> {
-        self.inner.ebpf.lock().program(name)?.fd().ok()?.try_clone().ok()
+        let mut ebpf = self.inner.ebpf.lock();
+        attach::ensure_loaded(&mut ebpf, name).ok()?;
+        ebpf.program(name)?.fd().ok()?.try_clone().ok()
     }
 
     /// Forgets every connection that is translated packet by packet, as if all had ended long ago.

@@ -138,10 +138,15 @@ pub(crate) fn presses(used: u32, size: u32) -> bool {
     u64::from(used) * 5 > u64::from(size) * 4
 }
 
-/// Loads all programs onto maps pinned at these places.
-pub(crate) fn programs(place: impl Fn(&str) -> PathBuf, sizes: &Sizes, mode: Mode<'_>) -> Result<Ebpf, Error> {
+/// Loads the programs onto maps pinned at these places: all that are attached now have another to take their place.
+pub(crate) fn programs(
+    pins: &Pins,
+    place: impl Fn(&str) -> PathBuf,
+    sizes: &Sizes,
+    mode: Mode<'_>,
+) -> Result<Ebpf, Error> {
     let mut ebpf = object::load(place, sizes, mode)?;
-    attach::load_programs(&mut ebpf)?;
+    attach::load_programs(&mut ebpf, pins)?;
     Ok(ebpf)
 }
 
@@ -196,7 +201,7 @@ impl Inner {
         let pins = &self.pins;
         let (old, new) = (pins.map(maps::FLOWS), pins.next(maps::FLOWS));
         let at = |name: &str| if name == maps::FLOWS { new.clone() } else { place(name) };
-        self.flip(&mut programs(at, sizes, Mode::Beside(&old))?)?;
+        self.flip(&mut programs(pins, at, sizes, Mode::Beside(&old))?)?;
         grace()?;
         Copy::NEW.between(&open(&old)?, &open(&new)?)?;
         pins.advance(maps::FLOWS)
@@ -236,9 +241,9 @@ impl Dataplane {
         let mut first = match grows {
             true => {
                 drop(object::load(place, &sizes, Mode::Beside(&old_flows))?);
-                programs(flows(old_flows.clone()), &sizes, Mode::Beside(&new_flows))?
+                programs(pins, flows(old_flows.clone()), &sizes, Mode::Beside(&new_flows))?
             }
-            false => programs(place, &sizes, Mode::Normal)?,
+            false => programs(pins, place, &sizes, Mode::Normal)?,
         };
         let mut store = Store::open_at(place, true)?;
         store.fill(&table.tables, &grown)?;
@@ -253,7 +258,7 @@ impl Dataplane {
         store.take_counts(&table.store, &grown)?;
         grown.iter().filter(|name| **name != maps::FLOWS).try_for_each(|name| pins.advance(name))?;
         if grows {
-            first = programs(|name| pins.map(name), &sizes, Mode::Normal)?;
+            first = programs(pins, |name| pins.map(name), &sizes, Mode::Normal)?;
             inner.flip(&mut first)?;
         }
         *ebpf = first;

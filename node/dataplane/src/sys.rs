@@ -19,6 +19,7 @@ const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_NOEXIST: u64 = 1;
 /// Elements that are read from a map in one call, at least; more where a bucket of a hash map holds more.
 const BATCH: usize = 4_096;
+const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
@@ -439,9 +440,26 @@ fn slaves(bond: &str) -> Vec<String> {
     (0..).map_while(slave).collect()
 }
 
+/// Number of the kind of attachment, which programs that take each other's place have in common.
+const BPF_XDP: u64 = 37;
+
+/// Loads an XDP program that lets every packet pass.
+pub(crate) fn passing_xdp() -> io::Result<OwnedFd> {
+    const PROGRAM_XDP: u64 = 6;
+    // r0 = XDP_PASS; exit
+    let instructions = [0x2_0000_00b7_u64, 0x95];
+    let mut attributes = Attributes([0; ATTRIBUTES]);
+    attributes.0[0] = PROGRAM_XDP | (instructions.len() as u64) << 32;
+    attributes.0[1] = instructions.as_ptr() as u64;
+    attributes.0[2] = c"GPL".as_ptr() as u64;
+    attributes.0[8] = BPF_XDP << 32;
+    let fd = bpf(BPF_PROG_LOAD, &mut attributes)?;
+    // SAFETY: the kernel just returned this descriptor to us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Attaches an XDP program to a link, in its driver.
 pub(crate) fn attach_native_xdp(program: BorrowedFd<'_>, index: u32) -> io::Result<OwnedFd> {
-    const BPF_XDP: u64 = 37;
     const DRIVER_MODE: u64 = 1 << 2;
     let mut attributes = Attributes([0; ATTRIBUTES]);
     attributes.0[0] = program.as_raw_fd() as u64 | u64::from(index) << 32;

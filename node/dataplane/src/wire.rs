@@ -5,15 +5,16 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData};
-use aya::programs::{ProgramError, Xdp as Program};
+use aya::programs::Xdp as Program;
 use serde::Serialize;
 use sluice_ebpf_common::cache::Uplink;
 use sluice_ebpf_common::maps;
 
-use crate::attach::{Link, replace, unpin};
+use crate::attach::{self, Link, replace, unpin};
 use crate::pins::Pins;
 use crate::store::typed;
 use crate::{Error, sys};
@@ -52,7 +53,7 @@ pub struct UplinkRow {
 }
 
 /// A kernel that refuses the program does without.
-pub(crate) fn refused(error: &ProgramError) {
+pub(crate) fn refused(error: &Error) {
     tracing::warn!(%error, "the kernel refused the XDP program: packets take the longer way");
 }
 
@@ -88,12 +89,23 @@ fn attempt(ebpf: &mut Ebpf, pins: &Pins, xdp: Xdp, link: &Link, is_slave: bool) 
         unpin(&pin)?;
         return Ok(reason);
     }
-    let Some(fd) = program(ebpf).and_then(|program| program.fd().ok()) else { return Ok(Uplink::WHY_REFUSED) };
-    if replace(&pin, |target| target.link_index() == link.index, fd.as_fd())? {
-        return Ok(0);
+    match program(ebpf).and_then(|program| program.fd().ok()) {
+        Some(fd) if replace(&pin, |target| target.link_index() == link.index, fd.as_fd())? => return Ok(0),
+        Some(_) => {}
+        // An earlier build's, which this kernel took.
+        None => unpin(&pin)?,
     }
-    let attached = sys::attach_native_xdp(fd.as_fd(), link.index).and_then(|fd| sys::pin(fd.as_fd(), &pin));
+    let attached = attach_anew(ebpf, link.index, &pin);
     Ok(attached.err().map_or(0, |error| error.raw_os_error().map_or(Uplink::WHY_REFUSED, i32::unsigned_abs)))
+}
+
+/// Many drivers run no program: a short one asks. The long one, which takes its place, would be loaded in vain.
+fn attach_anew(ebpf: &mut Ebpf, index: u32, pin: &Path) -> io::Result<()> {
+    let attached = sys::attach_native_xdp(sys::passing_xdp()?.as_fd(), index)?;
+    attach::ensure_loaded(ebpf, PROGRAM).inspect_err(refused).map_err(io::Error::other)?;
+    let program = program(ebpf).and_then(|program| program.fd().ok()).ok_or(io::ErrorKind::NotFound)?;
+    sys::update_link(attached.as_fd(), program.as_fd())?;
+    sys::pin(attached.as_fd(), pin)
 }
 
 fn unwanted(xdp: Xdp, name: &str) -> Option<u32> {
