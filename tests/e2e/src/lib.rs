@@ -4,6 +4,7 @@
 
 pub mod bare;
 pub mod book;
+mod clock;
 pub mod echoes;
 mod etcd;
 pub mod lab;

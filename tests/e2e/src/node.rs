@@ -16,6 +16,7 @@ use nix::{
 };
 
 use crate::{
+    clock::Clock,
     notices::{self, Notices},
     sh::{output, target},
 };
@@ -45,6 +46,7 @@ pub struct Node {
     daemon: Option<Child>,
     /// What the service manager would know of it.
     notices: Option<Notices>,
+    clock: Option<Clock>,
 }
 
 impl Node {
@@ -67,6 +69,7 @@ impl Node {
             arguments: Vec::new(),
             daemon: None,
             notices: None,
+            clock: None,
         }
     }
 
@@ -126,6 +129,15 @@ impl Node {
         Ok(())
     }
 
+    /// Sets the node's clock so many seconds ahead of the machine's. A daemon that runs has one of its own only if it started with it.
+    pub fn set_clock(&mut self, ahead: i64) -> Result<()> {
+        let clock = match self.clock.take() {
+            Some(clock) => clock,
+            None => Clock::make(&self.dir)?,
+        };
+        self.clock.insert(clock).set(ahead)
+    }
+
     /// True while its daemon has not been ended.
     pub fn runs(&self) -> bool {
         self.daemon.is_some()
@@ -146,6 +158,9 @@ impl Node {
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = enter(&self.instance);
         command.arg(format!("--net=/run/netns/{}", self.namespace)).arg(program.as_ref());
+        if let Some(clock) = &self.clock {
+            clock.give(&mut command);
+        }
         command
     }
 

@@ -25,7 +25,8 @@ pub(super) struct Off {
 impl fmt::Display for Off {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let side = if self.apart > 0 { "ahead of" } else { "behind" };
-        let (minutes, theirs) = (self.apart.unsigned_abs() / 60, self.theirs);
+        // Whole seconds are compared: a day less one is a day.
+        let (minutes, theirs) = ((self.apart.unsigned_abs() + 30) / 60, self.theirs);
         write!(
             f,
             "this machine's clock is {minutes} minutes {side} the server's, where it is {theirs}: set it (timedatectl \
@@ -122,7 +123,7 @@ mod tests {
         assert!(said.contains("1440 minutes ahead of the server's, where it is 1994-11-06T08:49:37Z"), "{said}");
         assert_eq!(at("1994-11-07T08:49:38Z"), None);
         assert_eq!(at("1994-11-06T08:50:00Z"), Some(Ok(())));
-        let said = at("1994-11-05T08:49:37Z").unwrap().unwrap_err();
+        let said = at("1994-11-05T08:49:38Z").unwrap().unwrap_err();
         assert!(said.contains("1440 minutes behind the server's"), "{said}");
         assert_eq!(in_step(&HeaderMap::new(), Timestamp::now()), Ok(()));
     }
