@@ -103,7 +103,8 @@ impl ApiServer {
     /// in-process clients from then on; [`ApiServer::serve`] adds the network.
     ///
     /// # Errors
-    /// When a key file cannot be read or made, the store does not answer, or a range is wrong.
+    /// When a key file cannot be read or made, the store does not answer, a range is wrong, or the servers that serve the
+    /// cluster already listen on another port.
     pub async fn start(config: Config, engine: DynEngine) -> anyhow::Result<Self> {
         let ranges = Range::parse_all(&config.service_cidr)?;
         let range = *ranges.first().context("no range for Services")?;
@@ -126,6 +127,7 @@ impl ApiServer {
             ca_pem: pki.ca_pem().to_owned(),
             front_proxy_ca_pem: pki.front_proxy_ca_pem().to_owned(),
         };
+        endpoints::agree(&storage, &cluster)?;
         objects::ensure(&storage, &cluster).await.context("the default objects could not be written")?;
 
         let authenticator = Authenticator::new(&pki, storage.clone(), &config.cluster_domain)?;

@@ -121,6 +121,17 @@ async fn named(events: &mut Events, addresses: &[&str]) {
     }
 }
 
+/// Waits until the watched `cluster-info` names this server.
+async fn informed(events: &mut Events, server: &str) {
+    let line = format!("server: https://{server}:6443");
+    while !events.next().await.expect("the watch goes on")["object"]["data"]["kubeconfig"]
+        .as_str()
+        .unwrap()
+        .lines()
+        .any(|text| text.trim() == line)
+    {}
+}
+
 async fn endpoints_follow_the_servers(engine: &DynEngine) {
     let dir = tempfile::tempdir().unwrap();
     let start = |address: &'static str| Serving::start(engine, dir.path(), address);
@@ -128,9 +139,15 @@ async fn endpoints_follow_the_servers(engine: &DynEngine) {
     let of = |kind: &str| format!("{kind}?watch=1&fieldSelector=metadata.name=kubernetes");
     let mut endpoints = last.admin.watch(&of("/api/v1/namespaces/default/endpoints")).await;
     let mut slices = last.admin.watch(&of("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices")).await;
+    let mut infos = last
+        .admin
+        .watch("/api/v1/namespaces/kube-public/configmaps?watch=1&fieldSelector=metadata.name=cluster-info")
+        .await;
+    informed(&mut infos, "192.0.2.10").await;
     named(&mut endpoints, &["192.0.2.10"]).await;
     let first = start("192.0.2.8").await;
     named(&mut endpoints, &["192.0.2.8", "192.0.2.10"]).await;
+    informed(&mut infos, "192.0.2.8").await;
     let second = start("192.0.2.9").await;
     named(&mut endpoints, &["192.0.2.8", "192.0.2.9", "192.0.2.10"]).await;
     named(&mut slices, &["192.0.2.8", "192.0.2.9", "192.0.2.10"]).await;
@@ -140,6 +157,7 @@ async fn endpoints_follow_the_servers(engine: &DynEngine) {
     first.shutdown.cancel();
     first.task.await.unwrap();
     named(&mut endpoints, &["192.0.2.9", "192.0.2.10"]).await;
+    informed(&mut infos, "192.0.2.9").await;
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     second.task.abort();
     named(&mut endpoints, &["192.0.2.10"]).await;
@@ -158,6 +176,27 @@ async fn endpoints_follow_the_servers(engine: &DynEngine) {
     last.task.await.unwrap();
     let told = last.admin.get(path).await.ok();
     assert_eq!(told["subsets"][0]["addresses"], json!([{"ip": "192.0.2.10"}]));
+}
+
+/// The slices of the `kubernetes` Service have one port for all of their endpoints.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_on_another_port_does_not_start() {
+    let store = stores::embedded().await;
+    let dir = tempfile::tempdir().unwrap();
+    let first = Serving::start(&store.engine, dir.path(), "192.0.2.8").await;
+    let mut endpoints =
+        first.admin.watch("/api/v1/namespaces/default/endpoints?watch=1&fieldSelector=metadata.name=kubernetes").await;
+    named(&mut endpoints, &["192.0.2.8"]).await;
+    let at = |address: &str, port: u16| {
+        let mut config = config(dir.path(), address.parse().unwrap(), "10.96.0.0/24");
+        config.bind.set_port(port);
+        ApiServer::start(config, Arc::clone(&store.engine))
+    };
+    let error = at("192.0.2.9", 7443).await.err().unwrap().to_string();
+    assert!(error.contains("192.0.2.8:6443 serves it already, and this one would listen on 7443"), "{error}");
+    assert!(at("192.0.2.9", 6443).await.is_ok());
+    // What is left of its own last life is not another one.
+    assert!(at("192.0.2.8", 7443).await.is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread")]

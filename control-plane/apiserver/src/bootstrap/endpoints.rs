@@ -1,10 +1,11 @@
 //! The endpoints of the `kubernetes` Service: the addresses of all servers that serve, as upstream's lease reconciler keeps
 //! them. Each server says in the store that it is there ([`Storage::enter`]) and takes itself back when it ends; one that
 //! dies is gone when its lease is. Every server writes what all of them said, whenever that changes or somebody changed what
-//! was written; none of them writes endpoints that name nobody.
+//! was written; none of them writes endpoints that name nobody. The public `cluster-info` names one of them.
 
 use std::net::{IpAddr, SocketAddr};
 
+use anyhow::bail;
 use futures::{StreamExt as _, stream};
 use serde_json::{Value, json};
 use sluice_api::{resource::builtin, status::Status};
@@ -22,6 +23,21 @@ const SERVICE: (&str, &str) = ("default", "kubernetes");
 /// A slice for each family, written only when there are addresses of it.
 const SLICES: [(&str, &str); 2] = [("IPv4", "kubernetes"), ("IPv6", "kubernetes-ipv6")];
 
+/// Whether this server may serve beside those that do.
+///
+/// # Errors
+/// When another one listens on another port: as with upstream's, the endpoints of all of them have one.
+pub(crate) fn agree(storage: &Storage, cluster: &Cluster) -> anyhow::Result<()> {
+    let is_other = |server: &SocketAddr| server.port() != cluster.port && !cluster.advertise.contains(&server.ip());
+    let Some(other) = storage.servers().into_iter().find(is_other) else { return Ok(()) };
+    bail!(
+        "the servers of one cluster listen on one port: {other} serves it already, and this one would listen on {}; start it \
+         with --bind and port {}, or end all others before the port is changed",
+        cluster.port,
+        other.port()
+    )
+}
+
 /// Keeps this server among the endpoints, and the endpoints right, until `shutdown`; then takes it out.
 pub(crate) async fn run(storage: &Storage, cluster: &Cluster, shutdown: &CancellationToken) {
     let own: Vec<SocketAddr> = cluster.advertise.iter().map(|ip| SocketAddr::new(*ip, cluster.port)).collect();
@@ -29,12 +45,12 @@ pub(crate) async fn run(storage: &Storage, cluster: &Cluster, shutdown: &Cancell
     tokio::select! {
         () = shutdown.cancelled() => {}
         () = stay(storage, &own, &mut lease) => {}
-        () = follow(storage, cluster.service_ip) => {}
+        () = follow(storage, cluster) => {}
     }
     let Some(lease) = lease else { return };
     let left = async {
         storage.leave(lease).await?;
-        publish(storage, cluster.service_ip).await.map_err(Status::internal)
+        publish(storage, cluster).await.map_err(Status::internal)
     };
     match timeout(limits::SERVER_LEAVES, left).await {
         Ok(Ok(())) => {}
@@ -72,11 +88,11 @@ async fn renewed(storage: &Storage, own: &[SocketAddr], lease: Option<i64>) -> R
 }
 
 /// Writes the endpoints whenever that may be needed.
-async fn follow(storage: &Storage, service_ip: IpAddr) {
+async fn follow(storage: &Storage, cluster: &Cluster) {
     loop {
         // Begun first, so that nothing is missed that changes meanwhile.
         let watches = watches(storage);
-        if let Err(error) = publish(storage, service_ip).await {
+        if let Err(error) = publish(storage, cluster).await {
             tracing::warn!(
                 error = format!("{error:#}"),
                 "the kubernetes Service's endpoints cannot be written, trying again"
@@ -113,7 +129,7 @@ async fn change(watches: Vec<CacheWatch<StoredObject>>) {
 }
 
 /// Writes what differs from what the servers say.
-async fn publish(storage: &Storage, service_ip: IpAddr) -> anyhow::Result<()> {
+async fn publish(storage: &Storage, cluster: &Cluster) -> anyhow::Result<()> {
     let servers = storage.servers();
     let Some(first) = servers.first() else { return Ok(()) };
     if let Some(other) = servers.iter().find(|server| server.port() != first.port()) {
@@ -124,7 +140,9 @@ async fn publish(storage: &Storage, service_ip: IpAddr) -> anyhow::Result<()> {
     for (_, name) in unused {
         remove_slice(storage, name).await?;
     }
-    objects::run(storage, planned(&servers, service_ip), objects::exact).await
+    let mut items = planned(&servers, cluster.service_ip);
+    items.push(objects::cluster_info(cluster, &servers));
+    objects::run(storage, items, objects::exact).await
 }
 
 async fn remove_slice(storage: &Storage, name: &str) -> Result<(), Status> {

@@ -5,7 +5,7 @@
 //! What a user may change is only completed, never reset: a default role gets back rules it lost,
 //! unless it is annotated `rbac.authorization.kubernetes.io/autoupdate=false`.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::{Context, Result};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -58,7 +58,7 @@ pub async fn ensure(storage: &Storage, cluster: &Cluster) -> Result<()> {
     tokio::try_join!(
         run(storage, roles, reconciled),
         run(storage, fixed(cluster), present),
-        run(storage, described(cluster), exact),
+        run(storage, described(cluster, &storage.servers()), exact),
         run(storage, vec![authentication(cluster)], trusted),
         run(storage, vec![range::default(cluster)], range::kept),
     )?;
@@ -72,7 +72,7 @@ pub(super) fn lasting(cluster: &Cluster) -> Vec<Item> {
     namespaces
         .into_iter()
         .chain(fixed(cluster))
-        .chain(described(cluster))
+        .chain(described(cluster, &[]))
         .chain([authentication(cluster), range::default(cluster)])
         .collect()
 }
@@ -245,8 +245,8 @@ fn fixed(cluster: &Cluster) -> Vec<Item> {
 }
 
 /// Follows the configuration at each start.
-fn described(cluster: &Cluster) -> Vec<Item> {
-    vec![("", "configmaps", network(cluster)), ("", "configmaps", cluster_info(cluster))]
+fn described(cluster: &Cluster, servers: &[SocketAddr]) -> Vec<Item> {
+    vec![("", "configmaps", network(cluster)), cluster_info(cluster, servers)]
 }
 
 /// What extension servers tell clients and the API server by.
@@ -282,20 +282,21 @@ fn network(cluster: &Cluster) -> Value {
         "data": {"podCidr": cluster.pod_cidr, "serviceCidr": cluster.service_cidr}})
 }
 
-/// What a node without credentials reads to find the cluster; it pins the authority's hash.
-fn cluster_info(cluster: &Cluster) -> Value {
+/// What a node without credentials reads to find the cluster; it pins the authority's hash. It has room for one server: of
+/// those that serve, the first one of the Services' family, and until one does, this one.
+pub(super) fn cluster_info(cluster: &Cluster, servers: &[SocketAddr]) -> Item {
     use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-    let server = cluster.advertise.first().map_or_else(
-        || format!("https://127.0.0.1:{}", cluster.port),
-        |ip| format!("https://{}", std::net::SocketAddr::new(*ip, cluster.port)),
-    );
+    let first = servers.iter().find(|server| server.is_ipv4() == cluster.service_ip.is_ipv4()).or(servers.first());
+    let own = cluster.advertise.first().copied().unwrap_or(Ipv4Addr::LOCALHOST.into());
+    let server = first.copied().unwrap_or(SocketAddr::new(own, cluster.port));
     let kubeconfig = format!(
-        "apiVersion: v1\nclusters:\n- cluster:\n    certificate-authority-data: {}\n    server: {server}\n  \
+        "apiVersion: v1\nclusters:\n- cluster:\n    certificate-authority-data: {}\n    server: https://{server}\n  \
          name: \"\"\ncontexts: null\ncurrent-context: \"\"\nkind: Config\npreferences: {{}}\nusers: null\n",
         BASE64.encode(&cluster.ca_pem)
     );
-    json!({"metadata": {"namespace": "kube-public", "name": "cluster-info"},
-        "data": {"kubeconfig": kubeconfig}})
+    let object = json!({"metadata": {"namespace": "kube-public", "name": "cluster-info"},
+        "data": {"kubeconfig": kubeconfig}});
+    ("", "configmaps", object)
 }
 
 fn service(namespace: &str, name: &str, labels: Value, ip: IpAddr, ports: Value) -> Value {
@@ -361,15 +362,18 @@ mod tests {
             ca_pem: "PEM".into(),
             front_proxy_ca_pem: "PROXY".into(),
         };
-        let mut items = described(&cluster);
+        let mut items = described(&cluster, &[]);
         items.push(range::default(&cluster));
         let of = |plural: &str| &items.iter().find(|i| i.1 == plural).unwrap().2;
         assert_eq!(of("servicecidrs")["spec"]["cidrs"], json!(["10.96.0.0/16", "fd00::/108"]));
-        let info = items.iter().find(|i| i.2["metadata"]["name"] == "cluster-info").unwrap();
-        let text = info.2["data"]["kubeconfig"].as_str().unwrap();
-        let config = kube::config::Kubeconfig::from_yaml(text).unwrap();
-        let server = config.clusters[0].cluster.as_ref().unwrap().server.clone();
-        assert_eq!(server.unwrap(), "https://192.0.2.7:6443");
+        let both: [SocketAddr; 2] = ["192.0.2.8:6443".parse().unwrap(), "[2001:db8::8]:6443".parse().unwrap()];
+        for (servers, expected) in [(&[][..], "192.0.2.7"), (&both, "192.0.2.8"), (&both[1..], "[2001:db8::8]")] {
+            let (.., info) = cluster_info(&cluster, servers);
+            let text = info["data"]["kubeconfig"].as_str().unwrap();
+            let config = kube::config::Kubeconfig::from_yaml(text).unwrap();
+            let server = config.clusters[0].cluster.as_ref().unwrap().server.clone();
+            assert_eq!(server.unwrap(), format!("https://{expected}:6443"));
+        }
         for (group, plural, object) in fixed(&cluster).into_iter().chain(items) {
             assert!(builtin().by_path(group, "v1", plural).is_some(), "{object}");
         }
