@@ -14,6 +14,7 @@ pub mod bench;
 pub mod cache;
 mod flow;
 pub mod known;
+pub mod lost;
 pub mod opened;
 mod pace;
 mod pod;
@@ -226,6 +227,10 @@ pub mod maps {
     pub const STREAM: &str = "stream";
     /// `Telling` by `stream::bucket`, per CPU.
     pub const TELLING: &str = "telling";
+    /// `Telling` by the kernel's reason, per CPU.
+    pub const TELLING_LOST: &str = "telling_lost";
+    /// One `LostFields`; not pinned, as the program that reads it.
+    pub const LOST_FIELDS: &str = "lost_fields";
     /// Socket storage of `SocketState`.
     pub const SOCKETS: &str = "sockets";
     /// What programs do while flow maps are replaced: a constant of the object.
@@ -287,6 +292,7 @@ pub mod maps {
         EVENTS,
         STREAM,
         TELLING,
+        TELLING_LOST,
         SOCKETS,
     ];
 }
@@ -331,6 +337,7 @@ mod user {
     #![allow(unsafe_code)]
     use super::bench::Round;
     use super::cache::{Record, Uplink};
+    use super::lost::LostFields;
     use super::opened::Opened;
     use super::probe::{ProbeFields, ProbeFigures, ProbeKey};
     use super::stream::{Telling, Told, ToldLost};
@@ -364,6 +371,7 @@ mod user {
         Frontend,
         FrontendKey,
         Guard,
+        LostFields,
         Owner,
         Pace,
         PodLink,

@@ -51,6 +51,8 @@ impl Told {
     pub const REFUSED: u16 = 6;
     /// A packet was lost: a [`ToldLost`].
     pub const LOST: u16 = 7;
+    /// A packet was lost by the kernel: a [`ToldLost`].
+    pub const LOST_BY_KERNEL: u16 = 8;
     /// Of a socket that ended: it opened the connection.
     pub const OPENER: u16 = 1;
 }
@@ -59,17 +61,17 @@ impl Told {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ToldLost {
-    /// [`Told::LOST`].
+    /// [`Told::LOST`] or [`Told::LOST_BY_KERNEL`].
     pub kind: u16,
-    /// A [`Reason`].
+    /// A [`Reason`], or the kernel's number.
     pub reason: u16,
-    /// Index of the link that it was on.
+    /// Index of the link that it was on; of one that a pod's part of the kernel lost, of the node's side of the pod's link.
     pub link: u32,
     /// Bytes below that are the packet's.
     pub length: u32,
     /// The whole packet's.
     pub bytes: u32,
-    /// Its first bytes.
+    /// Its first bytes; by the kernel, from its IP header on.
     pub head: [u8; Self::HEAD],
 }
 

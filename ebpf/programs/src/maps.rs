@@ -5,6 +5,7 @@ use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_fib_lookup};
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage};
 use aya_ebpf::macros::btf_map;
 use sluice_ebpf_common::cache::{Bucket4, Bucket6, Uplink};
+use sluice_ebpf_common::lost::LostFields;
 use sluice_ebpf_common::maps::mode;
 use sluice_ebpf_common::opened::Opened;
 use sluice_ebpf_common::probe::{ProbeFigures, ProbeKey, Watched};
@@ -211,6 +212,13 @@ pub static STREAM: RingBuf<Told, { limits::STREAM as usize }> = RingBuf::new();
 
 #[btf_map(name = "telling")]
 pub static TELLING: PerCpuArray<Telling, { bucket::COUNT as usize }> = PerCpuArray::new();
+
+#[btf_map(name = "telling_lost")]
+pub static TELLING_LOST: PerCpuArray<Telling, { limits::KERNEL_REASONS as usize }> = PerCpuArray::new();
+
+/// The loader writes it before the program that reads it is attached.
+#[btf_map(name = "lost_fields")]
+pub static LOST_FIELDS: Array<LostFields, 1> = Array::new();
 
 #[btf_map(name = "sockets")]
 pub static SOCKETS: SkStorage<SocketState> = SkStorage::new();

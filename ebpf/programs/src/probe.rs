@@ -159,6 +159,12 @@ fn owner(socket: *const c_void) -> Option<u32> {
         let net = read_volatile(socket.byte_add(place(&raw const PROBE_FIELDS.net)).cast::<*const c_void>());
         read_volatile(net.byte_add(place(&raw const PROBE_FIELDS.cookie)).cast::<u64>())
     };
+    owner_of(cookie)
+}
+
+/// Whose a network namespace is, by its cookie.
+#[inline(always)]
+pub fn owner_of(cookie: u64) -> Option<u32> {
     if maps::SETTINGS.get(0)?.host_cookie == cookie {
         return Some(0);
     }

@@ -8,7 +8,7 @@ use core::ptr::{addr_of, addr_of_mut, read_volatile};
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_skb_load_bytes};
 use aya_ebpf::maps::ring_buf::RingBufEntry;
-use sluice_ebpf_common::stream::{TOKENS, Told, ToldLost, bucket};
+use sluice_ebpf_common::stream::{TOKENS, Telling, Told, ToldLost, bucket};
 use sluice_ebpf_common::{Address, AllowedKey, Flow, FlowKey, FlowKind, Settings};
 
 use crate::maps;
@@ -26,7 +26,12 @@ pub fn place<T: 'static>(bucket: u32) -> Option<RingBufEntry<T>> {
     if settings.flags & Settings::FOLLOWED == 0 {
         return None;
     }
-    let telling = maps::TELLING.get_ptr_mut(bucket)?;
+    lend(settings, maps::TELLING.get_ptr_mut(bucket)?)
+}
+
+/// A place in the ring, if a bucket, of this processor's, has a token.
+#[inline(always)]
+pub fn lend<T: 'static>(settings: &Settings, telling: *mut Telling) -> Option<RingBufEntry<T>> {
     // SAFETY: this processor's own value. An interrupt may come in between and take a token of the same tick; what is counted
     // is counted by atomic operations.
     unsafe {

@@ -90,6 +90,20 @@ pub(crate) fn offsets<const N: usize>(file: &impl FileExt, wanted: [(&str, &str)
     Ok(offsets)
 }
 
+/// All of the offsets, or a sentence about what is missing.
+pub(crate) fn all<const N: usize>(wanted: &[(&str, &str); N], offsets: [Option<u32>; N]) -> Result<[u32; N], String> {
+    let missing: Vec<String> = wanted
+        .iter()
+        .zip(&offsets)
+        .filter(|(_, offset)| offset.is_none())
+        .map(|((structure, member), _)| format!("{structure}.{member}"))
+        .collect();
+    if missing.is_empty() {
+        return Ok(offsets.map(Option::unwrap_or_default));
+    }
+    Err(format!("this kernel has no {}", missing.join(", ")))
+}
+
 /// A structure that is looked for.
 enum Whole {
     Named(u32),

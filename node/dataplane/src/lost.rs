@@ -6,8 +6,8 @@ use std::sync::LazyLock;
 
 use aya::Ebpf;
 use aya::maps::{MapData, PerCpuArray};
-use aya::programs::RawTracePoint;
 use aya::programs::raw_trace_point::RawTracePointLink;
+use aya::programs::{ProgramError, RawTracePoint};
 use serde::Serialize;
 use sluice_ebpf_common::{Reason, SCHEMA, limits, maps};
 
@@ -57,17 +57,24 @@ pub struct Drops {
 
 /// Counts what the kernel drops as long as the link lives. A kernel without reasons does without.
 pub(crate) fn attach(ebpf: &mut Ebpf) -> Option<RawTracePointLink> {
-    let attached = names().as_ref().map_err(Clone::clone).and_then(|_| {
-        let program: Option<&mut RawTracePoint> = ebpf.program_mut(PROGRAM).and_then(|found| found.try_into().ok());
-        let program = program.ok_or_else(|| format!("the embedded object has no program {PROGRAM}"))?;
-        let link = program.load().and_then(|()| program.attach(TRACEPOINT)).and_then(|id| program.take_link(id));
-        link.map_err(|error| format!("the kernel refused the program: {error}"))
-    });
+    let attached = names().as_ref().map_err(Clone::clone).and_then(|_| attach_program(ebpf, PROGRAM));
     attached.inspect_err(|why| tracing::warn!("what the kernel drops is not counted: {why}")).ok()
 }
 
+/// Lets a program see what the kernel drops, as long as the link lives.
+pub(crate) fn attach_program(ebpf: &mut Ebpf, name: &str) -> Result<RawTracePointLink, String> {
+    let program: Option<&mut RawTracePoint> = ebpf.program_mut(name).and_then(|found| found.try_into().ok());
+    let program = program.ok_or_else(|| format!("the embedded object has no program {name}"))?;
+    match program.load() {
+        Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
+        Err(error) => return Err(format!("the kernel refused the program: {error}")),
+    }
+    let link = program.attach(TRACEPOINT).and_then(|id| program.take_link(id));
+    link.map_err(|error| format!("the kernel refused to attach the program: {error}"))
+}
+
 /// The kernel's names for its reasons, read once.
-fn names() -> &'static Result<Vec<(u32, String)>, String> {
+pub(crate) fn names() -> &'static Result<Vec<(u32, String)>, String> {
     static NAMES: LazyLock<Result<Vec<(u32, String)>, String>> = LazyLock::new(read_names);
     &NAMES
 }
@@ -124,15 +131,32 @@ fn counts(pins: &Pins, map: &str, entries: u32) -> Result<Vec<u64>, Error> {
 
 fn kernels(names: &[(u32, String)], counts: &[u64]) -> Vec<DropRow> {
     let row = |(number, packets): (usize, &u64)| {
-        let known = names.iter().find(|(value, _)| *value as usize == number);
-        let reason = match known {
-            Some((_, name)) => name.trim_start_matches(PREFIX).to_owned(),
-            None if number + 1 == counts.len() => "SUBSYSTEM".to_owned(),
-            None => format!("UNKNOWN_{number}"),
-        };
-        DropRow { by: By::Kernel, text: explain(&reason), reason, packets: *packets }
+        let (reason, text) = said(names, number, counts.len());
+        DropRow { by: By::Kernel, text, reason, packets: *packets }
     };
     counts.iter().enumerate().map(row).collect()
+}
+
+/// One of so many of the kernel's reasons, for programs and for people.
+fn said(names: &[(u32, String)], number: usize, of: usize) -> (String, String) {
+    let known = names.iter().find(|(value, _)| *value as usize == number);
+    let reason = match known {
+        Some((_, name)) => without_prefix(name).to_owned(),
+        None if number + 1 == of => "SUBSYSTEM".to_owned(),
+        None => format!("UNKNOWN_{number}"),
+    };
+    let text = explain(&reason);
+    (reason, text)
+}
+
+/// The kernel's reason with a number, for programs and for people.
+pub(crate) fn by_number(number: u16) -> (String, String) {
+    said(names().as_deref().unwrap_or_default(), number.into(), limits::KERNEL_REASONS as usize)
+}
+
+/// A reason's name as it is said here.
+pub(crate) fn without_prefix(name: &str) -> &str {
+    name.trim_start_matches(PREFIX)
 }
 
 /// Says what a reason means; those without a sentence here by their names.

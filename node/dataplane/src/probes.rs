@@ -94,16 +94,7 @@ pub(crate) fn fields() -> &'static Result<ProbeFields, String> {
 }
 
 fn fields_of(offsets: [Option<u32>; FIELDS.len()]) -> Result<ProbeFields, String> {
-    let missing: Vec<String> = FIELDS
-        .iter()
-        .zip(&offsets)
-        .filter(|(_, offset)| offset.is_none())
-        .map(|((structure, member), _)| format!("{structure}.{member}"))
-        .collect();
-    if !missing.is_empty() {
-        return Err(format!("this kernel has no {}", missing.join(", ")));
-    }
-    let offsets = offsets.map(Option::unwrap_or_default);
+    let offsets = btf::all(&FIELDS, offsets)?;
     let [net, cookie, family, port, address4, address6, round_trip, acknowledged, received, ..] = offsets;
     let [.., sent_again, own4, own6, own_port, state, first_sent, backlog] = offsets;
     Ok(ProbeFields {

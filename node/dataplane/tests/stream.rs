@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 
 use clusters::{cluster, policy};
-use common::{PATIENCE, connect, isolated, service, tcp_server};
+use common::{PATIENCE, connect, isolated, pods, service, tcp_server};
 use serde_json::json;
 use sluice_dataplane::model::Protocol;
 use sluice_dataplane::{Config, Dataplane, Filter, FlowEvent, Seen, Step, Uplinks, Verdict};
@@ -117,12 +117,13 @@ fn every_connection_of_a_socket_is_told_once_when_it_begins_and_once_when_it_end
         TcpStream::connect(nobody).unwrap_err();
         dataplane.apply(&service(Protocol::Tcp, "10.96.0.10:80", 0, &[])).unwrap();
         connect("10.96.0.10:80").map(drop).unwrap_err();
-        let events = until(&told, |events| events.len() >= 2);
+        let events = until(&told, |events| events.len() >= 3);
         let said = |event: &FlowEvent| (event.event, event.service.clone(), event.reason.clone());
-        assert_eq!(said(&events[0]), (Step::Failed, None, None));
+        assert_eq!(said(&events[0]), (Step::Drop, None, Some("NO_SOCKET".to_owned())));
+        assert_eq!(said(&events[1]), (Step::Failed, None, None));
         let refused = (Step::Refused, Some("shop/web:main".to_owned()), Some("NoEndpoint".to_owned()));
-        assert_eq!(said(&events[1]), refused);
-        assert_eq!(events.len(), 2, "{events:#?}");
+        assert_eq!(said(&events[2]), refused);
+        assert_eq!(events.len(), 3, "{events:#?}");
     });
 }
 
@@ -219,5 +220,96 @@ fn what_a_flood_does_not_tell_is_counted() {
             send();
             assert!(begun.elapsed() < PATIENCE);
         }
+    });
+}
+
+/// Of one reason: how many were told, and how many in all.
+fn drops_of(events: &[Arc<FlowEvent>], reason: &str) -> (u64, u64) {
+    let told = events.iter().filter(|event| event.reason.as_deref() == Some(reason)).count() as u64;
+    (told, told + events.iter().filter_map(|event| event.lost).sum::<u64>())
+}
+
+#[test]
+fn what_the_kernel_drops_is_told_or_counted() {
+    isolated("what_the_kernel_drops_is_told_or_counted", |place| {
+        const DATAGRAMS: u64 = 10_000;
+        let outside = place.neighbour("outside", "up0", Some("10.1.0.1/24"), "10.1.0.2/24", None);
+        let dataplane = Dataplane::load(place.config()).unwrap();
+        let told = follow(&dataplane, Filter::default());
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let socket = UdpSocket::bind(address).unwrap();
+            let closed = UdpSocket::bind(address).unwrap().local_addr().unwrap();
+            // What strangers lose is nobody's here.
+            outside.within(|| UdpSocket::bind(address).unwrap().send_to(b"x", closed).unwrap());
+            socket.send_to(b"secret", closed).unwrap();
+            let events = until(&told, |events| !events.is_empty());
+            let [event] = &events[..] else { panic!("{events:#?}") };
+            assert_eq!(
+                (event.event, event.verdict, event.seen_by),
+                (Step::Drop, Some(Verdict::Dropped), Some(Seen::Kernel))
+            );
+            assert_eq!((event.reason.as_deref(), event.protocol.as_deref()), (Some("NO_SOCKET"), Some("UDP")));
+            assert_eq!(event.text.as_deref(), Some("no socket is open on the port"));
+            let ends = [&event.source, &event.destination].map(|party| {
+                let end = party.as_ref().unwrap().end;
+                SocketAddr::new(end.address, end.port)
+            });
+            assert_eq!(ends, [socket.local_addr().unwrap(), closed]);
+            let headers = if closed.is_ipv4() { 28 } else { 48 };
+            assert_eq!(event.figures.bytes, Some(headers + 6));
+            for _ in 0..DATAGRAMS {
+                socket.send_to(b"x", closed).unwrap();
+            }
+            let events = until(&told, |events| drops_of(events, "NO_SOCKET").1 >= DATAGRAMS);
+            let (some, all) = drops_of(&events, "NO_SOCKET");
+            assert_eq!(all, DATAGRAMS);
+            assert!((1_000..DATAGRAMS).contains(&some), "{some}");
+        }
+        // A socket whose program does not read: another reason has tokens of its own.
+        let slow = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for _ in 0..DATAGRAMS {
+            sender.send_to(&[0; 1_000], slow.local_addr().unwrap()).unwrap();
+        }
+        slow.set_nonblocking(true).unwrap();
+        let kept = std::iter::from_fn(|| slow.recv(&mut [0; 1_000]).ok()).count() as u64;
+        let events = until(&told, |events| drops_of(events, "SOCKET_RCVBUFF").1 >= DATAGRAMS - kept);
+        assert_eq!(drops_of(&events, "SOCKET_RCVBUFF").1, DATAGRAMS - kept);
+        // Its unread datagrams go with it, and are none.
+        drop(slow);
+        let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        TcpStream::connect(closed).unwrap_err();
+        let events = until(&told, |events| !events.is_empty());
+        let reasons: Vec<_> = events.iter().map(|event| (event.event, event.reason.as_deref())).collect();
+        assert_eq!(reasons, [(Step::Drop, Some("NO_SOCKET"))], "{events:#?}");
+    });
+}
+
+#[test]
+fn what_is_lost_in_a_pod_is_told_of_the_pod() {
+    isolated("what_is_lost_in_a_pod_is_told_of_the_pod", |place| {
+        let cluster = cluster(place);
+        cluster.apply(&[]);
+        let plane = &cluster.planes[0];
+        plane.know_namespace(pods::index("slca"), &cluster.pods[0].path).unwrap();
+        let mut filter = Filter::default();
+        filter.set("pod", "x/slca").unwrap();
+        let told = follow(plane, filter);
+        let lost = |from: usize, to: &str| {
+            cluster.pods[from].within(|| UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"x", to).unwrap());
+            let events = until(&told, |events| !events.is_empty());
+            let [event] = &events[..] else { panic!("{events:#?}") };
+            assert_eq!((event.reason.as_deref(), event.seen_by), (Some("NO_SOCKET"), Some(Seen::Kernel)));
+            [&event.source, &event.destination].map(|party| party.as_ref().unwrap().pod.clone().unwrap())
+        };
+        assert_eq!(lost(2, "10.244.0.5:9999"), ["x/slcc", "x/slca"]);
+        // Within the pod itself.
+        assert_eq!(lost(0, "127.0.0.1:9999"), ["x/slca", "x/slca"]);
+        // What policies drop is told by the programs alone, whatever the kernel calls it.
+        cluster.apply(&[policy("p", json!({"policyTypes": ["Ingress"]}))]);
+        cluster.pods[2].within(|| UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"x", "10.244.0.5:80").unwrap());
+        let events = until(&told, |events| !events.is_empty());
+        let reasons: Vec<_> = events.iter().map(|event| event.reason.as_deref()).collect();
+        assert_eq!(reasons, [Some("PolicyIngress")], "{events:#?}");
     });
 }

@@ -1,8 +1,8 @@
 //! How much was told, and how much not: as the programs count it beside the buckets.
 
 use aya::maps::{MapData, PerCpuArray};
-use sluice_ebpf_common::maps;
 use sluice_ebpf_common::stream::{Telling, bucket};
+use sluice_ebpf_common::{limits, maps};
 use sluice_metrics::Text;
 
 use crate::Error;
@@ -35,23 +35,33 @@ impl Count {
     }
 }
 
-/// Of connections in the flow table, sockets, policies, losses.
-pub(crate) type Counts = [(&'static str, Count); 4];
+/// Of connections in the flow table, sockets, policies, losses, the kernel's losses.
+pub(crate) type Counts = [(&'static str, Count); 5];
 
 /// As the maps count; nothing where the daemon that runs is of a build without them.
 pub(crate) fn read(pins: &Pins) -> Result<Counts, Error> {
-    let mut counts: Counts = ["connections", "sockets", "policies", "drops"].map(|of| (of, Count::default()));
-    if !pins.map(maps::TELLING).exists() && pins.map(maps::SETTINGS).exists() {
-        return Ok(counts);
-    }
-    let map: PerCpuArray<MapData, Telling> = typed(pins, maps::TELLING)?;
-    for place in 0..bucket::COUNT {
-        let values = map.get(&place, 0).map_err(|error| Error::ebpf("read what was told of connections", error))?;
-        let sum = values.iter().fold(Count::default(), |sum, one| sum.plus(one));
+    let mut counts: Counts = ["connections", "sockets", "policies", "drops", "kernel"].map(|of| (of, Count::default()));
+    for (place, sum) in sums(pins, maps::TELLING, bucket::COUNT)? {
         let of = &mut counts[place.min(bucket::REASONS) as usize].1;
         *of = of.and(sum);
     }
+    for (_, sum) in sums(pins, maps::TELLING_LOST, limits::KERNEL_REASONS)? {
+        counts[4].1 = counts[4].1.and(sum);
+    }
     Ok(counts)
+}
+
+/// By place, over all processors.
+fn sums(pins: &Pins, name: &str, places: u32) -> Result<Vec<(u32, Count)>, Error> {
+    if !pins.map(name).exists() && pins.map(maps::SETTINGS).exists() {
+        return Ok(Vec::new());
+    }
+    let map: PerCpuArray<MapData, Telling> = typed(pins, name)?;
+    let sum = |place| {
+        let values = map.get(&place, 0).map_err(|error| Error::ebpf("read what was told of connections", error))?;
+        Ok((place, values.iter().fold(Count::default(), |sum, one| sum.plus(one))))
+    };
+    (0..places).map(sum).collect()
 }
 
 /// What was lost for want of tokens, and of room, in all.

@@ -7,6 +7,7 @@ use sluice_ebpf_common::{Address, Allowed, FlowKind, Reason, protocol};
 
 use super::event::{Figures, FlowEvent, Party, Seen, Step};
 use crate::flows::{End, end, protocol_name};
+use crate::lost;
 
 /// Who has an address, and which Service a number or address is.
 pub(crate) trait Names {
@@ -150,19 +151,30 @@ pub(crate) fn opener(told: &Told) -> bool {
 
 /// A packet that was lost, or that was answered as nobody else does.
 pub(crate) fn lost(told: &ToldLost, names: &impl Names) -> FlowEvent {
-    let refused = reason(told.reason) == Some(Reason::NoEndpoint);
-    let event = FlowEvent::new(names.node(), if refused { Step::Refused } else { Step::Drop });
-    let mut event = with_reason(event, told.reason);
-    event.seen_by = Some(Seen::Packets);
-    event.figures.bytes = Some(told.bytes.into());
     let head = &told.head[..ToldLost::HEAD.min(told.length as usize)];
-    if let Some(ends) = ends(head) {
+    let (mut event, ends) = if told.kind == Told::LOST_BY_KERNEL {
+        let mut event = FlowEvent::new(names.node(), Step::Drop);
+        let (reason, text) = lost::by_number(told.reason);
+        (event.reason, event.text, event.seen_by) = (Some(reason), Some(text), Some(Seen::Kernel));
+        (event, packet_ends(head))
+    } else {
+        let refused = reason(told.reason) == Some(Reason::NoEndpoint);
+        let event = FlowEvent::new(names.node(), if refused { Step::Refused } else { Step::Drop });
+        (FlowEvent { seen_by: Some(Seen::Packets), ..with_reason(event, told.reason) }, frame_ends(head))
+    };
+    event.figures.bytes = Some(told.bytes.into());
+    if let Some(ends) = ends {
         event.protocol = Some(protocol_text(ends.protocol));
         event.service = names.service_at(&ends.destination, ends.ports[1], ends.protocol);
-        event.source = Some(party(names, end(&ends.source, ends.ports[0])));
-        event.destination = Some(party(names, end(&ends.destination, ends.ports[1])));
+        event.source = Some(inside(names, end(&ends.source, ends.ports[0]), told.link));
+        event.destination = Some(inside(names, end(&ends.destination, ends.ports[1]), told.link));
     }
     event
+}
+
+/// As [`party`]; a loopback address in a pod is the pod's.
+fn inside(names: &impl Names, end: End, link: u32) -> Party {
+    if end.address.is_loopback() { own(names, end, link) } else { party(names, end) }
 }
 
 /// Both ends of a packet.
@@ -176,35 +188,43 @@ struct Ends {
 }
 
 /// Reads the ends from a frame's first bytes; `None` when it is not of IP.
-fn ends(frame: &[u8]) -> Option<Ends> {
+fn frame_ends(frame: &[u8]) -> Option<Ends> {
     const ETHERNET: usize = 14;
-    let word = |at: usize| Some(u32::from_ne_bytes(frame.get(at..at + 4)?.try_into().ok()?));
     match frame.get(12..ETHERNET)? {
-        [0x08, 0x00] => {
-            let start = usize::from(*frame.get(ETHERNET)?);
-            let protocol = *frame.get(ETHERNET + 9)?;
-            let part = u16::from_be_bytes(frame.get(ETHERNET + 6..ETHERNET + 8)?.try_into().ok()?);
+        [0x08, 0x00] | [0x86, 0xdd] => packet_ends(&frame[ETHERNET..]),
+        _ => None,
+    }
+}
+
+/// Reads the ends from a packet's first bytes.
+fn packet_ends(packet: &[u8]) -> Option<Ends> {
+    let word = |at: usize| Some(u32::from_ne_bytes(packet.get(at..at + 4)?.try_into().ok()?));
+    match packet.first()? >> 4 {
+        4 => {
+            let start = usize::from(*packet.first()?);
+            let protocol = *packet.get(9)?;
+            let part = u16::from_be_bytes(packet.get(6..8)?.try_into().ok()?);
             let later = part & 0x1fff != 0;
-            let (source, destination) = (Address::v4(word(ETHERNET + 12)?), Address::v4(word(ETHERNET + 16)?));
-            let ports = if later { [0; 2] } else { ports(frame, ETHERNET + (start & 15) * 4, protocol) };
+            let (source, destination) = (Address::v4(word(12)?), Address::v4(word(16)?));
+            let ports = if later { [0; 2] } else { ports(packet, (start & 15) * 4, protocol) };
             Some(Ends { source, destination, ports, protocol })
         }
-        [0x86, 0xdd] => {
+        6 => {
             let address =
                 |at: usize| Some(Address { words: [word(at)?, word(at + 4)?, word(at + 8)?, word(at + 12)?] });
-            let protocol = *frame.get(ETHERNET + 6)?;
-            let (source, destination) = (address(ETHERNET + 8)?, address(ETHERNET + 24)?);
-            Some(Ends { source, destination, ports: ports(frame, ETHERNET + 40, protocol), protocol })
+            let protocol = *packet.get(6)?;
+            let (source, destination) = (address(8)?, address(24)?);
+            Some(Ends { source, destination, ports: ports(packet, 40, protocol), protocol })
         }
         _ => None,
     }
 }
 
-fn ports(frame: &[u8], at: usize, number: u8) -> [u16; 2] {
+fn ports(packet: &[u8], at: usize, number: u8) -> [u16; 2] {
     if !matches!(number, protocol::TCP | protocol::UDP | protocol::SCTP) {
         return [0; 2];
     }
-    let port = |at: usize| Some(u16::from_ne_bytes(frame.get(at..at + 2)?.try_into().ok()?));
+    let port = |at: usize| Some(u16::from_ne_bytes(packet.get(at..at + 2)?.try_into().ok()?));
     [port(at).unwrap_or(0), port(at + 2).unwrap_or(0)]
 }
 
@@ -343,7 +363,7 @@ mod tests {
         let later: &[(usize, &[u8])] = &[(12, &[8, 0, 0x45]), (20, &[0, 9]), (23, &[6]), (34, &[1, 1, 1, 1])];
         let cases = [
             (frame(four, 96), Some("drop packets 10.244.0.5:53(shop/web-1) > 192.0.2.9:8080")),
-            (frame(six, 96), Some("drop packets [::1]:7 > [::2]:8")),
+            (frame(six, 96), Some("drop packets [::1]:7(shop/link-4) > [::2]:8")),
             (frame(later, 96), Some("drop packets 0.0.0.0:0 > 0.0.0.0:0")),
             // Cut before the ports; before the addresses; nothing of it.
             (frame(four, 40), Some("drop packets 10.244.0.5:53(shop/web-1) > 192.0.2.9:0")),
@@ -357,6 +377,13 @@ mod tests {
             assert_eq!(event.reason.as_deref(), Some("PolicyIngress"));
             assert_eq!(event.figures.bytes, Some(1000));
         }
+        // The kernel's begin at the IP header.
+        let packet: Vec<(usize, &[u8])> =
+            four.iter().map(|(at, bytes)| (at.saturating_sub(14), &bytes[if *at < 14 { 2 } else { 0 }..])).collect();
+        let told = ToldLost { kind: Told::LOST_BY_KERNEL, reason: 255, ..frame(&packet, 28) };
+        let event = lost(&told, &Book);
+        assert_eq!(said(&event), "drop kernel 10.244.0.5:53(shop/web-1) > 192.0.2.9:8080");
+        assert_eq!(event.reason.as_deref(), Some("SUBSYSTEM"));
         let nobody = ToldLost { reason: Reason::NoEndpoint as u16, ..frame(four, 96) };
         assert_eq!(lost(&nobody, &Book).event, Step::Refused);
     }

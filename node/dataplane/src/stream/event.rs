@@ -93,6 +93,8 @@ pub enum Seen {
     Server,
     /// The programs on links: it is translated packet by packet, or was lost.
     Packets,
+    /// The kernel, which dropped it.
+    Kernel,
 }
 
 /// An end of a connection.

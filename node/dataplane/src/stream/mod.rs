@@ -4,6 +4,7 @@
 mod counts;
 mod decode;
 mod event;
+mod kernel;
 mod known;
 mod looks;
 
@@ -152,6 +153,8 @@ impl Dataplane {
         while ring.get_mut().next().is_some() {}
         let (mut teller, _) = Teller::new(self)?.aside(self).await?;
         self.set_flag(Settings::FOLLOWED, true)?;
+        // Until nobody follows.
+        let _kernel = self.kernel_aside().await;
         self.inner.stream.begun.send_replace(true);
         let mut pause = LOOK;
         let mut next = tokio::time::Instant::now() + pause;
@@ -188,6 +191,14 @@ impl Dataplane {
                 }
             }
         }
+    }
+}
+
+impl Dataplane {
+    /// As [`Inner::tell_kernel_losses`], on a thread where it may block.
+    async fn kernel_aside(&self) -> Option<kernel::Telling> {
+        let inner = Arc::clone(&self.inner);
+        tokio::task::spawn_blocking(move || inner.tell_kernel_losses()).await.ok().flatten()
     }
 }
 
