@@ -53,6 +53,8 @@ impl Told {
     pub const LOST: u16 = 7;
     /// A packet was lost by the kernel: a [`ToldLost`].
     pub const LOST_BY_KERNEL: u16 = 8;
+    /// A socket's datagrams go to a Service.
+    pub const DATAGRAMS: u16 = 9;
     /// Of a socket that ended: it opened the connection.
     pub const OPENER: u16 = 1;
 }

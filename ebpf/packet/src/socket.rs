@@ -15,6 +15,8 @@ pub enum SocketVerdict {
     Untouched,
     /// Use the backend of this translation, and remember it, with the service's id.
     Translated(Translation, u32),
+    /// Use the backend of this translation, which this socket remembers.
+    Kept(Translation),
     /// A service that nobody can answer now, or not for this client.
     Refused(Reason),
 }
@@ -99,7 +101,7 @@ fn translate<M: Maps>(
         for entry in &state.entries {
             let same = entry.service_port == port && entry.service_address.same(address);
             if same && entry.generation == frontend.generation {
-                return SocketVerdict::Translated(*entry, frontend.service);
+                return SocketVerdict::Kept(*entry);
             }
         }
     }

@@ -7,7 +7,8 @@ use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_set_retval};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use sluice_ebpf_common::{Address, Reason, SocketState, Translation, protocol};
+use sluice_ebpf_common::protocol::{self, UDP};
+use sluice_ebpf_common::{Address, Reason, SocketState, Translation};
 use sluice_packet::{SocketVerdict, answers_from, connect, original, remember, send};
 
 use crate::kernel::Kernel;
@@ -64,10 +65,14 @@ fn connecting(socket: &Peer) -> i32 {
     match connect(&socket.kernel(), &socket.address(), socket.port(), protocol) {
         SocketVerdict::Untouched => ALLOW,
         SocketVerdict::Refused(reason) => refuse(socket, reason, protocol),
+        SocketVerdict::Kept(translation) => to(socket, &translation),
         SocketVerdict::Translated(translation, service) => {
             store(socket, translation, service);
-            socket.set(&translation.backend_address, translation.backend_port);
-            ALLOW
+            // TCP tells when it is connected.
+            if protocol == UDP {
+                tell(socket, &translation);
+            }
+            to(socket, &translation)
         }
     }
 }
@@ -87,11 +92,26 @@ fn sending(socket: &Peer) -> i32 {
             ALLOW
         }
         SocketVerdict::Refused(reason) => refuse(socket, reason, protocol),
+        SocketVerdict::Kept(translation) => to(socket, &translation),
         SocketVerdict::Translated(translation, service) => {
             store(socket, translation, service);
-            socket.set(&translation.backend_address, translation.backend_port);
-            ALLOW
+            tell(socket, &translation);
+            to(socket, &translation)
         }
+    }
+}
+
+#[inline(always)]
+fn to(socket: &Peer, translation: &Translation) -> i32 {
+    socket.set(&translation.backend_address, translation.backend_port);
+    ALLOW
+}
+
+/// Datagrams go to a Service from now on: the first one, or another backend, tells of it; later ones do not come here.
+#[inline(always)]
+fn tell(socket: &Peer, translation: &Translation) {
+    if let Kernel::Socket(cookie) = socket.kernel() {
+        stream::datagrams(cookie, translation);
     }
 }
 

@@ -9,7 +9,7 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_skb_load_bytes};
 use aya_ebpf::maps::ring_buf::RingBufEntry;
 use sluice_ebpf_common::stream::{TOKENS, Telling, Told, ToldLost, bucket};
-use sluice_ebpf_common::{Address, AllowedKey, Flow, FlowKey, FlowKind, Settings};
+use sluice_ebpf_common::{Address, AllowedKey, Flow, FlowKey, FlowKind, Settings, Translation, protocol};
 
 use crate::maps;
 
@@ -110,6 +110,23 @@ pub fn refused(cookie: u64, address: &Address, port: u16, protocol: u8, reason: 
         ((*told).kind, (*told).reason, (*told).link) = (Told::REFUSED, reason as u16, link);
         ends(told, &address.any(), address, 0, port, protocol);
         nobody(told);
+    }
+    entry.submit(0);
+}
+
+/// A socket's datagrams go to a Service. It may not have an address or a port yet.
+#[inline(never)]
+pub fn datagrams(cookie: u64, translation: &Translation) {
+    let Some(mut entry) = place::<Told>(bucket::SOCKETS) else { return };
+    let told = entry.as_mut_ptr();
+    // SAFETY: as in `refused`.
+    unsafe {
+        let link = maps::NAMESPACES.get_ptr(cookie).map_or(0, |link| read_volatile(link));
+        ((*told).kind, (*told).reason, (*told).link) = (Told::DATAGRAMS, 0, link);
+        let (address, port) = (&translation.backend_address, translation.backend_port);
+        ends(told, &address.any(), address, 0, port, protocol::UDP);
+        nobody(told);
+        ((*told).address, (*told).port) = (translation.service_address, translation.service_port);
     }
     entry.submit(0);
 }

@@ -192,7 +192,7 @@ fn by_socket(world: &World, shop: &Shop, to: &str) -> Option<BTreeSet<usize>> {
                 seen.insert(usize::from(to.backend_address.last().to_ne_bytes()[3]));
             }
             SocketVerdict::Refused(_) => return None,
-            SocketVerdict::Untouched => unreachable!("every service has this frontend"),
+            SocketVerdict::Kept(_) | SocketVerdict::Untouched => unreachable!("every service has this frontend"),
         }
     }
     Some(seen)

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 
 use clusters::{cluster, policy};
-use common::{PATIENCE, connect, isolated, pods, service, tcp_server};
+use common::{PATIENCE, connect, isolated, pods, service, tcp_server, udp_server};
 use serde_json::json;
 use sluice_dataplane::model::Protocol;
 use sluice_dataplane::{Config, Dataplane, Filter, FlowEvent, Seen, Step, Uplinks, Verdict};
@@ -220,6 +220,56 @@ fn what_a_flood_does_not_tell_is_counted() {
             send();
             assert!(begun.elapsed() < PATIENCE);
         }
+    });
+}
+
+#[test]
+fn a_sockets_datagrams_are_told_when_they_get_a_backend() {
+    isolated("a_sockets_datagrams_are_told_when_they_get_a_backend", |place| {
+        let dataplane = Dataplane::load(place.config()).unwrap();
+        let servers = ["127.0.0.2:5301", "127.0.0.3:5302"].map(udp_server);
+        let serve = |server: SocketAddr| {
+            dataplane.apply(&service(Protocol::Udp, "10.96.0.10:53", 0, &[&server.to_string()])).unwrap();
+        };
+        serve(servers[0]);
+        dataplane.know_namespace(1, Path::new("/proc/self/ns/net")).unwrap();
+        let told = follow(&dataplane, Filter::default());
+        let ask = |socket: &UdpSocket| {
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            // With `sendmsg` or `send`.
+            let sent =
+                if socket.peer_addr().is_ok() { socket.send(b"?") } else { socket.send_to(b"?", "10.96.0.10:53") };
+            assert_eq!(sent.unwrap(), 1);
+            socket.recv(&mut [0; 128]).unwrap();
+        };
+        let backends = || {
+            let events = until(&told, |events| !events.is_empty());
+            for event in &events {
+                assert_eq!(
+                    (event.event, event.seen_by, event.protocol.as_deref()),
+                    (Step::First, Some(Seen::Client), Some("UDP"))
+                );
+                assert_eq!(event.service.as_deref(), Some("shop/web:main/udp"));
+                assert_eq!(event.destination.as_ref().unwrap().end.port, 53);
+            }
+            let ends = events.iter().map(|event| event.backend.as_ref().unwrap().end);
+            ends.map(|end| SocketAddr::new(end.address, end.port)).collect::<Vec<_>>()
+        };
+        let [free, connected] = [(); 2].map(|()| UdpSocket::bind("0.0.0.0:0").unwrap());
+        for _ in 0..5 {
+            ask(&free);
+        }
+        assert_eq!(backends(), [servers[0]]);
+        connected.connect("10.96.0.10:53").unwrap();
+        for _ in 0..5 {
+            ask(&connected);
+        }
+        assert_eq!(backends(), [servers[0]]);
+        serve(servers[1]);
+        for _ in 0..5 {
+            ask(&free);
+        }
+        assert_eq!(backends(), [servers[1]]);
     });
 }
 

@@ -63,7 +63,7 @@ pub(crate) fn told(told: &Told, names: &impl Names) -> Option<FlowEvent> {
     let (source, destination) =
         (end(&told.ends.source, told.ends.source_port), end(&told.ends.destination, told.ends.destination_port));
     let step = match told.kind {
-        Told::FLOW | Told::OPENED | Told::ACCEPTED => Step::First,
+        Told::FLOW | Told::OPENED | Told::ACCEPTED | Told::DATAGRAMS => Step::First,
         Told::FAILED => Step::Failed,
         Told::CLOSED => Step::Last,
         Told::ALLOWED => Step::Allowed,
@@ -312,6 +312,13 @@ mod tests {
                 far,
                 Told { link: 7, ..Told::default() },
                 "first client 10.244.0.9:1(shop/link-7) > 192.0.2.9:80",
+            ),
+            (
+                Told::DATAGRAMS,
+                "0.0.0.0:0",
+                far,
+                asked,
+                "first client 0.0.0.0:0(shop/link-7) > 10.96.0.10:80 shop/web:80 > 192.0.2.9:80",
             ),
             (Told::ACCEPTED, web, far, Told::default(), "first server 192.0.2.9:80 > 10.244.0.5:4000(shop/web-1)"),
             (Told::FAILED, web, far, Told::default(), "failed client 10.244.0.5:4000(shop/web-1) > 192.0.2.9:80"),
