@@ -49,6 +49,8 @@ fn paragraph(out: &mut String, step: &Step) {
         "policy_in" => "what policies say of it: policy_in",
         "policy_out" => "what policies say of what comes to a pod: policy_out",
         "pod_out" => "what goes to a pod: pod_out",
+        "uplink_xdp" => "what comes from outside, in the driver: uplink_xdp",
+        "uplink_onward" => "what comes from outside, before all else: uplink_onward",
         "uplink_in" => "what comes from outside: uplink_in",
         "uplink_out" => "what leaves the node: uplink_out",
         other => other,
@@ -118,6 +120,7 @@ fn said(decision: &Decision) -> (&'static str, String) {
         Decision::Onward { link, gateway } => {
             ("way", format!("leaves at once by {link}{}, past the node's stack", via(*gateway)))
         }
+        Decision::Stack => ("way", "to the link's other programs and the node's stack".into()),
         Decision::Carried { source, destination } => {
             ("carried", format!("inside a packet from {source} to {destination}, whose node answers the client itself"))
         }

@@ -94,6 +94,11 @@ pub struct Desk {
     pub(crate) path: Path,
 }
 
+impl Desk {
+    /// Where the [`Route`] of its decision stands, in bytes.
+    pub const ROUTE: usize = core::mem::offset_of!(Desk, path) + core::mem::offset_of!(Path, route);
+}
+
 /// Decides about the connection of the packet on the desk, and what the cache has to know of it: nothing where the packet is
 /// left to the kernel's stack as it is. Each step is called from here, so that what one needs of the stack is free again for
 /// the next.

@@ -17,7 +17,7 @@ use std::time::Duration;
 use clusters::{Cluster, IMPATIENCE, NODE, OUTSIDE, ROWS, cluster, objects, policy};
 use common::{PATIENCE, Place, isolated, words};
 use serde_json::json;
-use sluice_dataplane::explain::{Choice, Decision, Explainer, Explanation, Fate, Known, Question, Sender};
+use sluice_dataplane::explain::{Choice, Decision, Explainer, Explanation, Fate, Known, Question, Sender, Step};
 use sluice_dataplane::model::{Forwarding, Protocol, Slice, Snapshot};
 use sluice_dataplane::{End, Xdp, drops, flows, policy::snapshot, services};
 
@@ -163,9 +163,7 @@ fn ask(explainer: &mut Explainer, from: &str, to: SocketAddr, protocol: Protocol
     };
     let explanation = explainer.explain(&question).unwrap();
     let known = |warning: &String| {
-        from == "node" && warning.contains("cgroups")
-            || warning.contains("policy_out drops the answer")
-            || warning.contains("runs uplink_onward first")
+        from == "node" && warning.contains("cgroups") || warning.contains("policy_out drops the answer")
     };
     assert!(explanation.warnings.iter().all(known), "{explanation:#?}");
     assert!(explanation.steps.iter().all(|step| step.known != Known::RunDiffers), "{explanation:#?}");
@@ -382,30 +380,107 @@ fn a_tunnel_is_named_with_its_other_end() {
 }
 
 /// The backend's node answers clients itself: what the balancer sends there is a packet in a packet.
+fn carried_on(world: &two_nodes::World, place: &Place) -> Vec<Explanation> {
+    world.serve(Forwarding::Dsr);
+    let mut explainer = Explainer::open(&place.pins).unwrap();
+    let told = two_nodes::SERVICES.into_iter().enumerate().map(|(at, (service, pod))| {
+        let client = ["10.1.0.2", "fd01::2"][at];
+        let told = ask(&mut explainer, client, service.parse().unwrap(), Protocol::Tcp, None);
+        let carried = told.steps.iter().flat_map(|step| &step.decisions).find_map(|decision| match decision {
+            Decision::Carried { destination, .. } => Some(*destination),
+            _ => None,
+        });
+        let pod: SocketAddr = pod.parse().unwrap();
+        assert_eq!(carried, Some(pod.ip()), "{told:#?}");
+        let Fate::Leaves { seen_as, ref link, inside_to, .. } = told.fate else { panic!("{told:#?}") };
+        assert_eq!((inside_to, &told.answer), (Some(pod.ip()), &None), "{told:#?}");
+        assert_eq!((seen_as.address.to_string().as_str(), link.as_str()), (client, "up1"), "{told:#?}");
+        let real = world.client.within(|| make(service.parse().unwrap(), Protocol::Tcp, PATIENCE).0);
+        let as_told = |real: &Real| matches!(real, Real::Answered(server, from) if *server == pod && from.ip() == seen_as.address);
+        assert!(as_told(&real), "{real:?}");
+        told
+    });
+    told.collect()
+}
+
 #[test]
 fn direct_server_return_is_explained() {
     isolated("direct_server_return_is_explained", |place| {
-        let world = two_nodes::world(place, Xdp::Off);
-        world.serve(Forwarding::Dsr);
-        let mut explainer = Explainer::open(&place.pins).unwrap();
-        for (at, (service, pod)) in two_nodes::SERVICES.into_iter().enumerate() {
-            let client = ["10.1.0.2", "fd01::2"][at];
-            let told = ask(&mut explainer, client, service.parse().unwrap(), Protocol::Tcp, None);
-            let carried = told.steps.iter().flat_map(|step| &step.decisions).find_map(|decision| match decision {
-                Decision::Carried { destination, .. } => Some(*destination),
-                _ => None,
-            });
-            let pod: SocketAddr = pod.parse().unwrap();
-            assert_eq!(carried, Some(pod.ip()), "{told:#?}");
-            let Fate::Leaves { seen_as, ref link, inside_to, .. } = told.fate else { panic!("{told:#?}") };
-            assert_eq!((inside_to, &told.answer), (Some(pod.ip()), &None), "{told:#?}");
-            assert_eq!((seen_as.address.to_string().as_str(), link.as_str()), (client, "up1"), "{told:#?}");
-            let real = world.client.within(|| make(service.parse().unwrap(), Protocol::Tcp, PATIENCE).0);
-            assert!(
-                matches!(real, Real::Answered(server, from) if server == pod && from.ip() == seen_as.address),
-                "{real:?}"
-            );
+        carried_on(&two_nodes::world(place, Xdp::Off), place);
+    });
+}
+
+/// Where the packet came by, with the links.
+fn places(steps: &[Step]) -> Vec<(&str, &str)> {
+    steps.iter().map(|step| (step.at, step.link.as_deref().unwrap_or_default())).collect()
+}
+
+/// A backend elsewhere, by a program before all others on the links: explained, made, and explained again while it is open.
+fn sent_on(world: &two_nodes::World, place: &Place, program: &str) {
+    let by_driver = program == "uplink_xdp";
+    world.serve(Forwarding::Snat);
+    let mut explainer = Explainer::open(&place.pins).unwrap();
+    for (at, (service, pod)) in two_nodes::SERVICES.into_iter().enumerate() {
+        let (client, node) = (["10.1.0.2", "fd01::2"][at], ["10.2.0.1", "fd02::1"][at]);
+        let (service, pod): (SocketAddr, SocketAddr) = (service.parse().unwrap(), pod.parse().unwrap());
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            // To find the neighbours is the stack's work.
+            drop(world.client.within(|| make(service, protocol, PATIENCE)));
+            world.balancer.forget_flows().unwrap();
+            let told = ask(&mut explainer, client, service, protocol, None);
+            let way = |from, to| {
+                let out = [("uplink_out", to)];
+                [(program, from)].into_iter().chain(out.into_iter().filter(|_| !by_driver)).collect::<Vec<_>>()
+            };
+            assert_eq!(places(&told.steps), way("up0", "up1"), "{told:#?}");
+            let answer = told.answer.as_ref().unwrap();
+            assert_eq!(places(&answer.steps), way("up1", "up0"), "{told:#?}");
+            assert!(answer.fits, "{told:#?}");
+            let Fate::Leaves { to, seen_as, ref link, inside_to: None, .. } = told.fate else { panic!("{told:#?}") };
+            assert_eq!((end(to), seen_as.address, link.as_str()), (pod, node.parse().unwrap(), "up1"), "{told:#?}");
+            assert_eq!(backend(&told).map(|(address, _)| end(address)), Some(pod), "{told:#?}");
+            let before = common::forwarded();
+            let (real, open, port) = world.client.within(|| make(service, protocol, PATIENCE));
+            let Real::Answered(server, seen_as) = real else { panic!("{real:?}") };
+            // Of a datagram's answer only the port is known.
+            assert_eq!(server.port(), pod.port());
+            assert!(protocol == Protocol::Udp || server == pod, "{server}");
+            assert_eq!(seen_as.ip(), node.parse::<IpAddr>().unwrap());
+            assert_eq!(common::forwarded(), before, "the stack forwarded what was explained to pass it");
+            let again = ask(&mut explainer, client, service, protocol, Some(port));
+            assert!(again.existing, "{again:#?}");
+            assert_eq!(arrives(&again.fate), Some((pod, seen_as)), "{again:#?}");
+            assert_eq!(backend(&again).map(|(_, choice)| choice), Some(Choice::Connection), "{again:#?}");
+            assert_eq!(places(&again.steps), way("up0", "up1"), "{again:#?}");
+            drop(open);
         }
+        // What is no Service's is left to the others.
+        let told = ask(&mut explainer, client, SocketAddr::new(node.parse().unwrap(), 9999), Protocol::Tcp, None);
+        assert_eq!(places(&told.steps), [(program, "up0"), ("uplink_in", "up0"), ("route", "")], "{told:#?}");
+        assert!(told.steps[0].decisions.contains(&Decision::Stack), "{told:#?}");
+    }
+}
+
+#[test]
+fn what_the_driver_sends_on_is_explained() {
+    isolated("what_the_driver_sends_on_is_explained", |place| {
+        let world = two_nodes::world(place, Xdp::Always);
+        for end in [&world.client, &world.backend_node] {
+            end.within(|| common::act_as_card("eth0"));
+        }
+        assert!(world.balancer.status().unwrap().uplinks.iter().all(|row| row.xdp == "native"));
+        sent_on(&world, place, "uplink_xdp");
+        for told in carried_on(&world, place) {
+            assert_eq!(places(&told.steps), [("uplink_xdp", "up0")], "{told:#?}");
+        }
+    });
+}
+
+#[test]
+fn what_a_links_own_program_sends_on_is_explained() {
+    isolated("what_a_links_own_program_sends_on_is_explained", |place| {
+        let world = two_nodes::world(place, Xdp::Off);
+        sent_on(&world, place, "uplink_onward");
     });
 }
 
@@ -427,7 +502,7 @@ fn tables(pins: &Path) -> Vec<(String, Vec<u8>)> {
     hash!("affinities", LruHashMap, 24, 32);
     hash!("allowed", LruHashMap, 44, 12);
     hash!("fragments", LruHashMap, 40, 8);
-    for (name, entries) in [("ports", 1_024 * 80), ("known", 16_384)] {
+    for (name, entries) in [("ports", 1_024 * 80), ("known", 16_384), ("places", 1_024)] {
         let map: aya::maps::Array<MapData, u64> = Map::Array(open(name)).try_into().unwrap();
         let words = (0..entries).flat_map(|at| map.get(&at, 0).unwrap().to_ne_bytes()).collect();
         all.push((name.to_owned(), words));

@@ -171,6 +171,8 @@ pub enum Decision {
         #[serde(skip_serializing_if = "Option::is_none")]
         gateway: Option<IpAddr>,
     },
+    /// The node's stack gets it, and the other programs.
+    Stack,
     /// It is put into a packet to the backend's node, which answers the client itself.
     Carried {
         /// The outer packet's ends.

@@ -1,11 +1,11 @@
 //! A packet on the host, as the packet library wants it: made of the ends that are asked about, changed as the programs would.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
 
 use serde::Serialize;
 use sluice_ebpf_common::{Address, FlowKey, protocol};
-use sluice_packet::{Bytes, Covered, ETHERNET, Exit, Hop, Packet, Routed, Tunnel};
+use sluice_packet::{Bytes, Covered, ETHERNET, Exit, Hop, Packet, Raw, Route as Out, Routed, Tunnel};
 
 use super::routes::{Route, Routes};
 use crate::End;
@@ -47,6 +47,8 @@ pub(super) enum Role {
 #[derive(Default)]
 pub(super) struct Ways {
     pub(super) exits: RefCell<Vec<(FlowKey, Exit)>>,
+    /// The way out that a program before the stack found.
+    pub(super) out: Cell<Out>,
     /// The routes to backends' nodes.
     pub(super) routes: Option<Routes>,
     /// Is what comes in by the link the node's own?
@@ -355,6 +357,40 @@ impl Routed for Frame<'_> {
     fn exit(&self, key: &FlowKey, _: u32, _: u32, exit: &mut Exit) {
         let exits = self.ways.exits.borrow();
         *exit = exits.iter().find(|(known, _)| known == key).map(|(_, exit)| *exit).unwrap_or_default();
+    }
+}
+
+/// A frame before the kernel's stack has it, where it may be put into another packet or not.
+pub(super) struct Early<'a, 'b, const CARRIES: bool>(pub(super) &'a mut Frame<'b>);
+
+impl<const CARRIES: bool> Bytes for Early<'_, '_, CARRIES> {
+    fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        self.0.read(offset)
+    }
+
+    fn read_words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        self.0.read_words(offset)
+    }
+
+    fn ethertype(&self) -> u16 {
+        self.0.ethertype()
+    }
+
+    fn write<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()> {
+        self.0.write(offset, bytes)
+    }
+
+    fn write_words<const N: usize>(&mut self, offset: u32, words: [u32; N]) -> Option<()> {
+        self.0.write_words(offset, words)
+    }
+}
+
+impl<const CARRIES: bool> Raw for Early<'_, '_, CARRIES> {
+    const CARRIES: bool = CARRIES;
+
+    fn prepend(&mut self, bytes: u32) -> Option<()> {
+        self.0.bytes.splice(0..0, std::iter::repeat_n(0, bytes as usize));
+        Some(())
     }
 }
 

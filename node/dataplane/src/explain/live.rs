@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, MapInfo};
 use sluice_ebpf_common::cache::Uplink;
-use sluice_ebpf_common::opened::Opened;
+use sluice_ebpf_common::opened::{self, Opened};
 use sluice_ebpf_common::{
     Address, Affinity, AffinityKey, Allowed, AllowedKey, Backend, Flow, FlowKey, FragmentKey, FragmentPorts, Frontend,
     FrontendKey, Guard, PodLink, RangeKey, RuleKey, SLAB_LINE, ServiceName, Settings, SourceKey, known, maps, ports,
@@ -17,7 +17,7 @@ use crate::attach::{self, ONWARD};
 use crate::pins::Pins;
 use crate::store::{descriptor, typed, words};
 use crate::words::Words;
-use crate::{Error, sys};
+use crate::{Error, sys, wire};
 
 const ADDRESS_BITS: u32 = 128;
 
@@ -41,6 +41,7 @@ pub(super) struct Live {
     fragments: Table<FragmentKey, FragmentPorts>,
     ports: Words,
     known: Words,
+    places: Words,
     locals: Table<Address, u32>,
     nodes: Table<Address, u32>,
     sources: Table<SourceKey, Address>,
@@ -61,11 +62,24 @@ fn get<K: aya::Pod, V: aya::Pod>(table: &Table<K, V>, key: &K) -> Option<V> {
     table.get(key, 0).ok()
 }
 
+fn settings(pins: &Pins) -> Result<Settings, Error> {
+    let settings: Array<MapData, Settings> = typed(pins, maps::SETTINGS)?;
+    settings.get(&0, 0).map_err(|error| Error::ebpf("read the settings", error))
+}
+
+/// The program that looks at a packet before all else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Before {
+    /// On the link itself: this one.
+    Here(&'static str),
+    /// In the driver of a link below it.
+    Below,
+}
+
 impl Live {
     pub(super) fn open(pins: Pins) -> Result<Live, Error> {
         let at = &pins;
-        let settings: Array<MapData, Settings> = typed(at, maps::SETTINGS)?;
-        let settings = settings.get(&0, 0).map_err(|error| Error::ebpf("read the settings", error))?;
+        let settings = settings(at)?;
         let slab = MapInfo::from_pin(at.map(maps::SLAB))
             .map_err(|error| Error::ebpf("read the size of the slab", error))?
             .max_entries();
@@ -86,6 +100,7 @@ impl Live {
             fragments: typed(at, maps::FRAGMENTS)?,
             ports: words(&at.map(maps::PORTS), (ports::ROWS * ports::ROW) as usize * 2, false)?,
             known: words(&at.map(maps::KNOWN), known::WORDS as usize * 2, false)?,
+            places: words(&at.map(maps::PLACES), opened::WORDS as usize * 2, false)?,
             locals: typed(at, maps::LOCALS)?,
             nodes: typed(at, maps::NODES)?,
             sources: typed(at, maps::SOURCES)?,
@@ -101,6 +116,12 @@ impl Live {
             full: OnceCell::new(),
             pins,
         })
+    }
+
+    /// Looks at the settings again.
+    pub(super) fn refresh(&mut self) -> Result<(), Error> {
+        self.settings = settings(&self.pins)?;
+        Ok(())
     }
 
     pub(super) fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
@@ -129,6 +150,10 @@ impl Live {
 
     pub(super) fn opened(&self, place: u32) -> Option<Opened> {
         self.opened.get(&place, 0).ok()
+    }
+
+    pub(super) fn places(&self, word: u32) -> Option<u64> {
+        self.places.get_long(word as usize * 2)
     }
 
     pub(super) fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
@@ -185,9 +210,13 @@ impl Live {
     }
 
     /// The program that sends services' packets on before all else on a link.
-    pub(super) fn sends_onward(&self, link: u32) -> Option<&'static str> {
-        let driver = self.uplinks.get(&link).is_some_and(|uplink| uplink.flags & Uplink::NATIVE != 0);
-        if driver { Some("uplink_xdp in its driver") } else { attach::has_onward(&self.pins, link).then_some(ONWARD.0) }
+    pub(super) fn sends_onward(&self, link: u32) -> Option<Before> {
+        let uplink = self.uplinks.get(&link).copied().unwrap_or_default();
+        match uplink.flags & Uplink::NATIVE != 0 {
+            true if uplink.runs() && uplink.vlan == 0 => Some(Before::Here(wire::PROGRAM)),
+            true => Some(Before::Below),
+            false => attach::has_onward(&self.pins, link).then_some(Before::Here(ONWARD.0)),
+        }
     }
 
     pub(super) fn allowed(&self, key: &AllowedKey) -> Option<Allowed> {

@@ -217,6 +217,7 @@ impl Explainer {
 
     /// What becomes of a packet. Links and routes are those of the calling network namespace.
     pub fn explain(&mut self, question: &Question) -> Result<Explanation, Error> {
+        self.live.refresh()?;
         walk::walk(&self.live, &mut self.copies, question)
     }
 }

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
 use sluice_ebpf_common::cache::{Bucket4, Bucket6};
-use sluice_ebpf_common::opened::Opened;
+use sluice_ebpf_common::opened::{self, Opened};
 use sluice_ebpf_common::{
     Address, Affinity, AffinityKey, Allowed, AllowedKey, Backend, Counters, Flow, FlowKey, FragmentKey, FragmentPorts,
     Frontend, FrontendKey, Guard, NO_NODE_PORTS, PodLink, RangeKey, Reason, RuleKey, Settings, ports,
@@ -44,6 +44,8 @@ pub(super) struct Overlay {
     pub(super) opened: BTreeMap<u32, Opened>,
     pub(super) ports: BTreeMap<u32, u64>,
     pub(super) known: BTreeMap<u32, u64>,
+    /// All that the live map holds is there beside these.
+    pub(super) places: BTreeMap<u32, u64>,
     pub(super) allowed: BTreeMap<AllowedKey, Option<Allowed>>,
 }
 
@@ -66,6 +68,7 @@ impl Overlay {
             }
         }
         fill(&mut self.opened, &other.opened, |place| live.opened(*place).unwrap_or_default());
+        fill(&mut self.places, &other.places, |word| live.places(*word).unwrap_or(0));
         fill(&mut self.known, &other.known, |word| live.known(*word).unwrap_or(0));
     }
 
@@ -104,6 +107,11 @@ pub(super) struct Model<'a> {
     next: Cell<usize>,
     scratch: RefCell<Scratch>,
     judging: RefCell<Judging>,
+    desk: RefCell<Desk>,
+    cache4: RefCell<Bucket4>,
+    cache6: RefCell<Bucket6>,
+    /// What the kernel's routes said to the program; of link 0 when it did not ask, or in vain.
+    route: Route,
     now: u32,
 }
 
@@ -118,8 +126,17 @@ impl<'a> Model<'a> {
             next: Cell::new(0),
             scratch: RefCell::default(),
             judging: RefCell::default(),
+            desk: RefCell::default(),
+            cache4: RefCell::default(),
+            cache6: RefCell::default(),
+            route: Route::default(),
             now: sys::coarse_seconds(),
         }
+    }
+
+    /// With what the kernel's routes said.
+    pub(super) fn with_route(self, route: Route) -> Model<'a> {
+        Model { route, ..self }
     }
 
     fn note(&self, note: Note) {
@@ -251,12 +268,22 @@ impl Maps for Model<'_> {
         Some(with(self.overlay.borrow_mut().opened.entry(place).or_insert(live)))
     }
 
-    /// The driver's program alone opens connections.
-    fn take_place(&self, _: u32) -> bool {
-        false
+    fn take_place(&self, place: u32) -> bool {
+        let (word, bit) = opened::bit(place);
+        let Some(live) = self.live.places(word) else { return false };
+        let mut overlay = self.overlay.borrow_mut();
+        let word = overlay.places.entry(word).or_insert(live);
+        let free = *word & 1 << bit == 0;
+        *word |= 1 << bit;
+        free
     }
 
-    fn give_place(&self, _: u32) {}
+    fn give_place(&self, place: u32) {
+        let (word, bit) = opened::bit(place);
+        if let Some(live) = self.live.places(word) {
+            *self.overlay.borrow_mut().places.entry(word).or_insert(live) &= !(1 << bit);
+        }
+    }
 
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
         *self.overlay.borrow_mut().fragments.entry(*key).or_insert_with(|| self.live.fragment(key))
@@ -320,18 +347,20 @@ impl Maps for Model<'_> {
 }
 
 impl Fast for Model<'_> {
-    fn bucket4<R>(&self, _: u32, _: impl FnOnce(&mut Bucket4) -> R) -> Option<R> {
-        None
+    /// One bucket that nothing was in.
+    fn bucket4<R>(&self, _: u32, with: impl FnOnce(&mut Bucket4) -> R) -> Option<R> {
+        Some(with(&mut self.cache4.borrow_mut()))
     }
 
-    fn bucket6<R>(&self, _: u32, _: impl FnOnce(&mut Bucket6) -> R) -> Option<R> {
-        None
+    fn bucket6<R>(&self, _: u32, with: impl FnOnce(&mut Bucket6) -> R) -> Option<R> {
+        Some(with(&mut self.cache6.borrow_mut()))
     }
 
     fn desk<R>(&self, with: impl FnOnce(&mut Desk) -> R) -> Option<R> {
-        Some(with(&mut Desk::default()))
+        Some(with(&mut self.desk.borrow_mut()))
     }
 
+    /// Nothing is kept, as above.
     fn trail<R>(&self, _: u32, with: impl FnOnce(&mut Trail) -> R) -> Option<R> {
         Some(with(&mut Trail::default()))
     }
@@ -352,8 +381,9 @@ impl Fast for Model<'_> {
         self.live.generation(service)
     }
 
-    fn route(&self, _: &Header, _: u16, _: &mut Route) -> bool {
-        false
+    fn route(&self, _: &Header, _: u16, route: &mut Route) -> bool {
+        *route = self.route;
+        route.link != 0
     }
 }
 

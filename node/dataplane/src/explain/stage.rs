@@ -3,15 +3,17 @@
 
 use sluice_ebpf_common::{Frontend, Reason};
 use sluice_packet::{
-    Verdict, carry_out, egress_pod, egress_uplink, from_outside, from_pod, may_receive, may_send, settled,
+    Maps, Routed, Verdict, Way, carry_out, egress_pod, egress_uplink, from_outside, from_pod, may_receive, may_send,
+    onward, settle, settled, uplink,
 };
 
 use super::copies::{Copies, Ran, Says, Sent};
-use super::frame::Frame;
+use super::frame::{Early, Frame};
 use super::live::Live;
 use super::model::{Model, Note, Overlay, Place};
-use crate::Error;
+use crate::attach::ONWARD;
 use crate::range::unwire;
+use crate::{Error, wire};
 
 /// Runs at most, while the host finds what the kernel has to know, too.
 const ATTEMPTS: usize = 4;
@@ -23,6 +25,13 @@ pub(super) struct Spot {
     pub(super) link: u32,
     /// The link by which the packet came to the node; 0 when the node sent it.
     pub(super) came_by: u32,
+}
+
+impl Spot {
+    /// Does it see packets before the others of its link?
+    fn is_early(self) -> bool {
+        self.program == wire::PROGRAM || self.program == ONWARD.0
+    }
 }
 
 /// What a program did.
@@ -50,13 +59,18 @@ pub(super) fn run(
     let frontend = frontend(&scout.notes.borrow());
     let mut last = None;
     for _ in 0..ATTEMPTS {
-        copies.seed(&seeds, live.was_full())?;
+        copies.seed(&seeds, live)?;
+        if spot.is_early() {
+            copies.seed_early(&seeds, live)?;
+        }
         let sent = Sent { frame: &frame.bytes, mark: frame.mark, link: spot.link, came_by: spot.came_by };
         let ran = copies.run(spot.program, &sent)?;
         *frame.ways.exits.borrow_mut() = copies.exits()?;
+        let route = copies.route()?;
+        frame.ways.out.set(route);
         let mut missing = None;
         for random in chances(live, frame, &ran, frontend.as_ref()) {
-            let model = Model::new(live, Place::Link(spot.link), overlay.clone(), random);
+            let model = Model::new(live, Place::Link(spot.link), overlay.clone(), random).with_route(route);
             let mut ours = frame.clone();
             let verdict = host(spot, &mut ours, &model);
             let (found, notes) = (model.overlay.into_inner(), model.notes.into_inner());
@@ -86,6 +100,8 @@ pub(super) fn run(
 /// The library's part of a program, as in `ebpf/programs`.
 fn host(spot: Spot, frame: &mut Frame<'_>, model: &Model<'_>) -> Verdict {
     let verdict = match spot.program {
+        wire::PROGRAM => return early(uplink(&mut Early::<true>(frame), model)),
+        "uplink_onward" => return onward_by(frame, model),
         "pod_in" => from_pod(frame, model),
         "pod_out" => egress_pod(frame, model),
         "uplink_in" => from_outside(frame, model),
@@ -95,6 +111,28 @@ fn host(spot: Spot, frame: &mut Frame<'_>, model: &Model<'_>) -> Verdict {
         _ => return may_receive(frame, model, spot.came_by),
     };
     carry_out(frame, model, verdict)
+}
+
+/// What a program before the stack says, as the others say it.
+fn early(way: Way) -> Verdict {
+    match way {
+        Way::Stack => Verdict::Pass,
+        Way::Out(link) => Verdict::Onward(link),
+        Way::Drop => Verdict::Drop(Reason::Rewrite),
+    }
+}
+
+fn onward_by(frame: &mut Frame<'_>, model: &Model<'_>) -> Verdict {
+    if !frame.is_for_node() || frame.mark != 0 {
+        return Verdict::Pass;
+    }
+    let verdict = early(onward(&mut Early::<false>(frame), model));
+    match verdict {
+        Verdict::Onward(_) => settle(frame),
+        Verdict::Drop(reason) => model.count_reason(reason),
+        _ => {}
+    }
+    verdict
 }
 
 fn agrees(verdict: Verdict, frame: &Frame<'_>, notes: &[Note], ran: &Ran) -> bool {

@@ -11,7 +11,7 @@ use super::copies::{Copies, Says};
 use super::decide::{self, Decision, Names, advice, end};
 use super::frame::{Ends, Frame, Role, Ways, packet};
 use super::listens::listens;
-use super::live::Live;
+use super::live::{Before, Live};
 use super::model::{Model, Note, Overlay, Place};
 use super::names::Dictionary;
 use super::routes::{Route, Routes};
@@ -21,7 +21,7 @@ use crate::attach::Link;
 use crate::model::Protocol;
 use crate::policy::model::Direction;
 use crate::range::wire;
-use crate::{Error, sys};
+use crate::{Error, sys, wire};
 
 /// Ports that a packet without a connection may have come from: the first one that no connection has.
 pub(super) const CLIENT_PORTS: std::ops::Range<u16> = 40_000..40_064;
@@ -214,20 +214,70 @@ impl Walk<'_> {
     }
 
     fn came_in(&mut self, mut frame: Frame<'_>, link: u32) -> Way<Fate> {
+        let before = self.live.sends_onward(link);
+        if let Some(Before::Here(program)) = before
+            && let Err(fate) = self.sends_on(&mut frame, Spot { program, link, came_by: link })?
+        {
+            return Ok(Err(fate));
+        }
         if let Err(fate) = self.translates(&mut frame, Spot { program: "uplink_in", link, came_by: link })? {
             return Ok(Err(fate));
         }
         // What goes on to another node.
-        if frame.mark & MARK_NEEDS_SOURCE != 0
-            && let Some(program) = self.live.sends_onward(link)
-        {
+        if before == Some(Before::Below) && frame.mark & MARK_NEEDS_SOURCE != 0 {
             self.warnings.push(format!(
-                "{} runs {program} first: where the packet goes out again at once, that program does in one step what \
-                 uplink_in, the routes and uplink_out do here, and the node's firewall does not see it",
+                "the driver of the link below {} runs uplink_xdp first: where the packet goes out again at once, that program \
+                 does in one step what uplink_in, the routes and uplink_out do here, and the node's firewall does not see it",
                 Link::name_of(link)
             ));
         }
         self.by_stack(frame, link)
+    }
+
+    /// A program before all others on a link, which sends a Service's packet on to a backend elsewhere, or leaves it to them.
+    fn sends_on(&mut self, frame: &mut Frame<'_>, spot: Spot) -> Way<()> {
+        let Some(before) = frame.seen() else { return Ok(Err(dropped(Reason::Rewrite))) };
+        let done = stage::run(self.live, self.copies, &mut self.overlay, frame, spot)?;
+        let after = (done.says != Says::Drop).then(|| frame.seen().unwrap_or(before));
+        let mut decisions =
+            decide::translation(&done.notes, &before, after.as_ref(), sys::coarse_seconds(), &self.names);
+        let by = match frame.ways.out.get().link {
+            0 => spot.link,
+            link => link.into(),
+        };
+        let mut gateway = None;
+        match done.says {
+            Says::Pass => decisions.push(Decision::Stack),
+            Says::Redirect => {
+                let outer = frame.ends();
+                if let (Some(_), Some(outer)) = (frame.carried(), outer) {
+                    let (source, destination) = (outer.source.address, outer.destination.address);
+                    decisions.push(Decision::Carried { source, destination });
+                }
+                gateway = self.gateway(outer);
+                decisions.push(Decision::Onward { link: Link::name_of(by), gateway });
+            }
+            Says::Drop => {}
+        }
+        self.add(spot, &done, before, after, decisions);
+        match done.says {
+            Says::Pass => Ok(Ok(())),
+            Says::Drop => Ok(Err(dropped(done.reasons.first().copied().unwrap_or(Reason::Rewrite)))),
+            // The driver sends it.
+            Says::Redirect if spot.program == wire::PROGRAM => Ok(Err(self.left(frame, by, gateway))),
+            Says::Redirect => {
+                let fate = self.leaves(frame.clone(), by, gateway, spot.came_by)?;
+                Ok(Err(fate.unwrap_or_else(|fate| fate)))
+            }
+        }
+    }
+
+    /// The neighbour by which a packet with these ends goes, where it is not the destination itself.
+    fn gateway(&self, ends: Option<Ends>) -> Option<IpAddr> {
+        match self.find(None, ends?.destination.address, 0) {
+            Ok(Route::By { gateway, .. }) => gateway,
+            _ => None,
+        }
     }
 
     /// The stack's routes, and the programs of the link that they name.
@@ -370,10 +420,6 @@ impl Walk<'_> {
         decisions: &mut Vec<Decision>,
     ) -> Result<Option<(u32, Option<IpAddr>)>, Error> {
         let ends = frame.ends();
-        let gateway = |ends: Option<Ends>| match ends.map(|ends| self.find(None, ends.destination.address, 0)) {
-            Some(Ok(Route::By { gateway, .. })) => gateway,
-            _ => None,
-        };
         match done.verdict {
             Some(Verdict::Into(link)) => {
                 decisions.push(Decision::Straight { link: Link::name_of(link) });
@@ -384,7 +430,7 @@ impl Walk<'_> {
                     let (source, destination) = (outer.source.address, outer.destination.address);
                     decisions.push(Decision::Carried { source, destination });
                 }
-                let gateway = gateway(ends);
+                let gateway = self.gateway(ends);
                 decisions.push(Decision::Onward { link: Link::name_of(link), gateway });
                 Ok(Some((link, gateway)))
             }
@@ -396,7 +442,7 @@ impl Walk<'_> {
                 let Some((_, exit)) = exits.iter().find(|(key, exit)| exit.link != 0 && of_packet(key)) else {
                     return Ok(None);
                 };
-                let gateway = gateway(ends);
+                let gateway = self.gateway(ends);
                 decisions.push(Decision::Onward { link: Link::name_of(exit.link), gateway });
                 Ok(Some((exit.link, gateway)))
             }
