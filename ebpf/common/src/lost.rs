@@ -44,4 +44,4 @@ impl LostFields {
     }
 }
 
-const _: () = assert!(size_of::<LostFields>() == 80 && limits::KERNEL_REASONS % 32 == 0);
+const _: () = assert!(size_of::<LostFields>() == 80 && limits::KERNEL_REASONS.is_multiple_of(32));

@@ -127,6 +127,8 @@ impl Inner {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::Dataplane;
+    use crate::common::isolated;
 
     #[test]
     fn a_kernel_that_lacks_a_field_is_named_with_it() {
@@ -148,6 +150,15 @@ mod tests {
         for (reason, expected) in asked {
             assert_eq!(fields.tells(reason), expected, "{reason}");
         }
+    }
+
+    /// Kernels that do not say the socket take the second one alone.
+    #[test]
+    fn every_kernel_takes_the_second_program() {
+        isolated("stream::kernel::tests::every_kernel_takes_the_second_program", |place| {
+            let dataplane = Dataplane::load(place.config()).unwrap();
+            lost::attach_program(&mut dataplane.inner.ebpf.lock(), PROGRAMS[1]).unwrap();
+        });
     }
 
     #[test]
