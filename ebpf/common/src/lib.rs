@@ -250,7 +250,7 @@ pub mod maps {
         }
     }
     /// Every pinned map.
-    pub const ALL: [&str; 42] = [
+    pub const ALL: [&str; 43] = [
         FRONTENDS,
         BACKENDS,
         SLAB,
