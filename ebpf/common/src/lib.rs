@@ -114,6 +114,8 @@ pub mod limits {
     pub const EVENTS: u32 = 65_536;
     /// Bytes of the ring for whoever follows connections.
     pub const STREAM: u32 = 262_144;
+    /// Bytes in it from which on everything that comes wakes the reader, who else is woken by what comes into an empty ring.
+    pub const STREAM_FILLED: u32 = STREAM / 4;
     /// Looks for a free port for a masqueraded connection: the first one finds it, unless another processor takes it.
     pub const PORT_PROBES: u32 = 2;
     /// Connections that one processor of a load balancer remembers in a second; what comes faster is a flood, and goes by the

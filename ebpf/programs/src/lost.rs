@@ -107,7 +107,7 @@ fn tell(packet: u64, reason: u32, receiver: u64) -> Option<()> {
             (*told).length = 0;
         }
     }
-    entry.submit(0);
+    stream::give(entry);
     Some(())
 }
 

@@ -270,8 +270,8 @@ fn ended(tcp: *const c_void) -> (u64, u64, u64) {
 /// Tells of a step, for the socket's owner: with microseconds, bytes sent and received.
 #[inline(never)]
 fn tell(socket: *mut c_void, tcp: *const c_void, kind: u16, link: u32, figures: [u64; 3]) {
-    let asked = asked(socket);
     let Some(mut entry) = stream::place::<Told>(telling::bucket::SOCKETS) else { return };
+    let asked = asked(socket);
     let told = entry.as_mut_ptr();
     // SAFETY: the ring lends a whole place; every field is written before it is given back. Sockets as in `owner`.
     unsafe {
@@ -293,7 +293,7 @@ fn tell(socket: *mut c_void, tcp: *const c_void, kind: u16, link: u32, figures: 
         }
         [(*told).took, (*told).sent, (*told).received] = figures;
     }
-    entry.submit(0);
+    stream::give(entry);
 }
 
 /// An address of a socket. SAFETY: as in `owner`.

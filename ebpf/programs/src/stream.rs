@@ -5,11 +5,11 @@
 use core::arch::asm;
 use core::ptr::{addr_of, addr_of_mut, read_volatile};
 
-use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::{bpf_jiffies64, bpf_skb_load_bytes};
+use aya_ebpf::bindings::{__sk_buff, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP};
+use aya_ebpf::helpers::{bpf_jiffies64, bpf_ringbuf_query, bpf_skb_load_bytes};
 use aya_ebpf::maps::ring_buf::RingBufEntry;
 use sluice_ebpf_common::stream::{TOKENS, Telling, Told, ToldLost, bucket};
-use sluice_ebpf_common::{Address, AllowedKey, Flow, FlowKey, FlowKind, Settings, Translation, protocol};
+use sluice_ebpf_common::{Address, AllowedKey, Flow, FlowKey, FlowKind, Settings, Translation, limits, protocol};
 
 use crate::maps;
 
@@ -54,6 +54,17 @@ pub fn lend<T: 'static>(settings: &Settings, telling: *mut Telling) -> Option<Ri
     }
 }
 
+/// Gives a place back to be read. What comes into an empty ring wakes the reader, who waits a moment for more of it; only what
+/// finds a good part of the ring filled wakes again, so that this moment never loses anything.
+#[inline(always)]
+pub fn give<T>(entry: RingBufEntry<T>) {
+    // SAFETY: the helper has no preconditions.
+    let filled =
+        unsafe { bpf_ringbuf_query((&raw const maps::STREAM).cast_mut().cast(), u64::from(BPF_RB_AVAIL_DATA)) };
+    let haste = filled >= u64::from(limits::STREAM_FILLED);
+    entry.submit(if haste { u64::from(BPF_RB_FORCE_WAKEUP) } else { 0 });
+}
+
 /// The flow table has an entry more. Those of answers, and of the second half of a way, say nothing of their own. The verifier
 /// looks at a function with a name of its own once, whoever calls it.
 #[unsafe(no_mangle)]
@@ -81,7 +92,7 @@ fn entered(key: &FlowKey, flow: &Flow, link: u32) {
         (*told).service = flow.service;
         ((*told).took, (*told).sent, (*told).received) = (0, 0, 0);
     }
-    entry.submit(0);
+    give(entry);
 }
 
 /// A pod's policies allowed a connection that nobody remembered.
@@ -96,7 +107,7 @@ pub fn allowed(key: &AllowedKey, opener: u32) {
         nobody(told);
         (*told).flags = opener as u16;
     }
-    entry.submit(0);
+    give(entry);
 }
 
 /// A socket asked for a Service that nobody can answer.
@@ -111,7 +122,7 @@ pub fn refused(cookie: u64, address: &Address, port: u16, protocol: u8, reason: 
         ends(told, &address.any(), address, 0, port, protocol);
         nobody(told);
     }
-    entry.submit(0);
+    give(entry);
 }
 
 /// A socket's datagrams go to a Service. It may not have an address or a port yet.
@@ -128,7 +139,7 @@ pub fn datagrams(cookie: u64, translation: &Translation) {
         nobody(told);
         ((*told).address, (*told).port) = (translation.service_address, translation.service_port);
     }
-    entry.submit(0);
+    give(entry);
 }
 
 /// A packet is lost, or refused by an answer.
@@ -153,7 +164,7 @@ pub fn lost(skb: *mut __sk_buff, reason: u32) {
             (*told).length = 0;
         }
     }
-    entry.submit(0);
+    give(entry);
 }
 
 /// Writes both ends. SAFETY: `told` has to be a place that the ring lends.

@@ -116,6 +116,9 @@ pub(crate) const FOLLOWERS: usize = 16;
 /// Events that wait for the slowest of them.
 pub(crate) const WAITING: usize = 4_096;
 
+/// How long what is told waits for what may be told with it: a wake-up costs more than everything else about an event.
+pub(crate) const GATHER: Duration = Duration::from_millis(50);
+
 /// Events that are taken from the ring before others have a turn.
 pub(crate) const EVENTS_AT_ONCE: usize = 256;
 

@@ -10,6 +10,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
 
 use clusters::{cluster, policy};
 use common::{PATIENCE, connect, isolated, pods, service, tcp_server, udp_server};
@@ -18,6 +19,9 @@ use sluice_dataplane::model::Protocol;
 use sluice_dataplane::{Config, Dataplane, Filter, FlowEvent, Seen, Step, Uplinks, Verdict};
 use sluice_metrics::Text;
 use tokio_util::sync::CancellationToken;
+
+/// Longer than it is between some looks at the flow table.
+const LOOKS: Duration = Duration::from_secs(4);
 
 /// Follows on a thread of its own, from the return on.
 fn follow(dataplane: &Dataplane, filter: Filter) -> Receiver<Arc<FlowEvent>> {
@@ -178,6 +182,22 @@ fn policies_tell_what_they_allow_and_what_they_drop() {
                     assert_eq!(event.reason.as_deref(), Some("PolicyIngress"));
                 }
             }
+        }
+    });
+}
+
+#[test]
+fn what_happens_is_told_though_nothing_happens_after_it() {
+    isolated("what_happens_is_told_though_nothing_happens_after_it", |place| {
+        let dataplane = Dataplane::load(place.config()).unwrap();
+        dataplane.apply(&service(Protocol::Udp, "10.96.0.10:53", 0, &[])).unwrap();
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        let told = follow(&dataplane, Filter::default());
+        // Until looks at the flow table came in between as well.
+        let begun = std::time::Instant::now();
+        while begun.elapsed() < LOOKS {
+            socket.send_to(b"x", "10.96.0.10:53").unwrap_err();
+            assert_eq!(told.recv_timeout(PATIENCE).unwrap().event, Step::Refused);
         }
     });
 }

@@ -1,6 +1,7 @@
 //! Names for what is told, from the kernel's maps and from what the policies know of the cluster's pods; and who else tells of
 //! the same connection.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -26,6 +27,8 @@ pub(crate) struct Known {
     flows: kernel::HashMap<MapData, FlowKey, Flow>,
     frontends: kernel::HashMap<MapData, FrontendKey, Frontend>,
     services: kernel::HashMap<MapData, u32, ServiceName>,
+    /// Service ports by address, asked for since [`Known::ask_again`]: the kernel need not be asked for each event.
+    asked: RefCell<HashMap<(Address, u16, u8), Option<String>>>,
 }
 
 impl Known {
@@ -62,7 +65,22 @@ impl Known {
             flows: typed(pins, maps::FLOWS)?,
             frontends: typed(pins, maps::FRONTENDS)?,
             services: typed(pins, maps::NAMES)?,
+            asked: RefCell::default(),
         })
+    }
+
+    /// What comes next is named as Services are from now on.
+    pub(crate) fn ask_again(&self) {
+        self.asked.borrow_mut().clear();
+    }
+
+    fn ask_for_service(&self, address: &Address, port: u16, number: u8) -> Option<String> {
+        let scopes = [Scope::Internal, Scope::External];
+        let keys = scopes.into_iter().flat_map(|scope| {
+            [*address, address.any()].map(|address| FrontendKey { address, port, protocol: number, scope: scope as u8 })
+        });
+        let found = keys.into_iter().find_map(|key| self.frontends.get(&key, 0).ok())?;
+        self.service(found.service)
     }
 
     /// Does somebody else tell of this connection? A connection is told by the socket that opened it where that is on this node,
@@ -125,15 +143,11 @@ impl Names for Known {
     }
 
     fn service_at(&self, address: &Address, port: u16, number: u8) -> Option<String> {
-        let scopes = [Scope::Internal, Scope::External];
-        let keys = scopes.into_iter().flat_map(|scope| {
-            [*address, address.any()].map(|address| FrontendKey { address, port, protocol: number, scope: scope as u8 })
-        });
-        let found = keys.into_iter().find_map(|key| self.frontends.get(&key, 0).ok())?;
-        self.service(found.service)
+        let mut asked = self.asked.borrow_mut();
+        asked.entry((*address, port, number)).or_insert_with(|| self.ask_for_service(address, port, number)).clone()
     }
 }
 
 fn text((namespace, name): &ObjectName) -> String {
-    format!("{namespace}/{name}")
+    [&**namespace, "/", &**name].concat()
 }

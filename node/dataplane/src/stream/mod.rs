@@ -8,6 +8,7 @@ mod kernel;
 mod known;
 mod looks;
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use aya::maps::{MapData, RingBuf};
 use sluice_ebpf_common::stream::{Told, ToldLost};
 use sluice_ebpf_common::{Settings, maps};
+use tokio::io::unix::AsyncFd;
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -22,7 +24,7 @@ pub(crate) use counts::write as write_metrics;
 pub use event::{Figures, Filter, FlowEvent, Party, Seen, Step, Verdict, is_service};
 
 use crate::flows::{self, FlowRow};
-use crate::limits::{EVENTS_AT_ONCE, FOLLOWED, FOLLOWERS, LOOK, LOOK_SHARE, WAITING};
+use crate::limits::{EVENTS_AT_ONCE, FOLLOWED, FOLLOWERS, GATHER, LOOK, LOOK_SHARE, WAITING};
 use crate::store::typed;
 use crate::{Dataplane, Error, sys};
 use counts::Counts;
@@ -156,7 +158,7 @@ impl Dataplane {
         // Until nobody follows.
         let _kernel = self.kernel_aside().await;
         self.inner.stream.begun.send_replace(true);
-        let mut pause = LOOK;
+        let (mut pause, mut more) = (LOOK, false);
         let mut next = tokio::time::Instant::now() + pause;
         loop {
             tokio::select! {
@@ -166,30 +168,12 @@ impl Dataplane {
                     (teller, pause) = teller.aside(self).await?;
                     next = tokio::time::Instant::now() + pause;
                 }
-                ready = ring.readable_mut() => {
-                    let mut ready = ready.map_err(failed)?;
-                    let events = &self.inner.stream.events;
-                    let mut all = true;
-                    for taken in 0.. {
-                        let Some(bytes) = ready.get_inner_mut().next() else { break };
-                        if let Some(event) = teller.told(&bytes) {
-                            // Nobody may be left to hear it.
-                            let _ = events.send(Arc::new(event));
-                        }
-                        if taken >= EVENTS_AT_ONCE {
-                            all = false;
-                            break;
-                        }
-                    }
-                    if all {
-                        ready.clear_ready();
-                    } else {
-                        drop(ready);
-                        // Followers have their turn.
-                        tokio::task::yield_now().await;
-                    }
-                }
+                gathered = gather(&mut ring), if !more => gathered.map_err(failed)?,
+                // Followers have their turn.
+                () = tokio::task::yield_now(), if more => {}
             }
+            // Whatever came first: nothing wakes a second time for what is left in the ring.
+            more = teller.tell(ring.get_mut(), &self.inner.stream.events);
         }
     }
 }
@@ -200,6 +184,19 @@ impl Dataplane {
         let inner = Arc::clone(&self.inner);
         tokio::task::spawn_blocking(move || inner.tell_kernel_losses()).await.ok().flatten()
     }
+}
+
+/// Waits until something is told, and then for what may be told with it: [`GATHER`] for all of it, or until the ring fills.
+/// Only what comes into an empty ring wakes, and what finds it filled a good part.
+async fn gather(ring: &mut AsyncFd<RingBuf<MapData>>) -> io::Result<()> {
+    woken(ring).await?;
+    // Nothing is the matter when the time is over.
+    tokio::time::timeout(GATHER, woken(ring)).await.unwrap_or(Ok(()))
+}
+
+async fn woken(ring: &mut AsyncFd<RingBuf<MapData>>) -> io::Result<()> {
+    ring.readable_mut().await?.clear_ready();
+    Ok(())
 }
 
 /// Waits until there are so many. The sender is kept by the data plane of those who wait.
@@ -220,6 +217,19 @@ impl Teller {
     fn new(dataplane: &Dataplane) -> Result<Teller, Error> {
         let (known, counts) = (Known::read(dataplane)?, counts::read(&dataplane.inner.pins)?);
         Ok(Teller { known, looks: Looks::default(), counts, crowded: false })
+    }
+
+    /// Tells what is in the ring, or so much of it that followers should have a turn. May there be more?
+    fn tell(&self, ring: &mut RingBuf<MapData>, events: &broadcast::Sender<Arc<FlowEvent>>) -> bool {
+        self.known.ask_again();
+        for _ in 0..EVENTS_AT_ONCE {
+            let Some(bytes) = ring.next() else { return false };
+            if let Some(event) = self.told(&bytes) {
+                // Nobody may be left to hear it.
+                let _ = events.send(Arc::new(event));
+            }
+        }
+        true
     }
 
     /// An event from the ring, unless somebody else tells of it.
@@ -293,5 +303,41 @@ fn of_row(step: Step, row: &FlowRow, names: &impl Names) -> FlowEvent {
             ..Figures::default()
         },
         ..FlowEvent::new(names.node(), step)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::net::UdpSocket;
+
+    use sluice_ebpf_common::limits;
+
+    use super::*;
+    use crate::common::{PATIENCE, isolated, service};
+    use crate::model::Protocol;
+
+    #[test]
+    fn whoever_waits_for_more_is_woken_when_the_ring_fills() {
+        isolated("stream::tests::whoever_waits_for_more_is_woken_when_the_ring_fills", |place| {
+            let dataplane = Dataplane::load(place.config()).unwrap();
+            dataplane.apply(&service(Protocol::Udp, "10.96.0.10:53", 0, &[])).unwrap();
+            dataplane.set_flag(Settings::FOLLOWED, true).unwrap();
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            let refused = || drop(socket.send_to(b"x", "10.96.0.10:53").unwrap_err());
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let mut ring =
+                    sys::watch(typed::<RingBuf<MapData>>(&dataplane.inner.pins, maps::STREAM).unwrap()).unwrap();
+                refused();
+                tokio::time::timeout(PATIENCE, woken(&mut ring)).await.unwrap().unwrap();
+                // Each with the eight bytes of the ring's own.
+                let enough = limits::STREAM_FILLED as usize / (size_of::<Told>() + 8);
+                (0..enough).for_each(|_| refused());
+                tokio::time::timeout(PATIENCE, woken(&mut ring)).await.unwrap().unwrap();
+                let told = std::iter::from_fn(|| ring.get_mut().next().map(drop)).count();
+                assert_eq!(told, 1 + enough);
+            });
+        });
     }
 }
