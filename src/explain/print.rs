@@ -52,6 +52,8 @@ fn paragraph(out: &mut String, step: &Step) {
         "uplink_xdp" => "what comes from outside, in the driver: uplink_xdp",
         "uplink_onward" => "what comes from outside, before all else: uplink_onward",
         "uplink_in" => "what comes from outside: uplink_in",
+        "own_out" => "what the node itself sends by SCTP: own_out",
+        "own_in" => "what Services answer the node itself: own_in",
         "uplink_out" => "what leaves the node: uplink_out",
         other => other,
     };

@@ -89,13 +89,14 @@ impl Traffic {
     }
 }
 
-/// Of these an uplink has one, and a node's uplinks mostly the same: they are loaded when a link has them or gets them.
-const EITHER: [&str; 2] = [wire::PROGRAM, ONWARD.0];
+/// Of the first two an uplink has one, and a node's uplinks mostly the same; the others are for SCTP alone: they are loaded when
+/// a link has them or gets them.
+const ON_DEMAND: [&str; 4] = [wire::PROGRAM, ONWARD.0, OWN_PROGRAMS[0].0, OWN_PROGRAMS[1].0];
 
 /// Loads the programs that a node has, with those that are attached only to some links if they are, on all processors: the verifier
 /// walks each for itself, the long ones for a fifth of a second. Without the driver's program the others do its work.
 pub(crate) fn load_programs(ebpf: &mut Ebpf, pins: &Pins) -> Result<(), Error> {
-    let is_needed = |name: &str| !EITHER.contains(&name) || pins.is_attached(name);
+    let is_needed = |name: &str| !ON_DEMAND.contains(&name) || pins.is_attached(name);
     let programs = ebpf.programs_mut().filter(|(name, program)| is_loaded_at_once(program) && is_needed(name));
     let mut programs: Vec<_> = programs.collect();
     // Taken from the end: the long ones first.
@@ -211,6 +212,7 @@ pub(crate) fn attach_traffic(
 ) -> Result<(), Error> {
     for &(name, side, priority) in programs.iter().filter(|(_, side, _)| sides.contains(side)) {
         let what = || format!("attach {name} to the link {}", link.name);
+        ensure_loaded(ebpf, name)?;
         let order = order(ebpf, name).map_err(|error| Error::ebpf(what(), error))?;
         let program = traffic_program(ebpf, name)?;
         match traffic {

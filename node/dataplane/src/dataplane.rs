@@ -429,7 +429,6 @@ impl Dataplane {
         if by_driver || config.redirect == Redirect::Off {
             attach::detach_traffic(pins, *traffic, ONWARD, link)?;
         } else {
-            attach::ensure_loaded(&mut ebpf, ONWARD.0)?;
             attach::attach_traffic(&mut ebpf, pins, *traffic, &[ONWARD], link, attach::BOTH)?;
         }
         self.hold_packets(link)

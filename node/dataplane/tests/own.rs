@@ -18,6 +18,8 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, recv, sendto, setsockopt, socket, sockopt,
 };
 use nix::sys::time::TimeVal;
+use sluice_dataplane::End;
+use sluice_dataplane::explain::{Explainer, Explanation, Fate, Known, Question, Sender};
 use sluice_dataplane::model::{Protocol, Snapshot};
 use sluice_dataplane::{ByPacket, Config, Dataplane, HOME_MAC, Uplinks};
 use sluice_network::Network;
@@ -167,6 +169,27 @@ fn raw() -> OwnedFd {
     socket
 }
 
+/// What the node's tables and programs say of an association that it begins.
+fn explained(place: &Place, to: &str) -> Explanation {
+    let to: std::net::SocketAddr = to.parse().unwrap();
+    let destination = End { address: to.ip(), port: to.port() };
+    let protocol = Protocol::Sctp;
+    let question = Question { sender: Sender::Node, destination, protocol, source_port: None, cluster: None };
+    let told = Explainer::open(&place.pins).unwrap().explain(&question).unwrap();
+    assert_eq!(told.warnings, [""; 0], "{told:#?}");
+    let steps = told.steps.iter().chain(told.answer.iter().flat_map(|answer| &answer.steps));
+    assert!(steps.into_iter().all(|step| step.known != Known::RunDiffers), "{told:#?}");
+    told
+}
+
+/// Where it ends.
+fn reached(fate: &Fate) -> Option<String> {
+    match fate {
+        Fate::Delivered { to, .. } | Fate::Leaves { to, .. } => Some(format!("{}:{}", to.address, to.port)),
+        _ => None,
+    }
+}
+
 /// Sends a chunk; its checksum knows no addresses.
 fn send(socket: &OwnedFd, from: u16, to: &str, kind: u8) {
     let frame = Frame::sctp(&format!("192.0.2.1:{from}"), to, kind, b"odd!");
@@ -211,9 +234,18 @@ fn packets_of_the_node_find_services_and_answers_find_the_node() {
             assert!(source.starts_with(seen) && to == end(backend), "{came}");
             send(server, 36412, source, INIT_ACK);
             assert_eq!(next(&own), format!("{asked} > {client}:{port}"));
+            let told = explained(place, asked);
+            assert_eq!((reached(&told.fate), told.answer.map(|answer| answer.fits)), (Some(end(backend)), Some(true)));
         }
+        node.serve(&web("10.96.0.14:3868", &[&end(PODS[0])]));
+        let told = explained(place, "127.0.0.1:30063");
+        let answer = told.answer.as_ref().unwrap();
+        assert!(reached(&told.fate) == Some(end(PODS[0])) && answer.fits, "{told:#?}");
+        assert!(answer.steps.iter().any(|step| step.at == "own_in" && step.known == Known::Run), "{told:#?}");
         let unserved = "10.96.0.14:3868";
         node.serve(&web(unserved, &[]));
+        let told = explained(place, unserved);
+        assert!(matches!(told.fate, Fate::Refused { reason: "NoEndpoint", .. }), "{told:#?}");
         send(&own, 5010, unserved, INIT);
         assert_eq!(next(&own), "10.96.0.14:3868 > 10.244.0.1:5010", "an ABORT");
         // Another protocol's packets have nobody there, and are told so.

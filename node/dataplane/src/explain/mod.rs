@@ -13,6 +13,7 @@ mod listens;
 mod live;
 mod model;
 mod names;
+mod own;
 mod routes;
 mod stage;
 mod start;

@@ -92,6 +92,8 @@ impl Overlay {
 pub(super) enum Place {
     /// On a packet that uses the link with this index.
     Link(u32),
+    /// The same, where the node sends it to itself or to services.
+    Own(u32),
     /// On a socket in the namespace with this cookie.
     Socket(u64),
 }
@@ -175,7 +177,12 @@ impl Maps for Model<'_> {
         if address.is_loopback() {
             let closed = if address.is_v4() { Settings::NO_LOOPBACK_V4 } else { Settings::NO_LOOPBACK_V6 };
             let local = if self.live.settings.flags & closed == 0 { 0 } else { NO_NODE_PORTS };
-            return (self.place == Place::Socket(self.live.settings.host_cookie)).then_some(local);
+            let own = match self.place {
+                Place::Socket(cookie) => cookie == self.live.settings.host_cookie,
+                Place::Own(_) => true,
+                Place::Link(_) => false,
+            };
+            return own.then_some(local);
         }
         self.live.local(address)
     }
@@ -198,7 +205,7 @@ impl Maps for Model<'_> {
     }
 
     fn link(&self) -> u32 {
-        if let Place::Link(link) = self.place { link } else { 0 }
+        if let Place::Link(link) | Place::Own(link) = self.place { link } else { 0 }
     }
 
     fn home(&self) -> u32 {

@@ -1,10 +1,10 @@
 //! A program on a packet, twice: in the kernel on copies, and by the library on the host. The host is told what the kernel
 //! chose by chance, and what the kernel's routes said.
 
-use sluice_ebpf_common::{Frontend, Reason};
+use sluice_ebpf_common::{Frontend, HOME_MAC, Reason};
 use sluice_packet::{
-    Maps, Routed, Verdict, Way, carry_out, egress_pod, egress_uplink, from_outside, from_pod, may_receive, may_send,
-    onward, settle, settled, uplink,
+    Bytes, Maps, Routed, Verdict, Way, carry_out, egress_pod, egress_uplink, from_node, from_outside, from_pod,
+    may_receive, may_send, onward, settle, settled, uplink,
 };
 
 use super::copies::{Copies, Ran, Says, Sent};
@@ -52,7 +52,8 @@ pub(super) fn run(
     frame: &mut Frame<'_>,
     spot: Spot,
 ) -> Result<Done, Error> {
-    let scout = Model::new(live, Place::Link(spot.link), overlay.clone(), vec![0]);
+    let place = if spot.is_own() { Place::Own(spot.link) } else { Place::Link(spot.link) };
+    let scout = Model::new(live, place, overlay.clone(), vec![0]);
     host(spot, &mut frame.clone(), &scout);
     let mut seeds = overlay.clone();
     seeds.learn(&scout.overlay.borrow(), live);
@@ -70,7 +71,7 @@ pub(super) fn run(
         frame.ways.out.set(route);
         let mut missing = None;
         for random in chances(live, frame, &ran, frontend.as_ref()) {
-            let model = Model::new(live, Place::Link(spot.link), overlay.clone(), random).with_route(route);
+            let model = Model::new(live, place, overlay.clone(), random).with_route(route);
             let mut ours = frame.clone();
             let verdict = host(spot, &mut ours, &model);
             let (found, notes) = (model.overlay.into_inner(), model.notes.into_inner());
@@ -106,11 +107,18 @@ fn host(spot: Spot, frame: &mut Frame<'_>, model: &Model<'_>) -> Verdict {
         "pod_out" => egress_pod(frame, model),
         "uplink_in" => from_outside(frame, model),
         "uplink_out" if settled(frame) => return Verdict::Pass,
+        "own_out" => from_node(frame, model),
+        "own_in" => egress_pod(frame, model),
         "uplink_out" => egress_uplink(frame, model),
         "policy_in" => return may_send(frame, model),
         _ => return may_receive(frame, model, spot.came_by),
     };
-    carry_out(frame, model, verdict)
+    let verdict = carry_out(frame, model, verdict);
+    let home = verdict == Verdict::Home || spot.is_own() && verdict == Verdict::Answer;
+    if home && frame.write(0, HOME_MAC).is_none() {
+        return Verdict::Drop(Reason::Rewrite);
+    }
+    verdict
 }
 
 /// What a program before the stack says, as the others say it.

@@ -61,7 +61,7 @@ pub(super) struct Walk<'a> {
     pub(super) copies: &'a mut Copies,
     overlay: Overlay,
     pub(super) routes: Routes,
-    names: Dictionary<'a>,
+    pub(super) names: Dictionary<'a>,
     steps: Vec<Step>,
     pub(super) warnings: Vec<String>,
     pub(super) checked: Vec<&'static str>,
@@ -71,7 +71,7 @@ pub(super) struct Walk<'a> {
 }
 
 /// Either the packet goes on, or this becomes of it.
-type Way<T> = Result<Result<T, Fate>, Error>;
+pub(super) type Way<T> = Result<Result<T, Fate>, Error>;
 
 pub(super) fn walk(live: &Live, copies: &mut Copies, question: &Question) -> Result<Explanation, Error> {
     let routes = Routes::open().map_err(|error| Error::system("open netlink", error))?;
@@ -313,6 +313,11 @@ impl Walk<'_> {
             let advice = "look at the node's routes: `ip route get` with the packet's ends says the same";
             return Ok(Err(Fate::Unreachable { text, advice }));
         }
+        if came_by == 0
+            && let Some(link) = self.own_link(to)
+        {
+            return self.sent_by_node(frame, link);
+        }
         let Some(to) = to else { return Ok(Ok(self.arrives(&ends))) };
         if came_by != 0 {
             frame.forwarded([SOMEBODY, hardware_address(to).unwrap_or(SOMEBODY)]);
@@ -327,8 +332,12 @@ impl Walk<'_> {
     /// What a program made of the packet goes back by the link that it came by, where it meets the programs of what goes out.
     fn answers(&mut self, mut frame: Frame<'_>, spot: Spot) -> Way<()> {
         self.is_answer = true;
-        let pair: &[&'static str] =
-            if self.kind(spot.link) == Kind::Pod { &["policy_out", "pod_out"] } else { &["uplink_out"] };
+        let pair: &[&'static str] = match self.kind(spot.link) {
+            Kind::Pod => &["policy_out", "pod_out"],
+            // It comes in by the home link.
+            _ if spot.is_own() => return Ok(self.comes_home(frame)?.map(drop)),
+            _ => &["uplink_out"],
+        };
         for program in pair {
             let back = Spot { program, link: spot.link, came_by: spot.link };
             let passed = match *program {
@@ -378,7 +387,7 @@ impl Walk<'_> {
     }
 
     /// A program that translates, and sends on past the stack where it can.
-    fn translates(&mut self, frame: &mut Frame<'_>, spot: Spot) -> Way<()> {
+    pub(super) fn translates(&mut self, frame: &mut Frame<'_>, spot: Spot) -> Way<()> {
         let Some(before) = frame.seen() else { return Ok(Err(dropped(Reason::Rewrite))) };
         let done = stage::run(self.live, self.copies, &mut self.overlay, frame, spot)?;
         let goes_on = done.says != Says::Drop && done.verdict != Some(Verdict::Answer);
@@ -401,9 +410,15 @@ impl Walk<'_> {
             (Says::Pass, _) if counted == Some(Reason::NoEndpoint) => Ok(Err(refused(Reason::NoEndpoint))),
             (Says::Pass, _) => Ok(Ok(())),
             (Says::Redirect, Some(Verdict::Into(link))) => Ok(Err(self.delivered_by(frame, link))),
+            (Says::Redirect, Some(Verdict::Home)) => {
+                Ok(Err(self.comes_home(frame.clone())?.unwrap_or_else(|fate| fate)))
+            }
             (Says::Redirect, Some(_)) => match exit {
                 Some((link, gateway)) => {
-                    let fate = self.leaves(frame.clone(), link, gateway, spot.came_by)?;
+                    let fate = match self.kind(link) {
+                        Kind::Pod => self.goes_to_pod(frame.clone(), link, spot.came_by)?,
+                        _ => self.leaves(frame.clone(), link, gateway, spot.came_by)?,
+                    };
                     Ok(Err(fate.unwrap_or_else(|fate| fate)))
                 }
                 None => Ok(Err(dropped(Reason::Rewrite))),
@@ -426,7 +441,7 @@ impl Walk<'_> {
                 Ok(None)
             }
             Some(Verdict::Onward(link)) => {
-                if let Some(outer) = ends {
+                if let (Some(_), Some(outer)) = (frame.carried(), ends) {
                     let (source, destination) = (outer.source.address, outer.destination.address);
                     decisions.push(Decision::Carried { source, destination });
                 }
@@ -466,7 +481,7 @@ impl Walk<'_> {
     }
 
     /// At the node itself, where somebody has to listen.
-    fn arrives(&mut self, ends: &Ends) -> Fate {
+    pub(super) fn arrives(&mut self, ends: &Ends) -> Fate {
         if !self.is_answer && listens(ends.destination, self.names.protocol) == Some(false) {
             return Fate::Refused {
                 reason: "NO_SOCKET",
@@ -513,7 +528,7 @@ fn refused(reason: Reason) -> Fate {
     Fate::Refused { reason: reason.name(), text: reason.text(), advice: advice(reason) }
 }
 
-fn dropped(reason: Reason) -> Fate {
+pub(super) fn dropped(reason: Reason) -> Fate {
     Fate::Dropped { reason: reason.name(), text: reason.text(), advice: advice(reason) }
 }
 
