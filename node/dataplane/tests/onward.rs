@@ -8,7 +8,7 @@ mod two_nodes;
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{Shutdown, SocketAddr, UdpSocket};
 use std::time::Instant;
 
 use aya::programs::loaded_programs;
@@ -25,7 +25,11 @@ fn acquainted(place: &Place) -> World {
     let world = world(place, Xdp::Off);
     world.serve(Forwarding::Snat);
     for (service, _) in SERVICES {
-        assert!(world.client.within(|| connect(service).unwrap()).alive());
+        let mut client = world.client.within(|| connect(service).unwrap());
+        assert!(client.alive());
+        // Until its last packet has come by: it would make entries again.
+        client.stream.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(client.stream.read_to_end(&mut Vec::new()).unwrap(), 0);
     }
     world.balancer.forget_flows().unwrap();
     world
