@@ -7,11 +7,11 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use sluice_e2e::{Lab, Options, output, sample_image, step};
+use sluice_e2e::{Lab, Options, output, sample_image, step, until};
 
 #[test]
 fn services_keep_their_options() -> Result<()> {
-    let lab = Lab::start(&Options::one("se6"))?;
+    let mut lab = Lab::start(&Options::one("se6"))?;
     lab.import(&sample_image())?;
     step("session affinity follows the Service", || affinity(&lab))?;
     step("the node's metrics count what was sent", || metrics(&lab))?;
@@ -19,7 +19,8 @@ fn services_keep_their_options() -> Result<()> {
     step("one screen says what goes on", || screen(&lab))?;
     step("a host port is served, over TCP and UDP", || host_ports(&lab))?;
     step("a Service without endpoints refuses at once", || nobody(&lab))?;
-    step("a further ServiceCIDR is served like the first", || further_range(&lab))
+    step("a further ServiceCIDR is served like the first", || further_range(&lab))?;
+    step("the node itself reaches Services by SCTP", || associations(&mut lab))
 }
 
 fn affinity(lab: &Lab) -> Result<()> {
@@ -247,4 +248,37 @@ fn further_range(lab: &Lab) -> Result<()> {
     lab.kubectl("exec deployment/sticky -- /echo get http://further/ --distinct 3")?;
     lab.kubectl("delete service further")?;
     lab.kubectl("wait --for=delete servicecidr/further --timeout=60s").map(drop)
+}
+
+/// This kernel may have no SCTP sockets: what would become of their packets is asked of the programs that see them.
+fn associations(lab: &mut Lab) -> Result<()> {
+    lab.apply(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: calls}\n\
+         spec: {selector: {app: sticky}, clusterIP: 10.96.77.78, type: NodePort, ports: [{port: 3868, protocol: SCTP, nodePort: 30868}]}\n",
+    )?;
+    let node = &lab.nodes()[0];
+    for to in ["10.96.77.78:3868".to_owned(), format!("{}:30868", node.address), "127.0.0.1:30868".to_owned()] {
+        until(Duration::from_secs(30), || {
+            let told = output(&mut node.sluice(&["explain", "node", &to, "--protocol", "sctp", "--output", "json"]))?;
+            let told: serde_json::Value = serde_json::from_str(&told)?;
+            ensure!(told["fate"]["outcome"] == "delivered" && told["answer"]["fits"] == true, "{to}: {told:#}");
+            ensure!(told["fate"]["pod"].to_string().contains("sticky"), "{told:#}");
+            ensure!(
+                told["steps"].as_array().is_some_and(|steps| steps.iter().any(|step| step["at"] == "own_out")),
+                "{told:#}"
+            );
+            Ok(())
+        })?;
+    }
+    // Nobody needs the link when the daemon starts again.
+    lab.kubectl("delete service calls")?;
+    lab.kill(1)?;
+    lab.restart()?;
+    let node = &lab.nodes()[0];
+    until(Duration::from_secs(30), || {
+        let link =
+            output(node.command("ip").args(["link", "show", "sluice.home"])).err().map(|error| error.to_string());
+        ensure!(link.as_ref().is_some_and(|why| why.contains("does not exist")), "it is there: {link:?}");
+        Ok(())
+    })
 }

@@ -67,6 +67,11 @@ fn settings(pins: &Pins) -> Result<Settings, Error> {
     settings.get(&0, 0).map_err(|error| Error::ebpf("read the settings", error))
 }
 
+fn home(pins: &Pins) -> Result<u32, Error> {
+    let home: Array<MapData, u32> = typed(pins, maps::HOME)?;
+    home.get(&0, 0).map_err(|error| Error::ebpf("read the home link", error))
+}
+
 /// The program that looks at a packet before all else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Before {
@@ -85,10 +90,9 @@ impl Live {
             .max_entries();
         let uplinks: Table<u32, Uplink> = typed(at, maps::UPLINKS)?;
         let uplinks = uplinks.iter().collect::<Result<_, _>>().map_err(|error| Error::ebpf("read the uplinks", error));
-        let home: Array<MapData, u32> = typed(at, maps::HOME)?;
         Ok(Live {
             settings,
-            home: home.get(&0, 0).map_err(|error| Error::ebpf("read the home link", error))?,
+            home: home(at)?,
             frontends: typed(at, maps::FRONTENDS)?,
             slab: words(&at.map(maps::SLAB), slab as usize * SLAB_LINE, false)?,
             backends: typed(at, maps::BACKENDS)?,
@@ -118,9 +122,9 @@ impl Live {
         })
     }
 
-    /// Looks at the settings again.
+    /// Looks at the settings and the home link again.
     pub(super) fn refresh(&mut self) -> Result<(), Error> {
-        self.settings = settings(&self.pins)?;
+        (self.settings, self.home) = (settings(&self.pins)?, home(&self.pins)?);
         Ok(())
     }
 
