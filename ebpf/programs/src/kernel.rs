@@ -9,7 +9,6 @@ use aya_ebpf::bindings::{
     __sk_buff, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_NOEXIST,
     bpf_fib_lookup,
 };
-use aya_ebpf::btf_maps::Array;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::bpf_fib_lookup as fib_lookup;
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns};
@@ -24,6 +23,7 @@ use sluice_packet::{
     Begun, Desk, Fast, Header, Hop, InsertError, Judging, Maps, Path, Paths, Policies, Route, Scratch, Trail,
 };
 
+use crate::counters::Own;
 use crate::{maps, stream};
 
 const NANOSECONDS: u64 = 1_000_000_000;
@@ -571,32 +571,4 @@ fn clear(word: *mut u64, bit: u32) {
     let mask = !(1_u64 << (bit & 63));
     // SAFETY: as above.
     unsafe { asm!("lock *(u64 *)({word} + 0) &= {mask}", mask = in(reg) mask, word = in(reg) word) };
-}
-
-/// Where this processor counts.
-struct Own {
-    processors: u32,
-    number: u32,
-}
-
-impl Own {
-    #[inline(always)]
-    fn new() -> Option<Own> {
-        let processors = maps::SETTINGS.get(0)?.processors;
-        // SAFETY: the helper has no preconditions.
-        Some(Own { processors, number: unsafe { bpf_get_smp_processor_id() } })
-    }
-
-    #[inline(always)]
-    fn count<const N: usize, const F: usize>(
-        &self,
-        counters: &Array<Counters, N, F>,
-        id: u32,
-        add: impl FnOnce(&mut Counters),
-    ) {
-        if let Some(counters) = counters.get_ptr_mut(id.wrapping_mul(self.processors).wrapping_add(self.number)) {
-            // SAFETY: this CPU's own value.
-            add(unsafe { &mut *counters });
-        }
-    }
 }

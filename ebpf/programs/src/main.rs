@@ -6,6 +6,8 @@
 #![allow(unreachable_pub)]
 
 #[cfg(target_arch = "bpf")]
+mod counters;
+#[cfg(target_arch = "bpf")]
 mod guard;
 #[cfg(target_arch = "bpf")]
 mod inventory;

@@ -38,6 +38,7 @@ const TESTS: &[(&str, &[&str])] = &[
     ("direct", &["answers_go_straight_to_the_client", "a_datagram_that_is_too_long", "a_shorter_link"]),
     ("devices", &["--include-ignored"]),
     ("own", &["--include-ignored", "associations_of_the_node_reach_services"]),
+    ("own_verdicts", &[]),
     ("neighbours", &[]),
     ("outward", &[]),
     ("pace", &[]),
