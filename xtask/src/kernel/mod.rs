@@ -44,7 +44,6 @@ const TESTS: &[(&str, &[&str])] = &[
     ("pace", &[]),
     ("datagrams", &[]),
     ("lost", &[]),
-    ("stream", &[]),
     ("metrics", &[]),
     ("probes", &[]),
     ("policy_verdicts", &["--nocapture"]),
