@@ -1,9 +1,9 @@
 //! SCTP from the node's own sockets to services, and back.
 
-use sluice_ebpf_common::{Reason, Scope, protocol};
-
 use std::format;
 use std::string::String;
+
+use sluice_ebpf_common::{Reason, Scope, protocol};
 
 use super::frame::{Frame, ONWARD, SYN};
 use super::world::World;
@@ -43,16 +43,15 @@ fn sent(world: &World, from: &str, to: &str) -> (Verdict, String) {
 
 /// An answer that comes in from a pod or from outside, and then by the home link.
 fn answered(world: &World, from: &str, to: &str) -> String {
-    for scope in [Scope::Internal, Scope::External] {
+    let [from_pod, from_outside] = [Scope::Internal, Scope::External].map(|scope| {
         let mut frame = Frame::sctp(from, to, INIT_ACK, b"cookie");
         assert_eq!(ingress(&mut frame, world, scope), Verdict::Home, "{from} > {to}");
         assert_eq!(egress_pod(&mut frame, world), Verdict::Pass);
         assert!(frame.valid(), "{from} > {to}");
-        if scope == Scope::External {
-            return frame.ends();
-        }
-    }
-    unreachable!()
+        frame.ends()
+    });
+    assert_eq!(from_pod, from_outside);
+    from_pod
 }
 
 #[test]

@@ -23,17 +23,17 @@ impl Walk<'_> {
     }
 
     /// Out of the stack by one of these links; what is for nobody else than the node comes in there.
-    pub(super) fn sent_by_node(&mut self, mut frame: Frame<'_>, link: u32) -> Way<Fate> {
-        if let Err(fate) = self.translates(&mut frame, Spot { program: OUT, link, came_by: 0 })? {
-            return Ok(Err(fate));
-        }
-        let Some(ends) = frame.ends() else { return Ok(Err(dropped(Reason::Rewrite))) };
-        Ok(Ok(self.arrives(&ends)))
+    pub(super) fn sent_by_node(&mut self, frame: Frame<'_>, link: u32) -> Way<Fate> {
+        self.reaches_node(frame, Spot { program: OUT, link, came_by: 0 })
     }
 
     /// In by the home link: what services answer, and what is for a server of the node's own.
-    pub(super) fn comes_home(&mut self, mut frame: Frame<'_>) -> Way<Fate> {
-        let spot = Spot { program: IN, link: self.live.home, came_by: self.live.home };
+    pub(super) fn comes_home(&mut self, frame: Frame<'_>) -> Way<Fate> {
+        self.reaches_node(frame, Spot { program: IN, link: self.live.home, came_by: self.live.home })
+    }
+
+    /// What a program lets go on is for the node.
+    fn reaches_node(&mut self, mut frame: Frame<'_>, spot: Spot) -> Way<Fate> {
         if let Err(fate) = self.translates(&mut frame, spot)? {
             return Ok(Err(fate));
         }
