@@ -4,8 +4,11 @@
 
 use crate::FlowKey;
 
-/// Places; a power of two. A connection may stand in either of two that differ in the lowest bit.
+/// Places; a power of two.
 pub const PLACES: u32 = 65_536;
+/// A connection may stand in any of so many places side by side; a power of two. Of one connection for every two places a
+/// twentieth finds none of them free.
+pub const NEAR: u32 = 8;
 /// Words of the bits that say which places somebody has: so few that they stay in a processor's own cache.
 pub const WORDS: u32 = PLACES / 64;
 
@@ -50,10 +53,45 @@ pub const fn bit(place: u32) -> (u32, u32) {
     ((place / 64) & (WORDS - 1), place % 64)
 }
 
-/// The first of a connection's two places, by its answers' [`trace`](crate::known::trace).
+/// The first of a connection's places, by its answers' [`trace`](crate::known::trace).
 #[inline(always)]
 pub const fn place(trace: u64) -> u32 {
     (trace >> 40) as u32 & (PLACES - 1)
 }
 
+/// The next place of a connection whose first one this is.
+#[inline(always)]
+pub const fn next(first: u32, step: u32) -> u32 {
+    first & !(NEAR - 1) | first.wrapping_add(step) & (NEAR - 1)
+}
+
+/// The first free one of them, by the word that holds their bits.
+#[inline(always)]
+pub const fn free(first: u32, taken: u64) -> Option<u32> {
+    let near = !(taken >> (first & 63 & !(NEAR - 1))) as u8;
+    let from_first = near.rotate_right(first & (NEAR - 1));
+    if from_first == 0 { None } else { Some(next(first, from_first.trailing_zeros())) }
+}
+
+const _: () = assert!(NEAR == u8::BITS);
 const _: () = assert!(PLACES.is_power_of_two() && size_of::<Opened>() == 128 && align_of::<Opened>() == 8);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_free_place_is_found_from_any_of_them() {
+        for first in [0, 5, 7, 63, 64, PLACES - 1] {
+            let places: [u32; NEAR as usize] = core::array::from_fn(|step| next(first, step as u32));
+            let mut taken = 0;
+            for place in places {
+                assert_eq!((free(first, taken), bit(place).0), (Some(place), bit(first).0));
+                taken |= 1 << bit(place).1;
+            }
+            assert_eq!((taken.count_ones(), free(first, taken)), (NEAR, None));
+            let last = places[places.len() - 1];
+            assert_eq!(free(first, !(1 << bit(last).1)), Some(last));
+        }
+    }
+}

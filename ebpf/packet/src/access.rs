@@ -223,6 +223,8 @@ pub trait Maps {
     fn remove_flow(&self, key: &FlowKey) -> bool;
     /// Lends one of the places of connections that were only opened.
     fn opened<R>(&self, place: u32, with: impl FnOnce(&mut Opened) -> R) -> Option<R>;
+    /// A word of the bits of those that somebody has.
+    fn places(&self, word: u32) -> Option<u64>;
     /// Takes one of them; false if somebody has it.
     fn take_place(&self, place: u32) -> bool;
     /// Gives it back.

@@ -143,10 +143,9 @@ fn opens_again<M: Maps>(maps: &M, reply: &FlowKey, key: &FlowKey, now: u32) -> b
 #[inline(always)]
 fn open<M: Maps>(maps: &M, reply: &FlowKey, client: &FlowKey, target: &Target, bytes: u32, now: u32) -> bool {
     let first = opened::place(known::trace(reply));
-    let place = if maps.take_place(first) { first } else { first ^ 1 };
-    if place != first && !maps.take_place(place) {
-        return false;
-    }
+    let taken = maps.places(opened::bit(first).0).unwrap_or(u64::MAX);
+    // Another processor may be faster.
+    let Some(place) = opened::free(first, taken).filter(|place| maps.take_place(*place)) else { return false };
     let put = maps.opened(
         place,
         #[inline(always)]
@@ -165,11 +164,14 @@ fn open<M: Maps>(maps: &M, reply: &FlowKey, client: &FlowKey, target: &Target, b
 #[inline(always)]
 fn find<M: Maps, R>(maps: &M, reply: &FlowKey, with: impl FnOnce(&mut Opened) -> R) -> Option<(u32, R)> {
     let first = opened::place(known::trace(reply));
-    let place = if stands_at(maps, first, reply) { first } else { first ^ 1 };
-    if place != first && !stands_at(maps, place, reply) {
-        return None;
+    let taken = maps.places(opened::bit(first).0)?;
+    for step in 0..opened::NEAR {
+        let place = opened::next(first, step);
+        if taken >> opened::bit(place).1 & 1 == 1 && stands_at(maps, place, reply) {
+            return Some((place, maps.opened(place, with)?));
+        }
     }
-    Some((place, maps.opened(place, with)?))
+    None
 }
 
 #[inline(always)]

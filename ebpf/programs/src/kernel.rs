@@ -239,6 +239,13 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
+    fn places(&self, word: u32) -> Option<u64> {
+        let word = maps::PLACES.get_ptr(word)?;
+        // SAFETY: a word of an array map.
+        Some(unsafe { read_volatile(word) })
+    }
+
+    #[inline(always)]
     fn take_place(&self, place: u32) -> bool {
         let (word, bit) = opened::bit(place);
         maps::PLACES.get_ptr_mut(word).is_some_and(|word| set(word, bit))

@@ -12,7 +12,7 @@ use aya::maps::{Array, HashMap, MapData};
 use aya::programs::raw_trace_point::RawTracePointLink;
 use parking_lot::Mutex;
 use sluice_ebpf_common::probe::ProbeKey;
-use sluice_ebpf_common::{Address, Settings, SourceKey, maps, protocol};
+use sluice_ebpf_common::{Address, Settings, SourceKey, maps};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -512,9 +512,7 @@ impl Dataplane {
         }
         table.unsure = false;
         self.inner.datagrams.notice(all, &changes);
-        if all || changes.keys().any(|key| key.protocol == protocol::SCTP) {
-            self.tell_by_packet(&table.wanted);
-        }
+        self.tell_by_packet(&table.wanted);
         self.set_flag(Settings::HOST_PORTS, host_ports)?;
         table.problems = bounded(plan.problems.iter().map(String::as_str));
         Ok((table.problems.clone(), table.tables.may_fit_later()))

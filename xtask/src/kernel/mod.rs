@@ -44,6 +44,7 @@ const TESTS: &[(&str, &[&str])] = &[
     ("pace", &[]),
     ("datagrams", &[]),
     ("lost", &[]),
+    ("stream", &[]),
     ("metrics", &[]),
     ("probes", &[]),
     ("policy_verdicts", &["--nocapture"]),

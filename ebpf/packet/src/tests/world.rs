@@ -304,6 +304,11 @@ impl Maps for World {
         Some(result)
     }
 
+    fn places(&self, word: u32) -> Option<u64> {
+        let places = self.places.borrow();
+        Some(places.range(word * 64..(word + 1) * 64).fold(0, |bits, place| bits | 1 << (place % 64)))
+    }
+
     fn take_place(&self, place: u32) -> bool {
         self.places.borrow_mut().insert(place)
     }

@@ -275,6 +275,11 @@ impl Maps for Model<'_> {
         Some(with(self.overlay.borrow_mut().opened.entry(place).or_insert(live)))
     }
 
+    fn places(&self, word: u32) -> Option<u64> {
+        let live = self.live.places(word)?;
+        Some(*self.overlay.borrow_mut().places.entry(word).or_insert(live))
+    }
+
     fn take_place(&self, place: u32) -> bool {
         let (word, bit) = opened::bit(place);
         let Some(live) = self.live.places(word) else { return false };
