@@ -26,7 +26,8 @@ pub struct Record<A, S> {
     pub new_destination: A,
     /// Ports to write.
     pub new_ports: u32,
-    /// What the transport checksum changes by.
+    /// What the transport checksum changes by; with [`action::ENCAPSULATE`] the sum of the outer IPv4 header but for its first
+    /// word.
     pub delta: u16,
     /// Link to leave by.
     pub link: u16,

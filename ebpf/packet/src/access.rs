@@ -7,7 +7,8 @@ use sluice_ebpf_common::{
 };
 
 use crate::family::fold;
-use crate::{Begun, Carried, Header, Rate};
+use crate::header::ETHERNET;
+use crate::{Begun, Carried, Header, Rate, fused};
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +100,14 @@ pub trait Raw: Bytes {
     const CARRIES: bool;
     /// Makes room before the frame; its content is undefined, and offsets count from there on.
     fn prepend(&mut self, bytes: u32) -> Option<()>;
+
+    /// Writes the Ethernet header, and what follows it.
+    #[inline(always)]
+    fn write_head<const N: usize>(&mut self, ethernet: [u32; 3], ethertype: u16, ip: [u32; N]) -> Option<()> {
+        self.write_words(0, ethernet)?;
+        self.write(12, ethertype.to_ne_bytes())?;
+        self.write_words(ETHERNET, ip)
+    }
 
     /// As [`crate::Tunnel::segment`].
     #[inline(always)]
@@ -229,6 +238,31 @@ pub trait Maps {
     fn take_place(&self, place: u32) -> bool;
     /// Gives it back.
     fn give_place(&self, place: u32);
+    /// The place of the connection with this key for its answers. This and the next two are functions that the kernel's
+    /// verifier looks at once, whoever calls them.
+    #[inline(always)]
+    fn seek(&self, reply: &FlowKey) -> Option<u32>
+    where
+        Self: Sized,
+    {
+        fused::seek(self, reply)
+    }
+    /// As [`fused::join_known`].
+    #[inline(always)]
+    fn join(&self) -> bool
+    where
+        Self: Sized,
+    {
+        fused::join_known(self)
+    }
+    /// As [`fused::divide_known`].
+    #[inline(always)]
+    fn divide(&self) -> bool
+    where
+        Self: Sized,
+    {
+        fused::divide_known(self)
+    }
     /// The ports of a datagram that comes in fragments.
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;
     /// Remembers the ports of a datagram that comes in fragments.

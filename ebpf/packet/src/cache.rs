@@ -332,8 +332,9 @@ fn write<F: Family, M: Fast>(
             };
             record.mtu = path.route.mtu;
             record.new_ports = ports;
-            // Inside another packet it stays as it is.
-            if !path.encapsulate {
+            if path.encapsulate {
+                record.delta = F::rest(record);
+            } else {
                 let delta = F::change(&plain.source, &record.new_source)
                     + F::change(&plain.destination, &record.new_destination)
                     + V4::change(&plain.ports, &ports);

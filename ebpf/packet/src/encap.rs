@@ -20,8 +20,8 @@ pub(crate) const OUTER_V4: u32 = 20;
 /// Bytes of an outer IPv6 header.
 pub(crate) const OUTER_V6: u32 = 40;
 /// Hops that an outer packet may take.
-const LIFE: u32 = 64;
-const DONT_FRAGMENT: u32 = 0x4000;
+const LIFE: u8 = 64;
+const DONT_FRAGMENT: u16 = 0x4000;
 /// The smallest packet that every IPv6 link carries.
 const SMALLEST_V6: u32 = 1280;
 
@@ -125,7 +125,7 @@ pub(crate) fn applies<M: Maps>(maps: &M, header: &Header, frontend: &Frontend, t
     frontend.flags & Frontend::DIRECT != 0 && target.has(Flow::NEEDS_SOURCE) && reaches(maps, header, target)
 }
 
-#[inline(never)]
+#[inline(always)]
 fn reaches<M: Maps>(maps: &M, header: &Header, target: &mut Target) -> bool {
     let Some(settings) = maps.settings() else { return false };
     let family = settings.family(header.v4);
@@ -344,7 +344,8 @@ fn put<P: Tunnel, M: Maps>(packet: &mut P, maps: &M, shrink: bool) -> Option<Ver
             let length = packet.length().wrapping_sub(ETHERNET);
             let node = &settings.family(header.v4).node;
             if header.v4 {
-                packet.write_words(ETHERNET, outer_v4(start, length, *port, node.last(), address.last()))?;
+                let (from, to) = (node.last(), address.last());
+                packet.write_words(ETHERNET, outer_v4(start, length, *port, from, to, rest_v4(*port, from, to)))?;
             } else {
                 packet.write_words(ETHERNET, outer_v6_first(start, length - OUTER_V6, *port))?;
                 packet.write_words(ETHERNET + 8, node.words)?;
@@ -375,21 +376,28 @@ fn age_v6<P: Packet>(packet: &mut P) -> Option<()> {
 }
 
 /// An outer IPv4 header. `start` is the inner one's first word, whose class of traffic and congestion marks are taken over
-/// (RFC 6040, section 4.1); `length` is the whole packet's.
+/// (RFC 6040, section 4.1); `length` is the whole packet's; `rest` sums up what is the same for all of a connection.
 #[inline(always)]
-pub(crate) fn outer_v4(start: u32, length: u32, port: u16, source: u32, destination: u32) -> [u32; 5] {
-    let class = u32::from_be(start) & 0x00ff_0000;
-    let first = 0x4500_0000 | class | (length & 0xffff);
-    let second = u32::from(u16::from_be(port)) << 16 | DONT_FRAGMENT;
-    let third = LIFE << 24 | u32::from(protocol::IPV4) << 16;
-    let mut total = 0;
-    for word in [first, second, third, u32::from_be(source), u32::from_be(destination)] {
-        total += (word >> 16) + (word & 0xffff);
-    }
-    total = (total & 0xffff) + (total >> 16);
-    total = (total & 0xffff) + (total >> 16);
-    let checksum = !total & 0xffff;
-    [first.to_be(), second.to_be(), (third | checksum).to_be(), source, destination]
+pub(crate) fn outer_v4(start: u32, length: u32, port: u16, source: u32, destination: u32, rest: u16) -> [u32; 5] {
+    let [_, class, ..] = start.to_ne_bytes();
+    let [high, low] = (length as u16).to_be_bytes();
+    let first = u32::from_ne_bytes([0x45, class, high, low]);
+    let [high, low] = (!fold(u64::from(rest) + u64::from(first))).to_ne_bytes();
+    [first, unsliced(port), u32::from_ne_bytes([LIFE, protocol::IPV4, high, low]), source, destination]
+}
+
+/// The sum of an outer IPv4 header's words but the first one, as they stand there.
+#[inline(always)]
+pub(crate) fn rest_v4(port: u16, source: u32, destination: u32) -> u16 {
+    let third = u32::from_ne_bytes([LIFE, protocol::IPV4, 0, 0]);
+    fold([unsliced(port), third, source, destination].into_iter().map(u64::from).sum())
+}
+
+/// The second word of an outer IPv4 header.
+#[inline(always)]
+fn unsliced(port: u16) -> u32 {
+    let ([one, other], [high, low]) = (port.to_ne_bytes(), DONT_FRAGMENT.to_be_bytes());
+    u32::from_ne_bytes([one, other, high, low])
 }
 
 /// The first two words of an outer IPv6 header; `length` is the inner packet's.
@@ -397,7 +405,7 @@ pub(crate) fn outer_v4(start: u32, length: u32, port: u16, source: u32, destinat
 pub(crate) fn outer_v6_first(start: u32, length: u32, port: u16) -> [u32; 2] {
     let class = u32::from_be(start) & 0x0ff0_0000;
     let first = 0x6000_0000 | class | u32::from(u16::from_be(port));
-    let second = (length & 0xffff) << 16 | u32::from(protocol::IPV6) << 8 | LIFE;
+    let second = (length & 0xffff) << 16 | u32::from(protocol::IPV6) << 8 | u32::from(LIFE);
     [first.to_be(), second.to_be()]
 }
 
@@ -435,10 +443,9 @@ pub(crate) fn carry_v4<P: Raw>(packet: &mut P, plain: &Plain<u32>, record: &Reco
     packet.write_words(ETHERNET + 8, [u32::from_ne_bytes([life.wrapping_sub(1), number, high, low])])?;
     packet.prepend(OUTER_V4)?;
     let length = u32::from(plain.length) + OUTER_V4;
-    let outer = outer_v4(plain.start, length, backend_port(record), record.new_source, record.new_destination);
-    packet.write_words(0, record.ethernet)?;
-    packet.write(12, ETHERTYPE_IPV4.to_ne_bytes())?;
-    packet.write_words(ETHERNET, outer)
+    let (from, to) = (record.new_source, record.new_destination);
+    let outer = outer_v4(plain.start, length, backend_port(record), from, to, record.delta);
+    packet.write_head(record.ethernet, ETHERTYPE_IPV4, outer)
 }
 
 /// The same for IPv6.
@@ -447,12 +454,16 @@ pub(crate) fn carry_v6<P: Raw>(packet: &mut P, plain: &Plain<[u32; 4]>, record: 
     let [high, low, number, life] = plain.life.to_ne_bytes();
     packet.write_words(ETHERNET + 4, [u32::from_ne_bytes([high, low, number, life.wrapping_sub(1)])])?;
     packet.prepend(OUTER_V6)?;
-    let first = outer_v6_first(plain.start, plain.length.into(), backend_port(record));
-    packet.write_words(0, record.ethernet)?;
-    packet.write(12, ETHERTYPE_IPV6.to_ne_bytes())?;
-    packet.write_words(ETHERNET, first)?;
+    let [one, two] = outer_v6_first(plain.start, plain.length.into(), backend_port(record));
+    packet.write_head(record.ethernet, ETHERTYPE_IPV6, [one, two])?;
     packet.write_words(ETHERNET + 8, record.new_source)?;
     packet.write_words(ETHERNET + 24, record.new_destination)
+}
+
+/// What [`Record4::delta`] says of a record that puts packets into others.
+#[inline(always)]
+pub(crate) fn rest_of(record: &Record4) -> u16 {
+    rest_v4(backend_port(record), record.new_source, record.new_destination)
 }
 
 #[inline(always)]

@@ -54,6 +54,8 @@ pub(crate) trait Family {
         record: &Record<Self::Address, Self::Spare>,
         hop: bool,
     ) -> Option<()>;
+    /// What the outer header's checksum comes to, but for what differs between packets.
+    fn rest(record: &Record<Self::Address, Self::Spare>) -> u16;
     /// Takes one hop off and puts the packet into another one.
     fn encapsulate<P: Raw>(
         packet: &mut P,
@@ -134,6 +136,11 @@ impl Family for V4 {
         let [high, low] = (!fold(total)).to_ne_bytes();
         let word = u32::from_ne_bytes([life, protocol, high, low]);
         packet.write_ends(IP + 8, [word, record.new_source, record.new_destination, record.new_ports])
+    }
+
+    #[inline(always)]
+    fn rest(record: &Record<u32, [u32; 0]>) -> u16 {
+        encap::rest_of(record)
     }
 
     #[inline(always)]
@@ -221,6 +228,11 @@ impl Family for V6 {
             IP + 4,
             [word, from[0], from[1], from[2], from[3], to[0], to[1], to[2], to[3], record.new_ports],
         )
+    }
+
+    #[inline(always)]
+    fn rest(_: &Record<[u32; 4], [u32; 4]>) -> u16 {
+        0
     }
 
     #[inline(always)]

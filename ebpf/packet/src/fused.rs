@@ -163,15 +163,19 @@ fn open<M: Maps>(maps: &M, reply: &FlowKey, client: &FlowKey, target: &Target, b
 /// Lends the place of the connection with this key for its answers, and says which it is.
 #[inline(always)]
 fn find<M: Maps, R>(maps: &M, reply: &FlowKey, with: impl FnOnce(&mut Opened) -> R) -> Option<(u32, R)> {
+    let place = maps.seek(reply)?;
+    Some((place, maps.opened(place, with)?))
+}
+
+/// The place of a connection that was only opened, by the key for its answers.
+#[inline(always)]
+pub fn seek<M: Maps>(maps: &M, reply: &FlowKey) -> Option<u32> {
     let first = opened::place(known::trace(reply));
     let taken = maps.places(opened::bit(first).0)?;
-    for step in 0..opened::NEAR {
-        let place = opened::next(first, step);
-        if taken >> opened::bit(place).1 & 1 == 1 && stands_at(maps, place, reply) {
-            return Some((place, maps.opened(place, with)?));
-        }
-    }
-    None
+    (0..opened::NEAR).map(|step| opened::next(first, step)).find(
+        #[inline(always)]
+        |place| taken >> opened::bit(*place).1 & 1 == 1 && stands_at(maps, *place, reply),
+    )
 }
 
 #[inline(always)]
@@ -194,17 +198,17 @@ pub(crate) fn join<M: Maps>(maps: &M, header: &Header) -> bool {
         #[inline(always)]
         |scratch| scratch.key = flow::key(header, FlowKind::MasqueradeReply),
     );
-    join_known(maps)
+    maps.join()
 }
 
 /// The same for the connection whose answers have the key in the scratch space.
-#[inline(never)]
-pub(crate) fn join_known<M: Maps>(maps: &M) -> bool {
+#[inline(always)]
+pub fn join_known<M: Maps>(maps: &M) -> bool {
     let joined = maps.scratch(
         #[inline(always)]
         |scratch| whole(maps, scratch),
     );
-    maps.hide(u32::from(joined == Some(true))) != 0
+    joined == Some(true)
 }
 
 #[inline(always)]
@@ -281,21 +285,21 @@ pub(crate) fn divide<M: Maps>(maps: &M, header: &Header, kind: FlowKind) -> Resu
         #[inline(always)]
         |scratch| scratch.key = flow::key(header, kind),
     );
-    divide_known(maps)
+    if maps.divide() { Ok(()) } else { Err(Reason::FlowsFull) }
 }
 
-/// Divides the connection of the key in the scratch space.
-#[inline(never)]
-pub(crate) fn divide_known<M: Maps>(maps: &M) -> Result<(), Reason> {
-    maps.scratch(
+/// Divides the connection of the key in the scratch space; false if there is no room.
+#[inline(always)]
+pub fn divide_known<M: Maps>(maps: &M) -> bool {
+    let divided = maps.scratch(
         #[inline(always)]
         |scratch| apart(maps, scratch),
-    )
-    .unwrap_or(Ok(()))
+    );
+    divided != Some(false)
 }
 
 #[inline(always)]
-fn apart<M: Maps>(maps: &M, scratch: &mut Scratch) -> Result<(), Reason> {
+fn apart<M: Maps>(maps: &M, scratch: &mut Scratch) -> bool {
     let Scratch { key, reply, flow, address, port, .. } = scratch;
     let now = maps.now();
     *flow = Flow { created: now, seen: now, ..Flow::default() };
@@ -304,7 +308,7 @@ fn apart<M: Maps>(maps: &M, scratch: &mut Scratch) -> Result<(), Reason> {
         (flow.service, flow.backend) = (entry.service, entry.backend);
     });
     if found.is_none() {
-        return Ok(());
+        return true;
     }
     if key.kind == FlowKind::MasqueradeReply as u8 {
         core::mem::swap(key, reply);
@@ -317,17 +321,19 @@ fn apart<M: Maps>(maps: &M, scratch: &mut Scratch) -> Result<(), Reason> {
     (reply.destination, reply.destination_port) = (key.source, key.source_port);
     reply.kind = FlowKind::ServiceReply as u8;
     if names(maps, key, address, *port) && names(maps, reply, &flow.address, flow.port) {
-        return Ok(());
+        return true;
     }
     // What is missing may only not be here yet.
     if maps.holds() {
-        return Err(Reason::FlowsFull);
+        return false;
     }
     // Of an earlier connection of the same client.
     maps.remove_flow(key);
     maps.remove_flow(reply);
     flow.other = *key;
-    insert(maps, reply, flow)?;
+    if !insert(maps, reply, flow) {
+        return false;
+    }
     flow.other = *reply;
     (flow.address, flow.port) = (*address, *port);
     flow.flags = Flow::FUSED;
@@ -342,11 +348,8 @@ fn names<M: Maps>(maps: &M, key: &FlowKey, address: &Address, port: u16) -> bool
 
 /// Another processor's entry says the same.
 #[inline(always)]
-fn insert<M: Maps>(maps: &M, key: &FlowKey, flow: &Flow) -> Result<(), Reason> {
-    match maps.insert_flow(key, flow) {
-        Ok(()) | Err(InsertError::Exists) => Ok(()),
-        Err(InsertError::Full) => Err(Reason::FlowsFull),
-    }
+fn insert<M: Maps>(maps: &M, key: &FlowKey, flow: &Flow) -> bool {
+    maps.insert_flow(key, flow) != Err(InsertError::Full)
 }
 
 /// Is the connection still there that the entry for its way out was divided from? Else the entry is removed: its port may be

@@ -229,7 +229,7 @@ fn deliver_error<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Header) 
         return Ok(true);
     }
     // It may be about what only opened a connection.
-    fused::join_known(maps);
+    maps.join();
     let flags = maps.scratch(
         #[inline(always)]
         |scratch| deliver_quoted(packet, maps, header, scratch),
@@ -239,7 +239,7 @@ fn deliver_error<P: Packet, M: Maps>(packet: &mut P, maps: &M, header: &Header) 
         return Ok(false);
     }
     if flags & u32::from(Flow::FUSED) != 0 {
-        fused::divide_known(maps)?;
+        maps.divide().then_some(()).ok_or(Reason::FlowsFull)?;
     }
     Ok(true)
 }

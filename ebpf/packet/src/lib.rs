@@ -46,6 +46,7 @@ pub use access::{Bytes, Change, Covered, InsertError, Maps, Packet, Raw, Scratch
 pub use cache::{Fast, Way, onward, uplink};
 pub use egress::{egress_pod, egress_uplink};
 pub use encap::{Begun, Carried, Hop, Rate, Tunnel, carry_out};
+pub use fused::{divide_known, join_known, seek};
 pub use header::{ETHERNET, Header, Kind, Part};
 pub use ingress::{from_outside, from_pod, ingress};
 pub use own::from_node;

@@ -104,9 +104,8 @@ pub(crate) fn any<M: Maps>(maps: &M, frontend: &Frontend) -> u32 {
 }
 
 /// The place in the list that the table has for a packet. Without a table it is any place; the same one for all packets of a
-/// connection where it may not be remembered, or the backend that its first packet went to. A function of its own in the
-/// kernel, so that the verifier walks what comes after it once.
-#[inline(never)]
+/// connection where it may not be remembered, or the backend that its first packet went to.
+#[inline(always)]
 pub(crate) fn planned<M: Maps>(maps: &M, frontend: &Frontend, header: &Header, trace: u64) -> u32 {
     let begun = encap::begun(maps, header, frontend, trace);
     if begun != 0 {

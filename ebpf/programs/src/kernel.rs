@@ -24,7 +24,7 @@ use sluice_packet::{
 };
 
 use crate::counters::Own;
-use crate::{maps, stream};
+use crate::{maps, once, stream};
 
 const NANOSECONDS: u64 = 1_000_000_000;
 const EEXIST: i32 = -17;
@@ -257,6 +257,22 @@ impl Maps for Kernel {
         if let Some(word) = maps::PLACES.get_ptr_mut(word) {
             clear(word, bit);
         }
+    }
+
+    #[inline(always)]
+    fn seek(&self, reply: &FlowKey) -> Option<u32> {
+        let place = once::seek_opened(reply);
+        if place == once::NOWHERE { None } else { Some(place) }
+    }
+
+    #[inline(always)]
+    fn join(&self) -> bool {
+        once::join_opened(self.link()) != 0
+    }
+
+    #[inline(always)]
+    fn divide(&self) -> bool {
+        once::divide_fused(self.link()) != 0
     }
 
     #[inline(always)]

@@ -18,6 +18,8 @@ mod lost;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod once;
+#[cfg(target_arch = "bpf")]
 mod onward;
 #[cfg(target_arch = "bpf")]
 mod pace;

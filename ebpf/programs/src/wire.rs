@@ -14,6 +14,9 @@ use crate::maps;
 
 const TAG: u16 = 0x8100_u16.to_be();
 const OUTER_TAG: u16 = 0x88a8_u16.to_be();
+/// Bytes of an Ethernet header, and of those before its type.
+const ETHERNET: usize = 14;
+const TYPE: usize = 12;
 /// Bytes of a VLAN tag.
 const TAG_LENGTH: i32 = 4;
 
@@ -162,5 +165,17 @@ impl Raw for Buffer {
     fn prepend(&mut self, bytes: u32) -> Option<()> {
         // SAFETY: the context is valid for the whole program.
         if unsafe { bpf_xdp_adjust_head(self.context, -(bytes as i32)) } == 0 { Some(()) } else { None }
+    }
+
+    #[inline(always)]
+    fn write_head<const N: usize>(&mut self, ethernet: [u32; 3], ethertype: u16, ip: [u32; N]) -> Option<()> {
+        let at = self.at(0, ETHERNET + N * 4)?;
+        // SAFETY: see above.
+        unsafe {
+            (at as *mut [u32; 3]).write(ethernet);
+            ((at + TYPE) as *mut u16).write(ethertype);
+            ((at + ETHERNET) as *mut [u32; N]).write(ip);
+        }
+        Some(())
     }
 }

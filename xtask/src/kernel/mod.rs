@@ -44,7 +44,7 @@ const TESTS: &[(&str, &[&str])] = &[
     ("pace", &[]),
     ("datagrams", &[]),
     ("lost", &[]),
-    ("stream", &[]),
+    ("stream", &["what_the_kernel_drops", "what_is_lost_in_a_pod"]),
     ("metrics", &[]),
     ("probes", &[]),
     ("policy_verdicts", &["--nocapture"]),

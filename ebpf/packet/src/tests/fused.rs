@@ -5,6 +5,7 @@ use std::string::{String, ToString};
 use std::vec::Vec;
 use std::{format, vec};
 
+use sluice_ebpf_common::opened::{self, Opened};
 use sluice_ebpf_common::{Flow, FlowKind, Reason, Scope, Settings, protocol};
 
 use super::frame::{ACK, FIN, Frame, SYN};
@@ -49,6 +50,32 @@ fn answer(world: &World, source: &str, flags: u8, driver: bool) -> String {
 fn taken(world: &World) -> u32 {
     let row = |word: &u32| word.is_multiple_of(sluice_ebpf_common::ports::ROW);
     world.ports.borrow().iter().filter(|(word, _)| !row(word)).map(|(_, bits)| bits.count_ones()).sum()
+}
+
+/// Others may stand where a connection would, while one of its places is free; else it has its entries at once.
+#[test]
+fn what_is_opened_stands_in_any_of_its_places() {
+    let places = {
+        let world = shop();
+        send(&world, CLIENT, SYN, true);
+        let first = *world.opened.borrow().keys().next().unwrap();
+        (0..opened::NEAR).map(|step| opened::next(first, step)).collect::<Vec<_>>()
+    };
+    for free in (0..places.len()).map(Some).chain([None]) {
+        let world = shop();
+        for (at, place) in places.iter().enumerate().filter(|(at, _)| Some(*at) != free) {
+            world.places.borrow_mut().insert(*place);
+            world
+                .opened
+                .borrow_mut()
+                .insert(*place, Opened { state: Opened::WAITS, seen: at as u32, ..Opened::default() });
+        }
+        let source = send(&world, CLIENT, SYN, true);
+        assert_eq!(world.places.borrow().len(), places.len());
+        assert_eq!(world.flows.borrow().len(), if free.is_some() { 0 } else { 2 });
+        assert_eq!(answer(&world, &source, SYN | ACK, true), CLIENT);
+        assert_eq!((world.flows.borrow().len(), world.opened.borrow().len()), (2, places.len() - free.iter().len()));
+    }
 }
 
 #[test]
