@@ -7,16 +7,13 @@ use aya_ebpf::helpers::{bpf_redirect, bpf_xdp_adjust_head};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use sluice_ebpf_common::cache::Uplink;
-use sluice_packet::{Bytes, Raw, Way, uplink};
+use sluice_packet::{Bytes, ETHERNET, Raw, Way, uplink};
 
 use crate::kernel::{Kernel, Wire};
 use crate::maps;
 
 const TAG: u16 = 0x8100_u16.to_be();
 const OUTER_TAG: u16 = 0x88a8_u16.to_be();
-/// Bytes of an Ethernet header, and of those before its type.
-const ETHERNET: usize = 14;
-const TYPE: usize = 12;
 /// Bytes of a VLAN tag.
 const TAG_LENGTH: i32 = 4;
 
@@ -169,12 +166,13 @@ impl Raw for Buffer {
 
     #[inline(always)]
     fn write_head<const N: usize>(&mut self, ethernet: [u32; 3], ethertype: u16, ip: [u32; N]) -> Option<()> {
-        let at = self.at(0, ETHERNET + N * 4)?;
+        let behind = ETHERNET as usize;
+        let at = self.at(0, behind + N * 4)?;
         // SAFETY: see above.
         unsafe {
             (at as *mut [u32; 3]).write(ethernet);
-            ((at + TYPE) as *mut u16).write(ethertype);
-            ((at + ETHERNET) as *mut [u32; N]).write(ip);
+            ((at + 12) as *mut u16).write(ethertype);
+            ((at + behind) as *mut [u32; N]).write(ip);
         }
         Some(())
     }
