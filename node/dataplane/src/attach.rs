@@ -18,8 +18,8 @@ use aya::Ebpf;
 use aya::programs::links::{FdLink, LinkError};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::{
-    CgroupAttachMode, CgroupSock, CgroupSockAddr, LinkOrder, Program, ProgramError, ProgramFd, SchedClassifier,
-    TcAttachType, TcError,
+    CgroupAttachMode, CgroupSock, CgroupSockAddr, CgroupSockAddrAttachType, CgroupSockAttachType, LinkOrder, Program,
+    ProgramError, ProgramFd, SchedClassifier, TcAttachType, TcError,
 };
 use aya::util::KernelVersion;
 use parking_lot::Mutex;
@@ -28,11 +28,20 @@ use crate::pins::Pins;
 use crate::{Error, sys, wire};
 
 /// Programs on socket addresses, all attached to one cgroup.
-pub(crate) const SOCKET_PROGRAMS: [&str; 8] =
-    ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
+pub(crate) const SOCKET_PROGRAMS: [(&str, CgroupSockAddrAttachType); 8] = [
+    ("connect4", CgroupSockAddrAttachType::Connect4),
+    ("connect6", CgroupSockAddrAttachType::Connect6),
+    ("sendmsg4", CgroupSockAddrAttachType::UDPSendMsg4),
+    ("sendmsg6", CgroupSockAddrAttachType::UDPSendMsg6),
+    ("recvmsg4", CgroupSockAddrAttachType::UDPRecvMsg4),
+    ("recvmsg6", CgroupSockAddrAttachType::UDPRecvMsg6),
+    ("getpeername4", CgroupSockAddrAttachType::GetPeerName4),
+    ("getpeername6", CgroupSockAddrAttachType::GetPeerName6),
+];
 
 /// Programs on sockets that got an address of their own, attached to the same cgroup.
-pub(crate) const GUARD_PROGRAMS: [&str; 2] = ["post_bind4", "post_bind6"];
+pub(crate) const GUARD_PROGRAMS: [(&str, CgroupSockAttachType); 2] =
+    [("post_bind4", CgroupSockAttachType::PostBind4), ("post_bind6", CgroupSockAttachType::PostBind6)];
 
 /// A packet program: its name, the side of a link that it sees, and where it stands among that side's filters.
 pub(crate) type Row = (&'static str, TcAttachType, u16);
@@ -93,11 +102,12 @@ impl Traffic {
 /// a link has them or gets them.
 const ON_DEMAND: [&str; 4] = [wire::PROGRAM, ONWARD.0, OWN_PROGRAMS[0].0, OWN_PROGRAMS[1].0];
 
-/// Loads the programs that a node has, with those that are attached only to some links if they are, on all processors: the verifier
+/// Loads the programs that a node has, unless they are kept from before, with those that are attached only to some links if they are, on all processors: the verifier
 /// walks each for itself, the long ones for a fifth of a second. Without the driver's program the others do its work.
 pub(crate) fn load_programs(ebpf: &mut Ebpf, pins: &Pins) -> Result<(), Error> {
     let is_needed = |name: &str| !ON_DEMAND.contains(&name) || pins.is_attached(name);
-    let programs = ebpf.programs_mut().filter(|(name, program)| is_loaded_at_once(program) && is_needed(name));
+    let is_missing = |program: &Program| is_loaded_at_once(program) && program.fd().is_err();
+    let programs = ebpf.programs_mut().filter(|(name, program)| is_missing(program) && is_needed(name));
     let mut programs: Vec<_> = programs.collect();
     // Taken from the end: the long ones first.
     programs.sort_by_key(|(_, program)| matches!(program, Program::SchedClassifier(_) | Program::Xdp(_)));
@@ -124,7 +134,7 @@ fn next<T>(queue: &Mutex<Vec<T>>) -> Option<T> {
 }
 
 /// The others are loaded when they are attached, if they are.
-fn is_loaded_at_once(program: &Program) -> bool {
+pub(crate) fn is_loaded_at_once(program: &Program) -> bool {
     use Program::{CgroupSock, CgroupSockAddr, SchedClassifier, Xdp};
     matches!(program, CgroupSockAddr(_) | CgroupSock(_) | SchedClassifier(_) | Xdp(_))
 }
@@ -169,11 +179,11 @@ pub(crate) fn attach_sockets(ebpf: &mut Ebpf, pins: &Pins, cgroup: &Path) -> Res
     let id = file.metadata().map_err(|error| Error::system(format!("read {}", cgroup.display()), error))?.ino();
     // A link always lives beside others; the mode is for kernels without links.
     let mode = CgroupAttachMode::Single;
-    for name in SOCKET_PROGRAMS {
+    for (name, _) in SOCKET_PROGRAMS {
         let attach = |program: &mut CgroupSockAddr| program.attach(&file, mode).and_then(|id| program.take_link(id));
         hook(socket_program(ebpf, name)?, CgroupSockAddr::fd, attach, &pins.link(name), id, &what(name))?;
     }
-    for name in GUARD_PROGRAMS {
+    for (name, _) in GUARD_PROGRAMS {
         let attach = |program: &mut CgroupSock| program.attach(&file, mode).and_then(|id| program.take_link(id));
         hook(guard_program(ebpf, name)?, CgroupSock::fd, attach, &pins.link(name), id, &what(name))?;
     }

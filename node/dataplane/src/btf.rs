@@ -5,6 +5,8 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
+use memchr::memmem;
+
 /// Where the kernel shows it.
 pub(crate) const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
@@ -212,7 +214,7 @@ impl<F: FileExt> Pieces<'_, F> {
         let mut at = strings.start;
         while at < strings.end {
             let length = PIECE.min((strings.end - at) as usize);
-            let found = self.get(at, length)?.windows(wanted.len()).position(|bytes| bytes == wanted);
+            let found = memmem::find(self.get(at, length)?, &wanted);
             if let Some(found) = found {
                 return Ok(Some((at - strings.start) as u32 + found as u32 + 1));
             }

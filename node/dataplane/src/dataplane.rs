@@ -39,7 +39,7 @@ use crate::store::{Store, processors, typed};
 use crate::stream::Stream;
 use crate::wanted::{Changes, Wanted};
 use crate::wire::{self, Xdp};
-use crate::{Error, health, lengths::Lengths, links, lost, object, sweep, sys};
+use crate::{Error, health, kept, lengths::Lengths, links, lost, object, sweep, sys};
 
 /// What the data plane of a node is told.
 #[derive(Clone, Debug)]
@@ -289,6 +289,7 @@ impl Dataplane {
         }
         dataplane.reconcile_links()?;
         dataplane.grow(build.start)?;
+        kept::keep(&dataplane.inner.ebpf.lock(), &dataplane.inner.pins)?;
         // The loader reads all of the kernel's type information (20 MB as parsed) for programs that may need it.
         sys::give_memory_back();
         Ok(dataplane)

@@ -311,9 +311,8 @@ fn refused(pins: &Pins) -> Result<BTreeMap<&'static str, u64>, Error> {
 fn programs(pins: &Pins, problems: &mut Vec<String>) -> Result<Vec<ProgramRow>, Error> {
     let mut rows = Vec::new();
     let names = pins.link_names();
-    for missing in
-        SOCKET_PROGRAMS.iter().chain(&GUARD_PROGRAMS).filter(|name| !names.iter().any(|known| known == *name))
-    {
+    let wanted = SOCKET_PROGRAMS.iter().map(|(name, _)| name).chain(GUARD_PROGRAMS.iter().map(|(name, _)| name));
+    for missing in wanted.filter(|name| !names.iter().any(|known| known == *name)) {
         problems.push(format!("the program {missing} is not attached: restart the node daemon"));
     }
     let verified: BTreeMap<u32, u32> = aya::programs::loaded_programs()

@@ -29,6 +29,7 @@ mod health;
 mod held;
 mod inspect;
 mod intern;
+mod kept;
 mod lengths;
 mod limits;
 mod links;

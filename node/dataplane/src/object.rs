@@ -2,6 +2,7 @@
 //! pinned.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Map, MapData};
@@ -31,6 +32,14 @@ pub(crate) enum Mode<'a> {
     Beside(&'a Path),
     /// Look them up, make none.
     Hold,
+}
+
+/// A number for all that makes programs what they are, but for the mode and their maps: what else is put into them is the
+/// running kernel's.
+pub(crate) fn number() -> u64 {
+    let mut hasher = DefaultHasher::new();
+    OBJECT.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Creates or takes over the maps and prepares the programs; nothing is attached yet. Each map is pinned at the place that

@@ -2,7 +2,8 @@
 //!
 //! `<pin dir>/v<schema>/<map>` are sets of maps, one for each schema, and `<pin dir>/current` names the one that the programs
 //! work on. `<pin dir>/links`, `filters` and `uplinks` say where programs are attached; they belong to no schema, as any build
-//! may put its programs there. While a map is replaced, the new one is pinned beside the old one as `next-<map>`.
+//! may put its programs there. `<pin dir>/programs/<origin>` has the programs for the next process of the same build. While a
+//! map is replaced, the new one is pinned beside the old one as `next-<map>`.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -70,6 +71,28 @@ impl Pins {
     /// Indices of the pods' links that have our filters.
     pub(crate) fn filters(&self) -> BTreeSet<u32> {
         indices(&self.filter_dir())
+    }
+
+    fn program_dir(&self) -> PathBuf {
+        self.root.join("programs")
+    }
+
+    /// Where programs are pinned that are made of what has this name.
+    pub(crate) fn programs(&self, origin: &str) -> PathBuf {
+        self.program_dir().join(origin)
+    }
+
+    /// Makes the folder for programs of this origin.
+    pub(crate) fn add_programs(&self, origin: &str) -> Result<PathBuf, Error> {
+        let folder = self.programs(origin);
+        create(&folder)?;
+        Ok(folder)
+    }
+
+    /// Forgets programs of every other origin. What is attached stays attached.
+    pub(crate) fn remove_other_programs(&self, origin: &str) -> Result<(), Error> {
+        let others = names(&self.program_dir()).into_iter().filter(|name| name != origin);
+        others.map(|name| self.programs(&name)).try_for_each(|folder| remove(&folder))
     }
 
     fn uplink_dir(&self) -> PathBuf {
@@ -170,7 +193,7 @@ impl Pins {
             })?;
         }
         for dir in [self.links(), self.filter_dir(), self.uplink_dir(), self.set()] {
-            std::fs::create_dir_all(&dir).map_err(|error| Error::system(format!("create {}", dir.display()), error))?;
+            create(&dir)?;
         }
         for schema in self.schemas() {
             let set = self.root.join(format!("v{schema}"));
@@ -245,6 +268,10 @@ fn share(from: &Path, to: &Path) -> Result<(), Error> {
     let object = sys::open_pinned(from).map_err(|error| Error::system(format!("open {}", from.display()), error))?;
     sys::pin(std::os::fd::AsFd::as_fd(&object), to)
         .map_err(|error| Error::system(format!("pin {}", to.display()), error))
+}
+
+fn create(dir: &Path) -> Result<(), Error> {
+    std::fs::create_dir_all(dir).map_err(|error| Error::system(format!("create {}", dir.display()), error))
 }
 
 fn remove_pin(path: &Path) -> Result<(), Error> {

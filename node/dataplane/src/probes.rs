@@ -287,12 +287,23 @@ pub(crate) fn plus(a: ProbeFigures, b: &ProbeFigures) -> ProbeFigures {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::time::Instant;
+
     use sluice_ebpf_common::limits;
     use sluice_metrics::Text;
 
     use super::*;
-    use crate::common::{connect, isolated, service, tcp_server};
+    use crate::common::{PATIENCE, connect, isolated, service, tcp_server};
     use crate::model::Protocol;
+
+    /// Until both ends of so many connections within the node are closed: one that closes later takes a seat again.
+    fn closed(pins: &Pins, connections: u64) {
+        let start = Instant::now();
+        while read(pins).unwrap()[&ProbeKey::NODE].closed() < 2 * connections {
+            assert!(start.elapsed() < PATIENCE, "{:?}", read(pins));
+            std::thread::yield_now();
+        }
+    }
 
     #[test]
     fn a_full_map_is_told_and_nothing_is_lost() {
@@ -309,6 +320,7 @@ mod tests {
             for _ in 0..5 {
                 connect("10.96.0.10:80").unwrap();
             }
+            closed(&dataplane.inner.pins, 5);
             let all = read(&dataplane.inner.pins).unwrap();
             let connected = |key| all[&key].connect.counts.iter().sum::<u64>();
             // The node has its own seat whatever comes; the Service has none.
@@ -337,12 +349,14 @@ mod tests {
                 let all = read(pins).unwrap().into_iter().filter(|(key, _)| key.service().is_some());
                 all.map(|(key, figures)| (key, figures.connect.counts.iter().sum())).collect()
             };
+            closed(pins, 1);
             let [(key, 1)] = services()[..] else { panic!("{:?}", services()) };
             let again = [Write::Name(key.service().unwrap(), "shop/other:main".into())];
             dataplane.inner.forget_services(&again).unwrap();
             assert_eq!(services(), []);
             // It takes another seat, until the first one is free again.
             connect("10.96.0.10:80").unwrap();
+            closed(pins, 2);
             assert_eq!(services(), [(key, 1)]);
             let mut free = seats(pins).unwrap();
             for place in 1_000..1_000 + SEATS_GOING as u32 {

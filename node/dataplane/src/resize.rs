@@ -21,7 +21,7 @@ use crate::object::Mode;
 use crate::pins::Pins;
 use crate::plan::Capacity;
 use crate::store::{Store, processors};
-use crate::{Dataplane, Error, attach, object, sys};
+use crate::{Dataplane, Error, attach, kept, object, sys};
 
 /// Sizes of the maps that grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,7 +145,10 @@ pub(crate) fn programs(
     sizes: &Sizes,
     mode: Mode<'_>,
 ) -> Result<Ebpf, Error> {
-    let mut ebpf = object::load(place, sizes, mode)?;
+    let mut ebpf = object::load(&place, sizes, mode)?;
+    if mode == Mode::Normal {
+        kept::take(&mut ebpf, pins, place)?;
+    }
     attach::load_programs(&mut ebpf, pins)?;
     Ok(ebpf)
 }
@@ -261,6 +264,7 @@ impl Dataplane {
             first = programs(pins, |name| pins.map(name), &sizes, Mode::Normal)?;
             inner.flip(&mut first)?;
         }
+        kept::keep(&first, pins)?;
         *ebpf = first;
         table.tables.resize(store.capacity());
         (table.store, table.sizes) = (store, sizes);

@@ -7,6 +7,7 @@ mod common;
 #[path = "common/load.rs"]
 mod load;
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
@@ -220,6 +221,38 @@ fn maps_grow_while_connections_run_and_say_when_they_may_not() {
         let next = load(place, Build { start, most, ..BUILD });
         next.apply(&table(60)).unwrap();
         assert_eq!(next.services().unwrap().len(), 62);
+    });
+}
+
+/// The kernel's numbers of the programs that are attached, by name and place.
+fn programs(dataplane: &Dataplane) -> BTreeMap<(String, String), u32> {
+    let rows = dataplane.status().unwrap().programs;
+    rows.into_iter().map(|row| ((row.name, row.attached), row.id)).collect()
+}
+
+#[test]
+fn programs_are_loaded_once_for_the_same_maps() {
+    isolated("programs_are_loaded_once_for_the_same_maps", |place| {
+        let _outside = world(place);
+        let build = Build { start: TINY, ..BUILD };
+        let first = load(place, build);
+        let known = programs(&first);
+        assert!(known.len() >= 12, "{known:?}");
+        drop(first);
+        let next = load(place, build);
+        assert_eq!(programs(&next), known);
+        let are_new = |now: &BTreeMap<_, u32>, before: &BTreeMap<_, u32>| {
+            now.keys().eq(before.keys()) && now.iter().all(|(place, number)| before[place] != *number)
+        };
+        next.apply(&table(60)).unwrap();
+        let grown = programs(&next);
+        assert!(are_new(&grown, &known), "{known:?} {grown:?}");
+        drop(next);
+        assert_eq!(programs(&load(place, build)), grown);
+        let other = programs(&load(place, OLD));
+        assert!(are_new(&other, &grown), "{grown:?} {other:?}");
+        let kept = std::fs::read_dir(place.config().pin_dir.join("programs")).unwrap();
+        assert_eq!(kept.count(), 1, "those of before are forgotten");
     });
 }
 
