@@ -68,10 +68,10 @@ pub fn uplink<P: Raw, M: Fast>(packet: &mut P, maps: &M) -> Way {
 }
 
 /// The same on a link whose driver does not run that program. What is for the cluster's pods by their own addresses is left to
-/// the link's other program at once: it is no service's.
+/// the link's other program at once: it is no service's. So is, next, what may not be handled here.
 #[inline(always)]
-pub fn onward<P: Raw, M: Fast>(packet: &mut P, maps: &M) -> Way {
-    if is_for_pods(packet, maps).unwrap_or(true) { Way::Stack } else { uplink(packet, maps) }
+pub fn onward<P: Raw, M: Fast>(packet: &mut P, maps: &M, may: impl FnOnce() -> bool) -> Way {
+    if is_for_pods(packet, maps).unwrap_or(true) || !may() { Way::Stack } else { uplink(packet, maps) }
 }
 
 #[inline(always)]

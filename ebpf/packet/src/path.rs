@@ -1,7 +1,7 @@
-//! The ways that pods' packets take to the outside, as the kernel's routes tell them: kept for a connection's packets until the
-//! clock ticks, or until links change, so that not every packet asks.
+//! The ways that packets of a connection take past the stack: kept until the clock ticks, or until links or pods change, so that
+//! not every packet asks the kernel's routes, and who its ends are.
 
-use sluice_ebpf_common::FlowKey;
+use sluice_ebpf_common::{FlowKey, PodLink};
 
 use crate::header::{ETHERNET, transport_header};
 use crate::plain::Plain;
@@ -9,8 +9,9 @@ use crate::{Fast, Tunnel};
 
 /// A packet that may be sent on where the stack would send it.
 pub trait Routed: Tunnel {
-    /// Is it meant for the link that it came by, by its Ethernet address? What is tagged for a VLAN is that link's, and what comes
-    /// by a bond's slave the bond's, which knows whose packets count.
+    /// Is it meant for the link that it came by, by its Ethernet address? What is tagged for a VLAN is that link's.
+    fn is_addressed(&self) -> bool;
+    /// The same of a link whose packets count: what comes by a bond's slave is the bond's, which knows.
     fn is_for_node(&self) -> bool;
     /// Asks the kernel for the way of this packet, whose headers begin with `start` and whose longest part on a wire has `length`
     /// bytes.
@@ -49,36 +50,113 @@ pub struct Path {
     class: u32,
     stamp: u32,
     tick: u32,
-    /// Where they leave.
+    /// What else holds for them on this link: [`UNKNOWN`], [`LEAVES`], [`Path::INTO`].
+    pub decided: u32,
+    /// Where they leave; or the pod's link, its longest packet and, in the neighbour's place, the Ethernet addresses there.
     pub exit: Exit,
 }
 
-/// No place.
-pub(crate) const NOWHERE: u32 = u32::MAX;
+impl Path {
+    /// They are put into the pod that the exit says.
+    pub const INTO: u32 = 2;
+}
 
-/// The place of a packet's way, or [`NOWHERE`] when the stack has to see it.
+/// Each packet has to be looked at.
+pub(crate) const UNKNOWN: u32 = 0;
+/// They leave by the exit, whatever else could become of them.
+pub(crate) const LEAVES: u32 = 1;
+
+/// Where the way of a packet is kept, and what it depends on beside the packet's ends.
+#[derive(Clone, Copy)]
+pub(crate) struct Kept {
+    pub(crate) place: u32,
+    class: u32,
+    stamp: u32,
+    tick: u32,
+}
+
+impl Kept {
+    #[inline(always)]
+    pub(crate) fn of<M: Paths>(maps: &M, plain: &Plain) -> Option<Kept> {
+        let settings = maps.settings()?;
+        let Plain { key, start, .. } = plain;
+        let class = if key.source.is_v4() { start & 0x00ff_0000_u32.to_be() } else { *start };
+        let stamp = settings.epoch.wrapping_mul(0x9e37_79b1) ^ maps.link();
+        Some(Kept { place: place(key), class, stamp, tick: settings.tick(maps.jiffies()) })
+    }
+
+    #[inline(always)]
+    fn is(&self, path: &Path, key: &FlowKey) -> bool {
+        (path.class ^ self.class) | (path.stamp ^ self.stamp) | (path.tick ^ self.tick) == 0 && same(&path.key, key)
+    }
+
+    #[inline(always)]
+    fn note(&self, path: &mut Path, key: &FlowKey) {
+        (path.key, path.class, path.stamp, path.tick) = (*key, self.class, self.stamp, self.tick);
+    }
+}
+
+/// What was decided about an earlier packet of the connection, if it holds for this one.
 #[inline(always)]
-pub(crate) fn find<P: Routed, M: Paths>(packet: &P, maps: &M, plain: &Plain) -> u32 {
-    let Some(settings) = maps.settings() else { return NOWHERE };
-    let Some(length) = length(packet, plain) else { return NOWHERE };
-    let Plain { key, start, .. } = plain;
-    let class = if key.source.is_v4() { start & 0x00ff_0000_u32.to_be() } else { *start };
-    let stamp = settings.epoch.wrapping_mul(0x9e37_79b1) ^ maps.link();
-    let tick = settings.tick(maps.jiffies());
-    let place = place(key);
+pub(crate) fn known<P: Routed, M: Paths>(packet: &P, maps: &M, plain: &Plain, kept: &Kept) -> u32 {
+    let known = maps.path(
+        kept.place,
+        #[inline(always)]
+        |path| if kept.is(path, &plain.key) { (path.decided, path.exit.mtu) } else { (UNKNOWN, 0) },
+    );
+    match known {
+        Some((LEAVES, mtu)) if length(packet, plain).is_some_and(|length| length <= mtu) => LEAVES,
+        Some((Path::INTO, _)) => Path::INTO,
+        _ => UNKNOWN,
+    }
+}
+
+/// Finds a packet's way to the outside, and keeps with it what was decided; false when the stack has to see the packet.
+#[inline(always)]
+pub(crate) fn find<P: Routed, M: Paths>(packet: &P, maps: &M, plain: &Plain, kept: &Kept, decided: u32) -> bool {
+    let Some(length) = length(packet, plain) else { return false };
     let leaves = maps.path(
-        place,
+        kept.place,
         #[inline(always)]
         |path| {
-            let different = (path.class ^ class) | (path.stamp ^ stamp) | (path.tick ^ tick);
-            if different != 0 || !same(&path.key, key) || length > path.exit.mtu {
-                (path.key, path.class, path.stamp, path.tick) = (*key, class, stamp, tick);
-                packet.exit(key, *start, length, &mut path.exit);
+            if !kept.is(path, &plain.key) || path.decided == Path::INTO || length > path.exit.mtu {
+                kept.note(path, &plain.key);
+                packet.exit(&plain.key, plain.start, length, &mut path.exit);
             }
+            path.decided = decided;
             path.exit.link != 0
         },
     );
-    if leaves == Some(true) { place } else { NOWHERE }
+    leaves == Some(true)
+}
+
+/// Keeps the pod that a connection's packets are put into.
+#[inline(always)]
+pub(crate) fn keep<M: Paths>(maps: &M, plain: &Plain, kept: &Kept, to: &PodLink) {
+    let [a, b, c] = to.ethernet;
+    maps.path(
+        kept.place,
+        #[inline(always)]
+        |path| {
+            kept.note(path, &plain.key);
+            path.decided = Path::INTO;
+            path.exit = Exit { link: to.link, mtu: to.mtu, family: 0, neighbour: [a, b, c, 0] };
+        },
+    );
+}
+
+/// The pod of a way that is kept.
+#[inline(always)]
+pub(crate) fn pod<M: Paths>(maps: &M, kept: &Kept) -> PodLink {
+    let pod = maps.path(
+        kept.place,
+        #[inline(always)]
+        |path| {
+            let Exit { link, mtu, neighbour: [a, b, c, _], .. } = path.exit;
+            PodLink { link, mtu, ethernet: [a, b, c] }
+        },
+    );
+    pod.unwrap_or_default()
 }
 
 #[inline(always)]

@@ -9,7 +9,7 @@
 use sluice_ebpf_common::{Address, FlowKey, FrontendKey, PodLink, Reason, Scope, protocol};
 
 use crate::header::{ETHERNET, End, Header, Kind, rewrite};
-use crate::path::{self, Paths, Routed};
+use crate::path::{self, Kept, LEAVES, Path, Paths, Routed, UNKNOWN};
 use crate::plain::{Plain, is_end, one_hop_less, plain};
 use crate::{MARK_SETTLED, Maps, Packet, Verdict, flow};
 
@@ -69,27 +69,45 @@ pub fn settled<P: Packet>(packet: &mut P) -> bool {
 fn find<P: Routed, M: Paths>(packet: &mut P, maps: &M, stage: Stage) -> u64 {
     let Some(plain) = plain(packet) else { return STACK };
     // What has a mark may have a route by it, and what the stack shall do may stand there.
-    if plain.hops <= 1 || packet.mark() != 0 {
+    if plain.hops <= 1 || packet.mark() != 0 || stage == Stage::Came && !packet.is_addressed() {
         return STACK;
     }
-    match maps.pod(&plain.key.destination) {
-        Some(to) => into(packet, maps, &plain, &to, stage),
-        None if stage == Stage::Came => STACK,
-        None => onward(packet, maps, &plain, stage),
+    let Some(kept) = Kept::of(maps, &plain) else { return STACK };
+    let mut decided = if stage == Stage::Looked { UNKNOWN } else { path::known(packet, maps, &plain, &kept) };
+    if decided == UNKNOWN {
+        decided = decide(packet, maps, &plain, &kept, stage);
+    }
+    match decided {
+        LEAVES => leave(packet, maps, &plain, &kept, stage),
+        Path::INTO => into(packet, maps, &plain, &path::pod(maps, &kept)),
+        _ => STACK,
     }
 }
 
+/// Looks at both ends, and keeps the way with what was found.
 #[inline(always)]
-fn into<P: Routed, M: Paths>(packet: &mut P, maps: &M, plain: &Plain, to: &PodLink, stage: Stage) -> u64 {
+fn decide<P: Routed, M: Paths>(packet: &P, maps: &M, plain: &Plain, kept: &Kept, stage: Stage) -> u32 {
     let Plain { key, .. } = plain;
+    let Some(to) = maps.pod(&key.destination) else {
+        return if stage != Stage::Came && onward(packet, maps, plain, kept, stage) { LEAVES } else { UNKNOWN };
+    };
     let from = match stage {
         Stage::Came => packet.is_for_node() && is_outside(maps, key),
         _ => sends(maps, &key.source) && to.link != maps.link(),
     };
-    if !from || !fits(packet, to) {
+    if !from {
+        return UNKNOWN;
+    }
+    path::keep(maps, plain, kept, &to);
+    Path::INTO
+}
+
+#[inline(always)]
+fn into<P: Routed, M: Paths>(packet: &mut P, maps: &M, plain: &Plain, to: &PodLink) -> u64 {
+    if !fits(packet, to) {
         return STACK;
     }
-    let way = match maps.flow(key, |_| ()) {
+    let way = match maps.flow(&plain.key, |_| ()) {
         Some(()) => u64::from(to.link) | ANSWER,
         None => u64::from(to.link),
     };
@@ -101,24 +119,25 @@ fn into<P: Routed, M: Paths>(packet: &mut P, maps: &M, plain: &Plain, to: &PodLi
 
 /// Before it is known whether a packet is for a service, those alone go onward that are for another node's pod.
 #[inline(always)]
-fn onward<P: Routed, M: Paths>(packet: &mut P, maps: &M, plain: &Plain, stage: Stage) -> u64 {
+fn onward<P: Routed, M: Paths>(packet: &P, maps: &M, plain: &Plain, kept: &Kept, stage: Stage) -> bool {
     let Plain { key, .. } = plain;
     let settled = stage == Stage::Sent;
     if settled && !is_for_pod(maps, key) || !sends(maps, &key.source) || !is_end(&key.destination) {
-        return STACK;
+        return false;
     }
-    let place = path::find(packet, maps, plain);
-    if place == path::NOWHERE {
-        return STACK;
-    }
+    path::find(packet, maps, plain, kept, if settled { LEAVES } else { UNKNOWN })
+}
+
+#[inline(always)]
+fn leave<P: Routed, M: Paths>(packet: &mut P, maps: &M, plain: &Plain, kept: &Kept, stage: Stage) -> u64 {
     if age(packet, plain).is_none() {
         return BROKEN;
     }
     // An answer of a service's backend gets the service's address on the uplink.
-    if settled && maps.flow(key, |_| ()).is_none() {
+    if stage == Stage::Sent && maps.flow(&plain.key, |_| ()).is_none() {
         packet.set_mark(MARK_SETTLED);
     }
-    u64::from(place) | LEAVE
+    u64::from(kept.place) | LEAVE
 }
 
 /// Is it the pod of this link that sends?

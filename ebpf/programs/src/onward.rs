@@ -21,13 +21,13 @@ use crate::{stream, traffic};
 pub fn uplink_onward(context: TcContext) -> i32 {
     let mut skb = traffic::Buffer { skb: context.skb.skb };
     // What has a mark may have a route by it.
-    if !skb.is_for_node() || skb.mark() != 0 {
+    if !skb.is_addressed() || skb.mark() != 0 {
         return TC_ACT_UNSPEC;
     }
     // SAFETY: the context is valid for the whole program.
     let link = unsafe { (*skb.skb).ifindex };
     let maps = Kernel::Wire(Wire { context: skb.skb.cast(), link, vlan: Uplink::ON_LINK });
-    match onward(&mut Linear { skb: skb.skb }, &maps) {
+    match onward(&mut Linear { skb: skb.skb }, &maps, || skb.is_for_node()) {
         Way::Stack => TC_ACT_UNSPEC,
         Way::Drop => {
             maps.count_reason(Reason::Rewrite);

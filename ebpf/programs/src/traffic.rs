@@ -345,10 +345,16 @@ impl Tunnel for Buffer {
 // SAFETY of all blocks: as above.
 impl Routed for Buffer {
     #[inline(always)]
+    fn is_addressed(&self) -> bool {
+        // SAFETY: see above.
+        let (kind, tagged) = unsafe { ((*self.skb).pkt_type, (*self.skb).vlan_present) };
+        kind == u32::from(PACKET_HOST) && tagged == 0
+    }
+
+    #[inline(always)]
     fn is_for_node(&self) -> bool {
         // SAFETY: see above.
-        let (kind, tagged, link) = unsafe { ((*self.skb).pkt_type, (*self.skb).vlan_present, (*self.skb).ifindex) };
-        kind == u32::from(PACKET_HOST) && tagged == 0 && !route::is_slave(link)
+        self.is_addressed() && !route::is_slave(unsafe { (*self.skb).ifindex })
     }
 
     #[inline(always)]

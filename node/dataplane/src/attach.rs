@@ -105,10 +105,8 @@ const ON_DEMAND: [&str; 4] = [wire::PROGRAM, ONWARD.0, OWN_PROGRAMS[0].0, OWN_PR
 /// Loads the programs that a node has, unless they are kept from before, with those that are attached only to some links if they are, on all processors: the verifier
 /// walks each for itself, the long ones for a fifth of a second. Without the driver's program the others do its work.
 pub(crate) fn load_programs(ebpf: &mut Ebpf, pins: &Pins) -> Result<(), Error> {
-    let is_needed = |name: &str| !ON_DEMAND.contains(&name) || pins.is_attached(name);
-    let is_missing = |program: &Program| is_loaded_at_once(program) && program.fd().is_err();
-    let programs = ebpf.programs_mut().filter(|(name, program)| is_missing(program) && is_needed(name));
-    let mut programs: Vec<_> = programs.collect();
+    let is_missing = |name: &str, program: &Program| is_needed(pins, name, program) && program.fd().is_err();
+    let mut programs: Vec<_> = ebpf.programs_mut().filter(|(name, program)| is_missing(name, program)).collect();
     // Taken from the end: the long ones first.
     programs.sort_by_key(|(_, program)| matches!(program, Program::SchedClassifier(_) | Program::Xdp(_)));
     let threads = thread::available_parallelism().map_or(1, NonZero::get).min(programs.len());
@@ -134,9 +132,10 @@ fn next<T>(queue: &Mutex<Vec<T>>) -> Option<T> {
 }
 
 /// The others are loaded when they are attached, if they are.
-pub(crate) fn is_loaded_at_once(program: &Program) -> bool {
+pub(crate) fn is_needed(pins: &Pins, name: &str, program: &Program) -> bool {
     use Program::{CgroupSock, CgroupSockAddr, SchedClassifier, Xdp};
     matches!(program, CgroupSockAddr(_) | CgroupSock(_) | SchedClassifier(_) | Xdp(_))
+        && (!ON_DEMAND.contains(&name) || pins.is_attached(name))
 }
 
 fn load(name: &str, program: &mut Program) -> Result<(), Error> {

@@ -1,7 +1,7 @@
 //! The loaded data plane of a node.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::attach::{self, Link, ONWARD, Traffic, UPLINK_PROGRAMS};
 use crate::compile::{Frontends, Owner};
 use crate::datagrams::Datagrams;
-use crate::limits::{self, PROBLEMS, SOURCE_PORTS};
+use crate::limits::{self, PROBLEMS};
 use crate::metrics::Figures;
 use crate::migrate::{self, BUILD, Build};
 use crate::model::{Forwarding, Snapshot};
@@ -35,11 +35,11 @@ use crate::policy::driver::Policies;
 use crate::probes::Probes;
 use crate::range::{Range, wire};
 use crate::resize::{self, Sizes};
-use crate::store::{Store, processors, typed};
+use crate::store::{Store, typed};
 use crate::stream::Stream;
 use crate::wanted::{Changes, Wanted};
 use crate::wire::{self, Xdp};
-use crate::{Error, health, kept, lengths::Lengths, links, lost, object, sweep, sys};
+use crate::{Error, health, kept, lengths::Lengths, links, lost, object, settings, sweep, sys};
 
 /// What the data plane of a node is told.
 #[derive(Clone, Debug)]
@@ -135,7 +135,7 @@ pub(crate) struct Inner {
     pub(crate) policies: Mutex<Policies>,
     pub(crate) paces: Mutex<Paces>,
     pub(crate) datagrams: Datagrams,
-    settings: Mutex<(Settings, Array<MapData, Settings>)>,
+    pub(crate) settings: Mutex<(Settings, Array<MapData, Settings>)>,
     pub(crate) table: Mutex<Table>,
     started: Instant,
     pub(crate) figures: Figures,
@@ -222,7 +222,7 @@ impl Dataplane {
         let sizes = Sizes::of(&pins);
         let mut settings_map: Array<MapData, Settings> = typed(&pins, maps::SETTINGS)?;
         let earlier = settings_map.get(&0, 0).map_err(|error| Error::ebpf("read the settings", error))?;
-        let settings = settings(&config, earlier)?;
+        let settings = settings::by(&config, earlier)?;
         settings_map.set(0, settings, 0).map_err(|error| Error::ebpf("write the settings", error))?;
         let policies = Policies::open(&pins)?;
         let inner = Inner {
@@ -348,10 +348,10 @@ impl Dataplane {
         // What the pod may do stands before its first packet passes.
         let mut policies = inner.policies.lock();
         policies.add(index, name, fresh)?;
-        inner.neighbours.lock().isolate(policies.isolated())?;
+        self.change_neighbours(|neighbours| neighbours.isolate(policies.isolated()))?;
         drop(policies);
         attach::attach_pod(&mut inner.ebpf.lock(), &inner.pins, &link, attach::BOTH)?;
-        inner.neighbours.lock().set(&link, pod.neighbour.as_ref())
+        self.change_neighbours(|neighbours| neighbours.set(&link, pod.neighbour.as_ref()))
     }
 
     /// All that a new pod needs: [`Self::attach_pod`] and, unless its packets are translated, [`Self::know_namespace`]. It has to be done before the pod's first
@@ -385,18 +385,6 @@ impl Dataplane {
         self.change_settings(|settings| settings.known_only = 1)
     }
 
-    /// Writes the settings anew if they change.
-    pub(crate) fn change_settings(&self, change: impl FnOnce(&mut Settings)) -> Result<(), Error> {
-        let mut guard = self.inner.settings.lock();
-        let (settings, map) = &mut *guard;
-        let before = *settings;
-        change(settings);
-        if *settings == before {
-            return Ok(());
-        }
-        map.set(0, *settings, 0).map_err(|error| Error::ebpf("write the settings", error))
-    }
-
     fn forget_namespace(&self, index: u32) -> Result<(), Error> {
         self.inner.datagrams.forget(index);
         self.inner.namespaces.lock().forget(index)
@@ -404,7 +392,7 @@ impl Dataplane {
 
     /// Takes the pod programs off a link; a link that is gone is success.
     pub fn detach_pod(&self, index: u32) -> Result<(), Error> {
-        self.inner.neighbours.lock().forget_link(index)?;
+        self.change_neighbours(|neighbours| neighbours.forget_link(index))?;
         self.inner.paces.lock().forget(index)?;
         self.forget_namespace(index)?;
         attach::detach_pod(&self.inner.pins, index)?;
@@ -443,7 +431,8 @@ impl Dataplane {
 
     /// Tells the pods' networks of one address family once they are known (`spec.podCIDRs`).
     pub fn set_pod_ranges(&self, pods: Range, cluster: Range) -> Result<(), Error> {
-        self.change_settings(|settings| set_ranges(settings, pods, cluster))
+        self.change_settings(|settings| settings::set_ranges(settings, pods, cluster))?;
+        self.ask_anew()
     }
 
     /// Makes the kernel's table say what the snapshot says. Returns sentences about what could not be placed.
@@ -562,37 +551,4 @@ fn bounded<'a>(problems: impl Iterator<Item = &'a str>) -> Vec<String> {
         few.push(format!("and {} more like these", all.len() - PROBLEMS));
     }
     few
-}
-
-/// The settings by configuration; what the configuration does not know yet stays as an earlier process left it.
-fn settings(config: &Config, earlier: Settings) -> Result<Settings, Error> {
-    let mut settings = Settings {
-        node_port_first: *config.node_ports.start(),
-        node_port_last: *config.node_ports.end(),
-        source_port_first: *SOURCE_PORTS.start(),
-        source_port_last: *SOURCE_PORTS.end(),
-        host_cookie: sys::netns_cookie()
-            .map_err(|error| Error::Kernel(format!("a network namespace has no cookie: {error}")))?,
-        processors: processors()? as u32,
-        // What an earlier process cached was decided by its programs.
-        epoch: earlier.epoch.wrapping_add(1),
-        cache_mask: object::buckets(processors()? as u32) - 1,
-        // Between two thirds and four thirds of a second.
-        tick_shift: (sys::timer_rate() * 2 / 3).max(1).ilog2() + 1,
-        flags: earlier.flags & !Settings::FOLLOWED,
-        ..earlier
-    };
-    let own = |v4: bool| config.node_addresses.iter().find(|address| address.is_ipv4() == v4).copied();
-    settings.families[0].node = wire(own(true).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)));
-    settings.families[1].node = own(false).map_or_else(Address::default, wire);
-    if let Some(pods) = config.pod_range {
-        set_ranges(&mut settings, pods, config.cluster_range.unwrap_or(pods));
-    }
-    Ok(settings)
-}
-
-fn set_ranges(settings: &mut Settings, pods: Range, cluster: Range) {
-    let family = &mut settings.families[usize::from(!pods.is_ipv4())];
-    (family.pod_network, family.pod_mask) = pods.wire();
-    (family.cluster_network, family.cluster_mask) = cluster.wire();
 }

@@ -13,7 +13,7 @@ use aya_obj::programs::XdpAttachType;
 use sluice_ebpf_common::maps;
 
 use crate::attach::{self, GUARD_PROGRAMS, SOCKET_PROGRAMS};
-use crate::pins::Pins;
+use crate::pins::{Pins, remove_pin};
 use crate::{Error, object, sys};
 
 /// Puts what an earlier process kept of programs like these in their place.
@@ -21,7 +21,8 @@ pub(crate) fn take(ebpf: &mut Ebpf, pins: &Pins, place: impl Fn(&str) -> PathBuf
     let folder = pins.programs(&origin(place)?);
     for (name, program) in ebpf.programs_mut() {
         let pin = folder.join(name);
-        if pin.exists()
+        if attach::is_needed(pins, name, program)
+            && pin.exists()
             && let Some(kept) = open(name, program, &pin).transpose()
         {
             *program = kept.map_err(|error| Error::ebpf(format!("take over the program {}", pin.display()), error))?;
@@ -30,14 +31,20 @@ pub(crate) fn take(ebpf: &mut Ebpf, pins: &Pins, place: impl Fn(&str) -> PathBuf
     Ok(())
 }
 
-/// Keeps programs that are loaded onto the maps of the set, and forgets all others.
+/// Keeps programs that are loaded onto the maps of the set and needed there, and forgets all others.
 pub(crate) fn keep(ebpf: &Ebpf, pins: &Pins) -> Result<(), Error> {
     let origin = origin(|name| pins.map(name))?;
     let folder = pins.add_programs(&origin)?;
-    let programs = ebpf.programs().filter(|(_, program)| attach::is_loaded_at_once(program));
-    for (pin, program) in programs.filter_map(|(name, program)| Some((folder.join(name), program.fd().ok()?))) {
-        if !pin.exists() {
-            sys::pin(program.as_fd(), &pin).map_err(|error| Error::system(format!("pin {}", pin.display()), error))?;
+    for (name, program) in ebpf.programs() {
+        let pin = folder.join(name);
+        match program.fd() {
+            Ok(fd) if attach::is_needed(pins, name, program) => {
+                if !pin.exists() {
+                    let failed = |error| Error::system(format!("pin {}", pin.display()), error);
+                    sys::pin(fd.as_fd(), &pin).map_err(failed)?;
+                }
+            }
+            _ => remove_pin(&pin)?,
         }
     }
     pins.remove_other_programs(&origin)

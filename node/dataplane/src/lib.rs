@@ -60,6 +60,7 @@ mod queues;
 mod range;
 mod resize;
 mod rules;
+mod settings;
 mod store;
 mod stream;
 mod sweep;

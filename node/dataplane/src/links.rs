@@ -86,7 +86,7 @@ impl Dataplane {
         };
         let plain = rules::are_plain().map_err(|error| Error::system("read the rules for routes", error))?;
         self.set_flag(Settings::PLAIN_RULES, plain)?;
-        self.change_settings(|settings| settings.epoch = settings.epoch.wrapping_add(1))?;
+        self.ask_anew()?;
         if !configured.iter().any(IpAddr::is_ipv6) {
             let six = links.iter().filter(|(name, link)| is_uplink(name, link)).find_map(|(_, link)| source(link, 6));
             let six = six.map_or_else(Address::default, |(_, six)| six);

@@ -43,6 +43,8 @@ pub(crate) struct Neighbours {
     wanted: BTreeMap<Address, PodLink>,
     /// Links of pods that policies hold for: their packets have to pass the programs that judge.
     isolated: BTreeSet<u32>,
+    /// How often the map was written.
+    writes: u64,
 }
 
 impl Neighbours {
@@ -50,7 +52,7 @@ impl Neighbours {
         let map: HashMap<MapData, Address, PodLink> = typed(pins, maps::PODS)?;
         let known: BTreeMap<Address, PodLink> =
             map.iter().collect::<Result<_, _>>().map_err(|error| Error::ebpf("read the pods", error))?;
-        let mut neighbours = Neighbours { redirect, map, wanted: known.clone(), known, isolated };
+        let mut neighbours = Neighbours { redirect, map, wanted: known.clone(), known, isolated, writes: 0 };
         neighbours.keep(|pod| redirect == Redirect::On && is_there(pod))?;
         neighbours.settle()?;
         Ok(neighbours)
@@ -89,12 +91,10 @@ impl Neighbours {
             .filter(|(_, pod)| self.isolated.contains(&pod.link))
             .map(|(address, _)| *address)
             .collect();
-        for address in gone {
-            self.map.remove(&address).map_err(failed)?;
-            self.known.remove(&address);
-        }
+        self.remove(gone)?;
         for (address, pod) in self.wanted.iter().filter(|(_, pod)| !self.isolated.contains(&pod.link)) {
             if self.known.insert(*address, *pod) != Some(*pod) {
+                self.writes += 1;
                 self.map.insert(address, pod, 0).map_err(failed)?;
             }
         }
@@ -114,7 +114,12 @@ impl Neighbours {
         self.wanted.retain(|address, pod| !goes(address, pod));
         let gone: Vec<Address> =
             self.known.iter().filter(|(address, pod)| goes(address, pod)).map(|(address, _)| *address).collect();
+        self.remove(gone)
+    }
+
+    fn remove(&mut self, gone: Vec<Address>) -> Result<(), Error> {
         for address in gone {
+            self.writes += 1;
             self.map.remove(&address).map_err(failed)?;
             self.known.remove(&address);
         }
@@ -145,6 +150,20 @@ impl Dataplane {
     /// an address that is nobody's. To be called before the pod's link goes; what nobody knows is success.
     pub fn forget_addresses(&self, addresses: impl IntoIterator<Item = IpAddr>) -> Result<(), Error> {
         let gone: Vec<Address> = addresses.into_iter().map(wire).collect();
-        self.inner.neighbours.lock().forget(|address, _| gone.contains(address))
+        self.change_neighbours(|neighbours| neighbours.forget(|address, _| gone.contains(address)))
+    }
+
+    /// Changes who is reached past the stack. Programs keep what they found out about a connection's ends: they ask anew then.
+    pub(crate) fn change_neighbours(
+        &self,
+        change: impl FnOnce(&mut Neighbours) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut neighbours = self.inner.neighbours.lock();
+        let before = neighbours.writes;
+        let changed = change(&mut neighbours);
+        if neighbours.writes != before {
+            self.ask_anew()?;
+        }
+        changed
     }
 }

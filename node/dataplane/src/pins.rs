@@ -274,7 +274,7 @@ fn create(dir: &Path) -> Result<(), Error> {
     std::fs::create_dir_all(dir).map_err(|error| Error::system(format!("create {}", dir.display()), error))
 }
 
-fn remove_pin(path: &Path) -> Result<(), Error> {
+pub(crate) fn remove_pin(path: &Path) -> Result<(), Error> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(Error::system(format!("remove {}", path.display()), error))

@@ -140,6 +140,6 @@ impl Dataplane {
         for _ in 0..2 {
             sweep::sweep(&self.inner.pins, u32::MAX)?;
         }
-        self.change_settings(|settings| settings.epoch = settings.epoch.wrapping_add(1))
+        self.ask_anew()
     }
 }

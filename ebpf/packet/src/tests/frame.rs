@@ -457,8 +457,12 @@ impl Tunnel for Frame {
 
 impl Routed for Frame {
     /// Others' Ethernet addresses are groups'.
-    fn is_for_node(&self) -> bool {
+    fn is_addressed(&self) -> bool {
         self.bytes[0] & 1 == 0
+    }
+
+    fn is_for_node(&self) -> bool {
+        self.is_addressed()
     }
 
     fn exit(&self, key: &FlowKey, _: u32, length: u32, exit: &mut Exit) {

@@ -6,7 +6,7 @@ use sluice_ebpf_common::{PodLink, Scope, protocol};
 
 use super::frame::{ACK, Frame, SYN, wire};
 use super::world::World;
-use crate::{MARK_NEEDS_SOURCE, Verdict, carry_out, egress_uplink, from_outside, from_pod};
+use crate::{MARK_NEEDS_SOURCE, MARK_SETTLED, Verdict, carry_out, egress_uplink, from_outside, from_pod};
 
 const MTU: u32 = 1500;
 
@@ -270,4 +270,52 @@ fn what_is_translated_on_the_way_in_goes_straight_into_its_pod() {
     let mut refused = Frame::tcp("192.0.2.9:7", "198.51.100.1:80", SYN, b"");
     let verdict = from_outside(&mut refused, &world);
     assert_eq!(carry_out(&mut refused, &world, verdict), Verdict::Answer);
+}
+
+#[test]
+fn what_was_found_out_about_a_connections_ends_is_kept_until_pods_change() {
+    let mut world = world();
+    let all = |world: &World| {
+        [
+            from_pod(&mut Frame::tcp("10.244.0.9:7", "10.244.0.5:8080", ACK, b""), world),
+            from_outside(&mut Frame::tcp("192.0.2.9:7", "10.244.0.5:8080", ACK, b""), world),
+            from_pod(&mut Frame::tcp("10.244.0.9:7", "10.244.9.9:8080", ACK, b""), world),
+        ]
+    };
+    let found = all(&world);
+    assert!(matches!(found, [Verdict::Into(2), Verdict::Into(2), Verdict::Leave(_)]), "{found:?}");
+    // Nobody looks: the one who changes them says so.
+    let pods = core::mem::take(&mut world.pods);
+    assert_eq!(all(&world), found);
+    // On another link it is another one's.
+    world.link = 3;
+    assert_eq!(all(&world), [Verdict::Pass; 3]);
+    world.link = 1;
+    world.settings.epoch += 1;
+    assert_eq!(all(&world), [Verdict::Pass; 3]);
+    world.pods = pods;
+    assert_eq!(all(&world), found);
+    // Another packet of the connection may be too long.
+    let mut long = Frame::tcp("192.0.2.9:7", "10.244.0.5:8080", ACK, &vec![0; MTU as usize - 39]);
+    assert_eq!(from_outside(&mut long, &world), Verdict::Pass);
+}
+
+#[test]
+fn an_answer_is_known_though_packets_with_the_same_ends_were_none() {
+    let mut world = world();
+    world.serve(protocol::TCP, Scope::External, "*:30080", &["10.244.0.5:8080"]);
+    world.link = 2;
+    let sent = |world: &World| {
+        let mut answer = Frame::tcp("10.244.0.5:8080", "10.244.9.9:7", ACK, b"");
+        assert!(matches!(from_pod(&mut answer, world), Verdict::Leave(_)));
+        answer
+    };
+    assert_eq!([sent(&world).mark, sent(&world).mark], [MARK_SETTLED; 2]);
+    // The client asks the service from the port from which it asked the pod.
+    let mut asked = Frame::tcp("10.244.9.9:7", "10.1.0.1:30080", SYN, b"");
+    assert_eq!(from_outside(&mut asked, &world), Verdict::Into(2));
+    let mut answer = sent(&world);
+    assert_eq!(answer.mark, 0);
+    assert_eq!(egress_uplink(&mut answer, &world), Verdict::Pass);
+    assert_eq!(answer.ends(), "10.1.0.1:30080 > 10.244.9.9:7");
 }

@@ -275,7 +275,7 @@ impl Copies {
         let mut found = Vec::new();
         for place in 0..PATHS {
             let all = paths.get(&place, 0).map_err(|error| Error::ebpf("read the copies", error))?;
-            found.extend(all.iter().filter(|bytes| bytes.iter().any(|byte| *byte != 0)).map(path));
+            found.extend(all.iter().filter(|bytes| bytes.iter().any(|byte| *byte != 0)).filter_map(path));
         }
         Ok(found)
     }
@@ -323,9 +323,12 @@ fn route(desk: &[u8; size_of::<Desk>()]) -> Route {
     }
 }
 
-/// A way as it stands in the map: its connection first.
-fn path(bytes: &[u8; size_of::<Path>()]) -> (FlowKey, Exit) {
+/// A way to the outside as it stands in the map: its connection first.
+fn path(bytes: &[u8; size_of::<Path>()]) -> Option<(FlowKey, Exit)> {
     let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    if word(std::mem::offset_of!(Path, decided)) == Path::INTO {
+        return None;
+    }
     let half = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
     let address = |at: usize| Address { words: [0, 4, 8, 12].map(|more| word(at + more)) };
     let key = FlowKey {
@@ -339,5 +342,5 @@ fn path(bytes: &[u8; size_of::<Path>()]) -> (FlowKey, Exit) {
     };
     let at = std::mem::offset_of!(Path, exit);
     let [link, mtu, family, a, b, c, d] = std::array::from_fn(|number| word(at + 4 * number));
-    (key, Exit { link, mtu, family, neighbour: [a, b, c, d] })
+    Some((key, Exit { link, mtu, family, neighbour: [a, b, c, d] }))
 }

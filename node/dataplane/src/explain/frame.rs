@@ -350,6 +350,10 @@ impl Tunnel for Frame<'_> {
 }
 
 impl Routed for Frame<'_> {
+    fn is_addressed(&self) -> bool {
+        self.ways.for_node
+    }
+
     fn is_for_node(&self) -> bool {
         self.ways.for_node
     }

@@ -112,6 +112,7 @@ pub(super) struct Model<'a> {
     desk: RefCell<Desk>,
     cache4: RefCell<Bucket4>,
     cache6: RefCell<Bucket6>,
+    path: RefCell<Path>,
     /// What the kernel's routes said to the program; of link 0 when it did not ask, or in vain.
     route: Route,
     now: u32,
@@ -131,6 +132,7 @@ impl<'a> Model<'a> {
             desk: RefCell::default(),
             cache4: RefCell::default(),
             cache6: RefCell::default(),
+            path: RefCell::default(),
             route: Route::default(),
             now: sys::coarse_seconds(),
         }
@@ -400,9 +402,9 @@ impl Fast for Model<'_> {
 }
 
 impl Paths for Model<'_> {
-    /// Nothing is kept: the packet asks for its way.
+    /// Nothing is kept from before: the packet asks for its way.
     fn path<R>(&self, _: u32, with: impl FnOnce(&mut Path) -> R) -> Option<R> {
-        Some(with(&mut Path::default()))
+        Some(with(&mut self.path.borrow_mut()))
     }
 }
 

@@ -134,7 +134,7 @@ fn onward_by(frame: &mut Frame<'_>, model: &Model<'_>) -> Verdict {
     if !frame.is_for_node() || frame.mark != 0 {
         return Verdict::Pass;
     }
-    let verdict = early(onward(&mut Early::<false>(frame), model));
+    let verdict = early(onward(&mut Early::<false>(frame), model, || true));
     match verdict {
         Verdict::Onward(_) => settle(frame),
         Verdict::Drop(reason) => model.count_reason(reason),

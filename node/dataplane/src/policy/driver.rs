@@ -248,7 +248,7 @@ impl Dataplane {
         }
         let written = policies.write();
         // What is isolated has to pass the programs that judge, and what is not any more may go straight again.
-        self.inner.neighbours.lock().isolate(policies.isolated())?;
+        self.change_neighbours(|neighbours| neighbours.isolate(policies.isolated()))?;
         written
     }
 

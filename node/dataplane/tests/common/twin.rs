@@ -112,7 +112,7 @@ const DIRECT: [(&str, Protocol, &str, &str, &str); 6] = [
 pub(crate) fn host(world: &World, hook: Hook, frame: &mut Frame) -> Outcome {
     let verdict = match hook {
         Hook::Wire | Hook::Onward => {
-            let way = if hook == Hook::Wire { uplink(frame, world) } else { onward(frame, world) };
+            let way = if hook == Hook::Wire { uplink(frame, world) } else { onward(frame, world, || true) };
             return match way {
                 Way::Stack => Outcome::Passed,
                 Way::Out(_) => Outcome::Sent,
