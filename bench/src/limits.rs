@@ -78,7 +78,7 @@ pub(crate) const CALL_ROUNDS: usize = 50;
 /// How long each way is used in a round.
 pub(crate) const CALL_SLICE: Duration = Duration::from_millis(40);
 /// Rounds of being observed and not.
-pub(crate) const OBSERVE_ROUNDS: usize = 10;
+pub(crate) const OBSERVE_ROUNDS: usize = 20;
 /// How long each use of a Service is observed: longer than events' tokens last.
 pub(crate) const OBSERVE_SLICE: Duration = Duration::from_secs(1);
 /// A client gives up after so many failures in a slice.
