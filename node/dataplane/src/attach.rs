@@ -102,8 +102,8 @@ impl Traffic {
 /// a link has them or gets them.
 const ON_DEMAND: [&str; 4] = [wire::PROGRAM, ONWARD.0, OWN_PROGRAMS[0].0, OWN_PROGRAMS[1].0];
 
-/// Loads the programs that a node has, unless they are kept from before, with those that are attached only to some links if they are, on all processors: the verifier
-/// walks each for itself, the long ones for a fifth of a second. Without the driver's program the others do its work.
+/// Loads the programs that a node has, unless they are kept from before, with those that are attached only to some links if
+/// they are, on all processors: the verifier walks each for itself, the long ones for a fifth of a second. Without the driver's program the others do its work.
 pub(crate) fn load_programs(ebpf: &mut Ebpf, pins: &Pins) -> Result<(), Error> {
     let is_missing = |name: &str, program: &Program| is_needed(pins, name, program) && program.fd().is_err();
     let mut programs: Vec<_> = ebpf.programs_mut().filter(|(name, program)| is_missing(name, program)).collect();
