@@ -78,9 +78,11 @@ pub(crate) const CALL_ROUNDS: usize = 50;
 /// How long each way is used in a round.
 pub(crate) const CALL_SLICE: Duration = Duration::from_millis(40);
 /// Rounds of being observed and not.
-pub(crate) const OBSERVE_ROUNDS: usize = 20;
-/// How long each use of a Service is observed: longer than events' tokens last.
-pub(crate) const OBSERVE_SLICE: Duration = Duration::from_secs(1);
+pub(crate) const OBSERVE_ROUNDS: usize = 120;
+/// Not counted before them: longer than events' tokens last.
+pub(crate) const OBSERVE_LEAD: Duration = Duration::from_millis(150);
+/// How long each use of a Service is observed.
+pub(crate) const OBSERVE_SLICE: Duration = Duration::from_millis(80);
 /// A client gives up after so many failures in a slice.
 pub(crate) const CALL_FAILURES: u64 = 20;
 /// Threads of a server: connections that it serves at once.

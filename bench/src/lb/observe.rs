@@ -41,9 +41,11 @@ fn measure(place: &Place, node: &Node, dataplane: &Dataplane) -> Result<Measured
                 dataplane.probe_sockets()?;
             }
             let follower = if state == 2 { Some(Following::begin(dataplane)?) } else { None };
+            // A follower hears of everything as long as events' tokens last: they are spent before it counts.
+            let order = |uses, time| Order { first: FIRST, count: SERVICES, port: PORT, uses, time };
+            client.call(&order(Use::Short, limits::OBSERVE_LEAD))?;
             for (at, (uses, title)) in USES.into_iter().enumerate() {
-                let order = Order { first: FIRST, count: SERVICES, port: PORT, uses, time: limits::OBSERVE_SLICE };
-                let outcome = client.call(&order)?;
+                let outcome = client.call(&order(uses, limits::OBSERVE_SLICE))?;
                 if outcome.failed > 0 {
                     bail!("{title}, {}: {} of {} failed", STATES[state], outcome.failed, outcome.done);
                 }

@@ -485,8 +485,30 @@ pub(crate) fn aim_by<M: Maps>(maps: &M, trace: u64) {
     );
 }
 
+/// The connection's trace again.
+#[inline(always)]
+pub(crate) fn aimed_by<M: Maps>(maps: &M) -> u64 {
+    let trace = maps.scratch(
+        #[inline(always)]
+        |scratch| scratch.trace,
+    );
+    trace.unwrap_or(0)
+}
+
+/// Picks a backend for a connection.
 #[inline(never)]
 pub(crate) fn aim<M: Maps>(maps: &M, header: &Header, frontend: &Frontend, target: &mut Target) -> Result<(), Reason> {
+    aim_at(maps, header, frontend, target)
+}
+
+/// The same where it is, for callers that have room on the kernel's stack: a call costs time.
+#[inline(always)]
+pub(crate) fn aim_at<M: Maps>(
+    maps: &M,
+    header: &Header,
+    frontend: &Frontend,
+    target: &mut Target,
+) -> Result<(), Reason> {
     let (id, backend) = choose(maps, header, frontend)?;
     target.address = backend.address;
     target.port = backend.port;
@@ -575,10 +597,6 @@ fn choose<M: Maps>(maps: &M, header: &Header, frontend: &Frontend) -> Result<(u3
         return Err(Reason::SourceRange);
     }
     service::pick(maps, frontend, &service::of_client(header, frontend), || {
-        let trace = maps.scratch(
-            #[inline(always)]
-            |scratch| scratch.trace,
-        );
-        service::planned(maps, frontend, header, trace.unwrap_or(0))
+        service::planned(maps, frontend, header, aimed_by(maps))
     })
 }

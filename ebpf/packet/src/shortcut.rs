@@ -108,7 +108,7 @@ pub(crate) fn decide<M: Fast>(maps: &M) -> u32 {
         #[inline(always)]
         |desk| match decided_before(maps, desk) {
             ANSWER => DECIDED,
-            REQUEST if backend(maps, desk) && reach(maps, desk) => {
+            REQUEST if backend(maps, desk) && recorded(maps, desk) && reach(maps, desk) => {
                 if desk.record == BEGINS {
                     BEGUN
                 } else {
@@ -142,6 +142,11 @@ const REQUEST: u32 = 2;
 /// Settles what was counted, and decides about answers. The first one of a connection makes its entries.
 #[inline(always)]
 fn decided_before<M: Fast>(maps: &M, desk: &mut Desk) -> u32 {
+    // Nothing to settle, and no answer: a call costs half a lookup where the kernel guards its returns.
+    if desk.packets == 0 && !is_answer(maps, &desk.header) {
+        desk.record = BEGINS;
+        return REQUEST;
+    }
     // Without room the stack tells.
     let whole = !is_answer(maps, &desk.header) || fused::join(maps, &desk.header);
     let code = begin(maps, desk);
@@ -218,34 +223,51 @@ fn back<M: Fast>(maps: &M, desk: &mut Desk) -> u32 {
 fn backend<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
     let Some(settings) = maps.settings() else { return false };
     let (address, port) = (&desk.header.destination, desk.header.destination_port);
-    let frontend = service::find(maps, settings, address, port, desk.header.protocol, Scope::External);
-    if frontend.is_none() && !service::is_node_port(maps, settings, address, port) {
+    let Some(frontend) = service::find(maps, settings, address, port, desk.header.protocol, Scope::External) else {
+        // The port of a service that was deleted: its open connections go on. A refusal is the stack's to tell.
+        return service::is_node_port(maps, settings, address, port) && resumes(maps, desk, false);
+    };
+    let trace = encap::trace(&desk.header);
+    let unknown = encap::opens_unknown(maps, &desk.header, trace);
+    if resumes(maps, desk, unknown) {
+        return true;
+    }
+    let Desk { header, target, .. } = desk;
+    target.flags = Flow::NEEDS_SOURCE;
+    ingress::aim_by(maps, trace);
+    if ingress::aim_at(maps, header, &frontend, target).is_err() {
         return false;
     }
-    let trace = encap::trace(&desk.header);
-    let unknown = frontend.is_some() && encap::opens_unknown(maps, &desk.header, trace);
+    encap::applies(maps, header, &frontend, target);
+    true
+}
+
+/// Records a connection whose backend was picked just now. What leaves the node is recorded when it is known by which link.
+#[inline(always)]
+fn recorded<M: Maps>(maps: &M, desk: &mut Desk) -> bool {
+    let Desk { header, length, target, record, .. } = desk;
+    let length = u32::from(*length);
+    if matches!(*record, AIMED | WHOLE) || target.has(Flow::NEEDS_SOURCE) {
+        return true;
+    }
+    if target.has(Flow::ENCAPSULATED) {
+        encap::remember(maps, header, target, length, ingress::aimed_by(maps));
+        return true;
+    }
+    ingress::enter(maps, header, target, length).is_ok()
+}
+
+/// Finds a client's connection that is under way, unless nothing is known of it. What may be known opens again: the cache may have
+/// a record of it.
+#[inline(always)]
+fn resumes<M: Maps>(maps: &M, desk: &mut Desk, unknown: bool) -> bool {
     if !unknown && connection(maps, desk) {
         return true;
     }
-    let Desk { header, length, target, record, .. } = desk;
-    // What may be known opens again: the cache may have a record of it.
-    *record = if *record == BEGINS && (unknown || !header.opens()) { BEGINS } else { AGAIN };
-    target.flags = Flow::NEEDS_SOURCE;
-    // A refusal is the stack's to tell.
-    let Some(frontend) = frontend else { return false };
-    ingress::aim_by(maps, trace);
-    if ingress::aim(maps, header, &frontend, target).is_err() {
-        return false;
-    }
-    if encap::applies(maps, header, &frontend, target) {
-        encap::remember(maps, header, target, u32::from(*length), trace);
-        return true;
-    }
-    // What leaves the node is recorded when it is known by which link.
-    target.has(Flow::NEEDS_SOURCE) || ingress::enter(maps, header, target, u32::from(*length)).is_ok()
+    desk.record = if desk.record == BEGINS && (unknown || !desk.header.opens()) { BEGINS } else { AGAIN };
+    false
 }
 
-/// Finds a client's connection that is under way.
 #[inline(never)]
 fn connection<M: Maps>(maps: &M, desk: &mut Desk) -> bool {
     let Desk { header, length, target, source, record, packets, bytes, .. } = desk;
