@@ -83,6 +83,8 @@ pub(crate) const OBSERVE_ROUNDS: usize = 120;
 pub(crate) const OBSERVE_LEAD: Duration = Duration::from_millis(150);
 /// How long each use of a Service is observed.
 pub(crate) const OBSERVE_SLICE: Duration = Duration::from_millis(80);
+/// Rounds in which pairs of nodes take turns: they differ by less than one slice does from the next.
+pub(crate) const POD_ROUNDS: usize = 150;
 /// A client gives up after so many failures in a slice.
 pub(crate) const CALL_FAILURES: u64 = 20;
 /// Threads of a server: connections that it serves at once.

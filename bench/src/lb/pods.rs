@@ -70,7 +70,7 @@ fn measure(place: &Place, pairs: &[(&str, &Pair)]) -> Result<Measured> {
     for (uses, title, unit, least) in USES {
         let order = Order { first, count: 1, port: PORT, uses, time: limits::CALL_SLICE };
         let mut rates = vec![Vec::new(); pairs.len()];
-        for round in 0..=limits::CALL_ROUNDS {
+        for round in 0..=limits::POD_ROUNDS {
             place.interrupts.check()?;
             for step in 0..pairs.len() {
                 // Each round begins with another pair.

@@ -92,6 +92,18 @@ pub trait Bytes {
     fn write<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()>;
     /// Writes `N` words as they are to stand in the packet; checksums are not touched.
     fn write_words<const N: usize>(&mut self, offset: u32, words: [u32; N]) -> Option<()>;
+
+    /// [`Self::read_words`] at an offset that is a number in the program: the kernel may read there without a helper.
+    #[inline(always)]
+    fn read_headers<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        self.read_words(offset)
+    }
+
+    /// [`Self::write_words`] at such an offset.
+    #[inline(always)]
+    fn write_headers<const N: usize>(&mut self, offset: u32, words: [u32; N]) -> Option<()> {
+        self.write_words(offset, words)
+    }
 }
 
 /// A packet as a driver received it; or as it comes in on a link, which keeps account of what a checksum covers.

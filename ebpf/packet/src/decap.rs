@@ -9,7 +9,8 @@ use sluice_ebpf_common::{Address, Flow, FlowKey, FlowKind, Frontend, FrontendKey
 
 use crate::encap::{Carried, OUTER_V4, OUTER_V6, Tunnel};
 use crate::header::{ETHERNET, End, Header, Kind, parse_inner, rewrite};
-use crate::ingress::{Target, enter, forget};
+use crate::ingress::{enter, forget};
+use crate::target::Target;
 use crate::{Maps, Scratch, flow, fragment, sctp, service};
 
 /// What a packet that carries another one turned out to be, or a [`Reason`] to drop it, above these.

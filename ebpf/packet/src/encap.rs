@@ -11,8 +11,8 @@ use sluice_ebpf_common::{Address, Backend, Flow, FlowKind, Frontend, Reason, kno
 use crate::cache::Fast;
 use crate::family::{Plain, fold};
 use crate::header::{ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Header, transport_header};
-use crate::ingress::Target;
 use crate::shortcut::Desk;
+use crate::target::Target;
 use crate::{InsertError, Maps, Packet, Raw, Scratch, Verdict, flow, refuse, trail};
 
 /// Bytes of an outer IPv4 header.
@@ -413,30 +413,22 @@ pub(crate) fn outer_v6_first(start: u32, length: u32, port: u16) -> [u32; 2] {
 #[inline(never)]
 pub(crate) fn finish<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
     let Some(settings) = maps.settings() else { return false };
-    let Desk { header, length, path, target, .. } = desk;
+    let Desk { header, onward, length, path, target, .. } = desk;
     let outer = if header.v4 { OUTER_V4 as u16 } else { OUTER_V6 as u16 };
     (path.source, path.destination) = (settings.family(header.v4).node, target.address);
     (path.source_port, path.destination_port) = (0, target.port);
     (path.service, path.backend) = (target.service, target.backend);
     path.encapsulate = true;
     let length = length.saturating_add(outer);
-    if !trail::known(maps, settings, &target.address, length, target.backend, &mut path.route) && !seek(maps, desk, length)
-    {
-        return false;
+    if !trail::known(maps, settings, &target.address, length, target.backend, &mut path.route) {
+        *onward = *header;
+        (onward.source, onward.destination) = (path.source, path.destination);
+        if !trail::find(maps, settings, onward, length, target.backend, &mut path.route) {
+            return false;
+        }
     }
-    desk.path.route.mtu = desk.path.route.mtu.saturating_sub(outer);
+    path.route.mtu = path.route.mtu.saturating_sub(outer);
     true
-}
-
-/// Asks for the way of the outer packet. A function of its own in the kernel, where the stack is small.
-#[inline(never)]
-fn seek<M: Fast>(maps: &M, desk: &mut Desk, length: u16) -> bool {
-    let Some(settings) = maps.settings() else { return false };
-    let Desk { header, onward, path, target, .. } = desk;
-    *onward = *header;
-    (onward.source, onward.destination) = (path.source, path.destination);
-    let found = trail::find(maps, settings, onward, length, target.backend, &mut path.route);
-    maps.hide(found.into()) != 0
 }
 
 /// Puts a packet that a driver received into another one, as its record says.

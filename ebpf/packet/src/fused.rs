@@ -15,7 +15,7 @@ use sluice_ebpf_common::{Address, Flow, FlowKey, FlowKind, Reason, known, protoc
 
 use crate::egress::{self, Source};
 use crate::header::Header;
-use crate::ingress::Target;
+use crate::target::Target;
 use crate::{Begun, InsertError, Maps, Scratch, encap, flow, nat};
 
 /// Records a new connection from a client through `source`'s address to the target, and finds the port that it leaves with.

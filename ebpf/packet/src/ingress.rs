@@ -1,44 +1,15 @@
 //! Packets that come in: from the outside on an uplink, from a pod on its link.
 
-use sluice_ebpf_common::{Address, Backend, Flow, FlowKey, FlowKind, Frontend, Reason, Scope, Settings};
+use sluice_ebpf_common::{Backend, Flow, FlowKey, FlowKind, Frontend, Reason, Scope, Settings};
 
 use crate::header::{End, Header, Kind, parse, parse_quote, rewrite, rewrite_error};
 use crate::path::{Paths, Routed};
 use crate::straight::{Stage, straight};
+use crate::target::Target;
 use crate::{
     InsertError, MARK_NEEDS_SOURCE, Maps, Packet, Scratch, Tunnel, Verdict, decap, encap, flow, fragment, fused, nat,
     own, service,
 };
-
-/// The destination that a packet of a service goes to.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Target {
-    pub(crate) address: Address,
-    pub(crate) port: u16,
-    /// As its connection's.
-    pub(crate) flags: u16,
-    pub(crate) service: u32,
-    pub(crate) backend: u32,
-}
-
-impl Target {
-    #[inline(always)]
-    fn of(flow: &Flow) -> Target {
-        Target {
-            address: flow.address,
-            port: flow.port,
-            flags: flow.flags,
-            service: flow.service,
-            backend: flow.backend,
-        }
-    }
-
-    /// Is one of these bits set?
-    #[inline(always)]
-    pub(crate) fn has(&self, bits: u16) -> bool {
-        self.flags & bits != 0
-    }
-}
 
 /// Handles a packet that a pod sends: what is for another pod of this node is put into it, and what is for the outside leaves at
 /// once. Packets for service addresses find a backend before that.

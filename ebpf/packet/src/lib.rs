@@ -38,6 +38,7 @@ mod service;
 mod shortcut;
 mod socket;
 mod straight;
+mod target;
 #[cfg(any(test, feature = "fuzz"))]
 mod tests;
 mod trail;

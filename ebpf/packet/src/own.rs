@@ -10,7 +10,8 @@ use sluice_ebpf_common::{Flow, FlowKind, Frontend, Reason, Scope, protocol};
 
 use crate::egress::{Source, from_service, source};
 use crate::header::{End, Header, Kind, parse_quote, rewrite};
-use crate::ingress::{Target, aim as pick, aim_by, enter, known, read, serves};
+use crate::ingress::{aim as pick, aim_by, enter, known, read, serves};
+use crate::target::Target;
 use crate::{ETHERNET, Hop, Maps, Packet, Scratch, Tunnel, Verdict, flow, fragment, service};
 
 /// What [`decide`] says, as one word; a reason, a link or a length stands above the last eight.

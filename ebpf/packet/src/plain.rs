@@ -6,8 +6,8 @@ use sluice_ebpf_common::{Address, FlowKey, FlowKind, protocol};
 use crate::Bytes;
 use crate::header::{ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 
-const LIFE_4: u32 = ETHERNET + 8;
-const LIFE_6: u32 = ETHERNET + 4;
+pub(crate) const LIFE_4: u32 = ETHERNET + 8;
+pub(crate) const LIFE_6: u32 = ETHERNET + 4;
 
 /// A plain packet's first word, in the bits of the other one.
 pub(crate) const PLAIN_4: u32 = 0x4500_0000_u32.to_be();
@@ -42,7 +42,7 @@ pub(crate) fn plain<P: Bytes>(packet: &P) -> Option<Plain> {
 
 #[inline(always)]
 fn plain_v4<P: Bytes>(packet: &P) -> Option<Plain> {
-    let [start, fragment, life, source, destination, ports] = packet.read_words::<6>(ETHERNET)?;
+    let [start, fragment, life, source, destination, ports] = packet.read_headers::<6>(ETHERNET)?;
     let [hops, number, ..] = life.to_ne_bytes();
     if start & VERSION_4 != PLAIN_4 || fragment & FRAGMENT != 0 || !has_ports(number) {
         return None;
@@ -53,7 +53,7 @@ fn plain_v4<P: Bytes>(packet: &P) -> Option<Plain> {
 
 #[inline(always)]
 fn plain_v6<P: Bytes>(packet: &P) -> Option<Plain> {
-    let words = packet.read_words::<11>(ETHERNET)?;
+    let words = packet.read_headers::<11>(ETHERNET)?;
     let [_, _, number, hops] = words[1].to_ne_bytes();
     let source = Address { words: [words[2], words[3], words[4], words[5]] };
     let destination = Address { words: [words[6], words[7], words[8], words[9]] };

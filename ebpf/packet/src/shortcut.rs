@@ -9,7 +9,8 @@ use sluice_ebpf_common::{Address, Flow, FlowKind, Scope, Settings};
 use crate::cache::{BEGUN, DECIDED, FORGET, Fast, NOTHING};
 use crate::egress::{self, Source};
 use crate::header::Header;
-use crate::ingress::{self, Target};
+use crate::ingress;
+use crate::target::Target;
 use crate::{Maps, encap, flow, fused, service, trail};
 
 /// The way out to a neighbour.
@@ -104,26 +105,23 @@ impl Desk {
 /// the next.
 #[inline(always)]
 pub(crate) fn decide<M: Fast>(maps: &M) -> u32 {
-    let decided = maps.desk(
-        #[inline(always)]
-        |desk| match decided_before(maps, desk) {
-            ANSWER => DECIDED,
-            REQUEST if backend(maps, desk) && recorded(maps, desk) && reach(maps, desk) => {
-                if desk.record == BEGINS {
-                    BEGUN
-                } else {
-                    DECIDED
+    let decided =
+        maps.desk(
+            #[inline(always)]
+            |desk| match decided_before(maps, desk) {
+                ANSWER => DECIDED,
+                REQUEST if backend(maps, desk) && recorded(maps, desk) && reach(maps, desk) => {
+                    if desk.record == BEGINS { BEGUN } else { DECIDED }
                 }
-            }
-            _ => {
-                if desk.recorded || desk.record != BEGINS {
-                    FORGET
-                } else {
-                    NOTHING
+                _ => {
+                    if desk.recorded || desk.record != BEGINS {
+                        FORGET
+                    } else {
+                        NOTHING
+                    }
                 }
-            }
-        },
-    );
+            },
+        );
     decided.unwrap_or(NOTHING)
 }
 

@@ -10,7 +10,7 @@ use sluice_ebpf_common::{Address, FlowKey, FrontendKey, PodLink, Reason, Scope, 
 
 use crate::header::{ETHERNET, End, Header, Kind, rewrite};
 use crate::path::{self, Kept, LEAVES, Path, Paths, Routed, UNKNOWN};
-use crate::plain::{Plain, is_end, one_hop_less, plain};
+use crate::plain::{LIFE_4, LIFE_6, Plain, is_end, one_hop_less, plain};
 use crate::{MARK_SETTLED, Maps, Packet, Verdict, flow};
 
 /// When a packet is looked at.
@@ -111,7 +111,7 @@ fn into<P: Routed, M: Paths>(packet: &mut P, maps: &M, plain: &Plain, to: &PodLi
         Some(()) => u64::from(to.link) | ANSWER,
         None => u64::from(to.link),
     };
-    if age(packet, plain).is_none() || packet.write_words(0, to.ethernet).is_none() {
+    if age(packet, plain).is_none() || packet.write_headers(0, to.ethernet).is_none() {
         return BROKEN;
     }
     way
@@ -168,9 +168,15 @@ fn is_for_pod<M: Maps>(maps: &M, key: &FlowKey) -> bool {
     key.destination.within(&family.cluster_network, &family.cluster_mask) && maps.frontend(&frontend).is_none()
 }
 
+/// One hop less. With IPv4 the header's sum stays, and with it whatever a card summed up.
 #[inline(always)]
 fn age<P: Packet>(packet: &mut P, plain: &Plain) -> Option<()> {
-    packet.write_counted(plain.life_at, one_hop_less(plain.life, plain.life_at))
+    let Plain { life_at, life, .. } = *plain;
+    if life_at == LIFE_4 {
+        packet.write_headers(LIFE_4, [one_hop_less(life, LIFE_4)])
+    } else {
+        packet.write_counted(LIFE_6, one_hop_less(life, LIFE_6))
+    }
 }
 
 #[inline(always)]

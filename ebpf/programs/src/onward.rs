@@ -48,15 +48,6 @@ struct Linear {
 }
 
 impl Linear {
-    /// Where `length` bytes at `offset` are. All arithmetic is in whole registers, as the verifier wants it.
-    #[inline(always)]
-    fn at(&self, offset: u32, length: usize) -> Option<usize> {
-        // SAFETY: the context is valid for the whole program.
-        let (start, end) = unsafe { ((*self.skb).data as usize, (*self.skb).data_end as usize) };
-        let at = start + offset as usize;
-        if at + length > end { None } else { Some(at) }
-    }
-
     #[inline(always)]
     fn store(&mut self, offset: u32, bytes: *const u8, length: u32, flags: u32) -> Option<()> {
         // SAFETY: the helper checks offset and length; the bytes are live locals of that length.
@@ -72,19 +63,19 @@ impl Linear {
     }
 }
 
-// SAFETY of all blocks: `at` says that the bytes are there. Words may stand at any address: the kernel runs such programs on
-// machines that read them there.
+// SAFETY of all blocks: `traffic::at` says that the bytes are there. Words may stand at any address: the kernel runs such
+// programs on machines that read them there.
 impl Bytes for Linear {
     #[inline(always)]
     fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        let at = self.at(offset, N)?;
+        let at = traffic::at(self.skb, offset, N)?;
         // SAFETY: see above.
         Some(unsafe { (at as *const [u8; N]).read() })
     }
 
     #[inline(always)]
     fn read_words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
-        let at = self.at(offset, N * 4)?;
+        let at = traffic::at(self.skb, offset, N * 4)?;
         // SAFETY: see above.
         Some(unsafe { (at as *const [u32; N]).read() })
     }

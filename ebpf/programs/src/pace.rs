@@ -15,14 +15,19 @@ use sluice_packet::pace::{Turn, takes, turn};
 use crate::kernel::Kernel;
 use crate::maps;
 
-/// Notes whose packet it is, if its pod has a limit. A function of its own, so that nothing else is looked at twice for it.
-#[inline(never)]
+/// Notes whose packet it is, if its pod has a limit.
+#[inline(always)]
 pub fn note(skb: *mut __sk_buff) {
     let Some(all) = maps::PACES.get_ptr(Pace::ALL) else { return };
     // SAFETY: a word of an array map.
-    if unsafe { read_volatile(&raw const (*all).rate) } == 0 {
-        return;
+    if unsafe { read_volatile(&raw const (*all).rate) } != 0 {
+        note_pod(skb);
     }
+}
+
+/// A function of its own, so that nothing else is looked at twice for it.
+#[inline(never)]
+fn note_pod(skb: *mut __sk_buff) {
     // SAFETY: the context is valid for the whole program; the map returned a pointer to a whole value.
     unsafe {
         let Some(place) = maps::PACED.get_ptr((*skb).ifindex) else { return };
@@ -38,17 +43,21 @@ pub fn forget(skb: *mut __sk_buff) {
 }
 
 /// Says when a packet leaves. False when it would wait for too long.
-#[inline(never)]
+#[inline(always)]
 pub fn depart(skb: *mut __sk_buff) -> bool {
     // SAFETY: the context is valid for the whole program.
-    let (queue, bytes) = unsafe { ((*skb).queue_mapping, (*skb).wire_len) };
-    let place = queue.wrapping_sub(Pace::NOTE);
-    if place == Pace::ALL || place >= limits::PACES {
-        return true;
-    }
+    let place = unsafe { (*skb).queue_mapping }.wrapping_sub(Pace::NOTE);
+    place == Pace::ALL || place >= limits::PACES || depart_in_turn(skb, place)
+}
+
+/// A function of its own, as above.
+#[inline(never)]
+fn depart_in_turn(skb: *mut __sk_buff, place: u32) -> bool {
     let Some(pace) = maps::PACES.get_ptr_mut(place) else { return true };
-    // SAFETY: the map returned a pointer to a whole value, whose words all processors change by atomic operations.
+    // SAFETY: the context is valid for the whole program; the map returned a pointer to a whole value, whose words all processors
+    // change by atomic operations.
     unsafe {
+        let bytes = (*skb).wire_len;
         let rate = read_volatile(&raw const (*pace).rate);
         if rate == 0 {
             return true;

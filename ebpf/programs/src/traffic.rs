@@ -175,6 +175,16 @@ pub struct Buffer {
     pub skb: *mut __sk_buff,
 }
 
+/// Where `length` bytes at `offset` are, if the kernel has them in one piece with the packet's beginning: headers nearly always
+/// are. All arithmetic is in whole registers, as the verifier wants it.
+#[inline(always)]
+pub fn at(skb: *const __sk_buff, offset: u32, length: usize) -> Option<usize> {
+    // SAFETY: the context is valid for the whole program.
+    let (start, end) = unsafe { ((*skb).data as usize, (*skb).data_end as usize) };
+    let at = start + offset as usize;
+    if at + length > end { None } else { Some(at) }
+}
+
 #[inline(always)]
 fn done(result: i64) -> Option<()> {
     if result == 0 { Some(()) } else { None }
@@ -187,7 +197,8 @@ fn zero(zero_is_none: bool) -> u64 {
 }
 
 // SAFETY of all blocks: `skb` is the program's context; the helpers check offsets and lengths themselves, and the
-// buffers are live locals of the length that is passed.
+// buffers are live locals of the length that is passed. [`at`] says that bytes are there, and words may stand at any address: the
+// kernel runs such programs on machines that read them there.
 impl Bytes for Buffer {
     #[inline(always)]
     fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
@@ -226,6 +237,21 @@ impl Bytes for Buffer {
     fn write_words<const N: usize>(&mut self, offset: u32, words: [u32; N]) -> Option<()> {
         // SAFETY: see above.
         done(unsafe { bpf_skb_store_bytes(self.skb, offset, words.as_ptr().cast(), N as u32 * 4, 0) })
+    }
+
+    #[inline(always)]
+    fn read_headers<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        let Some(at) = at(self.skb, offset, N * 4) else { return self.read_words(offset) };
+        // SAFETY: see above.
+        Some(unsafe { (at as *const [u32; N]).read() })
+    }
+
+    #[inline(always)]
+    fn write_headers<const N: usize>(&mut self, offset: u32, words: [u32; N]) -> Option<()> {
+        let Some(at) = at(self.skb, offset, N * 4) else { return self.write_words(offset, words) };
+        // SAFETY: see above. The kernel makes a packet that others see, too, this program's own before it starts.
+        unsafe { (at as *mut [u32; N]).write(words) };
+        Some(())
     }
 }
 
