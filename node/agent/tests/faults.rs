@@ -5,7 +5,7 @@
 mod common;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -155,7 +155,21 @@ async fn nothing_is_left(w: &World) {
         if left.is_empty() {
             return;
         }
-        assert!(tokio::time::Instant::now() < end, "left: {left:#?}");
+        assert!(tokio::time::Instant::now() < end, "left: {left:#?}, {}", told_of_shims(dir));
         tokio::task::yield_now().await;
     }
+}
+
+/// Shims that are left, and what containerd said of their containers.
+fn told_of_shims(dir: &Path) -> String {
+    let log = fs::read_to_string(dir.join("containerd/containerd.log")).unwrap_or_default();
+    let mut told = String::new();
+    for pid in processes(&["containerd-shim", &dir.to_string_lossy()]) {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        let id = line.split(" -id ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or("?");
+        told += &format!("{line}\n");
+        log.lines().filter(|line| line.contains(id)).for_each(|line| told += &format!("  {line}\n"));
+    }
+    told
 }

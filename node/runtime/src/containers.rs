@@ -22,8 +22,8 @@ use tonic::Code;
 use crate::error::or_gone;
 use crate::host::{self, Layers};
 use crate::{
-    Config, ContainerSpec, ContainerState, Error, Exit, Prepared, Result, Runtime, Seccomp, Status, daemon, events,
-    exec, labels, limits, loggers, spec, users,
+    Config, ContainerSpec, ContainerState, Error, Exit, Prepared, Result, Runtime, Seccomp, Status, events, exec,
+    labels, limits, loggers, shims, spec, users,
 };
 
 const RUNC: &str = "io.containerd.runc.v2";
@@ -144,7 +144,7 @@ impl Runtime {
             return Some(done);
         }
         tracing::warn!(container = id, "a shim does not {what}; ending the shim");
-        daemon::end_shim(&self.inner.config.socket, id);
+        shims::end(&self.inner.config.socket, id);
         None
     }
 
@@ -175,6 +175,7 @@ impl Runtime {
         let delete = client.call(DeleteContainerRequest { id: id.to_owned() });
         let deleted = client.containers().delete(delete).await;
         or_gone(deleted.map(drop).map_err(client.failed(id)))?;
+        self.see_shims_off();
         self.inner.images.remove_snapshot(id).await?;
         exec::forget(&self.inner.config, id)
     }
@@ -244,6 +245,14 @@ impl Runtime {
         let mut tasks: HashMap<String, Task> = tasks.map(|task| (task.id.clone(), task)).collect();
         let records = records.into_inner().containers.into_iter();
         Ok(records.map(|record| (tasks.remove(&record.id), record)).map(|(task, record)| (record, task)).collect())
+    }
+
+    /// Every container's id, ours or not.
+    pub(crate) async fn ids(&self) -> Result<HashSet<String>> {
+        let client = &self.inner.client;
+        let list = client.call(ListContainersRequest::default());
+        let all = client.containers().list(list).await.map_err(client.failed("containers"))?;
+        Ok(all.into_inner().containers.into_iter().map(|container| container.id).collect())
     }
 
     /// One container of ours.

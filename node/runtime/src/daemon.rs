@@ -3,11 +3,9 @@
 //! It gets its own root, state, socket and a minimal configuration below one directory, so that any number of them run
 //! side by side. It outlives us: a later `spawn` finds it by its socket and adopts it.
 
-use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -20,7 +18,7 @@ use tokio::io::unix::AsyncFd;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::Client;
-use crate::{Error, Result, limits, sys};
+use crate::{Error, Result, limits, shims, sys};
 
 /// Where the programs may be beside `PATH`.
 const PROGRAM_DIRS: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -59,7 +57,7 @@ impl Containerd {
         let config = dir.join("config.toml");
         fs::write(&config, configuration(dir, socket)).map_err(Error::io(format!("writing {}", config.display())))?;
         let log = dir.join("containerd.log");
-        let of_before = shims(socket);
+        let of_before = shims::of(socket);
         let mut child = Command::new("containerd")
             .arg("--config")
             .arg(&config)
@@ -85,7 +83,7 @@ impl Containerd {
                 });
             }
         }
-        end_forsaken(dir, &of_before);
+        shims::end_forsaken(dir, &of_before);
         Ok(known(process))
     }
 
@@ -146,7 +144,7 @@ impl Containerd {
             Watched::new(pid)?.stop().await?;
         }
         let addresses = shim_sockets(&dir.join("state"));
-        for pid in shims(socket) {
+        for pid in shims::of(socket) {
             let Ok(shim) = Watched::new(pid) else { continue };
             for child in sys::children(pid) {
                 signal(child, Signal::SIGKILL);
@@ -274,47 +272,6 @@ fn last_line(path: &Path) -> String {
 fn owner(socket: &Path) -> Option<Pid> {
     let stream = UnixStream::connect(socket).ok()?;
     getsockopt(&stream, PeerCredentials).ok().map(|peer| Pid::from_raw(peer.pid()))
-}
-
-/// Ends the shim of one container; none is success.
-pub(crate) fn end_shim(socket: &Path, id: &str) {
-    shims_with(&[("-address", socket.as_os_str()), ("-id", id.as_ref())]).for_each(|pid| signal(pid, Signal::SIGKILL));
-}
-
-/// Shims started for the containerd of this socket.
-fn shims(socket: &Path) -> Vec<Pid> {
-    shims_with(&[("-address", socket.as_os_str())]).collect()
-}
-
-/// Shims whose command line has each of these flags with its value.
-fn shims_with(flags: &[(&str, &OsStr)]) -> impl Iterator<Item = Pid> {
-    sys::processes()
-        .filter(|(_, line)| {
-            let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-            let program = String::from_utf8_lossy(words[0]);
-            let name = program.rsplit('/').next().unwrap_or_default();
-            let has = |(flag, value): &(&str, &OsStr)| {
-                words.windows(2).any(|pair| pair == [flag.as_bytes(), value.as_encoded_bytes()])
-            };
-            name.starts_with("containerd-shim") && flags.iter().all(has)
-        })
-        .map(|(pid, _)| pid)
-}
-
-/// Ends shims that were being started when the containerd before ended: the next one finds no bundle that tells of them, and
-/// they would wait for its calls for ever. One that a container lives under has a child.
-fn end_forsaken(dir: &Path, shims: &[Pid]) {
-    let bundles = dir.join("state/io.containerd.runtime.v2.task");
-    for &pid in shims {
-        let Some(line) = sys::command_line(pid) else { continue };
-        let words: Vec<&OsStr> = line.split(|byte| *byte == 0).map(OsStr::from_bytes).collect();
-        let value = |flag: &str| words.windows(2).find(|pair| pair[0] == flag).map(|pair| pair[1]);
-        let (Some(namespace), Some(id)) = (value("-namespace"), value("-id")) else { continue };
-        if !bundles.join(namespace).join(id).exists() && sys::children(pid).is_empty() {
-            tracing::warn!(%pid, container = %id.display(), "a shim was left by containerd's end; ending it");
-            signal(pid, Signal::SIGKILL);
-        }
-    }
 }
 
 /// Where the shims listen: outside of our folders, named in each container's bundle.

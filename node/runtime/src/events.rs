@@ -11,7 +11,7 @@ use prost::Message;
 use tonic::Streaming;
 
 use crate::runtime::Inner;
-use crate::{Error, Event, Result, Runtime, Status, daemon, exec, labels, limits, loggers, sys};
+use crate::{Error, Event, Result, Runtime, Status, exec, labels, limits, loggers, shims, sys};
 
 /// The topic of our own event.
 const READY: &str = "/sluice/ready";
@@ -132,7 +132,7 @@ fn watch_process(runtime: &Runtime, id: &str, pid: u32) {
         tracing::warn!(container = id, "a shim does not tell of its container's end");
         match sys::exit_code(pid, process.get_ref()) {
             Some(code) => ended(&runtime, &id, code, Some(at)).await,
-            None => daemon::end_shim(&runtime.inner.config.socket, &id),
+            None => shims::end(&runtime.inner.config.socket, &id),
         }
     });
 }

@@ -28,6 +28,7 @@ mod reference;
 mod registry;
 mod runtime;
 mod seccomp;
+mod shims;
 mod snapshots;
 mod spec;
 mod sys;

@@ -61,6 +61,8 @@ pub const TASK_DELETED: Duration = Duration::from_secs(10);
 pub const TASK_STUCK: Duration = Duration::from_secs(20);
 /// How long after its first process's end a container's end may be untold by its shim.
 pub const END_UNTOLD: Duration = Duration::from_secs(10);
+/// How long after its container was removed a shim may stay: longer than the 5 s that it gives its last events.
+pub const SHIM_END: Duration = Duration::from_secs(10);
 /// Bytes held for an attached client that is slow; more and it is cut off.
 pub const ATTACH_QUEUE: usize = 1024 * 1024;
 /// Clients attached to one container.

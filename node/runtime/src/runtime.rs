@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use containerd_client::services::v1::snapshots::StatSnapshotRequest;
@@ -37,6 +38,8 @@ pub(crate) struct Inner {
     pub(crate) events: broadcast::Sender<Event>,
     /// Containers whose end was announced, until they are removed.
     pub(crate) announced: Mutex<HashSet<String>>,
+    /// Somebody looks for shims of removed containers soon.
+    pub(crate) seeing_off: AtomicBool,
 }
 
 /// Events in order. After a lag or a restart of containerd comes [`Event::Resync`]; the stream never ends.
@@ -73,7 +76,17 @@ impl Runtime {
         let (events, _) = broadcast::channel(crate::limits::EVENTS);
         let turns = Turns::default();
         let announced = Mutex::default();
-        let inner = Inner { config, client, images, turns, cgroups, host: Host::detect(), events, announced };
+        let inner = Inner {
+            config,
+            client,
+            images,
+            turns,
+            cgroups,
+            host: Host::detect(),
+            events,
+            announced,
+            seeing_off: AtomicBool::new(false),
+        };
         let runtime = Self { inner: Arc::new(inner) };
         events::listen(&runtime).await?;
         Ok(runtime)

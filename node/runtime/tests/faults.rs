@@ -70,25 +70,51 @@ async fn a_supervised_containerd_comes_back_each_time() {
     world.end().await;
 }
 
-/// A shim that was being started when containerd was killed has no bundle and no child. What stands for it here has but the
-/// command line of one.
+/// What stands for a shim here has but the command line of one, of no container's, and waits.
+fn lost_shim(world: &World) -> std::process::Child {
+    let script = "exec -a containerd-shim-runc-v2 sh -c 'kill -STOP $$' -namespace \"$2\" -id lost -address \"$1\"";
+    let mut command = Command::new("bash");
+    command.args(["-c", script, "bash"]).arg(&world.socket).arg(&world.runtime.config().namespace);
+    let shim = command.spawn().unwrap();
+    // It stops when it has become what it stands for.
+    let stopped = Some(nix::sys::wait::WaitPidFlag::WSTOPPED);
+    nix::sys::wait::waitpid(Pid::from_raw(shim.id().cast_signed()), stopped).unwrap();
+    shim
+}
+
+async fn is_killed(mut shim: std::process::Child) {
+    let ended = tokio::time::timeout(Duration::from_secs(30), tokio::task::spawn_blocking(move || shim.wait()));
+    let status = ended.await.unwrap().unwrap().unwrap();
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
+}
+
+/// A shim that was being started when containerd was killed has no bundle and no child.
 #[tokio::test]
 async fn a_shim_without_a_container_ends_with_its_containerd() {
     let mut world = World::start("forsaken").await;
     world.import().await;
     let spec = world.run("sleep 1000").await;
-    let script = "exec -a containerd-shim-runc-v2 sh -c 'kill -STOP $$' -namespace k8s.io -id lost -address \"$1\"";
-    let mut shim = Command::new("bash").args(["-c", script, "bash"]).arg(&world.socket).spawn().unwrap();
+    let shim = lost_shim(&world);
     kill(Pid::from_raw(world.daemon.pid().cast_signed()), Signal::SIGKILL).unwrap();
     world.daemon.exited().await.unwrap();
-    // It stops when it has become what it stands for.
-    nix::sys::wait::waitpid(Pid::from_raw(shim.id().cast_signed()), Some(nix::sys::wait::WaitPidFlag::WSTOPPED))
-        .unwrap();
     world.daemon = Containerd::spawn(&world.dir.path().join("containerd"), &world.socket).await.unwrap();
-    let ended = tokio::time::timeout(Duration::from_secs(20), tokio::task::spawn_blocking(move || shim.wait()));
-    let status = ended.await.unwrap().unwrap().unwrap();
-    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
+    is_killed(shim).await;
     let state = world.runtime.container(&spec.id).await.unwrap().unwrap();
+    assert!(matches!(state.status, Status::Running { .. }), "{:?}", state.status);
+    world.end().await;
+}
+
+/// A shim that hangs at its end is one that containerd has let go of.
+#[tokio::test]
+async fn a_shim_that_stays_after_its_container_is_ended() {
+    let mut world = World::start("stays").await;
+    world.import().await;
+    let (running, gone) = (world.run("sleep 1000").await, world.run("sleep 1000").await);
+    let shim = lost_shim(&world);
+    world.runtime.stop(&gone.id, None, Duration::ZERO).await.unwrap();
+    world.runtime.remove(&gone.id).await.unwrap();
+    is_killed(shim).await;
+    let state = world.runtime.container(&running.id).await.unwrap().unwrap();
     assert!(matches!(state.status, Status::Running { .. }), "{:?}", state.status);
     world.end().await;
 }

@@ -1,0 +1,92 @@
+//! containerd's shims as processes: found by their command lines, and ended where nobody else does.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::{Result, Runtime, limits, sys};
+
+/// The value that follows a flag on a command line.
+fn value<'a>(line: &'a [u8], flag: &str) -> Option<&'a OsStr> {
+    let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+    words.windows(2).find(|pair| pair[0] == flag.as_bytes()).map(|pair| OsStr::from_bytes(pair[1]))
+}
+
+/// Shims started for the containerd of this socket, with their command lines.
+fn lines(socket: &Path) -> impl Iterator<Item = (Pid, Vec<u8>)> {
+    sys::processes().filter(move |(_, line)| {
+        let program = line.split(|byte| *byte == 0).next().unwrap_or_default();
+        let name = program.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+        name.starts_with(b"containerd-shim") && value(line, "-address") == Some(socket.as_os_str())
+    })
+}
+
+/// Shims started for the containerd of this socket.
+pub(crate) fn of(socket: &Path) -> Vec<Pid> {
+    lines(socket).map(|(pid, _)| pid).collect()
+}
+
+/// Ends the shim of one container; none is success.
+pub(crate) fn end(socket: &Path, id: &str) {
+    lines(socket).filter(|(_, line)| value(line, "-id") == Some(id.as_ref())).for_each(|(pid, _)| end_process(pid));
+}
+
+/// Ends shims that were being started when the containerd before ended: the next one finds no bundle that tells of them, and
+/// they would wait for its calls for ever. One that a container lives under has a child.
+pub(crate) fn end_forsaken(dir: &Path, shims: &[Pid]) {
+    let bundles = dir.join("state/io.containerd.runtime.v2.task");
+    for &pid in shims {
+        let Some(line) = sys::command_line(pid) else { continue };
+        let (Some(namespace), Some(id)) = (value(&line, "-namespace"), value(&line, "-id")) else { continue };
+        if !bundles.join(namespace).join(id).exists() && sys::children(pid).is_empty() {
+            tracing::warn!(%pid, container = %id.display(), "a shim was left by containerd's end; ending it");
+            end_process(pid);
+        }
+    }
+}
+
+fn end_process(pid: Pid) {
+    // It may have ended by itself.
+    let _ = kill(pid, Signal::SIGKILL);
+}
+
+impl Runtime {
+    /// Looks a while after containers were removed whether their shims have gone, too: containerd has let go of one that hangs
+    /// at its end, which would stay for ever.
+    pub(crate) fn see_shims_off(&self) {
+        if self.inner.seeing_off.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let weak = Arc::downgrade(&self.inner);
+        tokio::spawn(async move {
+            tokio::time::sleep(limits::SHIM_END).await;
+            let Some(inner) = weak.upgrade() else { return };
+            // What is removed from now on is looked for later.
+            inner.seeing_off.store(false, Ordering::SeqCst);
+            if let Err(error) = (Runtime { inner }).end_left_shims().await {
+                tracing::warn!(%error, "shims that hang may be left");
+            }
+        });
+    }
+
+    async fn end_left_shims(&self) -> Result<()> {
+        let config = &self.inner.config;
+        // Before the containers: the shim of one that comes now is not among them.
+        let shims: Vec<_> = lines(&config.socket).collect();
+        let ids = self.ids().await?;
+        for (pid, line) in shims {
+            let Some(id) = value(&line, "-id") else { continue };
+            let ours = value(&line, "-namespace") == Some(config.namespace.as_ref());
+            if ours && !ids.iter().any(|known| OsStr::new(known) == id) && sys::children(pid).is_empty() {
+                tracing::warn!(%pid, container = %id.display(), "a shim stays after its container; ending it");
+                end_process(pid);
+            }
+        }
+        Ok(())
+    }
+}
