@@ -147,9 +147,9 @@ impl Containerd {
         for pid in shims::of(socket) {
             let Ok(shim) = Watched::new(pid) else { continue };
             for child in sys::children(pid) {
-                signal(child, Signal::SIGKILL);
+                sys::signal(child, Signal::SIGKILL);
             }
-            signal(pid, Signal::SIGKILL);
+            sys::signal(pid, Signal::SIGKILL);
             shim.ended().await.map_err(Error::io("waiting for a shim to end".into()))?;
         }
         for address in addresses {
@@ -175,9 +175,9 @@ impl Watched {
     }
 
     async fn stop(&self) -> Result<()> {
-        signal(self.pid, Signal::SIGTERM);
+        sys::signal(self.pid, Signal::SIGTERM);
         if tokio::time::timeout(limits::DAEMON_STOP, self.ended()).await.is_err() {
-            signal(self.pid, Signal::SIGKILL);
+            sys::signal(self.pid, Signal::SIGKILL);
             self.ended().await.map_err(Error::io("waiting for containerd to end".into()))?;
         }
         Ok(())
@@ -281,11 +281,6 @@ fn shim_sockets(state: &Path) -> Vec<PathBuf> {
     let bundles = namespaces.flat_map(entries);
     let addresses = bundles.filter_map(|bundle| fs::read_to_string(bundle.join("address")).ok());
     addresses.filter_map(|address| address.trim().strip_prefix("unix://").map(PathBuf::from)).collect()
-}
-
-fn signal(pid: Pid, signal: Signal) {
-    // It may have ended by itself.
-    let _ = nix::sys::signal::kill(pid, signal);
 }
 
 fn gone(error: io::Error) -> io::Result<()> {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::{Result, Runtime, limits, sys};
@@ -33,26 +33,27 @@ pub(crate) fn of(socket: &Path) -> Vec<Pid> {
 
 /// Ends the shim of one container; none is success.
 pub(crate) fn end(socket: &Path, id: &str) {
-    lines(socket).filter(|(_, line)| value(line, "-id") == Some(id.as_ref())).for_each(|(pid, _)| end_process(pid));
+    let shims = lines(socket).filter(|(_, line)| value(line, "-id") == Some(id.as_ref()));
+    shims.for_each(|(pid, _)| sys::signal(pid, Signal::SIGKILL));
 }
 
 /// Ends shims that were being started when the containerd before ended: the next one finds no bundle that tells of them, and
-/// they would wait for its calls for ever. One that a container lives under has a child.
+/// they would wait for its calls for ever.
 pub(crate) fn end_forsaken(dir: &Path, shims: &[Pid]) {
     let bundles = dir.join("state/io.containerd.runtime.v2.task");
+    end_lost(shims, "a shim was left by containerd's end", |namespace, id| bundles.join(namespace).join(id).exists());
+}
+
+/// Ends those whose namespace and id nobody knows. One that a container lives under has a child.
+fn end_lost(shims: &[Pid], why: &str, known: impl Fn(&OsStr, &OsStr) -> bool) {
     for &pid in shims {
         let Some(line) = sys::command_line(pid) else { continue };
         let (Some(namespace), Some(id)) = (value(&line, "-namespace"), value(&line, "-id")) else { continue };
-        if !bundles.join(namespace).join(id).exists() && sys::children(pid).is_empty() {
-            tracing::warn!(%pid, container = %id.display(), "a shim was left by containerd's end; ending it");
-            end_process(pid);
+        if !known(namespace, id) && sys::children(pid).is_empty() {
+            tracing::warn!(%pid, container = %id.display(), "{why}; ending it");
+            sys::signal(pid, Signal::SIGKILL);
         }
     }
-}
-
-fn end_process(pid: Pid) {
-    // It may have ended by itself.
-    let _ = kill(pid, Signal::SIGKILL);
 }
 
 impl Runtime {
@@ -77,16 +78,11 @@ impl Runtime {
     async fn end_left_shims(&self) -> Result<()> {
         let config = &self.inner.config;
         // Before the containers: the shim of one that comes now is not among them.
-        let shims: Vec<_> = lines(&config.socket).collect();
+        let shims = of(&config.socket);
         let ids = self.ids().await?;
-        for (pid, line) in shims {
-            let Some(id) = value(&line, "-id") else { continue };
-            let ours = value(&line, "-namespace") == Some(config.namespace.as_ref());
-            if ours && !ids.iter().any(|known| OsStr::new(known) == id) && sys::children(pid).is_empty() {
-                tracing::warn!(%pid, container = %id.display(), "a shim stays after its container; ending it");
-                end_process(pid);
-            }
-        }
+        end_lost(&shims, "a shim stays after its container", |namespace, id| {
+            namespace != OsStr::new(&config.namespace) || id.to_str().is_some_and(|id| ids.contains(id))
+        });
         Ok(())
     }
 }

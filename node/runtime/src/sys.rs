@@ -108,6 +108,11 @@ pub(crate) fn command_line(pid: Pid) -> Option<Vec<u8>> {
     fs::read(format!("/proc/{pid}/cmdline")).ok()
 }
 
+/// Sends a signal to a process, which may have ended by itself.
+pub(crate) fn signal(pid: Pid, signal: nix::sys::signal::Signal) {
+    let _ = nix::sys::signal::kill(pid, signal);
+}
+
 /// The processes whose parent this is.
 pub(crate) fn children(parent: Pid) -> Vec<Pid> {
     let tasks = fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
