@@ -123,6 +123,8 @@ pub mod limits {
     pub const NEW_FLOWS: u32 = 125_000;
     /// Connections of which one processor saw the first packet alone; a power of two. More share these places.
     pub const BEGUN: u32 = 1_024;
+    /// Places that count which answers' entries were made in the flow table; a power of two.
+    pub const ANSWERS: u32 = 4_096;
     /// Backends elsewhere to which a processor keeps the way, for a tick at most; a power of two. More share these places.
     pub const TRAILS: u32 = 256;
 }
@@ -171,6 +173,8 @@ pub mod maps {
     pub const PORTS: &str = "ports";
     /// The bits of `known`.
     pub const KNOWN: &str = "known";
+    /// How many entries for answers were made in the flow table, by a hash of their key.
+    pub const ANSWERS: &str = "answers";
     /// Local addresses, each with 0 or [`NO_NODE_PORTS`](super::NO_NODE_PORTS).
     pub const LOCALS: &str = "locals";
     /// Addresses of the other nodes.
@@ -252,7 +256,7 @@ pub mod maps {
         }
     }
     /// Every pinned map.
-    pub const ALL: [&str; 43] = [
+    pub const ALL: [&str; 44] = [
         FRONTENDS,
         BACKENDS,
         SLAB,
@@ -265,6 +269,7 @@ pub mod maps {
         FRAGMENTS,
         PORTS,
         KNOWN,
+        ANSWERS,
         LOCALS,
         NODES,
         SOURCES,

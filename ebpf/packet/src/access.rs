@@ -289,6 +289,10 @@ pub trait Maps {
     fn known(&self, word: u32) -> Option<u64>;
     /// Sets one of them.
     fn make_known(&self, word: u32, bit: u32);
+    /// How many entries for answers were made whose keys share this place.
+    fn answers(&self, place: u32) -> u32;
+    /// Counts one more.
+    fn note_answer(&self, place: u32);
     /// Told after a flow was created.
     fn flow_created(&self);
     /// Seconds of the coarse monotonic clock.

@@ -16,7 +16,7 @@ use sluice_ebpf_common::{Address, Flow, FlowKey, FlowKind, Reason, known, protoc
 use crate::egress::{self, Source};
 use crate::header::Header;
 use crate::target::Target;
-use crate::{Begun, InsertError, Maps, Scratch, encap, flow, nat};
+use crate::{Begun, InsertError, Maps, Scratch, encap, flow, nat, path};
 
 /// Records a new connection from a client through `source`'s address to the target, and finds the port that it leaves with.
 /// False if the stack has to see to it: without room, or when another processor was faster.
@@ -334,6 +334,7 @@ fn apart<M: Maps>(maps: &M, scratch: &mut Scratch) -> bool {
     if !insert(maps, reply, flow) {
         return false;
     }
+    path::note_answer(maps, reply);
     flow.other = *reply;
     (flow.address, flow.port) = (*address, *port);
     flow.flags = Flow::FUSED;

@@ -3,7 +3,7 @@
 use sluice_ebpf_common::{Backend, Flow, FlowKey, FlowKind, Frontend, Reason, Scope, Settings};
 
 use crate::header::{End, Header, Kind, parse, parse_quote, rewrite, rewrite_error};
-use crate::path::{Paths, Routed};
+use crate::path::{self, Paths, Routed};
 use crate::straight::{Stage, straight};
 use crate::target::Target;
 use crate::{
@@ -546,6 +546,7 @@ fn record<M: Maps>(
         }
         Err(InsertError::Full) => return Err(Reason::FlowsFull),
     }
+    path::note_answer(maps, reply);
     flow.other = *reply;
     flow.address = target.address;
     flow.port = target.port;

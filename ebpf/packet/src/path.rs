@@ -1,11 +1,11 @@
 //! The ways that packets of a connection take past the stack: kept until the clock ticks, or until links or pods change, so that
 //! not every packet asks the kernel's routes, and who its ends are.
 
-use sluice_ebpf_common::{FlowKey, PodLink};
+use sluice_ebpf_common::{FlowKey, PodLink, limits};
 
 use crate::header::{ETHERNET, transport_header};
 use crate::plain::Plain;
-use crate::{Fast, Tunnel};
+use crate::{Fast, Maps, Tunnel};
 
 /// A packet that may be sent on where the stack would send it.
 pub trait Routed: Tunnel {
@@ -52,6 +52,8 @@ pub struct Path {
     tick: u32,
     /// What else holds for them on this link: [`UNKNOWN`], [`LEAVES`], [`Path::INTO`].
     pub decided: u32,
+    /// The flow table had nothing about them when so many answers' entries had been made, less one; 0 if it had or was not asked.
+    quiet: u32,
     /// Where they leave; or the pod's link, its longest packet and, in the neighbour's place, the Ethernet addresses there.
     pub exit: Exit,
 }
@@ -73,6 +75,8 @@ pub(crate) struct Kept {
     class: u32,
     stamp: u32,
     tick: u32,
+    /// As [`Path::quiet`], by now.
+    quiet: u32,
 }
 
 impl Kept {
@@ -82,7 +86,9 @@ impl Kept {
         let Plain { key, start, .. } = plain;
         let class = if key.source.is_v4() { start & 0x00ff_0000_u32.to_be() } else { *start };
         let stamp = settings.epoch.wrapping_mul(0x9e37_79b1) ^ maps.link();
-        Some(Kept { place: place(key), class, stamp, tick: settings.tick(maps.jiffies()) })
+        let hash = hash(key);
+        let quiet = maps.answers(answers(hash)).wrapping_add(1);
+        Some(Kept { place: place(hash), class, stamp, tick: settings.tick(maps.jiffies()), quiet })
     }
 
     #[inline(always)]
@@ -93,7 +99,37 @@ impl Kept {
     #[inline(always)]
     fn note(&self, path: &mut Path, key: &FlowKey) {
         (path.key, path.class, path.stamp, path.tick) = (*key, self.class, self.stamp, self.tick);
+        path.quiet = 0;
     }
+}
+
+/// May the flow table have an entry for this packet, as an answer's? Only if one was made since an earlier packet of the
+/// connection had none. Whoever asks has a way kept for it.
+#[inline(always)]
+pub(crate) fn answers_service<M: Paths>(maps: &M, plain: &Plain, kept: &Kept) -> bool {
+    let quiet = maps.path(
+        kept.place,
+        #[inline(always)]
+        |path| path.quiet,
+    );
+    if kept.quiet != 0 && quiet == Some(kept.quiet) {
+        return false;
+    }
+    let found = maps.flow(&plain.key, |_| ()).is_some();
+    // What is not there may only not be here yet.
+    let quiet = if found || maps.holds() { 0 } else { kept.quiet };
+    maps.path(
+        kept.place,
+        #[inline(always)]
+        |path| path.quiet = quiet,
+    );
+    found
+}
+
+/// An entry for a connection's answers was made, and none of them can have come yet.
+#[inline(always)]
+pub(crate) fn note_answer<M: Maps>(maps: &M, reply: &FlowKey) {
+    maps.note_answer(answers(hash(reply)));
 }
 
 /// What was decided about an earlier packet of the connection, if it holds for this one.
@@ -171,12 +207,23 @@ fn ends(key: &FlowKey) -> u64 {
 }
 
 #[inline(always)]
-fn place(key: &FlowKey) -> u32 {
+fn place(hash: u32) -> u32 {
+    hash >> (32 - PATHS.trailing_zeros())
+}
+
+/// Where answers' entries are counted.
+#[inline(always)]
+fn answers(hash: u32) -> u32 {
+    hash >> (32 - limits::ANSWERS.trailing_zeros())
+}
+
+#[inline(always)]
+fn hash(key: &FlowKey) -> u32 {
     let ([a, b, c, d], [e, f, g, h]) = (key.source.words, key.destination.words);
     let ports = u32::from(key.source_port) << 16 | u32::from(key.destination_port);
     let all =
         a ^ b.rotate_left(5) ^ c.rotate_left(9) ^ d ^ (e ^ f.rotate_left(5) ^ g.rotate_left(9) ^ h).rotate_left(16);
-    (all ^ ports ^ u32::from(key.protocol)).wrapping_mul(0x9e37_79b1) >> (32 - PATHS.trailing_zeros())
+    (all ^ ports ^ u32::from(key.protocol)).wrapping_mul(0x9e37_79b1)
 }
 
 /// Bytes of the longest packet that it becomes on a wire.

@@ -79,7 +79,7 @@ fn find<P: Routed, M: Paths>(packet: &mut P, maps: &M, stage: Stage) -> u64 {
     }
     match decided {
         LEAVES => leave(packet, maps, &plain, &kept, stage),
-        Path::INTO => into(packet, maps, &plain, &path::pod(maps, &kept)),
+        Path::INTO => into(packet, maps, &plain, &kept),
         _ => STACK,
     }
 }
@@ -103,14 +103,13 @@ fn decide<P: Routed, M: Paths>(packet: &P, maps: &M, plain: &Plain, kept: &Kept,
 }
 
 #[inline(always)]
-fn into<P: Routed, M: Paths>(packet: &mut P, maps: &M, plain: &Plain, to: &PodLink) -> u64 {
-    if !fits(packet, to) {
+fn into<P: Routed, M: Paths>(packet: &mut P, maps: &M, plain: &Plain, kept: &Kept) -> u64 {
+    let to = path::pod(maps, kept);
+    if !fits(packet, &to) {
         return STACK;
     }
-    let way = match maps.flow(&plain.key, |_| ()) {
-        Some(()) => u64::from(to.link) | ANSWER,
-        None => u64::from(to.link),
-    };
+    let answer = if path::answers_service(maps, plain, kept) { ANSWER } else { 0 };
+    let way = u64::from(to.link) | answer;
     if age(packet, plain).is_none() || packet.write_headers(0, to.ethernet).is_none() {
         return BROKEN;
     }
@@ -134,7 +133,7 @@ fn leave<P: Routed, M: Paths>(packet: &mut P, maps: &M, plain: &Plain, kept: &Ke
         return BROKEN;
     }
     // An answer of a service's backend gets the service's address on the uplink.
-    if stage == Stage::Sent && maps.flow(&plain.key, |_| ()).is_none() {
+    if stage == Stage::Sent && !path::answers_service(maps, plain, kept) {
         packet.set_mark(MARK_SETTLED);
     }
     u64::from(kept.place) | LEAVE

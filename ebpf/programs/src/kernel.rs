@@ -323,6 +323,19 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
+    fn answers(&self, place: u32) -> u32 {
+        // SAFETY: a word of an array map.
+        maps::ANSWERS.get_ptr(place).map_or(0, |count| unsafe { read_volatile(count) })
+    }
+
+    #[inline(always)]
+    fn note_answer(&self, place: u32) {
+        let Some(count) = maps::ANSWERS.get_ptr_mut(place) else { return };
+        // SAFETY: as with ports.
+        unsafe { asm!("lock *(u32 *)({count} + 0) += {one}", one = in(reg) 1_u64, count = in(reg) count) };
+    }
+
+    #[inline(always)]
     fn flow_created(&self) {
         let Some(armed) = maps::SWEEPER.get_ptr_mut(0) else { return };
         // SAFETY: a word of an array map. Two CPUs may both send the event: the second one is harmless.

@@ -92,6 +92,9 @@ pub static PORTS: Array<u64, { (ports::ROWS * ports::ROW) as usize }, MAPPED> = 
 #[btf_map(name = "known")]
 pub static KNOWN: Array<u64, { known::WORDS as usize }, MAPPED> = Array::new();
 
+#[btf_map(name = "answers")]
+pub static ANSWERS: Array<u32, { limits::ANSWERS as usize }> = Array::new();
+
 #[btf_map(name = "locals")]
 pub static LOCALS: HashMap<Address, u32, { limits::LOCALS as usize }, ON_DEMAND> = HashMap::new();
 

@@ -11,7 +11,7 @@ use sluice_ebpf_common::opened::Opened;
 use sluice_ebpf_common::{
     Address, Affinity, AffinityKey, Allowed, AllowedKey, Backend, Counters, Family, Flow, FlowKey, FragmentKey,
     FragmentPorts, Frontend, FrontendKey, Guard, NO_NODE_PORTS, PodLink, RangeKey, Reason, RuleKey, Scope, Settings,
-    ports,
+    limits, ports,
 };
 
 use super::frame::{end, mask, wire};
@@ -65,6 +65,7 @@ pub(crate) struct World {
     trails: RefCell<BTreeMap<u32, Trail>>,
     pub(crate) begun: RefCell<BTreeMap<u32, Begun>>,
     pub(crate) known: RefCell<BTreeMap<u32, u64>>,
+    answers: RefCell<BTreeMap<u32, u32>>,
     paths: RefCell<BTreeMap<u32, Path>>,
     /// Index of the link that packets use.
     pub(crate) link: u32,
@@ -147,6 +148,7 @@ impl World {
             trails: RefCell::default(),
             begun: RefCell::default(),
             known: RefCell::default(),
+            answers: RefCell::default(),
             paths: RefCell::default(),
             link: 1,
             home: 0,
@@ -372,6 +374,15 @@ impl Maps for World {
 
     fn make_known(&self, word: u32, bit: u32) {
         *self.known.borrow_mut().entry(word).or_default() |= 1 << bit;
+    }
+
+    fn answers(&self, place: u32) -> u32 {
+        assert!(place < limits::ANSWERS);
+        self.answers.borrow().get(&place).copied().unwrap_or(0)
+    }
+
+    fn note_answer(&self, place: u32) {
+        *self.answers.borrow_mut().entry(place).or_default() += 1;
     }
 
     fn flow_created(&self) {}

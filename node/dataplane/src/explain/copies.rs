@@ -106,6 +106,8 @@ pub(super) struct Sent<'a> {
 pub(super) struct Copies {
     ebpf: Ebpf,
     loaded: Vec<&'static str>,
+    /// How often they were made to hold something else.
+    seeds: u32,
 }
 
 impl Copies {
@@ -115,7 +117,7 @@ impl Copies {
         let processors = processors()? as u32;
         let sizes: Vec<(&str, u32)> =
             SIZES.into_iter().chain([maps::CACHE4, maps::CACHE6].map(|name| (name, processors))).collect();
-        Ok(Copies { ebpf: object::load_beside(|name| pins.map(name), &SHARED, &sizes)?, loaded: Vec::new() })
+        Ok(Copies { ebpf: object::load_beside(|name| pins.map(name), &SHARED, &sizes)?, loaded: Vec::new(), seeds: 0 })
     }
 
     /// A typed map of the copies.
@@ -126,6 +128,8 @@ impl Copies {
 
     /// Makes the copies hold what is known here, and nothing else. A full flow table has room for nothing else, either.
     pub(super) fn seed(&mut self, overlay: &Overlay, live: &Live) -> Result<(), Error> {
+        self.seeds += 1;
+        let seeds = self.seeds;
         let failed = |error| Error::ebpf("write the copies", error);
         let flows = overlay.flows.iter().filter_map(|(key, flow)| Some((*key, (*flow)?)));
         self.replace::<FlowKey, Flow>(maps::FLOWS, flows)?;
@@ -146,10 +150,11 @@ impl Copies {
             let mut array: Array<&mut MapData, u64> = self.map(name)?;
             words.iter().try_for_each(|(at, word)| array.set(*at, word, 0)).map_err(failed)?;
         }
-        // Nobody follows, and the cache is small.
+        // Nobody follows, the cache is small, and what programs kept of an earlier seed's packets is of another time.
         let mut settings: Array<&mut MapData, Settings> = self.map(maps::SETTINGS)?;
         let flags = live.settings.flags & !Settings::FOLLOWED;
-        settings.set(0, Settings { cache_mask: 0, flags, ..live.settings }, 0).map_err(failed)?;
+        let epoch = live.settings.epoch.wrapping_add(seeds);
+        settings.set(0, Settings { cache_mask: 0, flags, epoch, ..live.settings }, 0).map_err(failed)?;
         // Nobody is to be told of flows.
         let mut sweeper: Array<&mut MapData, u32> = self.map(maps::SWEEPER)?;
         sweeper.set(0, 1, 0).map_err(failed)

@@ -338,6 +338,13 @@ impl Maps for Model<'_> {
         }
     }
 
+    /// None was asked about before: see [`Paths::path`].
+    fn answers(&self, _: u32) -> u32 {
+        0
+    }
+
+    fn note_answer(&self, _: u32) {}
+
     fn flow_created(&self) {}
 
     fn now(&self) -> u32 {
