@@ -3,10 +3,13 @@
 #![allow(unsafe_code)]
 
 use core::arch::asm;
+use core::ffi::c_void;
 use core::ptr::{addr_of, addr_of_mut, read_volatile};
 
-use aya_ebpf::bindings::{__sk_buff, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP};
-use aya_ebpf::helpers::{bpf_jiffies64, bpf_ringbuf_query, bpf_skb_load_bytes};
+use aya_ebpf::bindings::{__sk_buff, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, xdp_md};
+use aya_ebpf::helpers::{
+    bpf_jiffies64, bpf_ringbuf_query, bpf_skb_load_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes,
+};
 use aya_ebpf::maps::ring_buf::RingBufEntry;
 use sluice_ebpf_common::stream::{TOKENS, Telling, Told, ToldLost, bucket};
 use sluice_ebpf_common::{Address, AllowedKey, Flow, FlowKey, FlowKind, Settings, Translation, limits, protocol};
@@ -147,6 +150,26 @@ pub fn datagrams(cookie: u64, translation: &Translation) {
 pub fn lost(skb: *mut __sk_buff, reason: u32) {
     // SAFETY: the context is valid for the whole program.
     let (bytes, link) = unsafe { ((*skb).len, (*skb).ifindex) };
+    // SAFETY: the caller's promise; the helper checks the length.
+    tell_lost(bytes, link, reason, |head, length| unsafe { bpf_skb_load_bytes(skb.cast(), 0, head, length) });
+}
+
+/// A packet is lost in the driver: counted, and told.
+#[inline(never)]
+pub fn lost_early(context: *mut xdp_md, reason: u32) {
+    if let Some(counter) = maps::REASONS.get_ptr_mut(reason) {
+        // SAFETY: this CPU's own value.
+        unsafe { *counter += 1 };
+    }
+    // SAFETY: the context is valid for the whole program.
+    let (bytes, link) = unsafe { (bpf_xdp_get_buff_len(context) as u32, (*context).ingress_ifindex) };
+    // SAFETY: the caller's promise; the helper checks the length.
+    tell_lost(bytes, link, reason, |head, length| unsafe { bpf_xdp_load_bytes(context, 0, head, length) });
+}
+
+/// Tells of a lost packet, whose beginning `load` puts where it is told to; it says 0 when it could.
+#[inline(always)]
+fn tell_lost(bytes: u32, link: u32, reason: u32, load: impl FnOnce(*mut c_void, u32) -> i64) {
     if bytes < ToldLost::LEAST {
         return;
     }
@@ -160,7 +183,7 @@ pub fn lost(skb: *mut __sk_buff, reason: u32) {
     unsafe {
         ((*told).kind, (*told).reason, (*told).link) = (Told::LOST, reason as u16, link);
         ((*told).length, (*told).bytes) = (length, bytes);
-        if bpf_skb_load_bytes(skb.cast(), 0, addr_of_mut!((*told).head).cast(), length) != 0 {
+        if load(addr_of_mut!((*told).head).cast(), length) != 0 {
             (*told).length = 0;
         }
     }

@@ -6,11 +6,12 @@ use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::{bpf_redirect, bpf_xdp_adjust_head};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
+use sluice_ebpf_common::Reason;
 use sluice_ebpf_common::cache::Uplink;
 use sluice_packet::{Bytes, ETHERNET, Raw, Way, uplink};
 
 use crate::kernel::{Kernel, Wire};
-use crate::maps;
+use crate::{maps, stream};
 
 const TAG: u16 = 0x8100_u16.to_be();
 const OUTER_TAG: u16 = 0x88a8_u16.to_be();
@@ -21,24 +22,34 @@ const TAG_LENGTH: i32 = 4;
 #[xdp(frags)]
 pub fn uplink_xdp(context: XdpContext) -> u32 {
     let mut packet = Buffer { context: context.ctx };
+    if let Some(verdict) = handled(&mut packet) {
+        return verdict;
+    }
+    stream::lost_early(packet.context, Reason::Rewrite as u32);
+    XDP_DROP
+}
+
+/// What becomes of the packet; `None` when it is half changed.
+#[inline(always)]
+fn handled(packet: &mut Buffer) -> Option<u32> {
     let mut tags = Tags::default();
-    if matches!(packet.ethertype(), TAG | OUTER_TAG) && untag(&mut packet, &mut tags).is_none() {
-        return XDP_DROP;
+    if matches!(packet.ethertype(), TAG | OUTER_TAG) {
+        untag(packet, &mut tags)?;
     }
     // SAFETY: the context is valid for the whole program.
     let link = unsafe { (*packet.context).ingress_ifindex };
     let length = maps::hide(tags.length as u32);
-    let wire = Wire { context: context.ctx.cast(), link, vlan: maps::hide(tags.vlan) };
-    let way = uplink(&mut packet, &Kernel::Wire(wire));
-    if length != 0 && tag(&mut packet, &tags).is_none() {
-        return XDP_DROP;
+    let wire = Wire { context: packet.context.cast(), link, vlan: maps::hide(tags.vlan) };
+    let way = uplink(packet, &Kernel::Wire(wire));
+    if length != 0 {
+        tag(packet, &tags)?;
     }
     match way {
-        Way::Stack => XDP_PASS,
-        Way::Drop => XDP_DROP,
-        Way::Out(to) if to == link => XDP_TX,
+        Way::Stack => Some(XDP_PASS),
+        Way::Drop => None,
+        Way::Out(to) if to == link => Some(XDP_TX),
         // SAFETY: the helper has no preconditions.
-        Way::Out(to) => unsafe { bpf_redirect(to, 0) as u32 },
+        Way::Out(to) => Some(unsafe { bpf_redirect(to, 0) as u32 }),
     }
 }
 

@@ -16,7 +16,7 @@ use clusters::{cluster, policy};
 use common::{PATIENCE, connect, isolated, pods, service, tcp_server, udp_server};
 use serde_json::json;
 use sluice_dataplane::model::Protocol;
-use sluice_dataplane::{Config, Dataplane, Filter, FlowEvent, Seen, Step, Uplinks, Verdict};
+use sluice_dataplane::{Config, Dataplane, Filter, FlowEvent, Hook, Outcome, Seen, Step, Uplinks, Verdict, Xdp, drops};
 use sluice_metrics::Text;
 use tokio_util::sync::CancellationToken;
 
@@ -183,6 +183,34 @@ fn policies_tell_what_they_allow_and_what_they_drop() {
                 }
             }
         }
+    });
+}
+
+#[test]
+fn what_the_driver_drops_is_counted_and_told() {
+    isolated("what_the_driver_drops_is_counted_and_told", |place| {
+        let _outside = place.neighbour("outside", "up0", Some("10.1.0.1/24"), "10.1.0.2/24", None);
+        let uplinks = Uplinks::Named(vec!["up0".into()]);
+        let config = Config { uplinks, xdp: Xdp::Always, ..place.config() };
+        let pins = config.pin_dir.clone();
+        let dataplane = Dataplane::load(config).unwrap();
+        dataplane.apply(&service(Protocol::Tcp, "10.96.0.10:80", 30080, &["10.244.0.5:8080"])).unwrap();
+        let told = follow(&dataplane, Filter::default());
+        // A TCP packet that ends before its checksum: there is a Service to translate it for, and no way to.
+        let mut frame = [0; 48];
+        frame[12..18].copy_from_slice(&[0x08, 0, 0x45, 0, 0, 40]);
+        (frame[22], frame[23]) = (64, 6);
+        frame[26..38].copy_from_slice(&[192, 0, 2, 9, 10, 1, 0, 1, 0, 7, 0x75, 0x80]);
+        (frame[46], frame[47]) = (0x50, 0x10);
+        assert_eq!(dataplane.probe(Hook::Wire, &frame, 1).unwrap().outcome, Outcome::Dropped);
+        let counted = drops(&pins).unwrap().rows;
+        let counted: Vec<_> = counted.iter().map(|row| (row.reason.as_str(), row.packets)).collect();
+        assert_eq!(counted, [("Rewrite", 1)]);
+        let events = until(&told, |events| count(events, Step::Drop) > 0);
+        let event = events.iter().find(|event| event.event == Step::Drop).unwrap();
+        assert_eq!((event.reason.as_deref(), event.verdict), (Some("Rewrite"), Some(Verdict::Dropped)));
+        assert_eq!(event.source.as_ref().unwrap().end.address, std::net::Ipv4Addr::new(192, 0, 2, 9));
+        assert_eq!(event.figures.bytes, Some(34));
     });
 }
 
