@@ -55,10 +55,12 @@ pub fn uplink<P: Raw, M: Fast>(packet: &mut P, maps: &M) -> Way {
         return Way::Stack;
     }
     let v4 = maps.hide(ethertype.into()) == u32::from(ETHERTYPE_IPV4);
-    let mut way = look(packet, maps, v4, FIRST);
+    // A call costs half a lookup where the kernel guards its returns, and a flood opens connections. (There is no room for both
+    // families here: the verifier would go twice through all that follows.)
+    let mut way = if v4 && opens::<V4, P, M>(packet, maps) { UNKNOWN } else { look(packet, maps, v4) };
     if way == UNKNOWN {
         let decided = maps.hide(decide(maps));
-        way = if decided == NOTHING { STACK } else { look(packet, maps, v4, decided) };
+        way = if decided == NOTHING { STACK } else { act(packet, maps, v4, decided) };
     }
     match way {
         STACK | UNKNOWN => Way::Stack,
@@ -94,28 +96,64 @@ const UNKNOWN: u32 = u32::MAX - 1;
 /// To the stack, without a change that the record asks for.
 const UNTOUCHED: u32 = u32::MAX - 2;
 
-/// Why the cache is looked at: it may know; a decision is on the desk; one about a connection of which nothing was known; it
-/// was decided to know nothing about this packet. Or it is not, as it knows nothing already.
-const FIRST: u32 = 0;
+/// Does the packet open a connection? The cache has no record of it then, and it is put on the desk at once.
+#[inline(always)]
+fn opens<F: Family, P: Raw, M: Fast>(packet: &P, maps: &M) -> bool {
+    let Some([flags]) = packet.read::<1>(F::TRANSPORT + 13) else { return false };
+    if flags & (SYN | ACK) != SYN {
+        return false;
+    }
+    // Parsed at the desk, so that nothing of it is kept on the stack over a call: the verifier would tell the ways apart by that.
+    let asked = maps.desk(
+        #[inline(always)]
+        |desk| {
+            let Some(plain) = F::parse(packet) else { return false };
+            let opens = plain.tcp_flags & (SYN | ACK) == SYN;
+            if opens {
+                ask::<F, P>(desk, packet, &plain, None);
+            }
+            opens
+        },
+    );
+    asked == Some(true)
+}
+
+/// What was decided: it is on the desk; it is, about a connection of which nothing was known; to know nothing about this packet.
+/// Or the cache knows nothing already.
 pub(crate) const DECIDED: u32 = 1;
 pub(crate) const BEGUN: u32 = 2;
 pub(crate) const FORGET: u32 = 3;
 pub(crate) const NOTHING: u32 = 4;
 
 #[inline(always)]
-fn look<P: Raw, M: Fast>(packet: &mut P, maps: &M, v4: bool, look: u32) -> u32 {
-    if v4 { look_v4(packet, maps, look) } else { look_v6(packet, maps, look) }
+fn look<P: Raw, M: Fast>(packet: &mut P, maps: &M, v4: bool) -> u32 {
+    if v4 { look_v4(packet, maps) } else { look_v6(packet, maps) }
+}
+
+#[inline(always)]
+fn act<P: Raw, M: Fast>(packet: &mut P, maps: &M, v4: bool, decided: u32) -> u32 {
+    if v4 { act_v4(packet, maps, decided) } else { act_v6(packet, maps, decided) }
 }
 
 /// Functions of their own in the kernel: what they need of the stack is free again when a decision is made.
 #[inline(never)]
-fn look_v4<P: Raw, M: Fast>(packet: &mut P, maps: &M, look: u32) -> u32 {
-    run::<V4, P, M>(packet, maps, look)
+fn look_v4<P: Raw, M: Fast>(packet: &mut P, maps: &M) -> u32 {
+    look_up::<V4, P, M>(packet, maps)
 }
 
 #[inline(never)]
-fn look_v6<P: Raw, M: Fast>(packet: &mut P, maps: &M, look: u32) -> u32 {
-    run::<V6, P, M>(packet, maps, look)
+fn look_v6<P: Raw, M: Fast>(packet: &mut P, maps: &M) -> u32 {
+    if opens::<V6, P, M>(packet, maps) { UNKNOWN } else { look_up::<V6, P, M>(packet, maps) }
+}
+
+#[inline(never)]
+fn act_v4<P: Raw, M: Fast>(packet: &mut P, maps: &M, decided: u32) -> u32 {
+    act_on::<V4, P, M>(packet, maps, decided)
+}
+
+#[inline(never)]
+fn act_v6<P: Raw, M: Fast>(packet: &mut P, maps: &M, decided: u32) -> u32 {
+    act_on::<V6, P, M>(packet, maps, decided)
 }
 
 /// The protocol of a record that is in use, but no packet's.
@@ -124,20 +162,51 @@ const NOBODYS: u8 = 0xff;
 /// Bytes of a record that are counted at most before they are added up.
 const BYTES: u32 = 1 << 31;
 
+/// Does what the packet's record says, if there is one that holds; else the packet is put on the desk.
 #[inline(always)]
-fn run<F: Family, P: Raw, M: Fast>(packet: &mut P, maps: &M, look: u32) -> u32 {
+fn look_up<F: Family, P: Raw, M: Fast>(packet: &mut P, maps: &M) -> u32 {
     let Some(plain) = F::parse(packet) else { return STACK };
     let Some(settings) = maps.settings() else { return STACK };
     let tick = settings.tick(maps.jiffies()) as u16;
-    let mask = settings.cache_mask >> F::SHARE;
-    let base = maps.processor().wrapping_mul(mask.wrapping_add(1));
+    let place = maps.hide(place::<F, M>(maps, settings, &plain, tick));
+    let way = F::bucket(
+        maps,
+        place >> 1,
+        #[inline(always)]
+        |[first, second]| {
+            let record = if place & 1 == 0 { first } else { second };
+            if !holds::<F, M>(maps, settings, &plain, record, tick) {
+                maps.desk(
+                    #[inline(always)]
+                    |desk| ask::<F, P>(desk, packet, &plain, Some(record)),
+                );
+                return UNKNOWN;
+            }
+            let way = apply::<F, P>(packet, &plain, record);
+            if way == UNTOUCHED {
+                return STACK;
+            }
+            record.packets = record.packets.wrapping_add(1);
+            record.bytes = record.bytes.wrapping_add(ETHERNET + u32::from(plain.length));
+            way
+        },
+    );
+    way.unwrap_or(STACK)
+}
+
+/// Makes the decision on the desk a record, and does what it says.
+#[inline(always)]
+fn act_on<F: Family, P: Raw, M: Fast>(packet: &mut P, maps: &M, decided: u32) -> u32 {
+    let Some(plain) = F::parse(packet) else { return STACK };
+    let Some(settings) = maps.settings() else { return STACK };
+    let tick = settings.tick(maps.jiffies()) as u16;
     // What opens a connection has no record but one place for all, and the next packet makes one: a flood displaces nobody's.
     // Where there may be one of an earlier connection, it takes that one's place.
     let opens = plain.tcp_flags & (SYN | ACK) == SYN;
-    let place = maps.hide(if opens && (look == FIRST || look == BEGUN) {
-        base << 1
+    let place = maps.hide(if opens && decided == BEGUN {
+        share::<F, M>(maps, settings).0 << 1
     } else {
-        place::<F, M>(maps, &plain, tick, base, mask)
+        place::<F, M>(maps, settings, &plain, tick)
     });
     let way = F::bucket(
         maps,
@@ -145,28 +214,24 @@ fn run<F: Family, P: Raw, M: Fast>(packet: &mut P, maps: &M, look: u32) -> u32 {
         #[inline(always)]
         |[first, second]| {
             let record = if place & 1 == 0 { first } else { second };
-            if look == FIRST {
-                if !holds::<F, M>(maps, settings, &plain, record, tick) {
-                    ask::<F, P, M>(packet, maps, &plain, record);
-                    return UNKNOWN;
-                }
-            } else if look == FORGET || !write::<F, M>(maps, settings, &plain, record, tick) {
-                if matches::<F>(record, &plain) {
-                    record.protocol = 0;
-                }
+            // Another connection's.
+            if decided == FORGET && !matches::<F>(record, &plain) {
+                return STACK;
+            }
+            if opens {
+                settle::<F, M>(maps, record);
+            }
+            if decided == FORGET || !write::<F, M>(maps, settings, &plain, record, tick) {
+                record.protocol = 0;
                 return STACK;
             }
             let way = apply::<F, P>(packet, &plain, record);
             if way == UNTOUCHED {
                 return STACK;
             }
-            let bytes = ETHERNET + u32::from(plain.length);
-            if look == FIRST {
-                record.packets = record.packets.wrapping_add(1);
-                record.bytes = record.bytes.wrapping_add(bytes);
-            } else if record.service != Flow::NO_SERVICE {
-                // The connection's entries know of it from the decision.
-                flow::count(maps, record.service, record.backend, 1, bytes.into());
+            // The connection's entries know of it from the decision.
+            if record.service != Flow::NO_SERVICE {
+                flow::count(maps, record.service, record.backend, 1, u64::from(ETHERNET + u32::from(plain.length)));
             }
             // What comes after its end is decided, too, so that nothing of it stays in a record that nobody looks at again.
             if opens || plain.tcp_flags & (FIN | RST) != 0 {
@@ -178,10 +243,18 @@ fn run<F: Family, P: Raw, M: Fast>(packet: &mut P, maps: &M, look: u32) -> u32 {
     way.unwrap_or(STACK)
 }
 
+/// This processor's first bucket of a family, and the mask of the numbers of those after it.
+#[inline(always)]
+fn share<F: Family, M: Fast>(maps: &M, settings: &Settings) -> (u32, u32) {
+    let mask = settings.cache_mask >> F::SHARE;
+    (maps.processor().wrapping_mul(mask.wrapping_add(1)), mask)
+}
+
 /// Where the connection's record is or would be, as bucket times two and which of it: two hashes lead to two records each, so
 /// that as many connections find room as half of all records. The one that was written longest ago gives way.
 #[inline(always)]
-fn place<F: Family, M: Fast>(maps: &M, plain: &Plain<F::Address>, tick: u16, base: u32, mask: u32) -> u32 {
+fn place<F: Family, M: Fast>(maps: &M, settings: &Settings, plain: &Plain<F::Address>, tick: u16) -> u32 {
+    let (base, mask) = share::<F, M>(maps, settings);
     let hash = hash::<F>(plain);
     let one = base.wrapping_add(hash & mask);
     let (age, way) = look_into::<F, M>(maps, one, plain, tick);
@@ -269,39 +342,46 @@ fn hash<F: Family>(plain: &Plain<F::Address>) -> u32 {
     hash ^ hash >> 13
 }
 
-/// Puts the packet on the desk, and what the record counted so far.
+/// Adds what a record counted to the counters of its service and backend, before another one takes its place: what opens a
+/// connection does not bring it to the desk.
 #[inline(always)]
-fn ask<F: Family, P: Raw, M: Fast>(
+fn settle<F: Family, M: Fast>(maps: &M, record: &mut Record<F::Address, F::Spare>) {
+    if record.packets != 0 && record.service != Flow::NO_SERVICE {
+        flow::count(maps, record.service, record.backend, record.packets.into(), record.bytes.into());
+    }
+    (record.packets, record.bytes) = (0, 0);
+}
+
+/// Puts the packet on the desk, and what the record that it has or displaces counted so far.
+#[inline(always)]
+fn ask<F: Family, P: Raw>(
+    desk: &mut Desk,
     packet: &P,
-    maps: &M,
     plain: &Plain<F::Address>,
-    record: &mut Record<F::Address, F::Spare>,
+    record: Option<&mut Record<F::Address, F::Spare>>,
 ) {
     let [source_high, source_low, high, low] = plain.ports.to_ne_bytes();
-    maps.desk(
-        #[inline(always)]
-        |desk| {
-            desk.header = Header {
-                source: F::widen(&plain.source),
-                destination: F::widen(&plain.destination),
-                source_port: u16::from_ne_bytes([source_high, source_low]),
-                destination_port: u16::from_ne_bytes([high, low]),
-                ip: IP as u16,
-                transport: F::TRANSPORT as u16,
-                protocol: plain.protocol,
-                tcp_flags: plain.tcp_flags,
-                kind: Kind::Ports,
-                v4: F::TRANSPORT == V4::TRANSPORT,
-                ..Header::default()
-            };
-            desk.recorded = matches::<F>(record, plain);
-            desk.length = longest::<F, P>(packet, plain);
-            desk.packets = u64::from(record.packets);
-            desk.bytes = u64::from(record.bytes);
-            desk.path.service = record.service;
-            desk.path.backend = record.backend;
-        },
-    );
+    desk.header = Header {
+        source: F::widen(&plain.source),
+        destination: F::widen(&plain.destination),
+        source_port: u16::from_ne_bytes([source_high, source_low]),
+        destination_port: u16::from_ne_bytes([high, low]),
+        ip: IP as u16,
+        transport: F::TRANSPORT as u16,
+        protocol: plain.protocol,
+        tcp_flags: plain.tcp_flags,
+        kind: Kind::Ports,
+        v4: F::TRANSPORT == V4::TRANSPORT,
+        ..Header::default()
+    };
+    desk.length = longest::<F, P>(packet, plain);
+    (desk.recorded, desk.packets, desk.bytes) = (false, 0, 0);
+    let Some(record) = record else { return };
+    desk.recorded = matches::<F>(record, plain);
+    desk.packets = u64::from(record.packets);
+    desk.bytes = u64::from(record.bytes);
+    desk.path.service = record.service;
+    desk.path.backend = record.backend;
     (record.packets, record.bytes) = (0, 0);
 }
 

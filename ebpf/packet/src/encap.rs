@@ -410,7 +410,7 @@ pub(crate) fn outer_v6_first(start: u32, length: u32, port: u16) -> [u32; 2] {
 }
 
 /// Decides the same for the flow cache, where the driver sends the packet on.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn finish<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
     let Some(settings) = maps.settings() else { return false };
     let Desk { header, onward, length, path, target, .. } = desk;

@@ -380,7 +380,7 @@ pub(crate) fn serves<M: Maps>(
 /// (the old one was closed, or its backend is gone), or datagrams for a backend that is gone.
 #[inline(never)]
 pub(crate) fn known<M: Maps>(maps: &M, header: &Header, target: &mut Target, bytes: u32) -> bool {
-    resume(maps, header, target, bytes, |_| {})
+    resume(maps, header, &flow::key(header, FlowKind::Service), target, bytes, |_| {})
 }
 
 /// The same; `also` sees the connection's entry.
@@ -388,13 +388,13 @@ pub(crate) fn known<M: Maps>(maps: &M, header: &Header, target: &mut Target, byt
 pub(crate) fn resume<M: Maps>(
     maps: &M,
     header: &Header,
+    key: &FlowKey,
     target: &mut Target,
     bytes: u32,
     also: impl FnOnce(&mut Flow),
 ) -> bool {
     let now = maps.now();
-    let key = flow::key(header, FlowKind::Service);
-    let found = maps.flow(&key, |flow| {
+    let found = maps.flow(key, |flow| {
         let closed = flow.flags & (Flow::FIN | Flow::RST) != 0;
         flow::touch(flow, header, now, bytes);
         *target = Target::of(flow);
@@ -411,7 +411,7 @@ pub(crate) fn resume<M: Maps>(
     if alive && !(closed && header.opens()) {
         return true;
     }
-    forget(maps, &key);
+    forget(maps, key);
     target.flags = 0;
     false
 }
@@ -568,7 +568,11 @@ fn choose<M: Maps>(maps: &M, header: &Header, frontend: &Frontend) -> Result<(u3
     if !service::admits(maps, frontend, &header.source) {
         return Err(Reason::SourceRange);
     }
-    service::pick(maps, frontend, &service::of_client(header, frontend), || {
-        service::planned(maps, frontend, header, aimed_by(maps))
-    })
+    service::pick(
+        maps,
+        frontend,
+        &service::of_client(header, frontend),
+        #[inline(always)]
+        || service::planned(maps, frontend, header, aimed_by(maps)),
+    )
 }

@@ -4,7 +4,7 @@
 //!
 //! In the kernel each decision is a function of its own, and everything is passed through one desk: the stack is small.
 
-use sluice_ebpf_common::{Address, Flow, FlowKind, Scope, Settings};
+use sluice_ebpf_common::{Address, Flow, FlowKey, FlowKind, Scope, Settings};
 
 use crate::cache::{BEGUN, DECIDED, FORGET, Fast, NOTHING};
 use crate::egress::{self, Source};
@@ -79,6 +79,8 @@ pub struct Desk {
     pub(crate) onward: Header,
     /// Where a client's packet goes.
     pub(crate) target: Target,
+    /// What the flow table is asked for.
+    key: FlowKey,
     /// How far its connection is recorded.
     record: u32,
     /// The cache has a record for it.
@@ -223,21 +225,28 @@ fn backend<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
     let (address, port) = (&desk.header.destination, desk.header.destination_port);
     let Some(frontend) = service::find(maps, settings, address, port, desk.header.protocol, Scope::External) else {
         // The port of a service that was deleted: its open connections go on. A refusal is the stack's to tell.
-        return service::is_node_port(maps, settings, address, port) && resumes(maps, desk, false);
+        return service::is_node_port(maps, settings, address, port)
+            && resumes(maps, desk, false)
+            && carried(maps, desk);
     };
     let trace = encap::trace(&desk.header);
     let unknown = encap::opens_unknown(maps, &desk.header, trace);
-    if resumes(maps, desk, unknown) {
-        return true;
+    if !resumes(maps, desk, unknown) {
+        let Desk { header, target, .. } = desk;
+        target.flags = Flow::NEEDS_SOURCE;
+        ingress::aim_by(maps, trace);
+        if ingress::aim_at(maps, header, &frontend, target).is_err() {
+            return false;
+        }
+        encap::applies(maps, header, &frontend, target);
     }
-    let Desk { header, target, .. } = desk;
-    target.flags = Flow::NEEDS_SOURCE;
-    ingress::aim_by(maps, trace);
-    if ingress::aim_at(maps, header, &frontend, target).is_err() {
-        return false;
-    }
-    encap::applies(maps, header, &frontend, target);
-    true
+    carried(maps, desk)
+}
+
+/// Finds the way of what goes inside other packets.
+#[inline(always)]
+fn carried<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
+    !desk.target.has(Flow::ENCAPSULATED) || encap::finish(maps, desk)
 }
 
 /// Records a connection whose backend was picked just now. What leaves the node is recorded when it is known by which link.
@@ -268,8 +277,9 @@ fn resumes<M: Maps>(maps: &M, desk: &mut Desk, unknown: bool) -> bool {
 
 #[inline(never)]
 fn connection<M: Maps>(maps: &M, desk: &mut Desk) -> bool {
-    let Desk { header, length, target, source, record, packets, bytes, .. } = desk;
-    ingress::resume(maps, header, target, u32::from(*length), |flow| {
+    let Desk { header, key, length, target, source, record, packets, bytes, .. } = desk;
+    *key = flow::key(header, FlowKind::Service);
+    ingress::resume(maps, header, key, target, u32::from(*length), |flow| {
         flow.packets += *packets;
         flow.bytes += *bytes;
         *record = AIMED;
@@ -280,10 +290,10 @@ fn connection<M: Maps>(maps: &M, desk: &mut Desk) -> bool {
     })
 }
 
-/// Finds the way to the backend: inside other packets, or with both translations.
+/// Finds the way to the backend with both translations, unless that is found already.
 #[inline(always)]
 fn reach<M: Fast>(maps: &M, desk: &mut Desk) -> bool {
-    if desk.target.has(Flow::ENCAPSULATED) { encap::finish(maps, desk) } else { finish(maps, desk) }
+    desk.target.has(Flow::ENCAPSULATED) || finish(maps, desk)
 }
 
 /// Makes both translations, or none.

@@ -20,7 +20,7 @@ use sluice_packet::{
     from_outside, from_pod, may_receive, may_send, settled,
 };
 
-use crate::kernel::{Kernel, hop};
+use crate::kernel::Kernel;
 use crate::{pace, route, stream};
 
 /// A packet's type when its Ethernet address is the link's.
@@ -348,7 +348,7 @@ impl Tunnel for Buffer {
 
     #[inline(always)]
     fn way(&self, source: &Address, destination: &Address, length: u32, to: &mut Hop) {
-        hop(self.skb, source, destination, length, to);
+        route::hop(self.skb, source, destination, length, to);
     }
 
     #[inline(always)]

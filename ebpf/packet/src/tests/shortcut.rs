@@ -192,3 +192,31 @@ fn more_connections_than_records_are_all_served() {
     }
     assert_eq!(sources.len(), 20, "each has its own port, and keeps it");
 }
+
+/// Records that give way to what opens connections, new ones and ones that are asked for again, had counted something.
+#[test]
+fn what_displaced_records_counted_is_not_lost() {
+    let mut world = shop();
+    world.random = (0..64).map(|part| part << 26).collect();
+    world.change("*:30053", |frontend| frontend.service = 2);
+    let datagrams = |world: &World, times: u64| {
+        for port in (1000..1016).flat_map(|port| (0..times).map(move |_| port)) {
+            let mut frame = Frame::udp(&std::format!("192.0.2.9:{port}"), "10.1.0.1:30053", b"?");
+            assert_eq!(uplink(&mut frame, world), Way::Out(INWARD));
+        }
+    };
+    datagrams(&world, 3);
+    for port in 2000..2020 {
+        let client = std::format!("192.0.2.9:{port}");
+        let mut frame = Frame::tcp(&client, "10.1.0.1:30090", SYN, b"");
+        assert_eq!(uplink(&mut frame, &world), Way::Out(INWARD));
+        let mut answer = Frame::tcp("10.244.9.9:80", &ends(&frame).0, SYN | ACK, b"");
+        assert_eq!(uplink(&mut answer, &world), Way::Out(UPLINK));
+        let mut again = Frame::tcp(&client, "10.1.0.1:30090", SYN, b"");
+        assert_eq!(uplink(&mut again, &world), Way::Out(INWARD));
+    }
+    world.jiffies += 256;
+    datagrams(&world, 1);
+    let services = world.services.borrow();
+    assert_eq!((services[&1].packets, services[&2].packets), (20 * 3, 16 * 4));
+}
