@@ -169,12 +169,11 @@ fn look_up<F: Family, P: Raw, M: Fast>(packet: &mut P, maps: &M) -> u32 {
     let Some(settings) = maps.settings() else { return STACK };
     let tick = settings.tick(maps.jiffies()) as u16;
     let place = maps.hide(place::<F, M>(maps, settings, &plain, tick));
-    let way = F::bucket(
+    record_at::<F, M>(
         maps,
-        place >> 1,
+        place,
         #[inline(always)]
-        |[first, second]| {
-            let record = if place & 1 == 0 { first } else { second };
+        |record| {
             if !holds::<F, M>(maps, settings, &plain, record, tick) {
                 maps.desk(
                     #[inline(always)]
@@ -190,8 +189,7 @@ fn look_up<F: Family, P: Raw, M: Fast>(packet: &mut P, maps: &M) -> u32 {
             record.bytes = record.bytes.wrapping_add(ETHERNET + u32::from(plain.length));
             way
         },
-    );
-    way.unwrap_or(STACK)
+    )
 }
 
 /// Makes the decision on the desk a record, and does what it says.
@@ -208,12 +206,11 @@ fn act_on<F: Family, P: Raw, M: Fast>(packet: &mut P, maps: &M, decided: u32) ->
     } else {
         place::<F, M>(maps, settings, &plain, tick)
     });
-    let way = F::bucket(
+    record_at::<F, M>(
         maps,
-        place >> 1,
+        place,
         #[inline(always)]
-        |[first, second]| {
-            let record = if place & 1 == 0 { first } else { second };
+        |record| {
             // Another connection's.
             if decided == FORGET && !matches::<F>(record, &plain) {
                 return STACK;
@@ -239,6 +236,21 @@ fn act_on<F: Family, P: Raw, M: Fast>(packet: &mut P, maps: &M, decided: u32) ->
             }
             way
         },
+    )
+}
+
+/// What comes of the record at a place, as [`place`] says it.
+#[inline(always)]
+fn record_at<F: Family, M: Fast>(
+    maps: &M,
+    place: u32,
+    with: impl FnOnce(&mut Record<F::Address, F::Spare>) -> u32,
+) -> u32 {
+    let way = F::bucket(
+        maps,
+        place >> 1,
+        #[inline(always)]
+        |[first, second]| with(if place & 1 == 0 { first } else { second }),
     );
     way.unwrap_or(STACK)
 }

@@ -12,8 +12,12 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::maps::ring_buf::RingBufEntry;
 use sluice_ebpf_common::stream::{TOKENS, Telling, Told, ToldLost, bucket};
-use sluice_ebpf_common::{Address, AllowedKey, Flow, FlowKey, FlowKind, Settings, Translation, limits, protocol};
+use sluice_ebpf_common::{
+    Address, AllowedKey, Flow, FlowKey, FlowKind, Reason, Settings, Translation, limits, protocol,
+};
+use sluice_packet::Maps;
 
+use crate::kernel::Kernel;
 use crate::maps;
 
 /// Does anybody follow?
@@ -156,15 +160,12 @@ pub fn lost(skb: *mut __sk_buff, reason: u32) {
 
 /// A packet is lost in the driver: counted, and told.
 #[inline(never)]
-pub fn lost_early(context: *mut xdp_md, reason: u32) {
-    if let Some(counter) = maps::REASONS.get_ptr_mut(reason) {
-        // SAFETY: this CPU's own value.
-        unsafe { *counter += 1 };
-    }
+pub fn lost_early(context: *mut xdp_md, reason: Reason) {
     // SAFETY: the context is valid for the whole program.
     let (bytes, link) = unsafe { (bpf_xdp_get_buff_len(context) as u32, (*context).ingress_ifindex) };
+    Kernel::Link(link).count_reason(reason);
     // SAFETY: the caller's promise; the helper checks the length.
-    tell_lost(bytes, link, reason, |head, length| unsafe { bpf_xdp_load_bytes(context, 0, head, length) });
+    tell_lost(bytes, link, reason as u32, |head, length| unsafe { bpf_xdp_load_bytes(context, 0, head, length) });
 }
 
 /// Tells of a lost packet, whose beginning `load` puts where it is told to; it says 0 when it could.

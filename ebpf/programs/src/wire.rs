@@ -25,7 +25,7 @@ pub fn uplink_xdp(context: XdpContext) -> u32 {
     if let Some(verdict) = handled(&mut packet) {
         return verdict;
     }
-    stream::lost_early(packet.context, Reason::Rewrite as u32);
+    stream::lost_early(packet.context, Reason::Rewrite);
     XDP_DROP
 }
 
