@@ -40,15 +40,19 @@ pub struct Owner {
     pub namespace: u64,
     /// Index of the node's side of the pod's link; 0 for nobody.
     pub link: u32,
-    /// 0.
-    pub reserved: u32,
+    /// [`Owner::BY_PACKET`].
+    pub flags: u32,
 }
 
 impl Owner {
+    /// Services are translated packet by packet for this pod: its connections are told by the flow table, so its sockets only
+    /// count. It stands in this table alone, and gives its place to nobody whose sockets are translated.
+    pub const BY_PACKET: u32 = 1;
+
     /// A pod's.
     #[must_use]
-    pub const fn new(namespace: u64, link: u32) -> Owner {
-        Owner { namespace, link, reserved: 0 }
+    pub const fn new(namespace: u64, link: u32, flags: u32) -> Owner {
+        Owner { namespace, link, flags }
     }
 
     /// Where a namespace's owner stands, unless another one does. Cookies come in rows that begin at multiples of a power of

@@ -132,7 +132,7 @@ fn owner_at(structure: u64, namespace: u32, fields: &LostFields) -> Option<u32> 
     if structure == 0 {
         return None;
     }
-    owner_of(at(at::<u64>(structure, namespace)?, fields.cookie)?)
+    owner_of(at(at::<u64>(structure, namespace)?, fields.cookie)?).map(|(link, _)| link)
 }
 
 /// What stands there in the kernel's memory; nothing where there is none.

@@ -69,7 +69,7 @@ pub fn tcp_state(context: BtfTracePointContext) -> i32 {
     if tcp.is_null() {
         return 0;
     }
-    let Some(owner) = owner(socket) else { return 0 };
+    let Some((owner, flags)) = owner(socket) else { return 0 };
     let asked = if step == Step::Accepted { None } else { asked(socket) };
     let (mut took, mut sent, mut received) = (0, 0, 0);
     match step {
@@ -77,7 +77,7 @@ pub fn tcp_state(context: BtfTracePointContext) -> i32 {
         Step::Closed => (took, sent, received) = ended(tcp),
         _ => {}
     }
-    if stream::followed() {
+    if flags & Owner::BY_PACKET == 0 && stream::followed() {
         let kind = match step {
             Step::Opened => Told::OPENED,
             Step::Accepted => Told::ACCEPTED,
@@ -114,7 +114,7 @@ pub fn tcp_retransmit(context: BtfTracePointContext) -> i32 {
     if asking {
         asks_again(socket);
     }
-    let Some(owner) = owner(socket) else { return 0 };
+    let Some((owner, _)) = owner(socket) else { return 0 };
     count(owner, asked(socket), |figures| {
         own(&raw mut figures.retransmits, 1);
         if asking {
@@ -127,7 +127,7 @@ pub fn tcp_retransmit(context: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "tcp_receive_reset")]
 pub fn tcp_reset_received(context: BtfTracePointContext) -> i32 {
     let socket: *mut c_void = context.arg(0);
-    let Some(owner) = owner(socket) else { return 0 };
+    let Some((owner, _)) = owner(socket) else { return 0 };
     count(owner, asked(socket), |figures| own(&raw mut figures.resets_received, 1));
     0
 }
@@ -139,7 +139,7 @@ pub fn tcp_reset_sent(context: BtfTracePointContext) -> i32 {
     if socket.is_null() {
         return 0;
     }
-    let Some(owner) = owner(socket) else { return 0 };
+    let Some((owner, _)) = owner(socket) else { return 0 };
     count(owner, asked(socket), |figures| own(&raw mut figures.resets_sent, 1));
     0
 }
@@ -151,9 +151,10 @@ fn watched(socket: *mut c_void, flags: u64) -> *mut Watched {
     unsafe { bpf_sk_storage_get((&raw const maps::WATCHED).cast_mut().cast(), socket, null_mut(), flags) }.cast()
 }
 
-/// Whose socket it is, by its network namespace: 0 for the node's, else the pod's link. A stranger's is nobody's.
+/// Whose socket it is, by its network namespace: 0 for the node's, else the pod's link, and the owner's flags. A stranger's is
+/// nobody's.
 #[inline(always)]
-fn owner(socket: *const c_void) -> Option<u32> {
+fn owner(socket: *const c_void) -> Option<(u32, u32)> {
     // SAFETY: the offsets are the running kernel's, and the verifier checks what is read by the kernel's own types.
     let cookie = unsafe {
         let net = read_volatile(socket.byte_add(place(&raw const PROBE_FIELDS.net)).cast::<*const c_void>());
@@ -164,19 +165,19 @@ fn owner(socket: *const c_void) -> Option<u32> {
 
 /// Whose a network namespace is, by its cookie.
 #[inline(always)]
-pub fn owner_of(cookie: u64) -> Option<u32> {
+pub fn owner_of(cookie: u64) -> Option<(u32, u32)> {
     if maps::SETTINGS.get(0)?.host_cookie == cookie {
-        return Some(0);
+        return Some((0, 0));
     }
     // SAFETY: the maps returned pointers to whole values. While one is written, its namespace has no sockets yet or none any
     // more.
     unsafe {
         let owner = maps::OWNERS.get_ptr(Owner::place(cookie))?;
-        let link = read_volatile(&raw const (*owner).link);
+        let (link, flags) = (read_volatile(&raw const (*owner).link), read_volatile(&raw const (*owner).flags));
         if read_volatile(&raw const (*owner).namespace) == cookie && link != 0 {
-            return Some(link);
+            return Some((link, flags));
         }
-        maps::NAMESPACES.get_ptr(cookie).map(|link| read_volatile(link))
+        maps::NAMESPACES.get_ptr(cookie).map(|link| (read_volatile(link), 0))
     }
 }
 

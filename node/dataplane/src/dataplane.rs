@@ -23,7 +23,7 @@ use crate::limits::{self, PROBLEMS};
 use crate::metrics::Figures;
 use crate::migrate::{self, BUILD, Build};
 use crate::model::{Forwarding, Snapshot};
-use crate::namespaces::Namespaces;
+use crate::namespaces::{Namespaces, cookie_of};
 use crate::neighbours::{Neighbour, Neighbours, Redirect};
 use crate::node_ports::NodePortAddresses;
 use crate::object::Mode;
@@ -362,6 +362,7 @@ impl Dataplane {
             // A stranger's sockets are left alone once strangers are told apart.
             ServicePath::Packets => {
                 self.forget_namespace(index)?;
+                self.inner.namespaces.lock().insert_by_packet(cookie_of(netns)?, index)?;
                 self.change_settings(|settings| settings.known_only = 1)?;
             }
         }
@@ -378,9 +379,7 @@ impl Dataplane {
     /// afterwards. From the first call on, sockets of namespaces that are neither the node's nor a known pod's are left
     /// alone (their packets are translated on arrival), because an address that is right here may lead nowhere there.
     pub fn know_namespace(&self, index: u32, netns: &Path) -> Result<(), Error> {
-        let cookie = sys::netns_cookie_of(netns)
-            .map_err(|error| Error::system(format!("look into the namespace {}", netns.display()), error))?;
-        self.inner.namespaces.lock().insert(cookie, index)?;
+        self.inner.namespaces.lock().insert(cookie_of(netns)?, index)?;
         self.inner.datagrams.know(index, netns);
         self.change_settings(|settings| settings.known_only = 1)
     }

@@ -317,3 +317,43 @@ fn sent_again() -> f64 {
     let at = names.split(' ').position(|name| name == "RetransSegs").unwrap();
     values.split(' ').nth(at).unwrap().parse().unwrap()
 }
+
+/// Its sockets know nothing of Services.
+#[test]
+fn a_pod_whose_packets_are_translated_is_measured_for_itself() {
+    isolated("a_pod_whose_packets_are_translated_is_measured_for_itself", |place| {
+        const ASKED: usize = 7;
+        let dataplane = probed(place);
+        run("ip", &["address", "add", "10.1.0.1/32", "dev", "lo"]);
+        let [client, server] =
+            [("pod0", "client", "10.244.0.5"), ("pod1", "server", "10.244.0.6")].map(|(link, name, address)| {
+                let pod = pods::pod(place, link, &[address, &format!("fd44::{}", &address[9..])]);
+                let info = PodInfo {
+                    namespace: "shop".into(),
+                    name: name.into(),
+                    services: ServicePath::Packets,
+                    neighbour: None,
+                };
+                dataplane.add_pod(pods::index(link), &pod.path, &info).unwrap();
+                pod
+            });
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+        server.within(|| tcp_server("10.244.0.6:8001"));
+        dataplane.apply(&service(Protocol::Tcp, CLUSTER, 0, &["10.244.0.6:8001"])).unwrap();
+        client.within(|| (0..ASKED).for_each(|_| drop(connect(CLUSTER).unwrap())));
+        let [client, server] = [r#"{namespace="shop",pod="client"}"#, r#"{namespace="shop",pod="server"}"#];
+        let asked = ASKED as f64;
+        let name = "sluice_pod_tcp_closed_connections_total";
+        let series = until(&dataplane, |series| [client, server].iter().all(|pod| counted(series, name, pod, asked)));
+        for (name, labels, expected) in [
+            ("sluice_pod_tcp_connect_duration_seconds_count", client, asked),
+            ("sluice_pod_tcp_accepted_connections_total", server, asked),
+            ("sluice_service_tcp_connect_duration_seconds_count", WEB, 0.0),
+        ] {
+            assert!(counted(&series, name, labels, expected), "{name} {labels} in {series:#?}");
+        }
+        // Its figures go with it.
+        dataplane.detach_pod(pods::index("pod0")).unwrap();
+        assert!(read(&dataplane).keys().all(|name| !name.contains(r#"pod="client""#)));
+    });
+}

@@ -13,10 +13,12 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 use clusters::{cluster, policy};
-use common::{PATIENCE, connect, isolated, pods, service, tcp_server, udp_server};
+use common::{PATIENCE, connect, isolated, pods, run, service, tcp_server, udp_server};
 use serde_json::json;
 use sluice_dataplane::model::Protocol;
-use sluice_dataplane::{Config, Dataplane, Filter, FlowEvent, Hook, Outcome, Seen, Step, Uplinks, Verdict, Xdp, drops};
+use sluice_dataplane::{
+    Config, Dataplane, Filter, FlowEvent, Hook, Outcome, PodInfo, Seen, ServicePath, Step, Uplinks, Verdict, Xdp, drops,
+};
 use sluice_metrics::Text;
 use tokio_util::sync::CancellationToken;
 
@@ -158,6 +160,32 @@ fn what_is_translated_packet_by_packet_is_told_by_the_flow_table() {
         }
         let last = events.iter().find(|event| event.event == Step::Last).unwrap();
         assert!(last.figures.packets >= Some(4) && last.figures.answer_bytes > Some(200), "{last:?}");
+    });
+}
+
+/// Its sockets are measured, but the flow table tells.
+#[test]
+fn a_pod_whose_packets_are_translated_is_told_of_once() {
+    isolated("a_pod_whose_packets_are_translated_is_told_of_once", |place| {
+        let dataplane = Dataplane::load(place.config()).unwrap();
+        dataplane.probe_sockets().unwrap();
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+        run("ip", &["address", "add", "10.1.0.1/32", "dev", "lo"]);
+        let [client, server] = [("pod0", "10.244.0.5"), ("pod1", "10.244.0.6")].map(|(link, address)| {
+            let pod = pods::pod(place, link, &[address, &format!("fd44::{}", &address[9..])]);
+            let (namespace, name) = ("shop".into(), link.into());
+            let info = PodInfo { namespace, name, services: ServicePath::Packets, neighbour: None };
+            dataplane.add_pod(pods::index(link), &pod.path, &info).unwrap();
+            pod
+        });
+        server.within(|| tcp_server("10.244.0.6:8001"));
+        dataplane.apply(&service(Protocol::Tcp, "10.96.0.10:80", 0, &["10.244.0.6:8001"])).unwrap();
+        let told = follow(&dataplane, Filter::default());
+        client.within(|| (0..5).for_each(|_| drop(connect("10.96.0.10:80").unwrap())));
+        let events = until(&told, |events| count(events, Step::Last) >= 5);
+        let ours: Vec<_> = events.iter().filter(|event| event.seen_by != Some(Seen::Kernel)).collect();
+        assert!(ours.iter().all(|event| event.seen_by == Some(Seen::Packets)), "{ours:#?}");
+        assert_eq!(ours.len(), 10, "{ours:#?}");
     });
 }
 
