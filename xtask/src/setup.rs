@@ -92,6 +92,7 @@ const NEEDS: &[Need] = &[
     need(Purpose::Everything, Probe::Program("chromium"), &["chromium"], "shows the benches' page"),
     need(Purpose::Everything, Probe::Program("sfdisk"), &["fdisk"], "reads the partition table of the labs' box"),
     need(Purpose::Everything, Probe::Program("qemu-system-x86_64"), &["qemu-system-x86"], "boots the second kernel"),
+    need(Purpose::Everything, Probe::Program("qemu-img"), &["qemu-utils"], "reads back how disks are written"),
 ];
 
 /// What the box is built with.

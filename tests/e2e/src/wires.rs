@@ -48,6 +48,9 @@ impl Families {
     }
 }
 
+/// How many packets may be on a wire that makes them late. The kernel's own limit of 1,000 would lose what nobody asked it to.
+const UNDER_WAY: u32 = 100_000;
+
 /// What the wires do to every packet, by the kernel's netem.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Weather {
@@ -74,7 +77,7 @@ impl Weather {
 
     fn rule(self, link: &str) -> String {
         let Self { latency, loss } = self;
-        format!("qdisc add dev {link} root netem delay {}us loss {loss}%", latency.as_micros())
+        format!("qdisc add dev {link} root netem limit {UNDER_WAY} delay {}us loss {loss}%", latency.as_micros())
     }
 }
 
@@ -232,5 +235,106 @@ impl Drop for Wires {
             // What is already gone needs no removing.
             let _ = run(&format!("ip netns del {name}"));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::{fs::File, io, net::UdpSocket, thread, time::Instant};
+
+    use nix::sched::{CloneFlags, setns};
+
+    use super::*;
+
+    const LATE: Weather = Weather { latency: Duration::from_millis(40), loss: 0.0 };
+    const LOSSY: Weather = Weather { latency: Duration::ZERO, loss: 30.0 };
+    /// Of every batch the last word is said until it is heard. A batch fits into a socket's buffer.
+    const BATCHES: u32 = 10;
+    const BATCH: u32 = 100;
+
+    /// Sockets of two nodes, each connected to the other.
+    fn ends(name: &str, weather: Weather) -> (Wires, UdpSocket, UdpSocket) {
+        let wires = Wires::make(name, 2, Shape::Shared, Families::V4, weather).unwrap();
+        let end = |number, other| {
+            let socket = within(&wires.of(number), move || {
+                let own = Wires::addresses(number, Shape::Shared, Families::V4).remove(0);
+                let socket = UdpSocket::bind((own, 9000)).unwrap();
+                socket.connect((Wires::addresses(other, Shape::Shared, Families::V4).remove(0), 9000)).unwrap();
+                socket
+            });
+            socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+            socket
+        };
+        let (here, there) = (end(1, 2), end(2, 1));
+        // Neighbours find each other's addresses, late or not at once.
+        until(&here, &there, 0);
+        until(&there, &here, 0);
+        (wires, here, there)
+    }
+
+    fn within<T: Send + 'static>(namespace: &str, make: impl FnOnce() -> T + Send + 'static) -> T {
+        let entered = File::open(format!("/run/netns/{namespace}")).unwrap();
+        let thread = thread::spawn(move || {
+            setns(entered, CloneFlags::CLONE_NEWNET).unwrap();
+            make()
+        });
+        thread.join().unwrap()
+    }
+
+    /// Says a word until it is heard; how many others were heard before it.
+    fn until(from: &UdpSocket, to: &UdpSocket, word: u32) -> u32 {
+        let (mut heard, mut buffer) = (0, [0; 4]);
+        for _ in 0..300 {
+            from.send(&word.to_ne_bytes()).unwrap();
+            match to.recv(&mut buffer) {
+                Ok(_) if buffer == word.to_ne_bytes() => return heard,
+                // What is said again may still come.
+                Ok(_) => heard += u32::from(u32::from_ne_bytes(buffer) > word),
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+            }
+        }
+        panic!("{word} was not heard");
+    }
+
+    fn arrive() -> u32 {
+        let (_wires, here, there) = ends("sweathb", LOSSY);
+        let mut arrived = 0;
+        for batch in 1..=BATCHES {
+            for _ in 0..BATCH {
+                here.send(&u32::MAX.to_ne_bytes()).unwrap();
+            }
+            arrived += until(&here, &there, batch);
+        }
+        arrived
+    }
+
+    fn measured() {
+        let (_wires, here, there) = ends("sweatha", LATE);
+        let begun = Instant::now();
+        until(&here, &there, 1);
+        until(&there, &here, 1);
+        assert!(begun.elapsed() >= LATE.latency * 2, "{:?}", begun.elapsed());
+        let arrived = arrive();
+        println!("{arrived} of {} datagrams arrived", BATCHES * BATCH);
+        // Seven standard deviations around 700.
+        assert!((600..=800).contains(&arrived), "{arrived} arrived");
+    }
+
+    #[test]
+    fn weather_is_made_or_refused_with_what_to_do() {
+        assert!(Weather::default().possible().is_ok());
+        match LATE.possible() {
+            Ok(()) => measured(),
+            Err(refused) => assert!(format!("{refused:#}").contains("leave out --latency and --loss"), "{refused:#}"),
+        }
+    }
+
+    #[test]
+    #[ignore = "needs netem: `cargo xtask kernel` runs it on a kernel that has it"]
+    fn weather_is_what_was_asked_for() {
+        LATE.possible().unwrap();
+        measured();
     }
 }

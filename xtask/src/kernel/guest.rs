@@ -31,7 +31,12 @@ const MODULES: &[&str] = &[
     "ipip",
     "sch_tbf",
     "udp_diag",
+    "sch_netem",
+    "bridge",
 ];
+
+/// The package whose library's own tests are run under this name; all others are tests of `sluice-dataplane`.
+const LIBRARY: (&str, &str) = ("sluice_e2e", "sluice-e2e");
 
 /// Programs that the tests run.
 const PROGRAMS: &[&str] = &["ip", "tc"];
@@ -69,19 +74,27 @@ pub(super) fn build(kernel: &Kernel, tests: &[(&str, &[&str])]) -> Result<PathBu
 
 /// Compiles the test programs: name and path.
 fn programs(tests: &[(&str, &[&str])]) -> Result<Vec<(String, PathBuf)>> {
-    let mut cargo = sh::cargo();
-    cargo.args(["test", "--no-run", "--quiet", "--message-format=json", "--package", "sluice-dataplane"]);
-    for (name, _) in tests {
-        cargo.args(["--test", name]);
+    let names = || tests.iter().map(|(name, _)| *name);
+    let mut words = vec!["--package", "sluice-dataplane"];
+    words.extend(names().filter(|name| *name != LIBRARY.0).flat_map(|name| ["--test", name]));
+    let mut all = compile(&words)?;
+    if names().any(|name| name == LIBRARY.0) {
+        all.extend(compile(&["--package", LIBRARY.1, "--lib"])?);
     }
+    let one = |name: &str| all.iter().find(|(built, _)| built == name).cloned();
+    names().map(|name| one(name).with_context(|| format!("cargo built no test program {name}"))).collect()
+}
+
+/// What cargo makes of these words: name and path of each test program.
+fn compile(words: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+    let mut cargo = sh::cargo();
+    cargo.args(["test", "--no-run", "--quiet", "--message-format=json"]).args(words);
     let said = sh::output(cargo.stderr(std::process::Stdio::inherit()))?;
     let built = |line: &str| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
         Some((message["target"]["name"].as_str()?.to_owned(), PathBuf::from(message["executable"].as_str()?)))
     };
-    let all: Vec<_> = said.lines().filter_map(built).collect();
-    let one = |name: &str| all.iter().find(|(built, _)| built == name).cloned();
-    tests.iter().map(|(name, _)| one(name).with_context(|| format!("cargo built no test program {name}"))).collect()
+    Ok(said.lines().filter_map(built).collect())
 }
 
 /// Adds the libraries that a program is linked to, where it looks for them.

@@ -1,6 +1,6 @@
 //! The data plane on a second kernel: Debian 12's 6.1, which many nodes run and which has what the kernel at hand may lack
-//! (bonds, VLANs, SCTP sockets, fq). Its package is unpacked, not installed, and booted under QEMU with an initramfs that
-//! carries the tests of `sluice-dataplane` and little else. The tests' words come over the serial console; silence, a test
+//! (bonds, VLANs, SCTP sockets, fq, netem). Its package is unpacked, not installed, and booted under QEMU with an initramfs
+//! that carries the tests of `sluice-dataplane`, those of the labs' weather, and little else. The tests' words come over the serial console; silence, a test
 //! that did not run and a kernel's warning are failures like any other.
 
 mod cpio;
@@ -53,6 +53,7 @@ const TESTS: &[(&str, &[&str])] = &[
         "explain",
         &["asking_leaves_no_trace", "policies_and_pods_are_called_by_their_names", "what_sockets_get_is_explained"],
     ),
+    ("sluice_e2e", &["--ignored", "weather"]),
 ];
 
 /// Longest that the guest may be silent, under emulation on a busy machine: every test says when it begins and ends.

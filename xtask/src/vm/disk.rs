@@ -1,5 +1,5 @@
 //! The box's disk: a partition table of one entry, GRUB in the gap before it, and the file tree. Written as a file, without
-//! a loop device, and packed as qcow2.
+//! a loop device, and packed as the provider of machines wants it.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -31,8 +31,8 @@ initrd /initrd.img
 boot
 ";
 
-/// `size` is in GiB, of which only what is used takes room.
-pub(super) fn build(root: &Path, image: &Path, size: u64) -> Result<()> {
+/// `size` is in GiB, of which only what is used takes room; `form` are the words by which `qemu-img convert` packs it.
+pub(super) fn build(root: &Path, image: &Path, size: u64, form: &[&str]) -> Result<()> {
     fs::create_dir_all(root.join("boot/grub"))?;
     fs::write(root.join("boot/grub/grub.cfg"), SETTINGS)?;
     let mut make = vec!["grub-mkimage", "-O", "i386-pc", "-p", "(hd0,msdos1)/boot/grub", "-o", "/boot/grub/core.img"];
@@ -55,8 +55,7 @@ pub(super) fn build(root: &Path, image: &Path, size: u64) -> Result<()> {
     }
     drop(disk);
     let mut convert = sh::command("qemu-img");
-    convert.args(["convert", "-c", "-m", "2", "-O", "qcow2", "-o", "compression_type=zstd"]);
-    sh::output(convert.arg(&raw).arg(image))?;
+    sh::output(convert.args(["convert", "-m", "2", "-f", "raw"]).args(form).arg(&raw).arg(image))?;
     fs::remove_file(&raw).map_err(Into::into)
 }
 

@@ -3,6 +3,7 @@
 //! mount is needed to make it: debootstrap fills a tree, `mke2fs -d` a file system, and GRUB is written before it.
 
 mod disk;
+mod provider;
 mod root;
 
 use std::{
@@ -13,7 +14,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::Args;
-use serde_json::json;
+use provider::Provider;
 
 use crate::{setup, sh};
 
@@ -24,8 +25,11 @@ const SIZE: u64 = 20;
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Remove what this task made: the box's file, the box that Vagrant keeps of it, and libvirt's copy
-    #[arg(long)]
+    /// What is to run the machines
+    #[arg(long, value_enum, default_value = "libvirt")]
+    provider: Provider,
+    /// Remove what this task made: the boxes' files, the box that Vagrant keeps of it, and libvirt's copy
+    #[arg(long, conflicts_with = "provider")]
     remove: bool,
 }
 
@@ -36,7 +40,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     setup::ensure(setup::Purpose::Box)?;
     let begun = Instant::now();
-    let file = build()?;
+    let file = build(options.provider)?;
     let size = fs::metadata(&file)?.len() as f64 / 1e6;
     println!("{} ({size:.0} MB, after {:.0} s)", file.display(), begun.elapsed().as_secs_f64());
     println!("next: vagrant box add --force --name {NAME} {}", file.display());
@@ -47,7 +51,7 @@ fn folder() -> PathBuf {
     sh::target().join("box")
 }
 
-fn build() -> Result<PathBuf> {
+fn build(provider: Provider) -> Result<PathBuf> {
     let out = folder();
     fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
     let work = tempfile::tempdir_in(&out)?;
@@ -55,31 +59,19 @@ fn build() -> Result<PathBuf> {
     fs::create_dir(&made)?;
     root::prepare(&root)?;
     sh::step("making the disk");
-    disk::build(&root, &made.join("box.img"), SIZE)?;
-    fs::write(made.join("metadata.json"), metadata()?)?;
-    fs::write(made.join("Vagrantfile"), VAGRANTFILE)?;
-    let file = out.join("sluice-debian12.box");
-    pack(&made, &file)?;
+    disk::build(&root, &made.join(provider.disk()), SIZE, provider.form())?;
+    let mut files = provider.describe(&made, SIZE)?;
+    files.push(provider.disk());
+    let file = out.join(provider.file());
+    pack(&made, &files, &file)?;
     Ok(file)
 }
 
-/// What the box says of itself to Vagrant's libvirt provider.
-fn metadata() -> Result<Vec<u8>> {
-    Ok(serde_json::to_vec(&json!({"provider": "libvirt", "format": "qcow2", "virtual_size": SIZE}))?)
-}
-
-/// What every machine made of it begins with.
-const VAGRANTFILE: &str = "\
-Vagrant.configure('2') do |config|
-  config.vm.provider(:libvirt) { |machine| machine.disk_bus = 'virtio' }
-end
-";
-
-/// The disk is compressed already.
-fn pack(made: &Path, file: &Path) -> Result<()> {
+/// The disk is packed already.
+fn pack(made: &Path, files: &[&str], file: &Path) -> Result<()> {
     let fresh = file.with_extension("new");
     let mut tar = sh::command("tar");
-    sh::output(tar.arg("-C").arg(made).arg("-cf").arg(&fresh).args(["metadata.json", "Vagrantfile", "box.img"]))?;
+    sh::output(tar.arg("-C").arg(made).arg("-cf").arg(&fresh).args(files))?;
     fs::rename(&fresh, file).with_context(|| format!("cannot make {}", file.display()))
 }
 
@@ -136,11 +128,8 @@ mod tests {
     }
 
     #[test]
-    fn the_labs_look_for_this_box_and_the_provider_gets_what_it_needs() {
+    fn the_labs_look_for_this_box() {
         let labs = fs::read_to_string(sh::root().join("vagrant/lab.rb")).unwrap();
         assert!(labs.contains(&format!("'SLUICE_BOX', '{NAME}'")));
-        let metadata: serde_json::Value = serde_json::from_slice(&metadata().unwrap()).unwrap();
-        assert_eq!(metadata["provider"], "libvirt");
-        assert_eq!(metadata["virtual_size"], SIZE);
     }
 }
