@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{Place, act_as_card, connect, forwarded, isolated, tcp_server};
-use load::{NEW, OLD, OWN, Way, step_back, under_load};
+use load::{NEW, OLD, OWN, Way, rest, under_load};
 use sluice_dataplane::migrate::Build;
 use sluice_dataplane::model::{Forwarding, Snapshot};
 use sluice_dataplane::{Config, Dataplane, Traffic, Uplinks, Xdp};
@@ -140,7 +140,6 @@ fn masqueraded_connections_that_begin_while_the_record_changes_succeed() {
         drop(load(OLD));
         let (done, made, late) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
         let client = || {
-            step_back();
             for server in servers.iter().cycle() {
                 if done.load(Ordering::Relaxed) {
                     return;
@@ -152,6 +151,7 @@ fn masqueraded_connections_that_begin_while_the_record_changes_succeed() {
                 made.fetch_add(1, Ordering::Relaxed);
                 // A SYN is sent again after a second.
                 late.fetch_add(u64::from(begun.elapsed() > Duration::from_millis(900)), Ordering::Relaxed);
+                rest();
             }
         };
         let refused = std::thread::scope(|scope| {
