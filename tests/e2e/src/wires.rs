@@ -242,7 +242,7 @@ impl Drop for Wires {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::{fs::File, io, net::UdpSocket, thread, time::Instant};
+    use std::{fs::File, io, net::UdpSocket, sync::Mutex, thread, time::Instant};
 
     use nix::sched::{CloneFlags, setns};
 
@@ -253,6 +253,8 @@ mod tests {
     /// Of every batch the last word is said until it is heard. A batch fits into a socket's buffer.
     const BATCHES: u32 = 10;
     const BATCH: u32 = 100;
+    /// Namespaces have one name each.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
     /// Sockets of two nodes, each connected to the other.
     fn ends(name: &str, weather: Weather) -> (Wires, UdpSocket, UdpSocket) {
@@ -324,6 +326,7 @@ mod tests {
 
     #[test]
     fn weather_is_made_or_refused_with_what_to_do() {
+        let _alone = ONE_AT_A_TIME.lock();
         assert!(Weather::default().possible().is_ok());
         match LATE.possible() {
             Ok(()) => measured(),
@@ -334,6 +337,7 @@ mod tests {
     #[test]
     #[ignore = "needs netem: `cargo xtask kernel` runs it on a kernel that has it"]
     fn weather_is_what_was_asked_for() {
+        let _alone = ONE_AT_A_TIME.lock();
         LATE.possible().unwrap();
         measured();
     }
