@@ -9,7 +9,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, connect, isolated, pods, run, service, tcp_server};
+use common::{Namespace, PATIENCE, Place, connect, isolated, pods, run, service, tcp_server};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use sluice_dataplane::model::Protocol;
 use sluice_dataplane::{Dataplane, PodInfo, ServicePath};
@@ -223,6 +223,16 @@ fn resets_are_counted_at_the_end_that_sends_and_the_one_that_gets_them() {
     });
 }
 
+/// Two pods, known to the data plane by these names, whose Services are translated there.
+fn client_and_server(place: &Place, dataplane: &Dataplane, services: ServicePath) -> [Namespace; 2] {
+    [("pod0", "client", "10.244.0.5"), ("pod1", "server", "10.244.0.6")].map(|(link, name, address)| {
+        let pod = pods::pod(place, link, &[address, &format!("fd44::{}", &address[9..])]);
+        let info = PodInfo { namespace: "shop".into(), name: name.into(), services, neighbour: None };
+        dataplane.add_pod(pods::index(link), &pod.path, &info).unwrap();
+        pod
+    })
+}
+
 #[test]
 fn a_pods_connections_are_counted_for_the_pod() {
     isolated("a_pods_connections_are_counted_for_the_pod", |place| {
@@ -231,18 +241,7 @@ fn a_pods_connections_are_counted_for_the_pod() {
         const PODS: [&str; 2] = [r#"{namespace="shop",pod="client"}"#, r#"{namespace="shop",pod="server"}"#];
         let dataplane = probed(place);
         run("ip", &["address", "add", "10.1.0.1/32", "dev", "lo"]);
-        let [client, server] =
-            [("pod0", "client", "10.244.0.5"), ("pod1", "server", "10.244.0.6")].map(|(link, name, address)| {
-                let pod = pods::pod(place, link, &[address, &format!("fd44::{}", &address[9..])]);
-                let info = PodInfo {
-                    namespace: "shop".into(),
-                    name: name.into(),
-                    services: ServicePath::Sockets,
-                    neighbour: None,
-                };
-                dataplane.add_pod(pods::index(link), &pod.path, &info).unwrap();
-                pod
-            });
+        let [client, server] = client_and_server(place, &dataplane, ServicePath::Sockets);
         std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
         let listener = server.within(|| TcpListener::bind("10.244.0.6:8001").unwrap());
         dataplane.apply(&service(Protocol::Tcp, CLUSTER, 0, &["10.244.0.6:8001"])).unwrap();
@@ -325,18 +324,7 @@ fn a_pod_whose_packets_are_translated_is_measured_for_itself() {
         const ASKED: usize = 7;
         let dataplane = probed(place);
         run("ip", &["address", "add", "10.1.0.1/32", "dev", "lo"]);
-        let [client, server] =
-            [("pod0", "client", "10.244.0.5"), ("pod1", "server", "10.244.0.6")].map(|(link, name, address)| {
-                let pod = pods::pod(place, link, &[address, &format!("fd44::{}", &address[9..])]);
-                let info = PodInfo {
-                    namespace: "shop".into(),
-                    name: name.into(),
-                    services: ServicePath::Packets,
-                    neighbour: None,
-                };
-                dataplane.add_pod(pods::index(link), &pod.path, &info).unwrap();
-                pod
-            });
+        let [client, server] = client_and_server(place, &dataplane, ServicePath::Packets);
         std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
         server.within(|| tcp_server("10.244.0.6:8001"));
         dataplane.apply(&service(Protocol::Tcp, CLUSTER, 0, &["10.244.0.6:8001"])).unwrap();

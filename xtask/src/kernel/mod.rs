@@ -1,7 +1,7 @@
 //! The data plane on a second kernel: Debian 12's 6.1, which many nodes run and which has what the kernel at hand may lack
 //! (bonds, VLANs, SCTP sockets, fq, netem). Its package is unpacked, not installed, and booted under QEMU with an initramfs
-//! that carries the tests of `sluice-dataplane`, those of the labs' weather, and little else. The tests' words come over the serial console; silence, a test
-//! that did not run and a kernel's warning are failures like any other.
+//! that carries the tests of `sluice-dataplane`, those of the labs' weather, and little else. The tests' words come over the
+//! serial console; silence, a test that did not run and a kernel's warning are failures like any other.
 
 mod cpio;
 mod guest;

@@ -177,6 +177,9 @@ mod tests {
             let metadata = fs::read(folder.path().join("metadata.json")).unwrap();
             let metadata: serde_json::Value = serde_json::from_slice(&metadata).unwrap();
             assert_eq!(metadata["provider"], name);
+            if provider == Provider::Libvirt {
+                assert_eq!(metadata["virtual_size"], 20);
+            }
         }
     }
 
