@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use aya::{
-    Ebpf, TestRun, TestRunOptions,
+    Btf, Ebpf, TestRun, TestRunOptions,
     maps::{Array, HashMap, MapData, ProgramArray},
-    programs::{ProgramFd, SchedClassifier, Xdp},
+    programs::{BtfTracePoint, ProgramFd, SchedClassifier, Xdp, tp_btf::BtfTracePointLinkId},
 };
 use sluice_ebpf_common::bench::{FLOOR_ENTRIES, FLOOR_KEY, Round};
 
@@ -54,6 +54,40 @@ pub(super) struct Run {
     pub(super) frame: Vec<u8>,
 }
 
+/// The object that `cargo xtask ebpf` makes (`SLUICE_BENCH_OBJECT` names another).
+fn object() -> Result<(PathBuf, Ebpf)> {
+    let path = std::env::var_os("SLUICE_BENCH_OBJECT")
+        .map_or_else(|| sluice_e2e::target().join("ebpf/sluice-ebpf-bench"), PathBuf::from);
+    if !path.exists() {
+        bail!("{} is missing: `cargo xtask ebpf` makes it", path.display());
+    }
+    let ebpf = Ebpf::load_file(&path).with_context(|| format!("load {}", path.display()))?;
+    Ok((path, ebpf))
+}
+
+/// An empty program at each change of a connection's state: what the kernel's trace point costs, whatever is done there.
+pub(super) struct StateFloor(Ebpf);
+
+impl StateFloor {
+    pub(super) fn load() -> Result<StateFloor> {
+        let mut floor = StateFloor(object()?.1);
+        floor.program()?.load("inet_sock_set_state", &Btf::from_sys_fs()?).context("load empty_state")?;
+        Ok(floor)
+    }
+
+    fn program(&mut self) -> Result<&mut BtfTracePoint> {
+        Ok(self.0.program_mut("empty_state").context("the bench's object has no empty_state")?.try_into()?)
+    }
+
+    pub(super) fn attach(&mut self) -> Result<BtfTracePointLinkId> {
+        self.program()?.attach().context("attach empty_state")
+    }
+
+    pub(super) fn detach(&mut self, link: BtfTracePointLinkId) -> Result<()> {
+        self.program()?.detach(link).context("detach empty_state")
+    }
+}
+
 pub(super) struct Bench {
     ebpf: Ebpf,
     round: Array<MapData, Round>,
@@ -62,15 +96,9 @@ pub(super) struct Bench {
 }
 
 impl Bench {
-    /// Loads the object that `cargo xtask ebpf` makes (`SLUICE_BENCH_OBJECT` names another). XDP
-    /// programs see packets come in on `link`, whose driver has to run one.
+    /// Loads what packets need. XDP programs see packets come in on `link`, whose driver has to run one.
     pub(super) fn load(link: u32) -> Result<Bench> {
-        let path = std::env::var_os("SLUICE_BENCH_OBJECT")
-            .map_or_else(|| sluice_e2e::target().join("ebpf/sluice-ebpf-bench"), PathBuf::from);
-        if !path.exists() {
-            bail!("{} is missing: `cargo xtask ebpf` makes it", path.display());
-        }
-        let mut ebpf = Ebpf::load_file(&path).with_context(|| format!("load {}", path.display()))?;
+        let (path, mut ebpf) = object()?;
         for kind in Kind::ALL {
             let names = kind.names();
             for name in [names.wrapper].into_iter().chain(names.floors) {

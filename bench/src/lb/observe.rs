@@ -1,5 +1,6 @@
-//! What it costs to be observed: connections from a pod to a Service on one node, in turn with no probe at work, with all of them,
-//! and with somebody who follows every connection as well. Client, servers, the kernel's work and the daemon's share one CPU.
+//! What it costs to be observed: connections from a pod to a Service on one node, in turn with no probe at work, with an empty program
+//! where they would be called, with all of them, and with somebody who follows every connection as well. Client, servers, the
+//! kernel's work and the daemon's share one CPU.
 
 use std::thread;
 
@@ -9,6 +10,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::call::{Client, Order, Use};
+use super::floor::StateFloor;
 use super::place::{Place, on_one_cpu};
 use super::sockets::{FIRST, Node, PORT, add_pods, median, on_a_node, rate, services, snapshot};
 use crate::{
@@ -17,7 +19,15 @@ use crate::{
     report::{Bound, Goal, Measured},
 };
 
-const STATES: [&str; 3] = ["unobserved", "probes", "probes and a follower"];
+/// What is at work.
+const STATES: [&str; 4] = ["unobserved", "an empty trace point", "probes", "probes and a follower"];
+const UNOBSERVED: usize = 0;
+const EMPTY: usize = 1;
+const PROBES: usize = 2;
+const FOLLOWED: usize = 3;
+/// What is compared: the second pair is what the kernel takes for calling a program, the last what the program takes.
+const BESIDE: [(usize, usize); 4] =
+    [(PROBES, UNOBSERVED), (EMPTY, UNOBSERVED), (FOLLOWED, UNOBSERVED), (PROBES, EMPTY)];
 const USES: [(Use, &str); 2] = [(Use::Short, "short connections"), (Use::Kept, "kept connection")];
 const SERVICES: u32 = 10;
 
@@ -28,6 +38,7 @@ pub(super) fn run(place: &Place) -> Result<Measured> {
 fn measure(place: &Place, node: &Node, dataplane: &Dataplane) -> Result<Measured> {
     add_pods(node, dataplane)?;
     dataplane.apply(&snapshot(&services(SERVICES)))?;
+    let mut floor = StateFloor::load()?;
     let mut client = Client::start(&node.client(), Some(place.cgroup()))?;
     let mut measured = Measured::default();
     let mut rates = vec![vec![Vec::new(); STATES.len()]; USES.len()];
@@ -37,10 +48,11 @@ fn measure(place: &Place, node: &Node, dataplane: &Dataplane) -> Result<Measured
             place.interrupts.check()?;
             // Each round begins with another state.
             let state = (step + round) % STATES.len();
-            if state > 0 {
+            let empty = if state == EMPTY { Some(floor.attach()?) } else { None };
+            if state >= PROBES {
                 dataplane.probe_sockets()?;
             }
-            let follower = if state == 2 { Some(Following::begin(dataplane)?) } else { None };
+            let follower = if state == FOLLOWED { Some(Following::begin(dataplane)?) } else { None };
             // A follower hears of everything as long as events' tokens last: they are spent before it counts.
             let order = |uses, time| Order { first: FIRST, count: SERVICES, port: PORT, uses, time };
             client.call(&order(Use::Short, limits::OBSERVE_LEAD))?;
@@ -56,20 +68,20 @@ fn measure(place: &Place, node: &Node, dataplane: &Dataplane) -> Result<Measured
             }
             follower.map_or(Ok(()), Following::end)?;
             dataplane.leave_sockets();
+            empty.map_or(Ok(()), |link| floor.detach(link))?;
         }
     }
     for ((_, title), rates) in USES.iter().zip(&rates) {
         for (state, rates) in STATES.iter().zip(rates) {
             measured.row(&format!("{title}, {state}"), "/s", rates);
         }
-        for (state, observed) in STATES.iter().zip(rates).skip(1) {
-            let share = median(observed.iter().zip(&rates[0]).map(|(on, off)| on / off));
-            measured.goals.push(Goal::new(
-                &format!("{title}, {state} beside unobserved"),
-                Bound::AtLeast(0.98),
-                "",
-                share,
-            ));
+        for (state, beside) in BESIDE {
+            let name = format!("{title}, {} beside {}", STATES[state], STATES[beside]);
+            let shares: Vec<f64> = rates[state].iter().zip(&rates[beside]).map(|(on, off)| on / off).collect();
+            measured.row(&name, "", &shares);
+            if (state, beside) != (EMPTY, UNOBSERVED) {
+                measured.goals.push(Goal::new(&name, Bound::AtLeast(0.98), "", median(shares.into_iter())));
+            }
         }
     }
     Ok(measured)

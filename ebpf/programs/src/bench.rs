@@ -1,5 +1,6 @@
 //! Programs of the packet bench: wrappers that put a packet back as it was, choose its flow and run the program under test by
-//! a tail call, and the floors that its cost is compared with. One of each for TC and for XDP, as a tail call stays in one kind.
+//! a tail call, and the floors that its cost is compared with. One of each for TC and for XDP, as a tail call stays in one kind;
+//! one more for the trace point of the probes.
 //!
 //! Built only for the BPF target, by `cargo xtask ebpf`; for any other target this is an empty program.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -22,8 +23,8 @@ mod programs {
     use aya_ebpf::helpers::{
         bpf_get_prandom_u32, bpf_skb_adjust_room, bpf_skb_store_bytes, bpf_xdp_adjust_head, bpf_xdp_get_buff_len,
     };
-    use aya_ebpf::macros::{btf_map, classifier, xdp};
-    use aya_ebpf::programs::{TcContext, XdpContext};
+    use aya_ebpf::macros::{btf_map, btf_tracepoint, classifier, xdp};
+    use aya_ebpf::programs::{BtfTracePointContext, TcContext, XdpContext};
     use sluice_ebpf_common::bench::{FLOOR_ENTRIES, FLOOR_KEY, Round};
 
     #[btf_map(name = "round")]
@@ -122,6 +123,12 @@ mod programs {
     #[xdp(frags)]
     pub fn empty_xdp(_context: XdpContext) -> u32 {
         XDP_PASS
+    }
+
+    /// What being called at each change of a connection's state costs.
+    #[btf_tracepoint(function = "inet_sock_set_state")]
+    pub fn empty_state(_context: BtfTracePointContext) -> i32 {
+        0
     }
 
     /// Adds what the wrapper has to take away again.
