@@ -55,8 +55,10 @@ pub(crate) const EVENTS: usize = 4096;
 pub(crate) const BURST_TAIL: Duration = Duration::from_secs(1);
 /// How often the memory is read meanwhile.
 pub(crate) const IDLE_READINGS: u32 = 6;
-/// Load average above which a bench says that medians may not hold.
-pub(crate) const CALM: f64 = 1.0;
+/// Processors kept busy by others, above which a bench says that medians may not hold.
+pub(crate) const CALM: f64 = 0.3;
+/// How long others are looked at before a bench begins.
+pub(crate) const CALM_LOOK: Duration = Duration::from_secs(2);
 /// Rounds of all packet cases.
 pub(crate) const PACKET_ROUNDS: usize = 5;
 /// Runs of a case in a round, each beside one of the wrapper alone.
