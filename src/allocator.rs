@@ -1,38 +1,41 @@
-//! Settings of the C library's allocator: a daemon that idles most of the time gives back what a busy
-//! moment took. Measured on an idle node: 17 MB of heap and stacks instead of 28 with the library's
-//! own settings (mimalloc: 21, jemalloc: 18).
+//! The allocator: jemalloc, which takes less of a busy control plane's time than the C library's. At 5,000 nodes 1,705 to 1,840
+//! pods are bound in a second instead of 923 to 1,262, in turn (mimalloc: between the two). It costs an idle daemon 3 MB, and
+//! each container's logger 0.15 MB.
 
 #![allow(unsafe_code)]
 
-/// Memory at the end of an arena that is kept for the next allocation, in bytes.
-#[cfg(target_env = "gnu")]
-const KEPT: libc::c_int = 128 * 1024;
-/// Arenas: two threads that allocate at once seldom wait for each other, and each arena keeps pages
-/// that no other can use (the library makes eight for every core).
-#[cfg(target_env = "gnu")]
-const ARENAS: std::ops::RangeInclusive<usize> = 2..=8;
+use std::ffi::{CStr, c_char};
 
-/// To be called before the first thread is started.
-pub(crate) fn set_up() {
-    #[cfg(target_env = "gnu")]
-    {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let arenas = cores.clamp(*ARENAS.start(), *ARENAS.end());
-        // SAFETY: mallopt only sets numbers of the allocator's own; a number that it does not like
-        // changes nothing.
-        unsafe {
-            libc::mallopt(libc::M_ARENA_MAX, libc::c_int::try_from(arenas).unwrap_or(2));
-            libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT);
-            libc::mallopt(libc::M_MMAP_THRESHOLD, KEPT);
-        }
-    }
+use tikv_jemallocator::Jemalloc;
+
+#[global_allocator]
+static GLOBAL: Jemalloc = Jemalloc;
+
+/// What no one needs goes back to the kernel after a second: a daemon idles most of the time.
+#[unsafe(export_name = "_rjem_malloc_conf")]
+static SETTINGS: Option<&c_char> = first(c"dirty_decay_ms:1000,muzzy_decay_ms:0");
+
+/// A C string as C sees it.
+const fn first(text: &'static CStr) -> Option<&'static c_char> {
+    // SAFETY: a C string has at least the byte that ends it.
+    Some(unsafe { &*text.as_ptr() })
 }
 
-/// Gives back the pages that a start has used and nothing needs any more.
-pub(crate) fn trim() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: malloc_trim may be called at any time, by any thread.
-    unsafe {
-        libc::malloc_trim(0);
+/// Lets a thread give memory back also while nothing is allocated; without it, that waits for the next allocations. To be called
+/// by what runs for long. Processes that live beside containers have no thread to spare.
+pub(crate) fn tidy_in_background() {
+    let mut on = true;
+    // SAFETY: the name ends with a zero byte and its value is a `bool`, which is read and kept nowhere.
+    let refused = unsafe {
+        tikv_jemalloc_sys::mallctl(
+            c"background_thread".as_ptr(),
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+            (&raw mut on).cast(),
+            size_of::<bool>(),
+        )
+    };
+    if refused != 0 {
+        tracing::warn!(error = refused, "the allocator gives memory back only while it is used");
     }
 }

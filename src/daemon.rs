@@ -94,7 +94,7 @@ async fn run(config: &Config, start: impl AsyncFnOnce(&mut Parts) -> Result<()>)
     started?;
     tracing::info!(milliseconds = begun.elapsed().as_millis(), "ready");
     machine::notify(&NotifyState::Ready);
-    allocator::trim();
+    allocator::tidy_in_background();
     let ended = tokio::select! {
         Some(ended) = parts.tasks.join_next() => ended.context("a part of the daemon panicked").and_then(|result| result),
         _ = terminate.recv() => Ok(()),

@@ -105,7 +105,6 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<()> {
-    allocator::set_up();
     machine::set_up_tls();
     let kept = Kept::take();
     let threads = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

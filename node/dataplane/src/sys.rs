@@ -522,7 +522,7 @@ pub(crate) fn memory() -> u64 {
     info.totalram.saturating_mul(info.mem_unit.into())
 }
 
-/// Gives memory that is free inside the allocator back to the kernel.
+/// Gives memory that is free inside the C library's allocator back to the kernel; others do so by themselves.
 pub(crate) fn give_memory_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: the call has no preconditions.

@@ -12,6 +12,8 @@ const INSTANCE: &str = "sdeb";
 const SETTINGS: &str = "instance: sdeb\nsocketHooks: instance\ndnsUpstream: [none]\ncontainerd: own\n";
 /// Writes down what the package asks of the service manager.
 const SYSTEMCTL: &str = "#!/bin/sh\necho \"$@\" >>/systemctl.log\n";
+/// The type in the header of a program that is not linked to lie anywhere (`ET_EXEC`).
+const ELF_AT_A_FIXED_ADDRESS: [u8; 2] = [2, 0];
 const DAEMON: &str = "/usr/bin/sluice up";
 const RUNNING: &str = "get pods -l app=echo --sort-by=.metadata.name -o \
     jsonpath={range.items[*]}{.metadata.name}{.status.containerStatuses[0].containerID}{.status.containerStatuses[0].restartCount}{\"\\n\"}{end}";
@@ -88,6 +90,9 @@ fn the_package_is_installed_upgraded_and_purged() -> Result<()> {
         ] {
             ensure!(machine.path(file).exists(), "{file} is missing");
         }
+        // Loggers share what they would each write anew otherwise.
+        let program = fs::read(machine.path("/usr/bin/sluice"))?;
+        ensure!(program[16..18] == ELF_AT_A_FIXED_ADDRESS, "type {:?}", &program[16..18]);
         Ok(())
     })?;
     fs::write(machine.path("/etc/sluice/sluice.yaml"), SETTINGS)?;
