@@ -13,6 +13,9 @@ use crate::sh;
 /// The name the sample manifests use.
 pub(crate) const NAME: &str = "sluice.local/echo:latest";
 
+/// The static busybox that goes into the image.
+pub(crate) const BUSYBOX: &str = "/bin/busybox";
+
 /// The path of the static `echo` program after [`build`].
 pub(crate) fn program() -> Result<PathBuf> {
     let host = host_triple()?;
@@ -56,9 +59,9 @@ fn layer(echo: &[u8]) -> Result<Vec<u8>> {
         b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n",
     )?;
     entry(&mut tar, "etc/group", EntryType::Regular, 0o644, b"root:x:0:\nnogroup:x:65534:\n")?;
-    let busybox = fs::read("/bin/busybox").context("cannot read /bin/busybox (package busybox-static)")?;
+    let busybox = fs::read(BUSYBOX).with_context(|| format!("cannot read {BUSYBOX} (package busybox-static)"))?;
     entry(&mut tar, "bin/busybox", EntryType::Regular, 0o755, &busybox)?;
-    for applet in sh::output(sh::command("/bin/busybox").arg("--list"))?.lines().filter(|name| *name != "busybox") {
+    for applet in sh::output(sh::command(BUSYBOX).arg("--list"))?.lines().filter(|name| *name != "busybox") {
         let mut header = header(EntryType::Symlink, 0o777, 0);
         tar.append_link(&mut header, format!("bin/{applet}"), "busybox")?;
     }

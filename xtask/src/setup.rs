@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use nix::sys::statvfs::statvfs;
 
+use crate::image::BUSYBOX;
 use crate::sh;
 
 /// The oldest minor version of kubectl that the tests are written for.
@@ -41,6 +42,7 @@ struct Need {
 
 const NEEDS: &[Need] = &[
     need(Purpose::Build, Probe::Program("cc"), &["build-essential"], "links the binaries"),
+    need(Purpose::Build, Probe::Program("make"), &["build-essential"], "builds the allocator"),
     need(
         Purpose::Build,
         Probe::Program("protoc"),
@@ -71,7 +73,7 @@ const NEEDS: &[Need] = &[
     need(Purpose::Up, Probe::Program("containerd"), &["containerd"], "runs containers"),
     need(Purpose::Up, Probe::Program("runc"), &["runc"], "runs containers"),
     need(Purpose::Up, Probe::Program("kubectl"), &["kubernetes-client"], "drives the cluster"),
-    need(Purpose::Up, Probe::File("/bin/busybox"), &["busybox-static"], "tools inside the sample image"),
+    need(Purpose::Build, Probe::File(BUSYBOX), &["busybox-static"], "tools inside the sample image"),
     need(Purpose::Bench, Probe::Program("ip"), &["iproute2"], "makes namespaces"),
     need(
         Purpose::Bench,
@@ -108,12 +110,26 @@ const fn need(from: Purpose, probe: Probe, packages: &'static [&'static str], wh
 
 /// Makes sure that everything for `purpose` is there; installs the rest as root.
 pub(crate) fn ensure(purpose: Purpose) -> Result<()> {
+    install(&missing(purpose))?;
+    // What was there by another version may have had to give way: it comes back by the one that fits.
+    install(&missing(purpose))?;
+    let still: Vec<&str> = missing(purpose).iter().flat_map(|need| need.packages.iter().copied()).collect();
+    if still.is_empty() {
+        return Ok(());
+    }
+    bail!("missing although apt-get installed it, as packages displace each other: {}", still.join(", "))
+}
+
+fn missing(purpose: Purpose) -> Vec<&'static Need> {
     let needs = if purpose == Purpose::Box { BOX } else { NEEDS };
-    let missing: Vec<&Need> = needs.iter().filter(|need| need.from <= purpose && !present(&need.probe)).collect();
+    needs.iter().filter(|need| need.from <= purpose && !present(&need.probe)).collect()
+}
+
+fn install(missing: &[&Need]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    for need in &missing {
+    for need in missing {
         sh::step(&format!("missing: {} ({})", need.packages.join(", "), need.why));
     }
     let packages: Vec<&str> = missing.iter().flat_map(|need| need.packages.iter().copied()).collect();
@@ -170,5 +186,16 @@ fn present(probe: &Probe) -> bool {
     match probe {
         Probe::Program(name) => sh::which(name).is_some(),
         Probe::File(path) => Path::new(path).exists(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_builds_can_build_the_sample_image() {
+        let needed = |need: &&Need| matches!(need.probe, Probe::File(BUSYBOX));
+        assert!(NEEDS.iter().find(needed).is_some_and(|need| need.from == Purpose::Build));
     }
 }
