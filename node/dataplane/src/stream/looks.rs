@@ -43,10 +43,12 @@ impl Looks {
                 }
                 known => known,
             };
+            // What a closing end says last may still be on its way: nothing more came since the last look.
+            let quiet = known.as_ref().is_some_and(|kept| kept.row.packets + kept.row.answer_packets == packets);
             let begun = || Kept { row: row.clone(), created, told: now, packets, ended: false };
             let mut next = known.unwrap_or_else(begun);
-            let closed = matches!(row.state, "closed" | "reset");
-            if closed && !next.ended {
+            let ended = row.state == "reset" || row.state == "closed" && quiet;
+            if ended && !next.ended {
                 next.ended = true;
                 told.push((Step::Last, row.clone()));
             } else if !next.ended && packets != next.packets && now.saturating_sub(next.told) >= PERIOD {
@@ -114,14 +116,15 @@ mod tests {
         };
         // What is there when somebody begins to follow is told when it ends.
         assert_eq!(look(100, &[(1, 50, 5, "open"), (2, 60, 5, "open"), (3, 70, 5, "open")]), [""; 0]);
-        // One closes; one is gone; another one is there in its place.
-        assert_eq!(look(101, &[(1, 50, 9, "closed"), (3, 101, 1, "open")]), ["last 1 9", "last 2 5", "last 3 5"]);
-        // It is said once, and again for the next connection.
+        // One closes, and its last answer is still to come; one is gone; another one is there in its place.
+        assert_eq!(look(101, &[(1, 50, 8, "closed"), (3, 101, 1, "open")]), ["last 2 5", "last 3 5"]);
         assert_eq!(look(102, &[(1, 50, 9, "closed"), (3, 101, 4, "reset")]), ["last 3 4"]);
-        assert_eq!(look(103, &[(3, 101, 4, "reset")]), [""; 0]);
-        assert_eq!(look(104, &[]), [""; 0]);
-        // One that began and ended between two looks.
-        assert_eq!(look(105, &[(4, 104, 7, "closed")]), ["last 4 7"]);
+        // It is said once, and again for the next connection.
+        assert_eq!(look(103, &[(1, 50, 9, "closed"), (3, 101, 4, "reset")]), ["last 1 9"]);
+        assert_eq!(look(104, &[(1, 50, 9, "closed")]), [""; 0]);
+        // One that began and ended between two looks; one that is gone before it was quiet.
+        assert_eq!(look(105, &[(4, 104, 7, "closed"), (5, 104, 7, "closed")]), [""; 0]);
+        assert_eq!(look(106, &[(4, 104, 7, "closed")]), ["last 4 7", "last 5 7"]);
     }
 
     #[test]
