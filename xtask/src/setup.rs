@@ -113,11 +113,15 @@ pub(crate) fn ensure(purpose: Purpose) -> Result<()> {
     install(&missing(purpose))?;
     // What was there by another version may have had to give way: it comes back by the one that fits.
     install(&missing(purpose))?;
-    let still: Vec<&str> = missing(purpose).iter().flat_map(|need| need.packages.iter().copied()).collect();
+    let still = packages(&missing(purpose));
     if still.is_empty() {
         return Ok(());
     }
     bail!("missing although apt-get installed it, as packages displace each other: {}", still.join(", "))
+}
+
+fn packages(needs: &[&Need]) -> Vec<&'static str> {
+    needs.iter().flat_map(|need| need.packages.iter().copied()).collect()
 }
 
 fn missing(purpose: Purpose) -> Vec<&'static Need> {
@@ -132,7 +136,7 @@ fn install(missing: &[&Need]) -> Result<()> {
     for need in missing {
         sh::step(&format!("missing: {} ({})", need.packages.join(", "), need.why));
     }
-    let packages: Vec<&str> = missing.iter().flat_map(|need| need.packages.iter().copied()).collect();
+    let packages = packages(missing);
     let by_hand = format!("install by hand: {}", packages.join(" "));
     if sh::which("apt-get").is_none() {
         bail!("this machine has no apt-get; {by_hand}");

@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use super::{cpio::Archive, package::Kernel};
+use crate::image::BUSYBOX;
 use crate::sh;
 
 /// What the script says when a test program has ended; its name and status follow.
@@ -50,7 +51,7 @@ pub(super) fn build(kernel: &Kernel, tests: &[(&str, &[&str])]) -> Result<PathBu
     for folder in ["/proc", "/sys", "/dev", "/run", "/tmp", "/etc"] {
         archive.folder(folder);
     }
-    archive.file("/bin/busybox", &fs::read("/bin/busybox").context("/bin/busybox")?);
+    archive.file("/bin/busybox", &fs::read(BUSYBOX).context(BUSYBOX)?);
     for applet in ["sh", "mount", "modprobe", "poweroff", "cat"] {
         archive.link(&format!("/bin/{applet}"), "busybox");
     }
